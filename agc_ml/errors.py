@@ -1,0 +1,68 @@
+"""What can go wrong, one line each.
+
+::
+
+    AgcError              exit code 1: it failed, or is not complete
+    ├── UsageError        exit code 2: what was typed makes no sense
+    ├── FilesetError      a fileset, or a file that describes one, is wrong
+    ├── InputFileError    an input file can't be read, or lacks what is needed
+    ├── ProcessorError    the processor raised, or kills its worker
+    ├── IncompleteError   chunks are missing; the ones that are done are kept
+    ├── ClusterError      the Dask cluster is gone or can't be reached
+    ├── StoreError        results can't be written
+    ├── RunDirectoryError a run directory is damaged or of another version
+    ├── HistogramError    histograms are missing, damaged or don't fit together
+    └── FitError          a fit configuration or a fit is wrong
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AgcError(Exception):
+    """Base of all errors of agc-ml: one line that says what, where and the way out."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(AgcError):
+    """What was typed makes no sense: an unknown name, a wrong option, an output that exists."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class FilesetError(AgcError):
+    """A fileset is wrong; the message names the file, the dataset and the field."""
+
+
+class InputFileError(AgcError):
+    """An input file can't be read or lacks what the processor needs; the message names it."""
+
+
+class ProcessorError(AgcError):
+    """The processor raised or kills its worker; the message names the chunk."""
+
+
+class IncompleteError(AgcError):
+    """Chunks are missing; the message names them, and what is finished is kept."""
+
+
+class ClusterError(AgcError):
+    """The Dask cluster can't be reached or is lost; what is finished is kept."""
+
+
+class StoreError(AgcError):
+    """Results can't be written: no space, no permission."""
+
+
+class RunDirectoryError(AgcError):
+    """A run directory is damaged, cut off, or written by another version."""
+
+
+class HistogramError(AgcError):
+    """Histograms are missing, hold NaN, or don't fit together; the message names them."""
+
+
+class FitError(AgcError):
+    """A fit configuration is wrong or a fit failed."""

@@ -1,0 +1,121 @@
+"""Histograms: booking them, naming them, writing and reading them.
+
+In memory a run has one `hist.Hist` a region, with the axes observable, process and variation. On
+disk there are two forms with the same content: a ROOT file of one-dimensional histograms named
+``{region}_{process}[_{variation}]`` (the nominal one has no suffix: the names that the Analysis
+Grand Challenge uses), and a zip file of UHI-serialised histograms that keeps the axes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hist
+
+from agc_ml.errors import HistogramError
+from agc_ml.variations import NOMINAL
+
+_CATEGORIES = (hist.axis.StrCategory, hist.axis.IntCategory)
+
+
+def book(
+    n_bins: int, start: float, stop: float, label: str, process: str, variations: Iterable[str]
+) -> hist.Hist[Any]:
+    """Book an empty weighted histogram with the axes observable, process and variation.
+
+    ``start`` and ``stop`` are in the unit that ``label`` states; flow bins are kept. All of the
+    dataset's variations are booked at once, so that a template that nothing passes is there, empty.
+    """
+    return hist.Hist(
+        hist.axis.Regular(n_bins, start, stop, name="observable", label=label),
+        hist.axis.StrCategory([process], growth=True, name="process", label="process"),
+        hist.axis.StrCategory(variations, growth=True, name="variation", label="variation"),
+        storage=hist.storage.Weight(),
+    )
+
+
+def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
+    """Take the category axes apart: ``{region}_{process}[_{variation}]`` -> numeric histogram.
+
+    Works for any category axes, in their order; a variation called nominal gives no suffix. After
+    datasets were added up the product of the categories holds combinations that no dataset has
+    (a W+jets variation of single top): the caller knows the true ones, and picks them.
+    """
+    flat = {}
+    for name, histogram in hists.items():
+        categories = [axis for axis in histogram.axes if isinstance(axis, _CATEGORIES)]
+        for labels in itertools.product(*categories):
+            chosen = dict(zip((axis.name for axis in categories), labels, strict=True))
+            suffixes = [
+                str(label)
+                for axis, label in chosen.items()
+                if not (axis == "variation" and label == NOMINAL)
+            ]
+            part = histogram[{axis: hist.loc(label) for axis, label in chosen.items()}]
+            flat["_".join([name, *suffixes])] = part
+    return flat
+
+
+def write_root(path: Path, templates: Mapping[str, hist.Hist[Any]]) -> None:
+    """Write numeric histograms of up to three axes as ``TH1D``, ``TH2D`` and ``TH3D``."""
+    import uproot  # noqa: PLC0415 - heavy
+
+    with uproot.recreate(path) as file:
+        for name, histogram in templates.items():
+            if 1 <= histogram.ndim <= 3:  # noqa: PLR2004 - what ROOT has
+                file[name] = histogram
+
+
+def read_root(path: Path) -> dict[str, hist.Hist[Any]]:
+    """Read all histograms of a ROOT file, by name.
+
+    Raises
+    ------
+    HistogramError
+        The file can't be read or holds no histogram.
+    """
+    import uproot  # noqa: PLC0415 - heavy
+
+    try:
+        with uproot.open(path) as file:
+            found = {
+                name: file[name].to_hist()
+                for name, kind in file.classnames(cycle=False).items()
+                if kind.startswith(("TH1", "TH2", "TH3"))
+            }
+    except (OSError, ValueError, uproot.DeserializationError) as error:
+        raise HistogramError(f"{path}: not a readable ROOT file ({error})") from error
+    if not found:
+        raise HistogramError(f"{path}: no histograms in it")
+    return found
+
+
+def write_zip(path: Path, hists: Mapping[str, hist.Hist[Any]]) -> None:
+    """Write histograms with all their axes, UHI-serialised."""
+    import uhi.io.zip  # noqa: PLC0415 - only here
+
+    with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        for name, histogram in hists.items():
+            uhi.io.zip.write(archive, name, histogram)
+
+
+def read_zip(path: Path) -> dict[str, hist.Hist[Any]]:
+    """Read what `write_zip` wrote.
+
+    Raises
+    ------
+    HistogramError
+        The file is missing, cut off, or holds something else.
+    """
+    import uhi.io.zip  # noqa: PLC0415 - only here
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n.removesuffix(".json") for n in archive.namelist() if n.endswith(".json")]
+            return {name: hist.Hist(uhi.io.zip.read(archive, name)) for name in names}
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise HistogramError(f"{path}: not readable as histograms ({error})") from error

@@ -1,0 +1,318 @@
+"""What a run gives, in memory and as a run directory."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import hist
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agc_ml import hists as histograms
+from agc_ml.errors import RunDirectoryError, StoreError
+from agc_ml.ledger import Ledger
+
+SCHEMA: Final = 1
+Status = Literal["complete", "partial", "failed"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Metrics(_Record):
+    """What the run cost. Times in seconds, rates in events/s; the split is summed over workers."""
+
+    events: int = Field(0, description="events in the histograms")
+    chunks: int = Field(0, description="chunks in the histograms")
+    wall_s: float = Field(0.0, description="wall time from start to the reduced histograms")
+    cpu_s: float = Field(0.0, description="CPU time of the chunks, summed over workers")
+    events_per_s: float = Field(0.0, description="events over wall time")
+    events_per_s_per_core: float = Field(0.0, description="events over wall time and workers")
+    bytes_read: int = Field(0, description="bytes requested from the files")
+    open_s: float = Field(0.0, description="opening files and setting up columns")
+    read_s: float = Field(0.0, description="decompressing and decoding columns")
+    compute_s: float = Field(0.0, description="the processor, without reading")
+    overhead_s: float = Field(0.0, description="wall time times workers less the time in chunks")
+    peak_memory_mb: float = Field(0.0, description="largest resident size of a worker, in MB")
+    workers: int = Field(0, description="worker processes at the start")
+    retries: int = Field(0, description="attempts beyond the first of each chunk")
+
+
+class DatasetSummary(_Record):
+    """What the run was asked to read of a dataset."""
+
+    name: str
+    process: str
+    variation: str
+    is_data: bool
+    xsec: float | None = Field(description="cross-section in pb")
+    files: int
+    events: int = Field(description="entries of the files that could be opened")
+
+
+class ProcessorSummary(_Record):
+    """Which processor ran, with which parameters."""
+
+    name: str = Field(description="as the user typed it")
+    parameters: dict[str, Any]
+    code: str = Field(description="sha256 of its source, with all that it imports of its own")
+
+
+class ClusterSummary(_Record):
+    """Where it ran."""
+
+    kind: str = Field(description="inline, local, or the scheduler's address")
+    workers: int
+
+
+class GitState(_Record):
+    """The commit of the checkout that the processor's code comes from."""
+
+    commit: str
+    dirty: bool
+
+
+class Provenance(_Record):
+    """What decides the result: inputs, code, versions, and how it was asked for."""
+
+    fileset: str = Field(description="digest of the fileset")
+    luminosity: float | None = Field(description="integrated luminosity in 1/pb")
+    datasets: tuple[DatasetSummary, ...]
+    processor: ProcessorSummary
+    models: dict[str, str] = Field(default_factory=dict, description="model -> sha256")
+    versions: dict[str, str] = Field(description="Python and the packages that decide results")
+    git: GitState | None
+    cluster: ClusterSummary
+    chunk_size: int
+    start: str = Field(description="UTC, ISO 8601")
+    stop: str = Field(description="UTC, ISO 8601")
+    command: tuple[str, ...] = Field(description="the command line, or () from Python")
+
+
+class Yield(_Record):
+    """Sum of a nominal template, flow included, and its variance."""
+
+    value: float
+    variance: float
+
+
+class RunRecord(_Record):
+    """The content of ``run.json``."""
+
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    status: Status
+    metrics: Metrics
+    yields: dict[str, dict[str, Yield]] = Field(description="region -> process -> nominal yield")
+    cutflow: dict[str, dict[str, float]] = Field(description="dataset -> cut -> events")
+    warnings: tuple[str, ...]
+    missing: tuple[str, ...] = Field(description="ranges that are not in the histograms")
+    templates: tuple[str, ...] = Field(description="names of the histograms in histograms.root")
+    outputs: dict[str, Any] = Field(description="what else the processor gave")
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The result of a run.
+
+    Attributes
+    ----------
+    hists
+        Histogram of each region or observable, with its category axes.
+    templates
+        The same taken apart: ``{region}_{process}[_{variation}]`` -> numeric histogram.
+    cutflow
+        Events that pass each cut, by dataset, nominal.
+    ledger
+        Every range of every file, with what became of it.
+    """
+
+    status: Status
+    hists: Mapping[str, hist.Hist[Any]]
+    templates: Mapping[str, hist.Hist[Any]]
+    cutflow: Mapping[str, Mapping[str, float]]
+    ledger: Ledger
+    metrics: Metrics
+    provenance: Provenance
+    warnings: tuple[str, ...] = ()
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    def yields(self) -> dict[str, dict[str, Yield]]:
+        """Nominal yield of each region and process, flow included."""
+        found: dict[str, dict[str, Yield]] = {}
+        for region, histogram in self.hists.items():
+            names = [axis.name for axis in histogram.axes]
+            if "process" not in names or "variation" not in names:
+                continue
+            for process in histogram.axes["process"]:
+                template = self.templates.get(f"{region}_{process}")
+                if template is not None:
+                    total = template.sum(flow=True)
+                    found.setdefault(region, {})[process] = Yield(
+                        value=float(total.value), variance=float(total.variance)
+                    )
+        return found
+
+    def record(self) -> RunRecord:
+        """What stands in ``run.json``."""
+        return RunRecord(
+            schema=SCHEMA,
+            status=self.status,
+            metrics=self.metrics,
+            yields=self.yields(),
+            cutflow={name: dict(cuts) for name, cuts in self.cutflow.items()},
+            warnings=self.warnings,
+            missing=tuple(str(entry) for entry in self.ledger.missing),
+            templates=tuple(self.templates),
+            outputs={key: value for key, value in self.outputs.items() if _is_json(value)},
+            provenance=self.provenance,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write ``histograms.root``, ``histograms.zip``, ``ledger.jsonl``, then ``run.json``.
+
+        Raises
+        ------
+        StoreError
+            The folder can't be written, or the disk is full.
+        """
+        write(directory / "ledger.jsonl", lambda path: path.write_text(self.ledger.to_jsonl()))
+        if self.hists:
+            write(
+                directory / "histograms.root",
+                lambda path: histograms.write_root(path, self.templates),
+            )
+            write(
+                directory / "histograms.zip", lambda path: histograms.write_zip(path, self.hists)
+            )
+        text = self.record().model_dump_json(by_alias=True, indent=1)
+        write(directory / "run.json", lambda path: path.write_text(text + "\n"))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> RunResult:
+        """Read a run directory.
+
+        Raises
+        ------
+        RunDirectoryError
+            It is no run directory, is cut off, or was written by another version.
+        """
+        path = Path(directory)
+        record = load_record(path)
+        ledger = Ledger.load(path / "ledger.jsonl")
+        hists: dict[str, hist.Hist[Any]] = {}
+        if record.templates:
+            hists = histograms.read_zip(path / "histograms.zip")
+        flat = histograms.flatten(hists)
+        lacking = [name for name in record.templates if name not in flat]
+        if lacking:
+            raise RunDirectoryError(
+                f"{path}: histograms.zip lacks {lacking[0]}, which run.json names; run again with "
+                "--overwrite"
+            )
+        return cls(
+            status=record.status,
+            hists=hists,
+            templates={name: flat[name] for name in record.templates},
+            cutflow=record.cutflow,
+            ledger=ledger,
+            metrics=record.metrics,
+            provenance=record.provenance,
+            warnings=record.warnings,
+            outputs=record.outputs,
+            path=path,
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(region)}</td><td>{html.escape(process)}</td>"
+            f"<td style='text-align:right'>{y.value:,.1f} ± {y.variance**0.5:,.1f}</td></tr>"
+            for region, processes in self.yields().items()
+            for process, y in processes.items()
+        )
+        return (
+            f"<p><b>{self.status}</b>: {self.metrics.events:,} events in {self.metrics.chunks:,} "
+            f"chunks, {self.metrics.events_per_s:,.0f} events/s; {html.escape(str(self.path))}</p>"
+            f"<table><tr><th>region</th><th>process</th><th>yield</th></tr>{rows}</table>"
+        )
+
+
+def load_record(directory: Path) -> RunRecord:
+    """Read and check ``run.json`` of a run directory.
+
+    Raises
+    ------
+    RunDirectoryError
+        It is missing, cut off, or was written by another version.
+    """
+    path = directory / "run.json"
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunDirectoryError(
+            f"{directory}: not a run directory (no run.json in it); 'agc-ml run' makes one"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{path}: cut off or not JSON ({error}); run again with --resume or --overwrite"
+        ) from error
+    version = raw.get("schema") if isinstance(raw, dict) else None
+    if version != SCHEMA:
+        raise RunDirectoryError(
+            f"{path}: schema {version!r}, this agc-ml reads schema {SCHEMA}; use the agc-ml that "
+            "wrote it, or run again"
+        )
+    try:
+        return RunRecord.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunDirectoryError(f"{path}: field {where}: {first['msg']}; run again") from error
+
+
+def write(path: Path, writer: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename.
+
+    Raises
+    ------
+    StoreError
+        The folder can't be written, or the disk is full.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+    except OSError as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    temporary = Path(name)
+    try:
+        writer(temporary)
+        os.fsync(descriptor)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    finally:
+        os.close(descriptor)
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
+        "another folder with -o"
+    )
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Analyses: physics only. They know histograms and variations, not files, clusters or fits."""
