@@ -290,16 +290,17 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
     except OSError as error:
         raise StoreError(_cannot_write(path, error)) from error
+    os.close(descriptor)
     temporary = Path(name)
     try:
         writer(temporary)
-        os.fsync(descriptor)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         raise StoreError(_cannot_write(path, error)) from error
     finally:
-        os.close(descriptor)
         temporary.unlink(missing_ok=True)
 
 
