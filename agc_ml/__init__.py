@@ -1,1 +1,72 @@
-"""agc-ml."""
+"""agc-ml: a distributed analysis framework for the Analysis Grand Challenge.
+
+::
+
+    import agc_ml as agc
+
+    fileset = agc.Fileset.load("fileset.json").limit(files=1)
+    with agc.connect("local", workers=4) as client:
+        result = agc.run("ttbar", fileset, client=client, output="runs/first")
+    fit = agc.fit(result)
+
+Names are imported when they are first used, so importing this costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from agc_ml._version import __version__
+
+if TYPE_CHECKING:
+    from agc_ml.cluster import connect
+    from agc_ml.datasets import Dataset, File, Fileset
+    from agc_ml.errors import AgcError
+    from agc_ml.measurement import measure
+    from agc_ml.planning import plan
+    from agc_ml.results import RunResult
+    from agc_ml.running import run
+    from agc_ml.stats import FitResult, fit
+    from agc_ml.templates import compare
+
+__all__ = [
+    "AgcError",
+    "Dataset",
+    "File",
+    "Fileset",
+    "FitResult",
+    "RunResult",
+    "__version__",
+    "compare",
+    "connect",
+    "fit",
+    "measure",
+    "plan",
+    "run",
+]
+
+_HOMES = {
+    "AgcError": "errors",
+    "Dataset": "datasets",
+    "File": "datasets",
+    "Fileset": "datasets",
+    "FitResult": "stats",
+    "RunResult": "results",
+    "compare": "templates",
+    "connect": "cluster",
+    "fit": "stats",
+    "measure": "measurement",
+    "plan": "planning",
+    "run": "running",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'agc_ml' has no attribute {name!r}")
+    return getattr(import_module(f"agc_ml.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,7 +23,13 @@ _CATEGORIES = (hist.axis.StrCategory, hist.axis.IntCategory)
 
 
 def book(
-    n_bins: int, start: float, stop: float, label: str, process: str, variations: Iterable[str]
+    n_bins: int,
+    start: float,
+    stop: float,
+    *,
+    label: str,
+    process: str,
+    variations: Iterable[str],
 ) -> hist.Hist[Any]:
     """Book an empty weighted histogram with the axes observable, process and variation.
 
@@ -49,13 +55,15 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
     for name, histogram in hists.items():
         categories = [axis for axis in histogram.axes if isinstance(axis, _CATEGORIES)]
         for labels in itertools.product(*categories):
-            chosen = dict(zip((axis.name for axis in categories), labels, strict=True))
+            chosen: dict[str, Any] = {
+                axis.name: label for axis, label in zip(categories, labels, strict=True)
+            }
             suffixes = [
                 str(label)
                 for axis, label in chosen.items()
                 if not (axis == "variation" and label == NOMINAL)
             ]
-            part = histogram[{axis: hist.loc(label) for axis, label in chosen.items()}]
+            part: Any = histogram[{axis: hist.loc(label) for axis, label in chosen.items()}]
             flat["_".join([name, *suffixes])] = part
     return flat
 

@@ -130,7 +130,9 @@ def _entry(path: Path, number: int, line: str) -> Entry:
 def merge_attempts(entries: Iterable[Entry], earlier: Ledger) -> tuple[Entry, ...]:
     """Carry attempts and errors of an interrupted run over to the one that resumed it."""
     before = {(e.dataset, e.lfn, e.start, e.stop): e for e in earlier.entries}
-    return tuple(_with_attempts(e, before.get((e.dataset, e.lfn, e.start, e.stop))) for e in entries)
+    return tuple(
+        _with_attempts(e, before.get((e.dataset, e.lfn, e.start, e.stop))) for e in entries
+    )
 
 
 def _with_attempts(entry: Entry, before: Entry | None) -> Entry:

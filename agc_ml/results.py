@@ -155,7 +155,7 @@ class RunResult:
             for process in histogram.axes["process"]:
                 template = self.templates.get(f"{region}_{process}")
                 if template is not None:
-                    total = template.sum(flow=True)
+                    total: Any = template.sum(flow=True)
                     found.setdefault(region, {})[process] = Yield(
                         value=float(total.value), variance=float(total.variance)
                     )
@@ -190,9 +190,7 @@ class RunResult:
                 directory / "histograms.root",
                 lambda path: histograms.write_root(path, self.templates),
             )
-            write(
-                directory / "histograms.zip", lambda path: histograms.write_zip(path, self.hists)
-            )
+            write(directory / "histograms.zip", lambda path: histograms.write_zip(path, self.hists))
         text = self.record().model_dump_json(by_alias=True, indent=1)
         write(directory / "run.json", lambda path: path.write_text(text + "\n"))
 

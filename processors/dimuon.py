@@ -21,6 +21,11 @@ class DimuonProcessor(ProcessorABC):  # type: ignore[misc]
         muons = events.Muon[(events.Muon.pt > 5) & (abs(events.Muon.eta) < 2.4)]
         first, second = ak.unzip(ak.combinations(muons, 2))
         mass = ak.flatten((first + second)[first.charge * second.charge < 0].mass)
-        spectrum = book(240, 0, 120, r"$m_{\mu\mu}$ [GeV]", process, [variation])
+        spectrum = book(
+            *(240, 0, 120),
+            label=r"$m_{\mu\mu}$ [GeV]",
+            process=process,
+            variations=[variation],
+        )
         spectrum.fill(observable=mass, process=process, variation=variation)
         return {"dimuon_mass": spectrum}

@@ -42,13 +42,14 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
     compat: bool = False
     seed: int = 42
 
-    columns: ClassVar = (*selection.COLUMNS, "genWeight")
+    columns: ClassVar = selection.COLUMNS
+    simulation_columns: ClassVar = ("genWeight",)
 
     def process(self, events: Any) -> dict[str, Any]:
         """Select and fill one chunk.
 
         Gives the two histograms, the cutflow, the sum of generator weights ``sumw`` (which asks for
-        normalisation to cross-section and luminosity), and the numbers of muons with and without ID.
+        normalisation to cross-section and luminosity), and the numbers of muons with an ID.
         """
         process, variation = events.metadata["process"], events.metadata["variation"]
         weight = self._generator_weight(events)
@@ -60,7 +61,7 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
             variation_name(w.source, direction) for w in weights for direction in DIRECTIONS
         ]
         hists = {
-            region: book(25, 50, 550, observable.label, process, names)
+            region: book(25, 50, 550, label=observable.label, process=process, variations=names)
             for region, observable in OBSERVABLES.items()
         }
         cutflow = {"all events": len(events), "one lepton": int(ak.sum(one_lepton))}
@@ -98,7 +99,7 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
 
     def _generator_weight(self, events: Any) -> Any:
         """Weight of each event before normalisation, float64, shape ``(n_events,)``."""
-        if self.compat:
+        if self.compat or events.metadata.get("is_data"):
             return np.ones(len(events))
         return np.asarray(events.genWeight, dtype=np.float64)
 

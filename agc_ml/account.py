@@ -1,0 +1,171 @@
+"""The account of a run while it works: what is planned, done, and failed."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from agc_ml.checkpoints import Chunk, Receipt, Store
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.ledger import Entry, Ledger
+from agc_ml.shipping import Shipment, declared_columns
+from agc_ml.worker import FileInfo
+
+logger = logging.getLogger(__name__)
+
+
+class Tick(NamedTuple):
+    """How far a run is."""
+
+    chunks_done: int
+    chunks: int
+    events_done: int
+    events: int
+    failures: int
+
+
+@dataclass
+class Account:
+    """All that is known of the files and chunks of a run.
+
+    ``started`` counts how often workers began with a chunk, ``errors`` holds the reasons of failed
+    attempts by chunk or file, ``poison`` the chunks that kill their worker.
+    """
+
+    fileset: Fileset
+    shipment: Shipment
+    store: Store
+    chunk_size: int
+    on_tick: Callable[[Tick], None]
+    files: dict[tuple[str, str], FileInfo] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
+    done: dict[Chunk, Receipt] = field(default_factory=dict)
+    resumed: int = 0
+    started: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, list[str]] = field(default_factory=dict)
+    poison: set[Chunk] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.metadata = {d.name: self.fileset.metadata(d) for d in self.fileset.datasets}
+        self.urls = {(d.name, f.lfn): f.url for d, f in self.all_files()}
+        self._events_done = 0
+
+    def columns(self, dataset: Dataset) -> tuple[str, ...]:
+        """Columns that the processor needs of a dataset; () if it declares none."""
+        return declared_columns(self.shipment.processor, is_data=dataset.is_data)
+
+    def all_files(self) -> Iterator[tuple[Dataset, File]]:
+        """Every file of every dataset, in the order of the fileset."""
+        return ((d, f) for d in self.fileset.datasets for f in d.files)
+
+    def plan(self) -> None:
+        """Cut all files that could be opened into chunks, in canonical order."""
+        self.chunks = [
+            chunk
+            for dataset, file in self.all_files()
+            if (info := self.files.get((dataset.name, file.lfn))) is not None
+            for chunk in chunks_of(dataset.name, file, info, self.chunk_size)
+        ]
+
+    def finish(self, chunk: Chunk, receipt: Receipt) -> None:
+        """Note that the result of a chunk is on disk."""
+        self.done[chunk] = receipt
+        self._events_done += chunk.events
+
+    def to_do(self) -> list[Chunk]:
+        """Chunks with events that are neither done nor known to kill their worker."""
+        return [c for c in self.chunks if c.events and c not in self.done and c not in self.poison]
+
+    def unopened(self) -> list[tuple[Dataset, File]]:
+        """Files that could not be opened yet."""
+        return [(d, f) for d, f in self.all_files() if (d.name, f.lfn) not in self.files]
+
+    def path(self, chunk: Chunk) -> Path:
+        """Where the result of a chunk is stored."""
+        return self.store.path(chunk, self.metadata[chunk.dataset])
+
+    def dataset(self, name: str) -> Dataset:
+        """The dataset of that name."""
+        return next(d for d in self.fileset.datasets if d.name == name)
+
+    def failed(self, what: str, reason: str) -> None:
+        """Note a failed attempt."""
+        self.errors.setdefault(what, []).append(reason)
+        logger.info("%s: %s", what, reason)
+
+    def tick(self) -> None:
+        """Tell the caller how far it is."""
+        failures = sum(len(reasons) for reasons in self.errors.values())
+        events = sum(info.entries for info in self.files.values())
+        tick = Tick(len(self.done), len(self.chunks), self._events_done, events, failures)
+        self.on_tick(tick)
+
+    def reasons(self) -> list[str]:
+        """What is missing and why, a line each."""
+        names = [file_label(dataset, file) for dataset, file in self.unopened()]
+        names += [str(chunk) for chunk in self.chunks if chunk.events and chunk not in self.done]
+        return [f"{name}: {self.errors.get(name, ['not processed'])[-1]}" for name in names]
+
+    def ledger(self) -> Ledger:
+        """The account so far."""
+        entries = []
+        for dataset, file in self.all_files():
+            info = self.files.get((dataset.name, file.lfn))
+            if info is None:
+                entries.append(self._unopened(dataset, file))
+                continue
+            chunks = chunks_of(dataset.name, file, info, self.chunk_size)
+            entries += [self._entry(chunk) for chunk in chunks]
+        return Ledger(tuple(entries))
+
+    def _unopened(self, dataset: Dataset, file: File) -> Entry:
+        reasons = self.errors.get(file_label(dataset, file), [])
+        return Entry(
+            dataset=dataset.name,
+            lfn=file.lfn,
+            uuid=None,
+            entries=file.entries,
+            start=0,
+            stop=file.entries,
+            status="missing",
+            attempts=len(reasons),
+            errors=tuple(reasons),
+        )
+
+    def _entry(self, chunk: Chunk) -> Entry:
+        receipt = self.done.get(chunk)
+        errors = list(self.errors.get(str(chunk), ()))
+        unseen = self.started[str(chunk)] - len(errors) - (receipt is not None)
+        errors += ["its worker died, and Dask ran it again"] * max(0, unseen)
+        return Entry(
+            dataset=chunk.dataset,
+            lfn=chunk.lfn,
+            uuid=chunk.uuid,
+            entries=chunk.entries,
+            start=chunk.start,
+            stop=chunk.stop,
+            status="done" if receipt is not None or not chunk.events else "missing",
+            attempts=len(errors) + (receipt is not None and chunk.events > 0),
+            worker=receipt.worker if receipt else "",
+            seconds=receipt.seconds if receipt else 0.0,
+            bytes=receipt.bytes if receipt else 0,
+            errors=tuple(errors),
+        )
+
+
+def file_label(dataset: Dataset, file: File) -> str:
+    """How messages and the account name a file."""
+    return f"{dataset.name}: {file.url}"
+
+
+def chunks_of(dataset: str, file: File, info: FileInfo, size: int) -> list[Chunk]:
+    """Cut a file into the fewest even chunks of at most ``size`` events; an empty file into one."""
+    n, k = info.entries, max(1, -(-info.entries // size))
+    return [
+        Chunk(dataset, file.lfn, file.tree, info.uuid, n, n * i // k, n * (i + 1) // k)
+        for i in range(k)
+    ]

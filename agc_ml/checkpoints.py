@@ -1,0 +1,97 @@
+"""Finished chunks on disk, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from agc_ml.results import write
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The entries [start, stop) of a file of ``entries`` entries, in a dataset."""
+
+    dataset: str
+    lfn: str
+    tree: str
+    uuid: str
+    entries: int
+    start: int
+    stop: int
+
+    @property
+    def events(self) -> int:
+        """Number of events."""
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.dataset}: {self.lfn} [{self.start}, {self.stop})"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How a chunk was processed; times in seconds, memory in MB."""
+
+    events: int
+    worker: str
+    seconds: float
+    cpu_s: float
+    open_s: float
+    read_s: float
+    bytes: int
+    memory_mb: float
+
+
+class Store:
+    """A folder of finished chunks: one file each, a line of JSON and the packed output.
+
+    The name of a file is a digest of all that decides its content, so nothing stale is ever read.
+    """
+
+    def __init__(self, folder: Path, decided_by: Mapping[str, Any]) -> None:
+        """``decided_by``: code, parameters, models and versions, the same for all chunks."""
+        self.folder = folder
+        self._decided_by = json.dumps(decided_by, sort_keys=True, default=repr)
+
+    def path(self, chunk: Chunk, metadata: Mapping[str, Any]) -> Path:
+        """Where the result of a chunk is or will be; ``metadata`` is what its processor sees."""
+        identity = asdict(chunk)
+        del identity["lfn"]  # the UUID says which file it is; under which name changes nothing
+        content = json.dumps(
+            [identity, dict(metadata), self._decided_by], sort_keys=True, default=repr
+        )
+        return self.folder / hashlib.sha256(content.encode()).hexdigest()[:40]
+
+    def save(self, path: Path, receipt: Receipt, blob: bytes) -> None:
+        """Write a finished chunk, whole or not at all.
+
+        Raises
+        ------
+        StoreError
+            The folder can't be written, or the disk is full.
+        """
+        header = {**asdict(receipt), "sha256": hashlib.sha256(blob).hexdigest()}
+        content = json.dumps(header).encode() + b"\n" + blob
+        write(path, lambda temporary: temporary.write_bytes(content))
+
+    def receipt(self, path: Path, chunk: Chunk) -> Receipt | None:
+        """Receipt of a finished chunk; None if it is not there, not whole, or of other events."""
+        found = self.load(path, chunk)
+        return None if found is None else found[0]
+
+    def load(self, path: Path, chunk: Chunk) -> tuple[Receipt, bytes] | None:
+        """Receipt and packed output of a finished chunk; None as in `receipt`."""
+        try:
+            line, _, blob = path.read_bytes().partition(b"\n")
+            header = json.loads(line)
+            digest = header.pop("sha256")
+            receipt = Receipt(**header)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+        whole = hashlib.sha256(blob).hexdigest() == digest and receipt.events == chunk.events
+        return (receipt, blob) if whole else None

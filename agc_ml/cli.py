@@ -1,0 +1,468 @@
+"""The command line: parse, call, print. What it calls is imported when it is called."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from agc_ml._version import __version__
+from agc_ml.errors import AgcError, ProcessorError, UsageError
+
+INTERRUPTED: Final = 130
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main() -> NoReturn:
+    """Run the command line: exit code 0 done, 1 failed or incomplete, 2 wrong usage."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started with & in a script
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.path.insert(0, str(Path.cwd()))  # for processors given as module:Class
+    try:
+        code = cli.main(prog_name="agc-ml", standalone_mode=False)
+    except AgcError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "agc-ml"
+        _fail(f"{error.format_message()} (see {command} --help)", 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted", INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"agc-ml: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _verbosity(context: click.Context, parameter: click.Parameter, value: int | bool) -> Any:
+    """Send the log to standard error: warnings always, more with -v, only errors with -q."""
+    if context.resilient_parsing:
+        return value
+    quiet = parameter.name == "quiet"
+    level = logging.ERROR if quiet and value else logging.DEBUG if value else None
+    logger = logging.getLogger("agc_ml")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if level is not None:
+        logger.setLevel(level)
+    return value
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Make one decorator of several; ``--help`` lists them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_choice_options = _options(
+    click.option("--max-files", type=click.IntRange(1), help="Files of each dataset."),
+    click.option("--datasets", metavar="A,B*", help="Only datasets that match."),
+    click.option("--dataset", metavar="NAME", help="What loose ROOT files are called."),
+)
+_cluster_options = _options(
+    click.option(
+        "--cluster",
+        "site",
+        default="local",
+        show_default=True,
+        metavar="SITE",
+        help="local, inline (this process, for a debugger), or tcp://host:port.",
+    ),
+    click.option("--workers", type=click.IntRange(1), help="Local workers [all cores]."),
+)
+_plan_options = _options(
+    _choice_options,
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="A parameter of the processor; may be repeated.",
+    ),
+    click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
+    _cluster_options,
+)
+_run_options = _options(
+    click.option("-o", "--output", metavar="DIR", help="Run directory [runs/...]."),
+    click.option("--resume", is_flag=True, help="Go on where DIR stopped."),
+    click.option("--overwrite", is_flag=True, help="Replace the run in DIR."),
+    click.option(
+        "--allow-missing",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="Events of each dataset that may be missing [0].",
+    ),
+    _plan_options,
+)
+_logging_options = _options(
+    click.option("-v", "--verbose", is_flag=True, callback=_verbosity, help="Tell more."),
+    click.option("-q", "--quiet", is_flag=True, callback=_verbosity, help="Show errors only."),
+)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+_pseudodata_option = click.option(
+    "--pseudodata",
+    type=click.Choice(["published", "complete"]),
+    default="published",
+    show_default=True,
+    help="Made of ME_var, PS_var and W+jets as published, or of single top too.",
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: agc-ml run dimuon FILE.root --cluster inline",
+)
+@click.version_option(__version__, prog_name="agc-ml")
+def cli() -> None:
+    """From NanoAOD files to histograms, fits and reports, on a laptop or a Dask cluster.
+
+    A run directory passes between the commands: 'run' makes one; 'show', 'plot', 'fit' and 'report'
+    take it further; 'measure' does it all for the ttbar cross-section.
+    """
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair}: FIELD=VALUE is needed")
+        settings[name] = value
+    return settings
+
+
+def _fileset(
+    source: str | None, dataset: str | None, datasets: str | None, max_files: int | None
+) -> Any:
+    from agc_ml.datasets import Fileset  # noqa: PLC0415 - on demand
+
+    if source is None:
+        raise UsageError(
+            "FILESET is missing: name a fileset (JSON or YAML), a ROOT file, a folder or a glob"
+        )
+    fileset = Fileset.load(source, dataset=dataset)
+    if datasets is not None:
+        fileset = fileset.select(datasets.split(","))
+    return fileset if max_files is None else fileset.limit(files=max_files)
+
+
+def _resumable(output: Path, work: Callable[[], Any]) -> Any:
+    """Do the work; if it stops half-way, say which command goes on."""
+    words = [word for word in sys.argv[1:] if word not in {"--resume", "--overwrite"}]
+    if not any(word in {"-o", "--output"} or word.startswith("--output=") for word in words):
+        words += ["-o", str(output)]
+    command = shlex.join(["agc-ml", *words, "--resume"])
+    try:
+        return work()
+    except KeyboardInterrupt:
+        hint = "finished chunks are kept; " if (output / "run.json").exists() else ""
+        _fail(f"interrupted; {hint}go on with: {command}", INTERRUPTED)
+    except AgcError as error:
+        kept = (output / "chunks").is_dir() and not isinstance(error, ProcessorError)
+        if kept and "--resume" not in str(error):
+            raise type(error)(f"{error}; go on with: {command}") from error
+        raise
+
+
+def _run_arguments(options: dict[str, Any], name: str) -> dict[str, Any]:
+    from agc_ml.running import default_output  # noqa: PLC0415 - on demand
+
+    output = Path(options["output"]) if options["output"] else default_output(name)
+    if not options["quiet"]:
+        click.echo(f"run directory: {output}", err=True)
+    kept = ("site", "workers", "chunk_size", "resume", "overwrite", "allow_missing", "quiet")
+    return {
+        **{key: options[key] for key in kept},
+        "output": output,
+        "settings": _settings(options["settings"]),
+        "command": ("agc-ml", *sys.argv[1:]),
+    }
+
+
+def _chosen(options: dict[str, Any]) -> Any:
+    keys = ("dataset", "datasets", "max_files")
+    return _fileset(options["fileset"], *(options[key] for key in keys))
+
+
+def _three_lines(result: Any) -> None:
+    metrics = result.metrics
+    click.echo(
+        f"{result.status}: {metrics.events:,} events in {metrics.chunks:,} chunks, "
+        f"{metrics.wall_s:.1f} s, {metrics.events_per_s:,.0f} events/s"
+    )
+    missing = len(result.ledger.missing)
+    click.echo(
+        f"{len(result.templates)} histograms; {missing} chunks missing"
+        if missing
+        else f"{len(result.templates)} histograms; nothing is missing, nothing counted twice"
+    )
+
+
+@cli.command(epilog="Example: agc-ml run dimuon 'data/*.root' --dataset DYJets -o runs/dimuon")
+@click.argument("processor")
+@click.argument("fileset", required=False)
+@_run_options
+@_logging_options
+def run(**options: Any) -> None:
+    """Run a coffea processor over a fileset, into a run directory.
+
+    PROCESSOR is a registered name (ttbar, dimuon), module:Class, or path/to/file.py:Class. FILESET
+    is a JSON or YAML file, a ROOT file, a folder or a glob.
+    """
+    from agc_ml import running  # noqa: PLC0415 - on demand
+
+    arguments = _run_arguments(options, options["processor"])
+    output = arguments["output"]
+    fileset = _chosen(options)
+    result = _resumable(output, lambda: running.run(options["processor"], fileset, **arguments))
+    _three_lines(result)
+    click.echo(f"look at it with: agc-ml show {shlex.quote(str(output))}")
+
+
+@cli.command(epilog="Example: agc-ml measure nanoaod_inputs.json --max-files 1 -o runs/first")
+@click.argument("fileset", required=False)
+@_run_options
+@_pseudodata_option
+@_logging_options
+def measure(**options: Any) -> None:
+    """Measure the ttbar cross-section: run, figures, fit and report in one go.
+
+    FILESET is a JSON or YAML file with the ttbar datasets and their variations, single top and
+    W+jets; the input list of the Analysis Grand Challenge is one.
+    """
+    from agc_ml import measurement  # noqa: PLC0415 - on demand
+
+    arguments = _run_arguments(options, measurement.PROCESSOR)
+    fileset = _chosen(options)
+    done = _resumable(
+        arguments["output"],
+        lambda: measurement.measure(fileset, pseudodata=options["pseudodata"], **arguments),
+    )
+    _three_lines(done.run)
+    _fit_line(done.fit)
+    click.echo(f"report: {done.report}")
+
+
+@cli.command(epilog="Example: agc-ml plan ttbar nanoaod_inputs.json --max-files 1")
+@click.argument("processor")
+@click.argument("fileset", required=False)
+@_plan_options
+@_json_option
+@_logging_options
+def plan(**options: Any) -> None:
+    """Say what 'run' would do: files, events, chunks, branches and bytes. Processes nothing."""
+    from agc_ml import planning, tables  # noqa: PLC0415 - on demand
+
+    found = planning.plan(
+        options["processor"],
+        _chosen(options),
+        settings=_settings(options["settings"]),
+        chunk_size=options["chunk_size"],
+        site=options["site"],
+        workers=options["workers"],
+    )
+    _print(tables.plan(found), options["as_json"])
+
+
+def _print(page: Any, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(page.facts, indent=1))
+    else:
+        page.print()
+
+
+@cli.command(epilog="Example: agc-ml show runs/first")
+@click.argument("run", type=click.Path(path_type=Path))
+@_json_option
+@_logging_options
+def show(run: Path, as_json: bool, **_: Any) -> None:
+    """Show the yields, cutflow, gaps, metrics and provenance of a run directory."""
+    from agc_ml import results, tables  # noqa: PLC0415 - on demand
+
+    _print(tables.run(results.load_record(run)), as_json)
+
+
+@cli.command(epilog="Example: agc-ml plot runs/first")
+@click.argument("run", metavar="RUN_OR_HISTOGRAMS", type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for figures/.")
+@_pseudodata_option
+@_logging_options
+def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, **_: Any) -> None:
+    """Draw stacked distributions and the shape of every variation, as PNG and PDF.
+
+    RUN_OR_HISTOGRAMS is a run directory, a ROOT file with the names of the Analysis Grand
+    Challenge, or its published reference JSON; for files, CONFIG (a fit configuration) names
+    regions and processes, by default those of ttbar.
+    """
+    from agc_ml import measurement  # noqa: PLC0415 - on demand
+
+    click.echo(measurement.plot(run, output, pseudodata=pseudodata, config=config))
+
+
+@cli.command(epilog="Example: agc-ml fit histos_1_file_per_process.json -o fits/one")
+@click.argument("run", metavar="RUN_OR_HISTOGRAMS", type=click.Path(path_type=Path))
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the fit.")
+@_pseudodata_option
+@_json_option
+@_logging_options
+def fit(
+    run: Path, config: Path | None, output: Path | None, pseudodata: Any, as_json: bool, **_: Any
+) -> None:
+    """Fit templates: workspace, maximum likelihood, pulls, impacts, goodness of fit.
+
+    RUN_OR_HISTOGRAMS is a run directory, a ROOT file with the names of the Analysis Grand
+    Challenge, or its published reference JSON. CONFIG is in cabinetry's format; by default the one
+    that ships with the processor.
+    """
+    from agc_ml import measurement  # noqa: PLC0415 - on demand
+
+    result = measurement.fit(run, output, config=config, pseudodata=pseudodata)
+    where = output or run / "fit"
+    if as_json:
+        click.echo((where / "fit.json").read_text(), nl=False)
+        return
+    _fit_line(result)
+    test = result.goodness_of_fit
+    p_value = "" if test.p_value is None else f", p = {test.p_value:.3f}"
+    click.echo(
+        f"goodness of fit: chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"
+    )
+    click.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(output or run))}")
+
+
+def _fit_line(result: Any) -> None:
+    for note in result.notes:
+        click.echo(f"note: {note}", err=True)
+    state = "" if result.converged else " (NOT CONVERGED)"
+    poi = result.poi
+    click.echo(f"{poi.name} = {poi.value:.4f} ± {poi.uncertainty:.4f}{state}")
+
+
+@cli.command(epilog="Example: agc-ml report runs/first")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.html.")
+@_logging_options
+def report(run: Path, output: Path | None, **_: Any) -> None:
+    """Write one self-contained HTML page of a run directory, or of the folder of a fit."""
+    from agc_ml import measurement  # noqa: PLC0415 - on demand
+
+    click.echo(measurement.report(run, output))
+
+
+@cli.command(epilog="Example: agc-ml compare runs/first runs/second --rtol 1e-6")
+@click.argument("a")
+@click.argument("b")
+@click.option("--rtol", type=float, default=1e-9, show_default=True, help="Relative tolerance.")
+@_json_option
+@_logging_options
+def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
+    """Compare two sources of histograms bin by bin; exit code 1 when they differ.
+
+    A and B are run directories, ROOT files, zips of histograms, or published reference JSON.
+    """
+    from agc_ml import tables, templates  # noqa: PLC0415 - on demand
+
+    first, second = templates.load(a), templates.load(b)
+    differences = templates.compare(first, second, rtol)
+    _print(tables.differences(differences, len(first.keys() & second.keys())), as_json)
+    sys.exit(1 if differences else 0)
+
+
+@cli.command(epilog="Example: agc-ml validate fileset.yaml runs/first")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_json_option
+@_logging_options
+def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
+    """Say what files and folders are, and what is wrong with them.
+
+    Knows filesets, fit configurations, run directories, fits and files of histograms.
+    """
+    from agc_ml import tables, validation  # noqa: PLC0415 - on demand
+
+    verdicts = [validation.validate(path) for path in paths]
+    _print(tables.verdicts(verdicts), as_json)
+    sys.exit(0 if all(verdict.problem is None for verdict in verdicts) else 1)
+
+
+@cli.group()
+def fileset() -> None:
+    """List, show, check and convert filesets."""
+
+
+@fileset.command("list", epilog="Example: agc-ml fileset list data/")
+@click.argument("folder", default=".", type=click.Path(path_type=Path, file_okay=False))
+@_json_option
+@_logging_options
+def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
+    """List the filesets in a folder (default: this one)."""
+    from agc_ml import catalogue, tables  # noqa: PLC0415 - on demand
+
+    _print(tables.filesets(catalogue.find(folder)), as_json)
+
+
+@fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")
+@click.argument("source")
+@click.option("--dataset", metavar="NAME", help="What loose ROOT files are called.")
+@_json_option
+@_logging_options
+def fileset_show(source: str, dataset: str | None, as_json: bool, **_: Any) -> None:
+    """Show the datasets of a fileset: process, variation, cross-section, files, events."""
+    from agc_ml import tables  # noqa: PLC0415 - on demand
+
+    _print(tables.fileset(_fileset(source, dataset, None, None)), as_json)
+
+
+@fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
+@click.argument("source", metavar="FILESET")
+@click.option("--processor", help="Check also for the branches that it needs.")
+@_choice_options
+@_cluster_options
+@_json_option
+@_logging_options
+def fileset_check(processor: str | None, as_json: bool, **options: Any) -> None:
+    """Open every file of a fileset and compare with what the fileset says; exit code 1 if bad."""
+    from agc_ml import planning, tables  # noqa: PLC0415 - on demand
+
+    options["fileset"] = options.pop("source")
+    found = planning.check(
+        _chosen(options), processor, site=options["site"], workers=options["workers"]
+    )
+    _print(tables.checked(found), as_json)
+    sys.exit(1 if any(file.problem for file in found) else 0)
+
+
+@fileset.command("convert", epilog="Example: agc-ml fileset convert nanoaod_inputs.json agc.yaml")
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--dataset", metavar="NAME", help="What loose ROOT files are called.")
+@_logging_options
+def fileset_convert(source: str, target: Path, dataset: str | None, **_: Any) -> None:
+    """Write a fileset in our own format, JSON or YAML by the ending of TARGET."""
+    from agc_ml import catalogue  # noqa: PLC0415 - on demand
+
+    catalogue.save(_fileset(source, dataset, None, None), target)
+    click.echo(target)

@@ -1,0 +1,120 @@
+"""Dask clusters: where the chunks are processed."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from agc_ml.errors import ClusterError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+INLINE: Final = "inline"
+LOCAL: Final = "local"
+_CONNECT_TIMEOUT: Final = "20s"
+CLOSE_TIMEOUT_S: Final = 5
+
+# A chunk that kills its worker is known after two deaths and then tried alone. A nanny whose
+# workers die again and again must never give up, or chunks stay queued for ever.
+_LOCAL_SETTINGS: Final = {
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.scheduler.worker-saturation": 1.1,
+    "distributed.deploy.lost-worker-timeout": "1h",
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.80,
+    "distributed.worker.memory.terminate": 0.95,
+}
+
+
+def connect(site: str = LOCAL, *, workers: int | None = None) -> Client:
+    """Start worker processes on this machine, or connect to a scheduler.
+
+    Parameters
+    ----------
+    site
+        ``local``, or the address of a scheduler such as ``tcp://host:8786``.
+    workers
+        Number of worker processes, of one thread each; only with ``local``. Default: all cores.
+
+    Returns
+    -------
+    A `distributed.Client`; closing it (or leaving its ``with`` block) stops local workers too.
+
+    Raises
+    ------
+    UsageError
+        No such site, or ``workers`` makes no sense for it.
+    ClusterError
+        The scheduler does not answer.
+    """
+    if site == LOCAL:
+        return _local(workers)
+    if urlsplit(site).scheme in {"tcp", "tls", "ws", "wss", "ucx"}:
+        if workers is not None:
+            raise UsageError(f"--workers is for local workers; {site} has its own")
+        return _address(site)
+    raise UsageError(
+        f"no site {site!r}; there are {LOCAL}, {INLINE} and scheduler addresses (tcp://host:port)"
+    )
+
+
+def _local(workers: int | None) -> Client:
+    import dask  # noqa: PLC0415 - heavy
+    from dask.system import CPU_COUNT  # noqa: PLC0415 - heavy
+    from distributed import Client  # noqa: PLC0415 - heavy
+
+    if workers is not None and workers < 1:
+        raise UsageError(f"at least one worker is needed, not {workers}")
+    # Not as a context: the scheduler and the nannies read some of it later.
+    dask.config.set(_LOCAL_SETTINGS)
+    client = Client(
+        n_workers=workers or CPU_COUNT,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+    )
+    client.register_plugin(_ignore_interrupts())
+    return client
+
+
+def _address(address: str) -> Client:
+    from distributed import Client  # noqa: PLC0415 - heavy
+
+    try:
+        return Client(address, timeout=_CONNECT_TIMEOUT)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"{address}: no scheduler answers within {_CONNECT_TIMEOUT} ({error}); is it running, "
+            "and its port open?"
+        ) from error
+
+
+def _ignore_interrupts() -> Any:
+    """Make a plugin for workers on this machine, which share the terminal's process group.
+
+    Ctrl-C reaches them all; only the driver may act on it.
+    """
+    from distributed import WorkerPlugin  # noqa: PLC0415 - heavy
+
+    class IgnoreInterrupts(WorkerPlugin):  # type: ignore[misc]
+        name = "agc-ml-ignore-interrupts"
+
+        def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask calls it so
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return IgnoreInterrupts()
+
+
+def describe(client: Client) -> tuple[str, int]:
+    """Kind of cluster (``local`` or the scheduler's address) and its number of worker processes."""
+    info = client.scheduler_info(n_workers=-1)
+    kind = LOCAL if client.cluster is not None else str(info["address"])
+    return kind, len(info["workers"])

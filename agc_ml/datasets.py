@@ -1,0 +1,186 @@
+"""What is analysed: files with an identity, datasets, filesets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from agc_ml.errors import FilesetError, UsageError
+from agc_ml.variations import NOMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A ROOT file.
+
+    Identity is ``lfn`` (logical file name) and, once known, the file's own ``uuid``; ``replicas``
+    are the places where it can be read, and change nothing. ``entries`` and ``size`` (bytes) are
+    what the catalogue states, None where it does not.
+    """
+
+    lfn: str
+    replicas: tuple[str, ...]
+    tree: str = "Events"
+    uuid: str | None = None
+    entries: int | None = None
+    size: int | None = None
+    adler32: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The first replica."""
+        return self.replicas[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Files of one process and variation.
+
+    ``xsec`` is the cross-section in pb (None: unknown, or data); ``xsec_source`` where the number
+    comes from. ``metadata`` is the user's own and reaches the processor as it is.
+    """
+
+    name: str
+    process: str
+    files: tuple[File, ...]
+    variation: str = NOMINAL
+    xsec: float | None = None
+    xsec_source: str | None = None
+    is_data: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise FilesetError(f"dataset {self.name}: no files; list at least one")
+        if self.xsec is not None and not 0 < self.xsec < float("inf"):
+            raise FilesetError(
+                f"dataset {self.name}: xsec is {self.xsec}, it must be a positive number in pb"
+            )
+        seen: set[str] = set()
+        for file in self.files:
+            if file.lfn in seen:
+                raise FilesetError(
+                    f"dataset {self.name}: {file.lfn} is listed twice, its events would count "
+                    "twice; remove one"
+                )
+            seen.add(file.lfn)
+
+    @property
+    def n_events(self) -> int | None:
+        """Sum of the entries that the catalogue states; None if any file's are not known."""
+        entries = [file.entries for file in self.files]
+        return None if None in entries else sum(n for n in entries if n is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Fileset:
+    """Datasets that are analysed together, and the integrated luminosity (1/pb) they stand for.
+
+    ``luminosity_source`` is where the number comes from; ``notes`` are what a reader should know of
+    how the fileset was made, such as a guess by the loader.
+    """
+
+    datasets: tuple[Dataset, ...]
+    luminosity: float | None = None
+    luminosity_source: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise FilesetError("the fileset has no datasets")
+        names = [dataset.name for dataset in self.datasets]
+        for name in names:
+            if names.count(name) > 1:
+                raise FilesetError(f"dataset {name} is there twice; merge the two or rename one")
+        if self.luminosity is not None and not 0 < self.luminosity < float("inf"):
+            raise FilesetError(
+                f"luminosity is {self.luminosity}, it must be a positive number in 1/pb"
+            )
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of all that can change a result; where files are read from can not."""
+        content = [
+            self.luminosity,
+            [
+                [
+                    *(d.name, d.process, d.variation, d.xsec, d.is_data, dict(d.metadata)),
+                    [[f.lfn, f.tree, f.uuid, f.entries, f.size, f.adler32] for f in d.files],
+                ]
+                for d in self.datasets
+            ],
+        ]
+        text = json.dumps(content, sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def n_files(self) -> int:
+        """Number of files of all datasets."""
+        return sum(len(dataset.files) for dataset in self.datasets)
+
+    def limit(self, files: int) -> Fileset:
+        """Keep the first ``files`` files of each dataset.
+
+        Raises
+        ------
+        UsageError
+            ``files`` is less than one.
+        """
+        if files < 1:
+            raise UsageError(f"at least one file a dataset is needed, not {files}")
+        return replace(
+            self, datasets=tuple(replace(d, files=d.files[:files]) for d in self.datasets)
+        )
+
+    def select(self, patterns: Iterable[str]) -> Fileset:
+        """Keep the datasets whose name matches one of the shell patterns.
+
+        Raises
+        ------
+        UsageError
+            A pattern matches none.
+        """
+        wanted = list(patterns)
+        for pattern in wanted:
+            if not any(fnmatchcase(dataset.name, pattern) for dataset in self.datasets):
+                names = ", ".join(dataset.name for dataset in self.datasets)
+                raise UsageError(f"no dataset matches {pattern!r}; there are: {names}")
+        chosen = (d for d in self.datasets if any(fnmatchcase(d.name, p) for p in wanted))
+        return replace(self, datasets=tuple(chosen))
+
+    def to_coffea(self) -> dict[str, dict[str, Any]]:
+        """The same as a coffea fileset: ``{dataset: {"files": {url: tree}, "metadata": {}}}``."""
+        return {
+            dataset.name: {
+                "files": {file.url: file.tree for file in dataset.files},
+                "metadata": self.metadata(dataset),
+            }
+            for dataset in self.datasets
+        }
+
+    def metadata(self, dataset: Dataset) -> dict[str, Any]:
+        """What a processor finds in ``events.metadata``, beside file and range.
+
+        ``nevts`` (the name that AGC's processors use) is there when the catalogue states it.
+        """
+        known = {
+            "dataset": dataset.name,
+            "process": dataset.process,
+            "variation": dataset.variation,
+            "is_data": dataset.is_data,
+            "xsec": dataset.xsec,
+            "luminosity": self.luminosity,
+            "nevts": dataset.n_events,
+        }
+        return {**dataset.metadata, **{k: v for k, v in known.items() if v is not None}}
+
+    @classmethod
+    def load(cls, source: str, *, dataset: str | None = None) -> Fileset:
+        """Read a fileset in any format that `agc_ml.catalogue` knows."""
+        from agc_ml import catalogue  # noqa: PLC0415 - it builds on this module
+
+        return catalogue.load(source, dataset=dataset)

@@ -1,0 +1,192 @@
+"""The steps after a run: figures, fit, report; and `measure`, which takes all of them.
+
+A run directory passes between them: figures go to ``figures/``, the fit to ``fit/``, the page to
+``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from agc_ml.errors import AgcError, FitError, HistogramError, UsageError
+from agc_ml.results import RunResult, write
+from agc_ml.running import run
+
+if TYPE_CHECKING:
+    from agc_ml.plots import FigureInfo
+    from agc_ml.stats import FitResult
+    from agc_ml.templates import Pseudodata
+
+logger = logging.getLogger(__name__)
+
+PROCESSOR: Final = "ttbar"
+INDEX: Final = "figures.json"
+
+
+class Measurement(NamedTuple):
+    """The outcome of `measure`; ``report`` is the path of its page."""
+
+    run: RunResult
+    fit: FitResult
+    report: Path
+
+
+def measure(fileset: Any, *, pseudodata: Pseudodata = "published", **options: Any) -> Measurement:
+    """Measure the ttbar cross-section: run, figures, fit, report.
+
+    ``options`` are those of `run`.
+
+    Raises
+    ------
+    AgcError
+        What went wrong. Without a fit there is still a report of the run.
+    """
+    result = run(PROCESSOR, fileset, **options)
+    if result.path is None:
+        raise UsageError("the run has no directory to report in")
+    plot(result.path, pseudodata=pseudodata)
+    try:
+        fitted = fit(result.path, pseudodata=pseudodata)
+    except (FitError, HistogramError) as error:
+        page = report(result.path)
+        raise type(error)(f"{error} (the run without a fit is reported in {page})") from error
+    return Measurement(result, fitted, report(result.path))
+
+
+def plot(
+    source: Path,
+    output: Path | None = None,
+    *,
+    pseudodata: Pseudodata = "published",
+    config: Path | None = None,
+) -> Path:
+    """Draw the templates of a run directory, or of a file of histograms; returns the folder.
+
+    Figures of a run go into it, those of a file need ``output``. Which regions and processes the
+    histograms of a file belong to, a fit configuration says.
+
+    Raises
+    ------
+    AgcError
+        Histograms are damaged, or the folder can't be written.
+    """
+    from agc_ml import plots, stats, templates  # noqa: PLC0415 - heavy
+
+    folder = _output(source, output) / "figures"
+    if source.is_dir():
+        result = RunResult.load(source)
+        figures = plots.draw_run(result, folder, _pseudodata(dict(result.templates), pseudodata))
+    else:
+        flat = templates.load(source)
+        described = stats.load_config(config) if config else stats.shipped_config(PROCESSOR)
+        regions = [region.get("RegionPath", region["Name"]) for region in described["Regions"]]
+        samples = [
+            s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")
+        ]
+        data = _pseudodata(flat, pseudodata)
+        figures = plots.draw_templates(flat, folder, samples, regions, data=data)
+    _write_index(folder, figures)
+    return folder
+
+
+def _pseudodata(flat: dict[str, Any], kind: Pseudodata) -> dict[str, Any] | None:
+    """Pseudodata by region, or None where the histograms are not those of the ttbar measurement."""
+    from agc_ml import templates  # noqa: PLC0415 - heavy
+
+    try:
+        made = templates.pseudodata(flat, kind)
+    except HistogramError as error:
+        logger.info("drawn without pseudodata: %s", error)
+        return None
+    return {name.removesuffix(f"_{templates.PSEUDODATA}"): h for name, h in made.items()} or None
+
+
+def fit(
+    source: Path,
+    output: Path | None = None,
+    *,
+    config: Path | None = None,
+    pseudodata: Pseudodata = "published",
+) -> FitResult:
+    """Fit the templates of a run directory, or of a file of histograms, and draw the fit.
+
+    Writes ``fit/`` into the run directory; for a file, ``output`` becomes that folder.
+
+    Raises
+    ------
+    AgcError
+        Histograms or configuration don't fit together, or the folder can't be written.
+    """
+    from agc_ml import plots, stats  # noqa: PLC0415 - heavy
+
+    folder = _output(source, output)
+    folder = folder / "fit" if output is None else folder
+    described = stats.load_config(config) if config is not None else None
+    luminosity = None
+    if source.is_dir():
+        luminosity = RunResult.load(source).provenance.luminosity
+    result = stats.fit(source, described, pseudodata=pseudodata)
+    stats.save(result, folder)
+    _write_index(folder / "figures", plots.draw_fit(result, folder / "figures", luminosity))
+    return result
+
+
+def report(source: Path, output: Path | None = None) -> Path:
+    """Write the page of a run directory, or of the folder of a fit; returns its path.
+
+    Raises
+    ------
+    AgcError
+        It is neither, or the page can't be written.
+    """
+    from agc_ml import report as pages  # noqa: PLC0415 - heavy
+    from agc_ml import stats  # noqa: PLC0415 - heavy
+
+    page = (output or source) / "report.html"
+    if (source / "fit.json").exists():
+        figures = _read_index(source / "figures")
+        pages.write_report(None, stats.load(source), figures, page)
+        return page
+    result = RunResult.load(source)
+    if result.templates and not (source / "figures" / INDEX).exists():
+        plot(source)
+    fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
+    figures = [*_read_index(source / "figures"), *_read_index(source / "fit" / "figures")]
+    pages.write_report(result, fitted, figures, page)
+    return page
+
+
+def _output(source: Path, output: Path | None) -> Path:
+    if output is not None:
+        return output
+    if not source.is_dir():
+        raise UsageError(f"{source}: not a run directory, so say with -o DIR where to write")
+    return source
+
+
+def _write_index(folder: Path, figures: Sequence[FigureInfo]) -> None:
+    """Keep titles and captions beside the figures, for the report."""
+    content = [{"name": f.name, "title": f.title, "caption": f.caption} for f in figures]
+    write(folder / INDEX, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def _read_index(folder: Path) -> list[FigureInfo]:
+    from agc_ml.plots import FigureInfo  # noqa: PLC0415 - heavy
+
+    path = folder / INDEX
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        return [
+            FigureInfo(
+                **entry, png=folder / f"{entry['name']}.png", pdf=folder / f"{entry['name']}.pdf"
+            )
+            for entry in content
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise AgcError(f"{path}: damaged ({error}); draw again with 'agc-ml plot'") from error

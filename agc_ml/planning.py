@@ -1,0 +1,158 @@
+"""Looking before running: what a run would read, and whether the files are what they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agc_ml import cluster, execution
+from agc_ml.account import Account
+from agc_ml.checkpoints import Store
+from agc_ml.datasets import Fileset
+from agc_ml.running import CHUNK_SIZE
+from agc_ml.shipping import declared_columns, prepare
+from agc_ml.worker import Failure, FileInfo, inspect_file
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDataset:
+    """What a run would read of a dataset; ``bytes`` are compressed, None where not known."""
+
+    name: str
+    files: int
+    events: int
+    chunks: int
+    columns: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would do; ``columns`` is () when the processor declares none and gets all."""
+
+    processor: str
+    chunk_size: int
+    datasets: tuple[PlannedDataset, ...]
+    columns: tuple[str, ...]
+    cluster: str
+    workers: int
+    unreadable: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """A file as it is, and what is wrong with it, None if nothing."""
+
+    dataset: str
+    url: str
+    entries: int | None
+    uuid: str | None
+    size: int | None
+    problem: str | None
+
+
+def plan(
+    processor: Any,
+    fileset: Fileset | str,
+    *,
+    settings: Mapping[str, str] | None = None,
+    chunk_size: int | None = None,
+    site: str = cluster.LOCAL,
+    workers: int | None = None,
+) -> Plan:
+    """Say what `run` would do; opens the files, processes nothing. Parameters as of `run`.
+
+    Raises
+    ------
+    AgcError
+        What is wrong with processor, fileset or files.
+    """
+    shipment = prepare(processor, settings)
+    loaded = Fileset.load(fileset) if isinstance(fileset, str) else fileset
+    account = Account(
+        fileset=loaded,
+        shipment=shipment,
+        store=Store(Path(), {}),
+        chunk_size=chunk_size or CHUNK_SIZE,
+        on_tick=lambda _: None,
+    )
+    with execution.connected(None, site, workers) as (executor, where):
+        execution.open_some(account, executor)
+    return Plan(
+        processor=shipment.name,
+        chunk_size=account.chunk_size,
+        datasets=tuple(_planned(account, dataset.name) for dataset in loaded.datasets),
+        columns=account.columns(loaded.datasets[0]),
+        cluster=where.kind,
+        workers=where.workers,
+        unreadable=tuple(reason for reason in account.reasons() if "not processed" not in reason),
+    )
+
+
+def _planned(account: Account, name: str) -> PlannedDataset:
+    infos = [info for (dataset, _), info in account.files.items() if dataset == name]
+    sizes = [info.column_bytes for info in infos]
+    return PlannedDataset(
+        name=name,
+        files=len(account.dataset(name).files),
+        events=sum(info.entries for info in infos),
+        chunks=sum(1 for c in account.chunks if c.dataset == name and c.events),
+        columns=max((info.n_columns for info in infos), default=0),
+        bytes=None if None in sizes else sum(size for size in sizes if size is not None),
+    )
+
+
+def check(
+    fileset: Fileset,
+    processor: str | None = None,
+    *,
+    site: str = cluster.LOCAL,
+    workers: int | None = None,
+) -> list[CheckedFile]:
+    """Open every file, in parallel, and compare it with what the fileset says.
+
+    ``processor`` asks for the branches that it needs, too.
+
+    Raises
+    ------
+    UsageError
+        No such processor or site.
+    ClusterError
+        No scheduler answers.
+    """
+    made = prepare(processor).processor if processor is not None else None
+    jobs = {
+        f"{dataset.name}: {file.lfn}": (file, declared_columns(made, is_data=dataset.is_data))
+        for dataset in fileset.datasets
+        for file in dataset.files
+    }
+    with execution.connected(None, site, workers) as (executor, _):
+        outcomes = dict(executor.outcomes(inspect_file, jobs))
+    owners: dict[tuple[str, str], str] = {}
+    checked = []
+    for dataset in fileset.datasets:
+        for file in dataset.files:
+            outcome = outcomes[f"{dataset.name}: {file.lfn}"]
+            info = outcome if isinstance(outcome, FileInfo) else None
+            problem = outcome.reason if isinstance(outcome, Failure) else None
+            if info is None and problem is None:
+                problem = "the worker died while it opened the file"
+            if info is not None:
+                first = owners.setdefault((dataset.name, info.uuid), file.lfn)
+                if first != file.lfn:
+                    problem = f"the same file as {first} (UUID {info.uuid})"
+                elif not info.entries:
+                    problem = "no events in it"
+            checked.append(
+                CheckedFile(
+                    dataset=dataset.name,
+                    url=file.url,
+                    entries=info.entries if info else None,
+                    uuid=info.uuid if info else None,
+                    size=info.size if info else None,
+                    problem=problem,
+                )
+            )
+    return checked

@@ -1,0 +1,90 @@
+"""Showing how far a run is: a bar on a terminal and in a notebook, plain lines on a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from agc_ml.account import Tick
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SECONDS_BETWEEN_LINES: Final = 10.0
+
+
+@contextmanager
+def shown(*, quiet: bool) -> Iterator[Callable[[Tick], None]]:
+    """Give a function that shows a `Tick`; on standard error, which leaves the output clean."""
+    if quiet:
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - not needed when quiet
+
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        with _bar(console) as show:
+            yield show
+    else:
+        yield _Lines(console)
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Callable[[Tick], None]]:
+    from rich import progress  # noqa: PLC0415 - only on a terminal
+
+    bar = progress.Progress(
+        progress.TextColumn("{task.fields[chunks]} chunks"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} events"),
+        progress.TextColumn("{task.fields[rate]} events/s"),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[failures]}"),
+        console=console,
+    )
+    start = time.monotonic()
+    first: list[int] = []
+    with bar:
+        task = bar.add_task("run", total=None, chunks="0", rate="-", failures="", visible=False)
+
+        def show(tick: Tick) -> None:
+            if not first:
+                first.append(tick.events_done)
+            rate = (tick.events_done - first[0]) / max(time.monotonic() - start, 1e-3)
+            bar.update(
+                task,
+                visible=True,
+                completed=tick.events_done,
+                total=tick.events,
+                chunks=f"{tick.chunks_done}/{tick.chunks}",
+                rate=f"{rate:,.0f}",
+                failures=f"{tick.failures} failed attempts" if tick.failures else "",
+            )
+
+        yield show
+
+
+class _Lines:
+    """A line every ten seconds, and the last one."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._start = time.monotonic()
+        self._last = self._start
+
+    def __call__(self, tick: Tick) -> None:
+        now = time.monotonic()
+        is_last = tick.chunks_done == tick.chunks
+        if now - self._last < SECONDS_BETWEEN_LINES and not is_last:
+            return
+        self._last = now
+        rate = tick.events_done / max(now - self._start, 1e-3)
+        failures = f", {tick.failures} failed attempts" if tick.failures else ""
+        self._console.print(
+            f"{tick.chunks_done}/{tick.chunks} chunks, "
+            f"{tick.events_done:,}/{tick.events:,} events, {rate:,.0f} events/s{failures}",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,101 @@
+"""What decides a result, written down: code, versions, inputs."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from agc_ml.account import Account
+from agc_ml.results import (
+    ClusterSummary,
+    DatasetSummary,
+    GitState,
+    ProcessorSummary,
+    Provenance,
+)
+from agc_ml.shipping import Shipment
+
+PACKAGES: Final = (
+    *("agc-ml", "awkward", "boost-histogram", "coffea", "correctionlib", "dask"),
+    *("distributed", "hist", "numba", "numpy", "uproot"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def processor_summary(shipment: Shipment) -> ProcessorSummary:
+    """Name, parameters and digest of the code."""
+    return ProcessorSummary(name=shipment.name, parameters=shipment.parameters, code=shipment.code)
+
+
+def deciding(shipment: Shipment) -> dict[str, Any]:
+    """All that decides the output of a chunk, but for the chunk itself."""
+    return {"processor": processor_summary(shipment).model_dump(), "versions": versions()}
+
+
+def git_state(file: str | None) -> GitState | None:
+    """Commit and cleanliness of the checkout that tracks ``file``; None if none does."""
+    if file is None:
+        return None
+    folder = Path(file).parent
+    try:
+        _git(folder, "ls-files", "--error-unmatch", Path(file).name)
+        commit = _git(folder, "rev-parse", "HEAD")
+        return GitState(commit=commit, dirty=bool(_git(folder, "status", "--porcelain", "-uno")))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603 - no shell, fixed arguments
+        ["git", "-C", str(folder), *arguments],  # noqa: S607 - the user's git
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=10,
+    )
+    return done.stdout.strip()
+
+
+def collect(
+    account: Account, where: ClusterSummary, start: datetime, command: tuple[str, ...]
+) -> Provenance:
+    """Put together the provenance of a run, as of now."""
+    shipment, fileset = account.shipment, account.fileset
+    module = sys.modules.get(shipment.module or type(shipment.processor).__module__)
+    return Provenance(
+        fileset=fileset.digest,
+        luminosity=fileset.luminosity,
+        datasets=tuple(
+            DatasetSummary(
+                name=dataset.name,
+                process=dataset.process,
+                variation=dataset.variation,
+                is_data=dataset.is_data,
+                xsec=dataset.xsec,
+                files=len(dataset.files),
+                events=sum(
+                    info.entries
+                    for file in dataset.files
+                    if (info := account.files.get((dataset.name, file.lfn))) is not None
+                ),
+            )
+            for dataset in fileset.datasets
+        ),
+        processor=processor_summary(shipment),
+        versions=versions(),
+        git=git_state(getattr(module, "__file__", None)),
+        cluster=where,
+        chunk_size=account.chunk_size,
+        start=start.isoformat(timespec="seconds"),
+        stop=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+    )

@@ -1,0 +1,166 @@
+"""From the outputs of chunks to the result of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import hist
+
+from agc_ml.account import Account
+from agc_ml.datasets import Dataset
+from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
+from agc_ml.hists import flatten
+from agc_ml.worker import unpack
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Sum of all chunks, sorted by what it is."""
+
+    hists: dict[str, hist.Hist[Any]]
+    templates: dict[str, hist.Hist[Any]]
+    cutflow: dict[str, dict[str, float]]
+    warnings: tuple[str, ...]
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+
+def reduce(account: Account) -> Reduced:
+    """Add up finished chunks, in the order of the fileset, and normalise each dataset.
+
+    A processor that returns ``sumw`` (the sum of generator weights of the events it was given) has
+    its histograms scaled by cross-section times luminosity over the dataset's ``sumw``: with chunks
+    missing the normalisation stays right.
+
+    Raises
+    ------
+    IncompleteError
+        A finished chunk is damaged on disk, or nothing of a dataset was processed.
+    InputFileError
+        A dataset has a sum of weights that can't be normalised to.
+    ProcessorError
+        Outputs can't be added up, or postprocess raised.
+    """
+    total: Any = None
+    booked: dict[str, set[str]] = {}
+    for dataset in account.fileset.datasets:
+        part = _sum(_outputs(account, dataset), account)
+        if part is None:
+            raise IncompleteError(
+                f"dataset {dataset.name}: nothing of it could be processed, and without it the "
+                "result means nothing; use --resume, or leave it out with --datasets"
+            )
+        part = _normalised(part, dataset, account.fileset.luminosity)
+        for name, histogram in _hists(part).items():
+            booked.setdefault(name, set()).update(flatten({name: histogram}))
+        total = part if total is None else _add(total, part, account)
+    return _sorted(_postprocessed(total, account), booked)
+
+
+def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
+    for chunk in account.chunks:
+        if chunk.dataset == dataset.name and chunk in account.done:
+            found = account.store.load(account.path(chunk), chunk)
+            if found is None:
+                raise IncompleteError(f"{chunk}: its result on disk is damaged; use --resume")
+            yield unpack(found[1])
+
+
+def _sum(parts: Iterable[Any], account: Account) -> Any | None:
+    """Pairwise sum whose shape depends on the number of parts only; log2(n) of them in memory."""
+    stack: list[tuple[int, Any]] = []
+    for part in parts:
+        level, value = 0, part
+        while stack and stack[-1][0] == level:
+            value = _add(stack.pop()[1], value, account)
+            level += 1
+        stack.append((level, value))
+    if not stack:
+        return None
+    value = stack.pop()[1]
+    while stack:
+        value = _add(stack.pop()[1], value, account)
+    return value
+
+
+def _add(left: Any, right: Any, account: Account) -> Any:
+    from coffea.processor.accumulator import iadd  # noqa: PLC0415 - heavy
+
+    try:
+        return iadd(left, right)
+    except (TypeError, ValueError) as error:
+        raise ProcessorError(
+            f"processor {account.shipment.name}: outputs of two chunks can't be added: {error}"
+        ) from error
+
+
+def _normalised(part: Any, dataset: Dataset, luminosity: float | None) -> Any:
+    sumw = part.pop("sumw", None)
+    if sumw is None or dataset.is_data or dataset.xsec is None or luminosity is None:
+        return part
+    if not sumw > 0:
+        raise InputFileError(
+            f"dataset {dataset.name}: the sum of generator weights is {sumw:g}, nothing can be "
+            "normalised to it; check genWeight in its files"
+        )
+    return _scaled(part, dataset.xsec * luminosity / sumw)
+
+
+def _scaled(output: Any, factor: float) -> Any:
+    if isinstance(output, hist.Hist):
+        return output * factor
+    if isinstance(output, MutableMapping):
+        for key, value in output.items():
+            output[key] = _scaled(value, factor)
+    return output
+
+
+def _hists(output: Mapping[Any, Any], prefix: str = "") -> dict[str, hist.Hist[Any]]:
+    """All histograms of a nested output; the names of nested ones are joined by ``/``."""
+    found = {}
+    for key, value in output.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, hist.Hist):
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= _hists(value, f"{name}/")
+    return found
+
+
+def _postprocessed(total: Any, account: Account) -> Any:
+    postprocess = getattr(account.shipment.processor, "postprocess", None)
+    try:
+        changed = postprocess(total) if callable(postprocess) else None
+    except Exception as error:  # the user's code may raise anything
+        raise ProcessorError(
+            f"processor {account.shipment.name}: postprocess failed: {error!r}"
+        ) from error
+    return total if changed is None else changed
+
+
+def _sorted(output: Any, booked: Mapping[str, set[str]]) -> Reduced:
+    """Sort the output; of a histogram's templates keep those that a dataset booked."""
+    if not isinstance(output, Mapping):
+        raise ProcessorError(f"postprocess returned {type(output).__name__}, not a dictionary")
+    hists = _hists(output)
+    templates = {
+        flat_name: template
+        for name, histogram in hists.items()
+        for flat_name, template in flatten({name: histogram}).items()
+        if name not in booked or flat_name in booked[name]
+    }
+    return Reduced(
+        hists=hists,
+        templates=templates,
+        cutflow={str(key): dict(cuts) for key, cuts in output.get("cutflow", {}).items()},
+        warnings=tuple(output.get("warnings", ())),
+        outputs={
+            str(key): value
+            for key, value in output.items()
+            if key not in {"cutflow", "warnings"} and not _hists({key: value})
+        },
+    )

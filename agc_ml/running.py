@@ -1,0 +1,349 @@
+"""`run`: a processor over a fileset, from names to a run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from agc_ml import cluster, execution, progress, provenance
+from agc_ml.account import Account
+from agc_ml.checkpoints import Store
+from agc_ml.datasets import Fileset
+from agc_ml.errors import IncompleteError, ProcessorError, StoreError, UsageError
+from agc_ml.ledger import Ledger, merge_attempts
+from agc_ml.reduction import Reduced, reduce
+from agc_ml.results import ClusterSummary, Metrics, RunRecord, RunResult, Status, load_record
+from agc_ml.shipping import Shipment, prepare
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger(__name__)
+
+CHUNK_SIZE: Final = 100_000
+MAX_NAMED: Final = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is done; none of it changes the result, but for what ``allow_missing`` leaves out.
+
+    Attributes
+    ----------
+    chunk_size
+        Most events of a chunk; None: what an interrupted run had, else 100,000.
+    allow_missing
+        Largest fraction of each dataset's events that may be missing from the result.
+    """
+
+    output: Path
+    chunk_size: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    allow_missing: float = 0.0
+    quiet: bool = False
+    command: tuple[str, ...] = ()
+
+
+def run(
+    processor: Any,
+    fileset: Fileset | str,
+    *,
+    client: Client | None = None,
+    site: str = cluster.LOCAL,
+    workers: int | None = None,
+    output: str | Path | None = None,
+    settings: Mapping[str, str] | None = None,
+    chunk_size: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_missing: float = 0.0,
+    quiet: bool = False,
+    command: Sequence[str] = (),
+) -> RunResult:
+    """Process a fileset into a run directory.
+
+    Parameters
+    ----------
+    processor
+        A coffea processor, or where to find one: a registered name, ``module:Class`` or
+        ``path/to/file.py:Class``; ``settings`` are then values of its parameters, as text.
+    fileset
+        A `Fileset`, or what `Fileset.load` takes.
+    client
+        A Dask client to use. Without it ``site`` is: ``local`` starts ``workers`` processes,
+        ``inline`` stays in this process, an address names a scheduler.
+    output
+        The run directory; default ``runs/<processor>-<UTC time>``. One that is not empty is refused
+        without ``resume`` (go on where it stopped) or ``overwrite``.
+    chunk_size
+        Most events of a chunk.
+    allow_missing
+        Fraction of each dataset's events that may be missing; the result says so.
+    quiet
+        Show no progress.
+
+    Raises
+    ------
+    AgcError
+        One line that says what is wrong and the way out. What is finished is kept on disk.
+    """
+    shipment = prepare(processor, settings)
+    loaded = Fileset.load(fileset) if isinstance(fileset, str) else fileset
+    if not 0 <= allow_missing < 1:
+        raise UsageError(f"--allow-missing {allow_missing:g}: a fraction from 0 up to 1 is needed")
+    if chunk_size is not None and chunk_size < 1:
+        raise UsageError(f"--chunk-size {chunk_size}: at least one event is needed")
+    how = Settings(
+        output=Path(output) if output is not None else default_output(shipment.name),
+        chunk_size=chunk_size,
+        resume=resume,
+        overwrite=overwrite,
+        allow_missing=allow_missing,
+        quiet=quiet,
+        command=tuple(command),
+    )
+    start = time.perf_counter()
+    earlier = _earlier(how)
+    if earlier is not None and earlier.status == "complete":
+        return _completed(how.output, earlier, shipment, loaded)
+    if earlier is not None:
+        how = replace(how, chunk_size=_same_chunk_size(how, earlier))
+    with ExitStack() as stack:
+        executor, where = stack.enter_context(execution.connected(client, site, workers))
+        on_tick = stack.enter_context(progress.shown(quiet=how.quiet))
+        account = Account(
+            fileset=loaded,
+            shipment=shipment,
+            store=Store(how.output / "chunks", provenance.deciding(shipment)),
+            chunk_size=how.chunk_size or CHUNK_SIZE,
+            on_tick=on_tick,
+            started=executor.started,
+        )
+        return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
+
+
+def default_output(name: str) -> Path:
+    """``runs/<processor>-<UTC time>``."""
+    stem = Path(name.rpartition(":")[2] or name).name
+    return Path("runs") / f"{stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def _earlier(how: Settings) -> RunRecord | None:
+    """Record of the run that ``--resume`` goes on with; refuses to touch what it must not."""
+    folder = how.output
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if how.overwrite:
+        if not (folder / "run.json").exists():
+            raise UsageError(
+                f"{folder}: not a run directory, so --overwrite leaves it alone; name another"
+            )
+        return None
+    if not how.resume:
+        raise UsageError(
+            f"{folder}: there is something in it; go on with --resume, replace it with "
+            "--overwrite, or name another folder with -o"
+        )
+    return load_record(folder)
+
+
+def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:
+    size = earlier.provenance.chunk_size
+    if how.chunk_size not in {None, size}:
+        raise UsageError(
+            f"{how.output}: it was begun with --chunk-size {size}; with {how.chunk_size} nothing of "
+            "it could be used: leave the option out, or name another folder with -o"
+        )
+    return size
+
+
+def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fileset) -> RunResult:
+    made_by, asked = earlier.provenance.processor, provenance.processor_summary(shipment)
+    same = (made_by.code, made_by.parameters) == (asked.code, asked.parameters)
+    if not same or earlier.provenance.fileset != fileset.digest:
+        raise UsageError(
+            f"{folder}: it is complete, but was made with another processor, parameters or "
+            "fileset; replace it with --overwrite, or name another folder with -o"
+        )
+    logger.info("%s: complete already", folder)
+    return RunResult.load(folder)
+
+
+def _run(account: Account, executor: execution.Executor, begun: _Begun) -> RunResult:
+    how = begun.how
+    execution.open_some(account, executor)
+    _make_directory(how)
+    earlier = _earlier_ledger(how.output)
+    try:
+        _leave(account, begun, earlier, "partial")
+        with executor.report(how.output / "performance.html"):
+            execution.process(account, executor)
+        ledger = _checked_ledger(account, how, earlier)
+        reduced = reduce(account)
+    except BaseException as error:
+        with contextlib.suppress(StoreError):  # on a full disk the first error is the one to tell
+            failed = isinstance(error, ProcessorError)
+            _leave(account, begun, earlier, "failed" if failed else "partial")
+        raise
+    result = _result(account, begun, ledger, reduced)
+    result.save(how.output)
+    if result.status == "complete":
+        shutil.rmtree(account.store.folder)
+    for warning in result.warnings:
+        logger.warning("%s", warning)
+    return result
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """When, where and how a run began."""
+
+    at: datetime
+    clock: float
+    where: ClusterSummary
+    how: Settings
+
+
+def _make_directory(how: Settings) -> None:
+    try:
+        if how.overwrite and how.output.exists():
+            shutil.rmtree(how.output)
+        (how.output / "chunks").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{how.output}: can't be written ({error.strerror}); name another folder with -o"
+        ) from error
+
+
+def _earlier_ledger(folder: Path) -> Ledger:
+    path = folder / "ledger.jsonl"
+    return Ledger.load(path) if path.exists() else Ledger(())
+
+
+def _leave(account: Account, begun: _Begun, earlier: Ledger, status: Status) -> None:
+    """Write down how far it came, without any histogram."""
+    ledger = Ledger(merge_attempts(account.ledger().entries, earlier))
+    empty = Reduced(hists={}, templates={}, cutflow={}, warnings=())
+    _result(account, begun, ledger, empty, status).save(begun.how.output)
+
+
+def _checked_ledger(account: Account, how: Settings, earlier: Ledger) -> Ledger:
+    """Return the account of all events, proven to be whole, or within what may be missing."""
+    ledger = Ledger(merge_attempts(account.ledger().entries, earlier))
+    faults = ledger.faults()
+    if faults:
+        raise IncompleteError(f"the account of events is wrong: {faults[0]}; run again")
+    reasons = account.reasons()
+    if not reasons:
+        return ledger
+    worst, fraction = max(_missing_fractions(account).items(), key=lambda item: item[1])
+    named = "; ".join(reasons[:MAX_NAMED])
+    more = f"; and {len(reasons) - MAX_NAMED} more" if len(reasons) > MAX_NAMED else ""
+    if fraction > how.allow_missing:
+        raise IncompleteError(
+            f"{len(reasons)} of {len(ledger.entries)} chunks and files are missing: {named}{more}. "
+            f"What is finished is kept: mend it and use --resume, or accept it with --resume "
+            f"--allow-missing {_rounded_up(fraction):g} ({worst} lacks {fraction:.2%})"
+        )
+    return ledger
+
+
+def _rounded_up(fraction: float) -> float:
+    return min(1.0, math.ceil(fraction * 1000) / 1000)
+
+
+def _missing_fractions(account: Account) -> dict[str, float]:
+    """Fraction of each dataset's events that is missing.
+
+    A file that never told its number of events counts as much as the average of the others.
+    """
+    fractions = {}
+    for dataset in account.fileset.datasets:
+        infos = [account.files.get((dataset.name, file.lfn)) for file in dataset.files]
+        known = [info.entries for info in infos if info is not None]
+        average = sum(known) / len(known) if known else 1.0
+        total = sum(
+            info.entries if info else (file.entries or average)
+            for info, file in zip(infos, dataset.files, strict=True)
+        )
+        done = sum(chunk.events for chunk in account.done if chunk.dataset == dataset.name)
+        fractions[dataset.name] = 1 - done / total
+    return fractions
+
+
+def _result(
+    account: Account,
+    begun: _Begun,
+    ledger: Ledger,
+    reduced: Reduced,
+    status: Status | None = None,
+) -> RunResult:
+    return RunResult(
+        status=status or ("partial" if ledger.missing else "complete"),
+        hists=reduced.hists,
+        templates=reduced.templates,
+        cutflow=reduced.cutflow,
+        ledger=ledger,
+        metrics=_metrics(account, begun, ledger),
+        provenance=provenance.collect(account, begun.where, begun.at, begun.how.command),
+        warnings=(*account.fileset.notes, *_warnings(account), *reduced.warnings),
+        outputs=reduced.outputs,
+        path=begun.how.output,
+    )
+
+
+def _metrics(account: Account, begun: _Begun, ledger: Ledger) -> Metrics:
+    receipts = list(account.done.values())
+    wall, workers = time.perf_counter() - begun.clock, begun.where.workers
+    events = sum(receipt.events for receipt in receipts)
+    inside, opening, reading = (
+        sum(getattr(receipt, name) for receipt in receipts)
+        for name in ("seconds", "open_s", "read_s")
+    )
+    return Metrics(
+        events=events,
+        chunks=len(receipts),
+        wall_s=wall,
+        cpu_s=sum(receipt.cpu_s for receipt in receipts),
+        events_per_s=events / wall,
+        events_per_s_per_core=events / wall / max(workers, 1),
+        bytes_read=sum(receipt.bytes for receipt in receipts),
+        open_s=opening,
+        read_s=reading,
+        compute_s=inside - opening - reading,
+        overhead_s=max(0.0, wall * workers - inside),
+        peak_memory_mb=max((receipt.memory_mb for receipt in receipts), default=0.0),
+        workers=workers,
+        retries=ledger.retries,
+    )
+
+
+def _warnings(account: Account) -> Iterator[str]:
+    """What a reader of the result should know about the inputs."""
+    homes: dict[tuple[str, str], list[str]] = {}
+    for dataset, file in account.all_files():
+        info = account.files.get((dataset.name, file.lfn))
+        if info is None:
+            continue
+        homes.setdefault((info.uuid, file.tree), []).append(f"{dataset.name}: {file.lfn}")
+        if not info.entries:
+            yield f"{dataset.name}: {file.lfn}: no events in it"
+    for labels in homes.values():
+        if len(labels) > 1:
+            yield f"the same file is in {len(labels)} datasets: {labels[0]} and {labels[1]}" + (
+                ", ..." if len(labels) > 2 else ""  # noqa: PLR2004 - two are named
+            )
+    for reason in account.reasons():
+        yield f"missing: {reason}"

@@ -1,0 +1,211 @@
+"""Facts as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from agc_ml.datasets import Fileset
+    from agc_ml.planning import CheckedFile, Plan
+    from agc_ml.results import RunRecord
+    from agc_ml.templates import Difference
+    from agc_ml.validation import Verdict
+
+PIPE_WIDTH: Final = 200
+MAX_ROWS: Final = 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column names and rows; what is not text is aligned right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """The same facts twice: for JSON, and as lines and tables."""
+
+    facts: Any
+    parts: Sequence[Table | str]
+
+    def print(self) -> None:
+        """Print on standard output, in the width of the terminal or wide on a pipe."""
+        from rich.console import Console  # noqa: PLC0415 - only when something is printed
+
+        console = Console(highlight=False, soft_wrap=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=PIPE_WIDTH)
+        for part in self.parts:
+            console.print(_rendered(part) if isinstance(part, Table) else part, markup=False)
+
+
+def _rendered(table: Table) -> Any:
+    from rich import box  # noqa: PLC0415 - only when something is printed
+    from rich.table import Table as RichTable  # noqa: PLC0415 - only when something is printed
+
+    made = RichTable(
+        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
+    for index, name in enumerate(table.header):
+        is_text = all(isinstance(row[index], str) for row in table.rows)
+        made.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    for row in table.rows:
+        made.add_row(*(_shown(value) for value in row))
+    return made
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return str(value).replace("[", "\\[")
+
+
+def megabytes(number: int | None) -> str:
+    """Bytes as MB, to a tenth."""
+    return "-" if number is None else f"{number / 1e6:,.1f} MB"
+
+
+def plan(found: Plan) -> Page:
+    """What a run would do."""
+    rows = [
+        (d.name, d.files, d.events, d.chunks, d.columns, megabytes(d.bytes)) for d in found.datasets
+    ]
+    known = [d.bytes for d in found.datasets if d.bytes is not None]
+    total = (
+        f"{found.processor} on {found.cluster} with {found.workers} workers: "
+        f"{sum(d.events for d in found.datasets):,} events in "
+        f"{sum(d.chunks for d in found.datasets):,} chunks of at most {found.chunk_size:,}, "
+        f"{megabytes(sum(known))} to read"
+    )
+    columns = (
+        f"branches: {', '.join(found.columns)}"
+        if found.columns
+        else "branches: all, because the processor has no 'columns' that name what it needs"
+    )
+    header = ("dataset", "files", "events", "chunks", "branches", "to read")
+    unreadable = [f"can't be opened: {line}" for line in found.unreadable]
+    return Page(asdict(found), [Table("plan", header, rows), columns, total, *unreadable])
+
+
+def fileset(found: Fileset) -> Page:
+    """The datasets of a fileset."""
+    rows = [
+        (d.name, d.process, d.variation, d.xsec, len(d.files), d.n_events) for d in found.datasets
+    ]
+    header = ("dataset", "process", "variation", "xsec [pb]", "files", "events")
+    luminosity = f"{found.luminosity:g} /pb" if found.luminosity else "not stated"
+    counted = [d.n_events for d in found.datasets]
+    total = sum(n for n in counted if n is not None)
+    events = f"{total:,} events" if None not in counted else "events not stated"
+    facts = {
+        "digest": found.digest,
+        "luminosity": found.luminosity,
+        "datasets": [dict(zip(header, row, strict=True)) for row in rows],
+        "notes": list(found.notes),
+    }
+    lines = [
+        f"{len(rows)} datasets, {found.n_files:,} files, {events}; luminosity {luminosity}",
+        *(f"note: {note}" for note in found.notes),
+        f"digest {found.digest}",
+    ]
+    return Page(facts, [Table("fileset", header, rows), *lines])
+
+
+def filesets(found: Sequence[tuple[Path, Fileset]]) -> Page:
+    """The filesets of a folder."""
+    rows = [(str(path), len(f.datasets), f.n_files, f.digest[:12]) for path, f in found]
+    header = ("file", "datasets", "files", "digest")
+    facts = [dict(zip(header, row, strict=True)) for row in rows]
+    return Page(facts, [Table("filesets", header, rows)] if rows else ["no filesets here"])
+
+
+def checked(found: Sequence[CheckedFile]) -> Page:
+    """The outcome of opening every file."""
+    bad = [file for file in found if file.problem is not None]
+    entries = sum(file.entries or 0 for file in found)
+    summary = (
+        f"{len(found) - len(bad)} of {len(found)} files are good, {entries:,} events"
+        if bad
+        else f"all {len(found)} files are good, {entries:,} events"
+    )
+    table = Table(
+        "bad files", ("dataset", "file", "problem"), [(f.dataset, f.url, f.problem) for f in bad]
+    )
+    return Page([asdict(file) for file in found], [table, summary] if bad else [summary])
+
+
+def run(record: RunRecord) -> Page:
+    """What ``agc-ml show`` tells of a run."""
+    parts: list[Table | str] = [f"status: {record.status}"]
+    parts += [f"warning: {warning}" for warning in record.warnings]
+    parts += [f"missing: {name}" for name in record.missing[:MAX_ROWS]]
+    if len(record.missing) > MAX_ROWS:
+        parts.append(f"missing: and {len(record.missing) - MAX_ROWS} more, in ledger.jsonl")
+    yields = [
+        (region, process, y.value, y.variance**0.5)
+        for region, processes in record.yields.items()
+        for process, y in processes.items()
+    ]
+    if yields:
+        parts.append(Table("yields", ("region", "process", "events", "uncertainty"), yields))
+    if record.cutflow:
+        parts.append(_cutflow(record.cutflow))
+    metrics = [
+        (name, value, type(record.metrics).model_fields[name].description or "")
+        for name, value in record.metrics.model_dump().items()
+    ]
+    parts.append(Table("metrics", ("metric", "value", "meaning"), metrics))
+    parts.append(Table("provenance", ("what", "value"), list(_provenance(record))))
+    return Page(record.model_dump(mode="json", by_alias=True), parts)
+
+
+def _cutflow(cutflow: dict[str, dict[str, float]]) -> Table:
+    cuts = list(dict.fromkeys(cut for row in cutflow.values() for cut in row))
+    rows = [(name, *(row.get(cut) for cut in cuts)) for name, row in cutflow.items()]
+    return Table("cutflow (events, nominal)", ("dataset", *cuts), rows)
+
+
+def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
+    made = record.provenance
+    yield "processor", made.processor.name
+    yield "parameters", ", ".join(f"{k}={v}" for k, v in made.processor.parameters.items())
+    yield "code", made.processor.code
+    yield "fileset", made.fileset
+    yield "luminosity", "not stated" if made.luminosity is None else f"{made.luminosity:g} /pb"
+    yield "cluster", f"{made.cluster.kind}, {made.cluster.workers} workers"
+    yield "chunk size", str(made.chunk_size)
+    if made.git is not None:
+        yield "git", made.git.commit + (" with changes" if made.git.dirty else "")
+    yield "versions", ", ".join(f"{k} {v}" for k, v in made.versions.items())
+    yield "time", f"{made.start} to {made.stop}"
+    yield "command", " ".join(made.command)
+
+
+def differences(found: Sequence[Difference], shared: int) -> Page:
+    """The outcome of a comparison, the worst first."""
+    facts = [{**difference._asdict(), "size": str(difference.size)} for difference in found]
+    lines = [str(difference) for difference in found[:MAX_ROWS]]
+    if len(found) > MAX_ROWS:
+        lines.append(f"and {len(found) - MAX_ROWS} more")
+    summary = f"{shared} histograms in both, {len(found)} differences"
+    return Page(facts, [*lines, summary])
+
+
+def verdicts(found: Sequence[Verdict]) -> Page:
+    """What files and folders are, a line each."""
+    lines = [
+        f"{v.path}: {v.kind}, {'good' if v.problem is None else 'bad'}: {v.problem or v.summary}"
+        for v in found
+    ]
+    facts = [{**asdict(verdict), "path": str(verdict.path)} for verdict in found]
+    return Page(facts, lines)

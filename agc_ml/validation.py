@@ -1,0 +1,82 @@
+"""What a file or folder is, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agc_ml.catalogue import FORMATS, read_mapping
+from agc_ml.datasets import Fileset
+from agc_ml.errors import AgcError
+from agc_ml.results import RunResult
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``kind`` of a path, a ``summary`` of what is in it, or the ``problem`` it has."""
+
+    path: Path
+    kind: str
+    summary: str
+    problem: str | None
+
+
+def validate(path: Path) -> Verdict:
+    """Recognise and check a fileset, fit configuration, run directory, fit or histogram file."""
+    if not path.exists():
+        return Verdict(path, "nothing", "", "no such file or folder")
+    kind, summarise = _recognise(path)
+    try:
+        return Verdict(path, kind, summarise(path), None)
+    except AgcError as error:
+        return Verdict(path, kind, "", str(error))
+
+
+def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
+    if path.is_dir():
+        return ("fit", _fit) if (path / "fit.json").exists() else ("run directory", _run)
+    if path.suffix.lower() not in FORMATS:
+        return "histograms", _histograms
+    try:
+        content = read_mapping(path)
+    except AgcError:
+        return "fileset", _fileset  # which says what is wrong with it
+    if {"poi", "parameters"} <= content.keys():
+        return "fit", lambda path: _fit(path.parent)
+    if all(isinstance(value, dict) and "contents" in value for value in content.values()):
+        return "histograms", _histograms
+    is_configuration = {"General", "Regions", "Samples"} & content.keys()
+    return ("fit configuration", _configuration) if is_configuration else ("fileset", _fileset)
+
+
+def _run(path: Path) -> str:
+    result = RunResult.load(path)
+    return f"{result.status}, {result.metrics.events:,} events, {len(result.templates)} histograms"
+
+
+def _fileset(path: Path) -> str:
+    found = Fileset.load(str(path))
+    return f"{len(found.datasets)} datasets, {found.n_files:,} files"
+
+
+def _configuration(path: Path) -> str:
+    from agc_ml import stats  # noqa: PLC0415 - heavy
+
+    config = stats.load_config(path)
+    return f"{len(config['Regions'])} regions, {len(config['Samples'])} samples"
+
+
+def _fit(path: Path) -> str:
+    from agc_ml import stats  # noqa: PLC0415 - heavy
+
+    poi = stats.load(path).poi
+    return f"{poi.name} = {poi.value:.4f} ± {poi.uncertainty:.4f}"
+
+
+def _histograms(path: Path) -> str:
+    from agc_ml import templates  # noqa: PLC0415 - heavy
+
+    found = templates.load(path)
+    templates.check(found)
+    return f"{len(found)} histograms"

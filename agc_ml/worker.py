@@ -1,0 +1,297 @@
+"""What runs on a worker: open a file, process a chunk. Failures come back as data."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import socket
+import sys
+import threading
+import time
+import traceback
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import cloudpickle
+import lz4.frame
+
+from agc_ml.checkpoints import Chunk, Receipt
+from agc_ml.datasets import File
+from agc_ml.shipping import load_source
+
+Kind = Literal["input", "definite", "processor"]
+
+OPEN_TIMEOUT_S: Final = 60
+EVENT_ID: Final = ("run", "luminosityBlock", "event")
+_IO_FRAMES: Final = ("/uproot/", "/fsspec/", "/aiohttp/", "/fsspec_xrootd/", "/XRootD/")
+_PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What opening a file tells; ``column_bytes`` is the compressed size of the needed columns."""
+
+    entries: int
+    uuid: str
+    size: int
+    n_columns: int
+    column_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a file or chunk failed.
+
+    ``input``: it can't be read now, and may be later; ``definite``: it is not what is needed, and
+    won't be; ``processor``: the processor raised.
+    """
+
+    kind: Kind
+    reason: str
+    details: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A processed chunk: its receipt, its packed output, and whether it asks for normalisation."""
+
+    receipt: Receipt
+    blob: bytes
+    has_sumw: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a worker needs for a chunk."""
+
+    chunk: Chunk
+    url: str
+    metadata: Mapping[str, Any]
+    columns: tuple[str, ...]
+    processor: bytes
+    code: str
+    module: str | None
+    source: bytes
+
+
+def pack(output: Any) -> bytes:
+    """Pickle and compress what a processor returned."""
+    packed: bytes = lz4.frame.compress(pickle.dumps(output, protocol=5))
+    return packed
+
+
+def unpack(blob: bytes) -> Any:
+    """Undo `pack`; only for what this run or its own interrupted predecessor wrote."""
+    return pickle.loads(lz4.frame.decompress(blob))  # noqa: S301 - our own, checked by sha256
+
+
+def with_counters(columns: tuple[str, ...]) -> list[str]:
+    """Columns and the counters of their collections: ``Jet_pt`` needs ``nJet``."""
+    counters = {f"n{name.partition('_')[0]}" for name in columns if "_" in name}
+    return [*columns, *sorted(counters)]
+
+
+def _only(columns: tuple[str, ...]) -> dict[str, Any]:
+    """What coffea shall set up: the columns, and the event's identity, which it asks for."""
+    return {"filter_name": [*EVENT_ID, *with_counters(columns)]} if columns else {}
+
+
+def inspect_file(file: File, columns: tuple[str, ...]) -> FileInfo | Failure:
+    """Open a file and check that it is whole and has the columns that are needed."""
+    import uproot  # noqa: PLC0415 - heavy
+
+    try:
+        with uproot.open({file.url: None}, timeout=OPEN_TIMEOUT_S) as opened:
+            size, end = opened.file.source.num_bytes, opened.file.fEND
+            if size is not None and size < end:
+                return Failure("input", f"it is cut off: {size} of {end} bytes are there")
+            if file.tree not in opened:
+                there = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
+                return Failure("definite", f"no tree {file.tree!r} in it; there is {there}")
+            tree = opened[file.tree]
+            if not hasattr(tree, "num_entries"):
+                return Failure("definite", f"{file.tree!r} in it is no tree")
+            info = FileInfo(
+                entries=int(tree.num_entries),
+                uuid=str(opened.file.uuid),
+                size=int(size or end),
+                n_columns=len(columns) or len(tree.keys()),
+                column_bytes=_bytes_of(tree, columns),
+            )
+            problem = _contradiction(file, info) or _unfit_column(tree, columns)
+            return Failure("definite", problem) if problem else info
+    except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
+        return Failure("input", _one_line(error), _trace(error))
+
+
+def _contradiction(file: File, info: FileInfo) -> str | None:
+    stated = {"entries": file.entries, "uuid": file.uuid, "size": file.size}
+    for field, value in stated.items():
+        found = getattr(info, field)
+        if value is not None and value != found:
+            return f"its {field} is {found}, but the fileset says {value}; is it another file?"
+    return None
+
+
+def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
+    present = set(tree.keys())
+    missing = [name for name in with_counters(columns) if name not in present]
+    if missing:
+        return f"branches are missing that the processor needs: {', '.join(missing)}"
+    for name in columns:
+        kind = str(tree[name].typename)
+        is_vector = "[]" in kind or "RVec" in kind or "vector" in kind
+        is_collection = f"n{name.partition('_')[0]}" in present and "_" in name
+        if "string" in kind or "char*" in kind or is_vector != is_collection:
+            wanted = "a list of numbers an event" if is_collection else "one number an event"
+            return f"branch {name} is of type {kind}, {wanted} is needed"
+    return None
+
+
+def _bytes_of(tree: Any, columns: tuple[str, ...]) -> int | None:
+    names = set(with_counters(columns))
+    branches = [b for b in getattr(tree, "branches", ()) if not columns or b.name in names]
+    return sum(int(branch.compressed_bytes) for branch in branches) if branches else None
+
+
+def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
+    """Process one chunk. Never raises: an outcome is data, and Dask has nothing to retry."""
+    if topic is not None:
+        from distributed import get_worker  # noqa: PLC0415 - heavy, and not needed inline
+
+        get_worker().log_event(topic, str(job.chunk))
+    started, cpu = time.perf_counter(), time.process_time()
+    try:
+        processor = _processor(job)
+    except Exception as error:  # noqa: BLE001 - the user's code; it is told
+        return Failure(
+            "processor", f"can't be loaded on a worker: {_one_line(error)}", _trace(error)
+        )
+    clock = _ReadClock()
+    try:
+        output, opened, n_bytes = _process(processor, job, clock)
+        blob = pack(output)
+    except Exception as error:  # noqa: BLE001 - the user's code or the file; sorted and told
+        return Failure(_kind(error), _one_line(error), _trace(error))
+    receipt = Receipt(
+        events=job.chunk.events,
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        seconds=time.perf_counter() - started,
+        cpu_s=time.process_time() - cpu,
+        open_s=opened - started,
+        read_s=clock.seconds,
+        bytes=n_bytes,
+        memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
+    )
+    return Finished(receipt, blob, isinstance(output, Mapping) and "sumw" in output)
+
+
+def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
+    """Output, the time at which the events were ready, and the bytes that were read."""
+    import uproot  # noqa: PLC0415 - heavy
+    from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: PLC0415 - heavy
+
+    NanoAODSchema.warn_missing_crossrefs = False  # a file without a cross-reference is common
+    chunk = job.chunk
+    with uproot.open({job.url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None) as file:
+        if str(file.file.uuid) != chunk.uuid:
+            raise OSError(f"the file was replaced: UUID {file.file.uuid}, planned {chunk.uuid}")
+        events = NanoEventsFactory.from_root(
+            file,
+            treepath=chunk.tree,
+            mode="virtual",
+            entry_start=chunk.start,
+            entry_stop=chunk.stop,
+            metadata={
+                **job.metadata,
+                "filename": chunk.lfn,
+                "treename": chunk.tree,
+                "fileuuid": chunk.uuid,
+                "entrystart": chunk.start,
+                "entrystop": chunk.stop,
+            },
+            iteritems_options=_only(job.columns),
+            decompression_executor=clock,
+            interpretation_executor=clock,
+        ).events()
+        opened = time.perf_counter()
+        n_events = len(events)
+        output = processor.process(events)
+        n_bytes = int(file.file.source.num_requested_bytes)
+    if n_events != chunk.events:
+        raise EOFError(f"{n_events} events were read, {chunk.events} planned")
+    if not isinstance(output, Mapping):
+        raise TypeError(f"process() returned {type(output).__name__}, not a dictionary")
+    return output, opened, n_bytes
+
+
+class _ReadClock:
+    """Runs uproot's decompression and decoding tasks at once, and adds up their time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def submit(self, task: Any, /, *args: Any, **kwargs: Any) -> Any:
+        from uproot.source.futures import TrivialFuture  # noqa: PLC0415 - heavy
+
+        start = time.perf_counter()
+        result = task(*args, **kwargs)
+        self.seconds += time.perf_counter() - start
+        return TrivialFuture(result)
+
+
+# Unpickled once a process, not once a chunk: a processor may hold tables or models.
+_processors: dict[str, Any] = {}
+_lock: Final = threading.Lock()
+
+
+def _processor(job: Job) -> Any:
+    key = f"{job.code}:{zlib.crc32(job.processor)}"
+    with _lock:
+        if key not in _processors:
+            if job.module is not None:
+                load_source(job.module, job.source)
+            _processors[key] = cloudpickle.loads(job.processor)
+        return _processors[key]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _kind(error: BaseException) -> Kind:
+    """Whether the file or the processor is to blame.
+
+    Columns are read while the processor runs, so an input error comes out of ``process()``, wrapped
+    by awkward: the whole chain of causes is looked at, and the frames of the reading libraries.
+    """
+    for cause in _chain(error):
+        if isinstance(cause, MemoryError):
+            return "processor"
+        if isinstance(cause, OSError | EOFError | zlib.error):
+            return "input"
+        files = (frame.filename for frame in traceback.extract_tb(cause.__traceback__))
+        if any(part in file for file in files for part in _IO_FRAMES):
+            return "input"
+    return "processor"
+
+
+def _one_line(error: BaseException) -> str:
+    """Type and first line of the error that others were raised from."""
+    root = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    lines = [line.strip() for line in str(root).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return f"{type(root).__name__}: {text}"[:300]
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-6000:]

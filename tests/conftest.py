@@ -1,0 +1,37 @@
+"""Fixtures that the whole suite shares."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REQUIRE_ALL = os.environ.get("AGC_ML_REQUIRE_ALL") == "1"
+
+
+def absent(what: str) -> None:
+    """Skip for want of a part, or fail where every part is required."""
+    if REQUIRE_ALL:
+        pytest.fail(f"{what} (AGC_ML_REQUIRE_ALL=1: nothing may be skipped)")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data files and reference figures."""
+    checkout = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("AGC_ML_REAL_DATA") or checkout.parent / "shared" / "data")
+    if not folder.is_dir():
+        absent("the real data are not here: point AGC_ML_REAL_DATA at their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Path:
+    """A headless browser."""
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        absent("no browser: install one with 'apt-get install chromium'")
+    return Path(str(found))
