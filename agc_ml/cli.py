@@ -58,7 +58,6 @@ def _verbosity(context: click.Context, parameter: click.Parameter, value: int | 
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
     if level is not None:
         logger.setLevel(level)
     return value

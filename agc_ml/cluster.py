@@ -71,6 +71,7 @@ def _local(workers: int | None) -> Client:
 
     if workers is not None and workers < 1:
         raise UsageError(f"at least one worker is needed, not {workers}")
+    _silence()
     # Not as a context: the scheduler and the nannies read some of it later.
     dask.config.set(_LOCAL_SETTINGS)
     client = Client(
@@ -87,6 +88,7 @@ def _local(workers: int | None) -> Client:
 def _address(address: str) -> Client:
     from distributed import Client  # noqa: PLC0415 - heavy
 
+    _silence()
     try:
         return Client(address, timeout=_CONNECT_TIMEOUT)
     except (OSError, ValueError) as error:
@@ -94,6 +96,15 @@ def _address(address: str) -> Client:
             f"{address}: no scheduler answers within {_CONNECT_TIMEOUT} ({error}); is it running, "
             "and its port open?"
         ) from error
+
+
+def _silence() -> None:
+    """Keep tracebacks of a dying scheduler's connections off the screen: an error tells of it.
+
+    Importing distributed sets the levels of its loggers one by one, so it is done after that.
+    """
+    for name in ("distributed", "distributed.client", "asyncio", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _ignore_interrupts() -> Any:
@@ -113,8 +124,9 @@ def _ignore_interrupts() -> Any:
     return IgnoreInterrupts()
 
 
-def describe(client: Client) -> tuple[str, int]:
-    """Kind of cluster (``local`` or the scheduler's address) and its number of worker processes."""
+def describe(client: Client) -> tuple[str, int, str | None]:
+    """Kind of cluster (``local`` or its address), number of workers, and link to the dashboard."""
     info = client.scheduler_info(n_workers=-1)
     kind = LOCAL if client.cluster is not None else str(info["address"])
-    return kind, len(info["workers"])
+    link = str(client.dashboard_link) if "dashboard" in info["services"] else None
+    return kind, len(info["workers"]), link

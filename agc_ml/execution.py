@@ -164,9 +164,9 @@ def connected(
     own = cluster.connect(site, workers=workers) if client is None else None
     used: Client = client if own is None else own
     try:
-        kind, n_workers = cluster.describe(used)
+        kind, n_workers, dashboard = cluster.describe(used)
         logger.info("cluster: %s, %d workers", kind, n_workers)
-        logger.info("dashboard: %s", used.dashboard_link)
+        logger.info("dashboard: %s", dashboard or "none")
         executor = DaskExecutor(used)
         try:
             yield executor, ClusterSummary(kind=kind, workers=n_workers)

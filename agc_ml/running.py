@@ -174,8 +174,8 @@ def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fi
     same = (made_by.code, made_by.parameters) == (asked.code, asked.parameters)
     if not same or earlier.provenance.fileset != fileset.digest:
         raise UsageError(
-            f"{folder}: it is complete, but was made with another processor, parameters or "
-            "fileset; replace it with --overwrite, or name another folder with -o"
+            f"{folder}: it is complete, but made with another processor, parameters or fileset; "
+            "replace it with --overwrite, or name another folder with -o"
         )
     logger.info("%s: complete already", folder)
     return RunResult.load(folder)

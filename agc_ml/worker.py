@@ -138,9 +138,13 @@ def _contradiction(file: File, info: FileInfo) -> str | None:
 
 def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
     present = set(tree.keys())
-    missing = [name for name in with_counters(columns) if name not in present]
+    needed = _only(columns).get("filter_name", ())
+    missing = [name for name in needed if name not in present]
     if missing:
-        return f"branches are missing that the processor needs: {', '.join(missing)}"
+        return (
+            f"branches are missing that the processor needs: {', '.join(missing)}; choose files of "
+            "a campaign that has them"
+        )
     for name in columns:
         kind = str(tree[name].typename)
         is_vector = "[]" in kind or "RVec" in kind or "vector" in kind

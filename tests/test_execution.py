@@ -1,0 +1,362 @@
+"""The same bits whatever happens, and an account of what did."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import faulty
+import nanoaod
+import numpy as np
+import psutil
+import pytest
+
+import agc_ml as agc
+from agc_ml.datasets import Fileset
+from agc_ml.errors import IncompleteError, ProcessorError
+from agc_ml.ledger import Ledger
+from agc_ml.results import RunResult, load_record
+
+CHUNK = 250
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    return [nanoaod.write(folder / f"{i:02}.root", nanoaod.events(1000, i)) for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def fileset(files: list[Path]) -> Fileset:
+    return nanoaod.fileset(**{f"process{i}": [path] for i, path in enumerate(files)})
+
+
+@pytest.fixture(scope="module")
+def baseline(fileset: Fileset, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return agc.run(
+        faulty.Spectrum(),
+        fileset,
+        site="inline",
+        output=tmp_path_factory.mktemp("baseline"),
+        chunk_size=CHUNK,
+        quiet=True,
+    )
+
+
+@pytest.fixture
+def client() -> Iterator[object]:
+    """A cluster of its own for each test: some of them are not kind to it."""
+    with agc.connect("local", workers=2) as client:
+        yield client
+
+
+def same_bits(a: RunResult, b: RunResult) -> None:
+    assert a.templates.keys() == b.templates.keys()
+    for name, template in a.templates.items():
+        other = b.templates[name]
+        np.testing.assert_array_equal(template.values(flow=True), other.values(flow=True))
+        np.testing.assert_array_equal(template.variances(flow=True), other.variances(flow=True))
+    assert a.cutflow == b.cutflow
+
+
+def complete(result: RunResult) -> None:
+    assert result.status == "complete"
+    assert result.ledger.faults() == []
+    assert result.ledger.events == result.metrics.events == 10_000
+    assert not result.ledger.missing
+
+
+def test_baseline_is_right(baseline: RunResult, files: list[Path]) -> None:
+    import awkward as ak
+    import uproot
+
+    complete(baseline)
+    tree = uproot.open(files[0])["Events"]
+    weight = tree["genWeight"].array(library="np").astype(float)
+    pt, btag = tree["Jet_pt"].array(), tree["Jet_btagCSVV2"].array()
+    per_jet = np.repeat(weight * 0.1234567, ak.num(pt)) * ak.to_numpy(ak.flatten(btag))
+    total = per_jet.sum() * 100 * 1000 / weight.sum()
+    assert baseline.templates["pt_process0"].sum(flow=True).value == pytest.approx(total, rel=1e-9)
+
+
+def test_workers_give_the_same_bits(
+    client: object, fileset: Fileset, baseline: RunResult, tmp_path: Path
+) -> None:
+    result = agc.run(
+        faulty.Spectrum(), fileset, client=client, output=tmp_path, chunk_size=CHUNK, quiet=True
+    )
+    complete(result)
+    same_bits(result, baseline)
+    assert result.metrics.retries == 0
+    assert len({entry.worker for entry in result.ledger.entries}) == 2
+    assert (tmp_path / "performance.html").stat().st_size > 10_000
+    same_bits(RunResult.load(tmp_path), baseline)
+
+
+@pytest.mark.parametrize("chunk", [77, 1000, 100_000])
+def test_chunk_size_changes_nothing_but_rounding(
+    fileset: Fileset, baseline: RunResult, tmp_path: Path, chunk: int
+) -> None:
+    result = agc.run(
+        faulty.Spectrum(), fileset, site="inline", output=tmp_path, chunk_size=chunk, quiet=True
+    )
+    complete(result)
+    for name, template in result.templates.items():
+        np.testing.assert_allclose(
+            template.values(flow=True), baseline.templates[name].values(flow=True), rtol=1e-9
+        )
+
+
+def test_killed_worker(
+    client: object, fileset: Fileset, baseline: RunResult, tmp_path: Path
+) -> None:
+    pids = list(client.run(os.getpid).values())
+    killer = threading.Timer(2.5, os.kill, (pids[0], signal.SIGKILL))
+    killer.start()
+    result = agc.run(
+        faulty.Spectrum(sleep=0.25),
+        fileset,
+        client=client,
+        output=tmp_path,
+        chunk_size=CHUNK,
+        quiet=True,
+    )
+    assert killer.finished.is_set()
+    complete(result)
+    same_bits(result, baseline)
+    retried = [entry for entry in result.ledger.entries if entry.attempts > 1]
+    assert retried
+    assert all("worker died" in entry.errors[0] for entry in retried)
+    assert result.metrics.retries == sum(entry.attempts - 1 for entry in retried)
+
+
+def test_file_that_can_be_read_only_later(
+    files: list[Path], baseline: RunResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    shutil.copytree(files[0].parent, folder)
+    moved = [folder / path.name for path in files]
+    late = nanoaod.fileset(**{f"process{i}": [path] for i, path in enumerate(moved)})
+    hidden = moved[4].rename(folder / "elsewhere")
+    threading.Timer(0.8, hidden.rename, (moved[4],)).start()
+    result = agc.run(
+        faulty.Spectrum(), late, site="inline", output=tmp_path / "run", chunk_size=CHUNK, quiet=True
+    )
+    complete(result)
+    same_bits(result, baseline)
+
+
+def test_file_that_breaks_in_the_middle_and_heals(
+    files: list[Path], baseline: RunResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    shutil.copytree(files[0].parent, folder)
+    copies = [folder / path.name for path in files]
+    copied = nanoaod.fileset(**{f"process{i}": [path] for i, path in enumerate(copies)})
+    whole = copies[4].read_bytes()
+    middle = len(whole) // 2
+    damaged = whole[: middle - 4000] + bytes(8000) + whole[middle + 4000 :]
+    copies[4].write_bytes(damaged)
+    threading.Timer(0.8, copies[4].write_bytes, (whole,)).start()
+    result = agc.run(
+        *(faulty.Spectrum(), copied), site="inline", output=tmp_path / "run", chunk_size=CHUNK, quiet=True
+    )
+    complete(result)
+    same_bits(result, baseline)
+    healed = [entry for entry in result.ledger.entries if entry.errors]
+    assert {entry.dataset for entry in healed} == {"process4"}
+    assert all(entry.attempts >= 2 for entry in healed)
+
+
+def test_poison_chunk_is_named_and_all_else_kept(
+    client: object, fileset: Fileset, tmp_path: Path
+) -> None:
+    arguments = {"client": client, "output": tmp_path / "run", "chunk_size": CHUNK, "quiet": True}
+    with pytest.raises(IncompleteError) as caught:
+        agc.run(faulty.Spectrum(fault="exit"), fileset, **arguments)
+    assert "03.root [500, 750)" in str(caught.value)
+    assert "worker died" in str(caught.value)
+    ledger = Ledger.load(tmp_path / "run" / "ledger.jsonl")
+    assert [(e.dataset, e.start) for e in ledger.missing] == [("process3", 500)]
+    assert ledger.events == 9750
+    assert load_record(tmp_path / "run").status == "partial"
+    assert not (tmp_path / "run" / "histograms.root").exists()
+
+
+def test_missing_chunk_within_what_is_allowed(fileset: Fileset, tmp_path: Path) -> None:
+    with agc.connect("local", workers=1) as client:
+        result = agc.run(
+            faulty.Spectrum(fault="exit"),
+            fileset,
+            client=client,
+            output=tmp_path / "run",
+            chunk_size=CHUNK,
+            allow_missing=0.25,
+            quiet=True,
+        )
+    assert result.status == "partial"
+    assert result.metrics.events == 9750
+    assert any("03.root [500, 750)" in warning for warning in result.warnings)
+    # the normalisation is that of the events that are there: the yield stays near the full one
+    assert result.templates["pt_process3"].sum(flow=True).value == pytest.approx(
+        result.templates["pt_process0"].sum(flow=True).value, rel=0.1
+    )
+
+
+def test_processor_that_raises_in_one_chunk(fileset: Fileset, tmp_path: Path) -> None:
+    with pytest.raises(ProcessorError) as caught:
+        agc.run(
+            faulty.Spectrum(fault="raise"),
+            fileset,
+            site="inline",
+            output=tmp_path / "run",
+            chunk_size=CHUNK,
+            quiet=True,
+        )
+    assert "process3" in str(caught.value)
+    assert "[500, 750)" in str(caught.value)
+    assert "no such working point" in str(caught.value)
+    assert load_record(tmp_path / "run").status == "failed"
+
+
+def test_resume_reuses_only_what_the_same_code_made(
+    fileset: Fileset, baseline: RunResult, tmp_path: Path
+) -> None:
+    arguments = {"site": "inline", "chunk_size": CHUNK, "quiet": True, "output": tmp_path / "run"}
+    with pytest.raises(ProcessorError):
+        agc.run(faulty.Spectrum(fault="raise"), fileset, **arguments)
+    kept = len(list((tmp_path / "run" / "chunks").iterdir()))
+    assert kept == 14  # three files and half of the fourth
+    again = agc.run(faulty.Spectrum(), fileset, resume=True, **arguments)  # other parameters
+    complete(again)
+    same_bits(again, baseline)
+    assert sum(entry.attempts for entry in again.ledger.entries) >= 40 + 14
+
+
+# -- whole processes: the command line, killed ----------------------------------------------------
+
+
+@contextlib.contextmanager
+def dask_cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A scheduler and two workers as processes of their own."""
+    folder.mkdir()
+    contact = folder / "scheduler.json"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    common = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    dask = [sys.executable, "-m", "dask"]
+    scheduler = subprocess.Popen(
+        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", contact],
+        **common,
+    )
+    workers = [
+        subprocess.Popen(
+            [*dask, "worker", "--scheduler-file", contact, "--nthreads", "1", "--no-dashboard", "--death-timeout", "60"],
+            **common,
+        )
+        for _ in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while not contact.exists() or not contact.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        import json
+
+        yield json.loads(contact.read_text())["address"], scheduler
+    finally:
+        for process in (scheduler, *workers):
+            for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+                child.kill()
+            process.kill()
+            process.wait()
+
+
+def start(folder: Path, fileset_path: Path, cluster: str, *more: str) -> subprocess.Popen[str]:
+    command = [
+        *(sys.executable, "-m", "agc_ml", "run", "faulty:Spectrum", str(fileset_path)),
+        *("--set", "sleep=0.3", "--chunk-size", str(CHUNK), "--cluster", cluster),
+        *("-o", str(folder), *more),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.fixture
+def on_disk(fileset: Fileset, tmp_path: Path) -> Path:
+    from agc_ml import catalogue
+
+    path = tmp_path / "fileset.json"
+    catalogue.save(fileset, path)
+    return path
+
+
+def wait_for_chunks(folder: Path, n: int) -> None:
+    deadline = time.monotonic() + 90
+    while len([p for p in folder.glob("chunks/*") if not p.name.startswith(".")]) < n:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_driver_resumes(
+    on_disk: Path, baseline: RunResult, tmp_path: Path, how: signal.Signals
+) -> None:
+    folder = tmp_path / "run"
+    first = start(folder, on_disk, "local", "--workers", "2")
+    wait_for_chunks(folder, 5)
+    first.send_signal(how)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "go on with: agc-ml run faulty:Spectrum" in errors
+    assert errors.strip().endswith("--resume")
+    assert load_record(folder).status == "partial"
+    second = start(folder, on_disk, "inline", "--resume")
+    output, errors = second.communicate(timeout=90)
+    assert second.returncode == 0, errors
+    result = RunResult.load(folder)
+    complete(result)
+    same_bits(result, baseline)
+
+
+def test_killed_scheduler_then_resumed_on_another(
+    on_disk: Path, baseline: RunResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with dask_cluster(tmp_path / "one") as (address, scheduler):
+        first = start(folder, on_disk, address)
+        wait_for_chunks(folder, 5)
+        scheduler.kill()
+        _, errors = first.communicate(timeout=90)
+    assert first.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("agc-ml: the connection to the Dask")
+    assert "--resume" in errors
+    with dask_cluster(tmp_path / "two") as (address, _):
+        second = start(folder, on_disk, address, "--resume")
+        _, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    result = RunResult.load(folder)
+    complete(result)
+    same_bits(result, baseline)
+
+
+def test_machinery_is_cheap(tmp_path: Path) -> None:
+    """Account, jobs, checkpoints and reduction: under 5 ms a chunk beside reading."""
+    path = nanoaod.write(tmp_path / "many.root", nanoaod.events(4000, 99))
+    fileset = nanoaod.fileset(many=[path])
+    result = agc.run(
+        faulty.Spectrum(), fileset, site="inline", output=tmp_path / "run", chunk_size=20, quiet=True
+    )
+    assert result.metrics.chunks == 200
+    assert result.metrics.overhead_s / result.metrics.chunks < 0.005
