@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -179,6 +180,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         output, opened, n_bytes = _process(processor, job, clock)
         blob = pack(output)
     except Exception as error:  # noqa: BLE001 - the user's code or the file; sorted and told
+        _close_kept()  # a damaged file may be whole when it is opened again
         return Failure(_kind(error), _one_line(error), _trace(error))
     receipt = Receipt(
         events=job.chunk.events,
@@ -195,15 +197,30 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
-    import uproot  # noqa: PLC0415 - heavy
+    chunk = job.chunk
+    file = _opened(job.url, chunk.uuid)
+    bytes_before = int(file.file.source.num_requested_bytes)
+    events = _events(file, job, clock)
+    opened = time.perf_counter()
+    n_events = len(events)
+    output = processor.process(events)
+    n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
+    if n_events != chunk.events:
+        raise EOFError(f"{n_events} events were read, {chunk.events} planned")
+    if not isinstance(output, Mapping):
+        raise TypeError(f"process() returned {type(output).__name__}, not a dictionary")
+    return output, opened, n_bytes
+
+
+def _events(file: Any, job: Job, clock: _ReadClock) -> Any:
     from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: PLC0415 - heavy
 
-    NanoAODSchema.warn_missing_crossrefs = False  # a file without a cross-reference is common
     chunk = job.chunk
-    with uproot.open({job.url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None) as file:
-        if str(file.file.uuid) != chunk.uuid:
-            raise OSError(f"the file was replaced: UUID {file.file.uuid}, planned {chunk.uuid}")
-        events = NanoEventsFactory.from_root(
+    NanoAODSchema.warn_missing_crossrefs = False
+    with warnings.catch_warnings():
+        # The schema warns of what is common: branches it replaces, or cross-references it lacks.
+        warnings.filterwarnings("ignore", module=r"coffea\.nanoevents\.schemas")
+        return NanoEventsFactory.from_root(
             file,
             treepath=chunk.tree,
             mode="virtual",
@@ -221,15 +238,32 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
             decompression_executor=clock,
             interpretation_executor=clock,
         ).events()
-        opened = time.perf_counter()
-        n_events = len(events)
-        output = processor.process(events)
-        n_bytes = int(file.file.source.num_requested_bytes)
-    if n_events != chunk.events:
-        raise EOFError(f"{n_events} events were read, {chunk.events} planned")
-    if not isinstance(output, Mapping):
-        raise TypeError(f"process() returned {type(output).__name__}, not a dictionary")
-    return output, opened, n_bytes
+
+
+# Each thread keeps the file of its last chunk open: opening one costs more than 100,000 events.
+_kept = threading.local()
+
+
+def _opened(url: str, uuid: str) -> Any:
+    import uproot  # noqa: PLC0415 - heavy
+
+    kept = getattr(_kept, "file", None)
+    if kept is not None and (kept.file_path, str(kept.file.uuid)) == (url, uuid):
+        return kept
+    _close_kept()
+    file = uproot.open({url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None)
+    if str(file.file.uuid) != uuid:
+        file.close()
+        raise OSError(f"the file was replaced: UUID {file.file.uuid}, planned {uuid}")
+    _kept.file = file
+    return file
+
+
+def _close_kept() -> None:
+    kept = getattr(_kept, "file", None)
+    if kept is not None:
+        kept.close()
+        _kept.file = None
 
 
 class _ReadClock:

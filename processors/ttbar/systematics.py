@@ -63,7 +63,7 @@ def _keyed_normal() -> Any:
         version=1,
         inputs=[schema.Variable(name=key, type="real") for key in keys],
         output=schema.Variable(name="normal", type="real"),
-        data=schema.HashPRNG(nodetype="hashprng", inputs=keys, distribution="stdnormal"),
+        data=schema.HashPRNG(nodetype="hashprng", inputs=keys, distribution="normal"),
     ).to_evaluator()
 
 

@@ -1,0 +1,342 @@
+"""Figures of histograms: a stacked plot a region, the shapes of all variations of each process."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import hist
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from agc_ml.errors import HistogramError
+from agc_ml.plots import stack, style
+from agc_ml.variations import NOMINAL, Direction, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from agc_ml.plots.style import Array, FigureInfo
+    from agc_ml.results import RunResult
+
+logger = logging.getLogger(__name__)
+
+Histogram = hist.Hist[Any]
+
+RELEVANT: Final = 0.01  # bins below this share of the fullest one don't set the range of a ratio
+
+
+class Region(NamedTuple):
+    """One-dimensional histograms of a region: process -> variation -> histogram."""
+
+    name: str
+    processes: dict[str, dict[str, Histogram]]
+
+
+def draw_run(
+    result: RunResult, directory: Path, data: Mapping[str, Histogram] | None = None
+) -> list[FigureInfo]:
+    """Draw the histograms of a run: stacked plots, and the shapes of its variations.
+
+    Parameters
+    ----------
+    result
+        The run. Category axes other than the variation's tell the samples of a stack apart.
+        Histograms of two and more numeric axes are left out, with a line in the log.
+    directory
+        Folder of the figures; made if needed.
+    data
+        Histogram of each region that is drawn as points, such as pseudodata; without it, the
+        run's datasets of recorded collisions.
+
+    Raises
+    ------
+    HistogramError
+        ``data`` are binned differently.
+    StoreError
+        The folder can't be written.
+    """
+    recorded = {d.process for d in result.provenance.datasets if d.is_data}
+    regions, points = [], dict(data or {})
+    for name, histogram in result.hists.items():
+        region = Region(name, _processes(name, histogram, result.templates))
+        popped = [region.processes.pop(p, {}) for p in recorded]
+        measured = [variations[NOMINAL] for variations in popped if NOMINAL in variations]
+        if measured and name not in points:
+            points[name] = sum(measured[1:], start=measured[0])
+        regions.append(region)
+    label = style.Label(result.provenance.luminosity, data is not None or not recorded)
+    return _draw(regions, directory, points, label)
+
+
+def draw_templates(
+    templates: Mapping[str, Histogram],
+    directory: Path,
+    processes: Sequence[str],
+    regions: Sequence[str],
+    *,
+    luminosity: float | None = None,
+    data: Mapping[str, Histogram] | None = None,
+) -> list[FigureInfo]:
+    """Draw histograms named ``{region}_{process}[_{variation}]``, as `draw_run` does.
+
+    ``luminosity`` in 1/pb, None when it is not known.
+
+    Raises
+    ------
+    HistogramError
+        ``data`` are binned differently.
+    StoreError
+        The folder can't be written.
+    """
+    owners = {
+        f"{region}_{process}": (region, process) for region in regions for process in processes
+    }
+    found = {region: Region(region, {}) for region in regions}
+    for name, histogram in templates.items():
+        # the longest name wins: single_top_tW is no variation of single_top
+        owner = max(
+            (o for o in owners if name == o or name.startswith(f"{o}_")), key=len, default=""
+        )
+        if owner and histogram.ndim == 1:
+            region, process = owners[owner]
+            variation = name[len(owner) + 1 :] or NOMINAL
+            found[region].processes.setdefault(process, {})[variation] = histogram
+    return _draw(found.values(), directory, data or {}, style.Label(luminosity, simulation=True))
+
+
+def _processes(
+    name: str, histogram: Histogram, templates: Mapping[str, Histogram]
+) -> dict[str, dict[str, Histogram]]:
+    """Find the templates of a histogram: sample -> variation -> template; empty if not drawable."""
+    categories = [
+        axis
+        for axis in histogram.axes
+        if isinstance(axis, (hist.axis.StrCategory, hist.axis.IntCategory))
+    ]
+    if histogram.ndim - len(categories) != 1:
+        logger.info("%s: %d numeric axes, not drawn", name, histogram.ndim - len(categories))
+        return {}
+    if not categories:
+        return {name: {NOMINAL: histogram}}
+    names, variations = [""], [NOMINAL]
+    for axis in categories:
+        if axis is categories[-1] and axis.name == "variation":
+            variations = [str(label) for label in axis]
+        else:
+            names = [f"{before}_{label}" for before in names for label in axis]
+    found: dict[str, dict[str, Histogram]] = {}
+    for sample in names:
+        for variation in variations:
+            suffix = "" if variation == NOMINAL else f"_{variation}"
+            template = templates.get(f"{name}{sample}{suffix}")
+            if template is not None:
+                found.setdefault(sample.removeprefix("_"), {})[variation] = template
+    return found
+
+
+def _draw(
+    regions: Iterable[Region],
+    directory: Path,
+    data: Mapping[str, Histogram],
+    label: style.Label,
+) -> list[FigureInfo]:
+    style.make_folder(directory)
+    stacks, shapes = [], []
+    with style.applied():
+        for region in regions:
+            content = _stack(region, data.get(region.name), label)
+            if content is not None:
+                stacks.append(_save_stack(content, region, directory, label))
+            for process, variations in region.processes.items():
+                if NOMINAL not in variations:
+                    logger.info("%s: %s has no nominal histogram, not drawn", region.name, process)
+                elif len(variations) > 1:
+                    shapes.append(_save_shapes(region, process, directory, label))
+    return stacks + shapes
+
+
+def _stack(region: Region, points: Histogram | None, label: style.Label) -> stack.Stack | None:
+    """Collect the stacked plot of a region; None when it has neither nominal samples nor data."""
+    nominal = {p: v[NOMINAL] for p, v in region.processes.items() if NOMINAL in v}
+    together = nominal if points is None else nominal | {"data": points}
+    if not together:
+        return None
+    first = next(iter(together.values()))
+    edges = _edges(first)
+    for process, histogram in together.items():
+        if not np.array_equal(_edges(histogram), edges):
+            raise HistogramError(f"{region.name}: {process} is binned differently from the others")
+    variance = np.zeros(len(edges) - 1)
+    for histogram in nominal.values():
+        variance += _variances(histogram)
+    return stack.Stack(
+        note=region.name,
+        label=_label(first),
+        edges=edges,
+        samples={process: _values(histogram) for process, histogram in nominal.items()},
+        uncertainty=np.sqrt(variance),
+        uncertainty_label="stat. uncertainty",
+        data=None if points is None else _values(points),
+        data_label="pseudodata" if label.simulation else "data",
+    )
+
+
+def _save_stack(
+    content: stack.Stack, region: Region, directory: Path, label: style.Label
+) -> FigureInfo:
+    parts = [f"Events in {region.name}."]
+    if content.samples:
+        parts.append(
+            "The processes are on top of each other, the hatched band is the statistical "
+            "uncertainty of the simulation."
+        )
+    if content.data is not None:
+        parts.append(
+            f"Points: {content.data_label}, with the square root of their number as uncertainty."
+        )
+    parts.append(_flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v]))
+    figure = stack.draw(content, label)
+    name = f"{region.name}_stack"
+    return style.save(figure, directory, name, f"{region.name}: stacked", " ".join(parts).strip())
+
+
+def _flow_note(histograms: Sequence[Histogram]) -> str:
+    """Say how much is outside of the axis, where anything is."""
+    inside = sum(float(np.sum(_values(h))) for h in histograms)
+    outside = sum(float(np.sum(h.values(flow=True))) for h in histograms) - inside
+    if abs(outside) <= 1e-9 * abs(inside):
+        return ""
+    return f"Not shown: {outside:,.4g} events below or above the axis (underflow and overflow)."
+
+
+def _save_shapes(region: Region, process: str, directory: Path, label: style.Label) -> FigureInfo:
+    variations = region.processes[process]
+    sources: dict[str, dict[Direction | None, Histogram]] = {}
+    for variation, histogram in variations.items():
+        if variation != NOMINAL:
+            source, direction = source_of(variation)
+            sources.setdefault(source, {})[direction] = histogram
+    figure = _shapes(f"{region.name}, ", process, variations[NOMINAL], sources, label)
+    caption = (
+        f"{process} in {region.name}: each source of uncertainty, up (red) and down (blue) against "
+        "nominal (black), below it the ratio to nominal; sources with one side show that side. "
+        "The grey band is the statistical uncertainty of the nominal simulation. "
+        "Underflow and overflow are not shown."
+    )
+    name = f"{region.name}_{process}_variations"
+    return style.save(figure, directory, name, f"{region.name}: variations of {process}", caption)
+
+
+def _shapes(
+    note: str,
+    process: str,
+    nominal: Histogram,
+    sources: Mapping[str, Mapping[Direction | None, Histogram]],
+    label: style.Label,
+) -> Figure:
+    columns = min(len(sources), 3) if len(sources) != 4 else 2  # noqa: PLR2004 - 2 x 2
+    rows = -(-len(sources) // columns)
+    above = 0.8 if columns > 1 else 1.1  # inches; one panel is too narrow for note and legend
+    width, height = max(4.2 * columns, 5.5), 3.3 * rows + 0.7 + above
+    figure = style.new_figure(width, height)
+    left, right, top = 0.75 / width, 1 - 0.2 / width, 1 - above / height
+    style.header(figure, (left, right, 1 - 0.35 / height), label._replace(simulation=True))
+    note = f"{style.plain(note)}{style.process_label(process)}"
+    figure.text(left, 1 - 0.6 / height, note, va="center")
+    _legend(figure, right, top + 0.2 / height)
+    grid = figure.add_gridspec(
+        *(rows, columns),
+        left=left,
+        right=right,
+        top=top,
+        bottom=0.65 / height,
+        hspace=0.14,
+        wspace=0.2,
+    )
+    for index, (source, sides) in enumerate(sources.items()):
+        cell = grid[index].subgridspec(2, 1, height_ratios=[2.2, 1], hspace=0.06)
+        main, ratio = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
+        _panel(main, ratio, nominal, sides)
+        main.text(0.96, 0.93, style.plain(source), transform=main.transAxes, ha="right", va="top")
+        if index + columns >= len(sources):
+            ratio.set_xlabel(style.formula(_label(nominal)))
+        else:
+            ratio.tick_params(labelbottom=False)
+        if index % columns == 0:
+            main.set_ylabel("Events")
+            ratio.set_ylabel("Ratio", loc="center")
+    return figure
+
+
+def _legend(figure: Figure, right: float, height: float) -> None:
+    """Say once for all panels what the colours mean."""
+    colors = {"nominal": "black", "up": style.UP, "down": style.DOWN}
+    figure.legend(
+        handles=[Line2D([], [], color=color, label=label) for label, color in colors.items()],
+        loc="center right",
+        bbox_to_anchor=(right, height),
+        ncols=3,
+        borderpad=0,
+        borderaxespad=0,
+    )
+
+
+def _panel(
+    main: Axes, ratio: Axes, nominal: Histogram, sides: Mapping[Direction | None, Histogram]
+) -> None:
+    edges, center = _edges(nominal), _values(nominal)
+    band = np.nan_to_num(style.divide(np.sqrt(_variances(nominal)), center))
+    ratio.stairs(1 + band, edges, baseline=1 - band, fill=True, color=style.BAND, alpha=0.4, lw=0)
+    ratio.axhline(1, color="black", linewidth=1)
+    main.stairs(center, edges, color="black", linewidth=1)
+    lowest, highest, farthest = -style.largest(-center), style.largest(center), 0.0
+    relevant = center > RELEVANT * highest
+    for direction, histogram in sides.items():
+        values = _values(histogram)
+        color = style.DOWN if direction == "down" else style.UP
+        quotient = style.divide(values, center)
+        main.stairs(values, edges, color=color, linewidth=1)
+        ratio.stairs(quotient, edges, color=color, linewidth=1, baseline=None)
+        lowest, highest = -style.largest(-lowest, -values), style.largest(highest, values)
+        farthest = style.largest(farthest, np.abs(quotient[relevant] - 1))
+    for axes in (main, ratio):
+        axes.set_xlim(edges[0], edges[-1])
+        # what costs time here is the number of ticks
+        axes.minorticks_off()
+        axes.tick_params(top=False, right=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
+    main.tick_params(labelbottom=False)
+    main.yaxis.set_major_locator(MaxNLocator(4))
+    if highest == lowest:
+        main.set_ylim(0, 1)
+        style.say_no_events(main)
+    else:
+        main.set_ylim(1.1 * lowest, 1.3 * highest)
+        style.short_numbers(main, highest - lowest)
+    stack.set_ratio_range(ratio, farthest)
+
+
+def _edges(histogram: Histogram) -> Array:
+    return np.asarray(histogram.axes[0].edges, dtype=np.float64)
+
+
+def _values(histogram: Histogram) -> Array:
+    return np.asarray(histogram.values(), dtype=np.float64)
+
+
+def _variances(histogram: Histogram) -> Array:
+    """Variances of the bins; those of counts where the storage keeps none."""
+    variances = histogram.variances()
+    return np.maximum(histogram.values() if variances is None else variances, 0).astype(np.float64)
+
+
+def _label(histogram: Histogram) -> str:
+    """Label of the axis; histograms from ROOT files without a title have a made-up one."""
+    label = str(histogram.axes[0].label)
+    return "" if label in ("xaxis", "Axis 0", "axis_0") else label

@@ -1,0 +1,83 @@
+"""One self-contained HTML page of a run, a fit, or both: the result first, then how it came about.
+
+`agc_ml.report.content` says what stands in it, ``report.html.j2`` how it looks. The page needs no
+network and no script, so that it can be mailed, archived and printed.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, NamedTuple
+
+from agc_ml._version import __version__
+from agc_ml.errors import RunDirectoryError
+from agc_ml.report import content
+from agc_ml.results import write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from agc_ml.plots import FigureInfo
+    from agc_ml.results import RunResult
+    from agc_ml.stats import FitResult
+
+__all__ = ["write_report"]
+
+
+class _Image(NamedTuple):
+    """A figure in the page: size in pixels, PNG as base64."""
+
+    title: str
+    caption: str
+    pdf: str
+    width: int
+    height: int
+    data: str
+
+
+def write_report(
+    result: RunResult | None, fit: FitResult | None, figures: Sequence[FigureInfo], path: Path
+) -> None:
+    """Write the report of a run, its fit, or a fit of bare histograms (without a run).
+
+    Raises
+    ------
+    RunDirectoryError
+        A figure is gone.
+    StoreError
+        The page can't be written.
+    """
+    import jinja2  # noqa: PLC0415 - only here
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("agc_ml.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("report.html.j2").render(
+        page=content.page(result, fit),
+        images=[_image(figure) for figure in figures],
+        version=__version__,
+    )
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _image(figure: FigureInfo) -> _Image:
+    try:
+        data = figure.png.read_bytes()
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{figure.png}: can't be read ({error.strerror}); draw it again with 'agc-ml plot'"
+        ) from error
+    return _Image(
+        title=figure.title,
+        caption=figure.caption,
+        pdf=figure.pdf.name,
+        # width and height stand at fixed places in a PNG file
+        width=int.from_bytes(data[16:20], "big"),
+        height=int.from_bytes(data[20:24], "big"),
+        data=base64.b64encode(data).decode("ascii"),
+    )

@@ -1,0 +1,251 @@
+"""Figures: they are drawn for whatever a run or a fit holds, without a warning."""
+
+from __future__ import annotations
+
+import logging
+
+import factories
+import hist
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from agc_ml.errors import HistogramError, StoreError
+from agc_ml.hists import book, flatten
+from agc_ml.plots import FigureInfo, draw_fit, draw_run, draw_templates, style
+from agc_ml.plots.fit import pull_uncertainty
+from agc_ml.results import DatasetSummary
+from agc_ml.stats import Parameter
+
+
+def is_drawn(figure: FigureInfo) -> bool:
+    """Both files are there, and the picture is neither blank nor tiny."""
+    with Image.open(figure.png) as image:
+        pixels = np.asarray(image.convert("L"), dtype=float)
+    dark = np.mean(pixels < 128)
+    return (
+        figure.pdf.read_bytes().startswith(b"%PDF")
+        and min(pixels.shape) > 300
+        and 0.0005 < dark < 0.9
+        and pixels.std() > 10
+    )
+
+
+def names(figures: list[FigureInfo]) -> list[str]:
+    return [figure.name for figure in figures]
+
+
+def small_run(**values):
+    """One region and two processes, for tests that look at one thing."""
+    hists = factories.ttbar_hists(["wjets", "single_top_tW"])
+    return factories.run_result({"4j2b": hists["4j2b"]}, **values)
+
+
+@pytest.fixture(scope="module")
+def fit_figures(tmp_path_factory):
+    return draw_fit(factories.fit_result(), tmp_path_factory.mktemp("fit"), 3378.0)
+
+
+def test_run_gives_a_stack_and_the_variations_of_each_process(tmp_path):
+    result = small_run()
+    figures = draw_run(result, tmp_path / "new" / "folder", factories.pseudodata(result.hists))
+    assert names(figures) == [
+        "4j2b_stack",
+        "4j2b_wjets_variations",
+        "4j2b_single_top_tW_variations",
+    ]
+    assert all(is_drawn(figure) for figure in figures)
+    assert "pseudodata" in figures[0].caption
+    assert "Not shown: 25 events" in figures[0].caption  # 12.5 in each overflow bin
+
+
+def test_matplotlib_is_left_as_it_was(tmp_path):
+    before = dict(mpl.rcParams)
+    draw_run(small_run(), tmp_path)
+    assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == []
+
+
+def test_same_result_gives_the_same_bytes(tmp_path):
+    result = small_run()
+    first, second = (draw_run(result, tmp_path / name)[0] for name in ("a", "b"))
+    assert first.png.read_bytes() == second.png.read_bytes()
+    assert first.pdf.read_bytes() == second.pdf.read_bytes()
+
+
+def test_empty_histograms_say_so(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(style, "say_no_events", said.append)
+    empty = book(
+        25,
+        50,
+        550,
+        label="x [GeV]",
+        process="ttbar",
+        variations=["nominal", "a_up", "a_down", "b_up"],
+    )
+    result = factories.run_result({"empty": empty}, templates=flatten({"empty": empty}))
+    figures = draw_run(result, tmp_path)
+    assert names(figures) == ["empty_stack", "empty_ttbar_variations"]
+    assert len(said) == 3  # the stack and two panels
+
+
+def test_negative_and_spiky_contents_are_drawn(tmp_path):
+    negative = book(5, 0, 5, label="x", process="p", variations=["nominal", "a_up"])
+    negative.fill(observable=[0.5, 1.5], process="p", variation="nominal", weight=[-1, -3])
+    spiky = book(240, 0, 120, label=r"$m_{\mu\mu}$ [GeV]", process="data", variations=["nominal"])
+    random = np.random.default_rng(0)
+    masses = np.concatenate([random.uniform(0, 120, 5_000), random.normal(3.1, 0.05, 50_000)])
+    spiky.fill(observable=masses, process="data", variation="nominal")
+    hists = {"negative": negative, "dimuon_mass": spiky}
+    figures = draw_run(factories.run_result(hists, templates=flatten(hists)), tmp_path)
+    assert names(figures) == ["negative_stack", "dimuon_mass_stack", "negative_p_variations"]
+    assert all(is_drawn(figure) for figure in figures)
+
+
+def test_recorded_collisions_are_points(tmp_path):
+    spectrum = book(
+        24, 0, 120, label=r"$m_{\mu\mu}$ [GeV]", process="doublemuon", variations=["nominal"]
+    )
+    spectrum.fill(observable=np.arange(120), process="doublemuon", variation="nominal")
+    dataset = DatasetSummary(
+        name="d", process="doublemuon", variation="nominal", is_data=True, xsec=None,
+        files=1, events=120,
+    )  # fmt: skip
+    provenance = factories.provenance(datasets=(dataset,), luminosity=None)
+    result = factories.run_result({"mass": spectrum}, provenance=provenance)
+    (figure,) = draw_run(result, tmp_path)
+    assert is_drawn(figure)
+    assert "Points: data" in figure.caption
+    assert "simulation" not in figure.caption
+
+
+def test_other_axes_are_drawn_or_skipped_with_a_line(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="agc_ml")
+    hists = {
+        "plain": hist.Hist(hist.axis.Regular(10, 0, 1, label="score")).fill([0.1, 0.2]),
+        "two": hist.Hist(
+            hist.axis.Regular(4, 0, 1, name="a"), hist.axis.Regular(4, 0, 1, name="b")
+        ),
+        "cuts": hist.Hist(hist.axis.StrCategory(["all", "one"], name="cut")),
+        "a/b": hist.Hist(
+            hist.axis.Variable([0, 1, 3], name="n", label="$broken_{ [GeV]"),
+            hist.axis.StrCategory(["$x$_<é>", "y$"], name="dataset"),
+            hist.axis.IntCategory([11, 13], name="lepton"),
+        ).fill([0.5, 2], "y$", 11),
+    }
+    templates = flatten({name: h for name, h in hists.items() if name != "cuts"})
+    figures = draw_run(factories.run_result(hists, templates=templates), tmp_path)
+    assert names(figures) == ["plain_stack", "a_b_stack"]
+    assert figures[1].png.name == "a_b_stack.png"
+    assert all(is_drawn(figure) for figure in figures)
+    assert "two: 2 numeric axes, not drawn" in caplog.text
+    assert "cuts: 0 numeric axes, not drawn" in caplog.text
+
+
+def test_run_without_histograms_gives_no_figures(tmp_path):
+    assert draw_run(factories.run_result({}), tmp_path / "figures") == []
+    assert (tmp_path / "figures").is_dir()
+
+
+def test_process_without_nominal_is_left_out(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="agc_ml")
+    only = book(5, 0, 5, label="x", process="ttbar", variations=["ME_var"])
+    result = factories.run_result({"r": only}, templates=flatten({"r": only}))
+    assert draw_run(result, tmp_path) == []
+    assert "ttbar has no nominal histogram" in caplog.text
+
+
+def test_templates_go_to_the_longest_name(tmp_path):
+    templates = {
+        name: hist.Hist(hist.axis.Regular(5, 0, 5), storage=hist.storage.Weight()).fill([1, 2, 3])
+        for name in ("r_top", "r_top_a_up", "r_top_tW", "r_top_tW_a_up", "r_other", "q_top")
+    }
+    figures = draw_templates(templates, tmp_path, ["top", "top_tW"], ["r"], luminosity=3378.0)
+    assert names(figures) == ["r_stack", "r_top_variations", "r_top_tW_variations"]
+    assert all(is_drawn(figure) for figure in figures)
+
+
+def test_data_of_other_bins_are_refused(tmp_path):
+    data = {"4j2b": hist.Hist(hist.axis.Regular(7, 50, 550))}
+    with pytest.raises(HistogramError, match="4j2b: data is binned differently"):
+        draw_run(small_run(), tmp_path, data)
+
+
+def test_folder_that_can_not_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="can't be made"):
+        draw_run(small_run(), tmp_path / "file" / "figures")
+
+
+def test_fit_gives_all_figures(fit_figures):
+    assert names(fit_figures) == [
+        "4j1b_pre-fit",
+        "4j2b_pre-fit",
+        "4j1b_post-fit",
+        "4j2b_post-fit",
+        "pulls",
+        "ranking",
+        "correlations",
+    ]
+    assert all(is_drawn(figure) for figure in fit_figures)
+    captions = {figure.name: figure.caption for figure in fit_figures}
+    assert "the 20 largest of 33" in captions["ranking"]
+    assert "parameters without a larger one are hidden" in captions["correlations"]
+
+
+def test_fit_without_constraints_or_impacts(tmp_path):
+    fit = factories.fit_result()
+    alone = fit._replace(
+        parameters=fit.parameters[:1], correlation=np.eye(1), impacts=(), prefit=(), pseudodata=""
+    )
+    figures = draw_fit(alone, tmp_path, None)
+    assert names(figures) == ["4j1b_post-fit", "4j2b_post-fit"]
+    assert "data with the square root" in figures[0].caption
+
+
+def test_failed_fit_is_drawn_without_a_warning(tmp_path):
+    fit, nan = factories.fit_result(), float("nan")
+    broken = fit._replace(
+        parameters=tuple(p._replace(value=nan, uncertainty=nan) for p in fit.parameters),
+        impacts=tuple(i._replace(postfit_up=nan, postfit_down=nan) for i in fit.impacts),
+        correlation=np.full_like(fit.correlation, nan),
+        prefit=(),
+        postfit=tuple(r._replace(uncertainty=nan * r.uncertainty) for r in fit.postfit),
+    )
+    assert names(draw_fit(broken, tmp_path, None))[-2:] == ["pulls", "ranking"]
+
+
+@pytest.mark.parametrize(
+    ("parameter", "expected"),
+    [
+        (Parameter("JES", 0.3, 0.4, 0.3), 0.4),
+        (Parameter("JES", 0.0, 0.4, 0.0), 0.4),
+        (Parameter("staterror_4j1b[0]", 1.01, 0.015, 0.5), 0.75),
+        (Parameter("staterror_4j1b[0]", 1.0, 0.015, 0.0), None),
+    ],
+)
+def test_pull_uncertainty_is_in_units_of_the_prefit_one(parameter, expected):
+    assert pull_uncertainty(parameter) == (None if expected is None else pytest.approx(expected))
+
+
+def test_processes_keep_their_colours_and_others_differ():
+    colors = style.process_colors(["new", "ttbar", "wjets", "other"])
+    assert len(set(colors.values())) == 4
+    assert style.process_colors(["W+jets"])["W+jets"] == colors["wjets"]  # sample of the fit
+    assert colors["ttbar"] == style.process_colors(["ttbar"])["ttbar"]
+    assert len(style.process_colors(map(str, range(30)))) == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "drawn"),
+    [("$H_T$ [GeV]", "$H_T$ [GeV]"), ("$broken_{", r"\$broken_{"), ("price $", r"price \$")],
+)
+def test_labels_that_are_no_mathematics_are_drawn_as_they_are(text, drawn):
+    assert style.formula(text) == drawn
+
+
+def test_pdf_and_png_share_their_names(fit_figures):
+    assert all(f.png.stem == f.pdf.stem == f.name for f in fit_figures)
