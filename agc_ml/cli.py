@@ -354,8 +354,6 @@ def fit(
 
 
 def _fit_line(result: Any) -> None:
-    for note in result.notes:
-        click.echo(f"note: {note}", err=True)
     state = "" if result.converged else " (NOT CONVERGED)"
     poi = result.poi
     click.echo(f"{poi.name} = {poi.value:.4f} ± {poi.uncertainty:.4f}{state}")

@@ -131,6 +131,19 @@ def _hists(output: Mapping[Any, Any], prefix: str = "") -> dict[str, hist.Hist[A
     return found
 
 
+def _rest(output: Mapping[Any, Any]) -> dict[str, Any]:
+    """What is no histogram, with its nesting."""
+    found: dict[str, Any] = {}
+    for key, value in output.items():
+        if isinstance(value, hist.Hist):
+            continue
+        if not isinstance(value, Mapping):
+            found[str(key)] = value
+        elif (inner := _rest(value)) or not value:
+            found[str(key)] = inner
+    return found
+
+
 def _postprocessed(total: Any, account: Account) -> Any:
     postprocess = getattr(account.shipment.processor, "postprocess", None)
     try:
@@ -158,9 +171,5 @@ def _sorted(output: Any, booked: Mapping[str, set[str]]) -> Reduced:
         templates=templates,
         cutflow={str(key): dict(cuts) for key, cuts in output.get("cutflow", {}).items()},
         warnings=tuple(output.get("warnings", ())),
-        outputs={
-            str(key): value
-            for key, value in output.items()
-            if key not in {"cutflow", "warnings"} and not _hists({key: value})
-        },
+        outputs=_rest({k: v for k, v in output.items() if k not in {"cutflow", "warnings"}}),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -17,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agc_ml import hists as histograms
 from agc_ml.errors import RunDirectoryError, StoreError
 from agc_ml.ledger import Ledger
+
+logger = logging.getLogger(__name__)
 
 SCHEMA: Final = 1
 Status = Literal["complete", "partial", "failed"]
@@ -184,6 +187,11 @@ class RunResult:
         StoreError
             The folder can't be written, or the disk is full.
         """
+        for key, value in self.outputs.items():
+            if not _is_json(value):
+                logger.warning(
+                    "output %r is a %s, which is returned but not saved", key, type(value).__name__
+                )
         write(directory / "ledger.jsonl", lambda path: path.write_text(self.ledger.to_jsonl()))
         if self.hists:
             write(

@@ -163,8 +163,8 @@ def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:
     size = earlier.provenance.chunk_size
     if how.chunk_size not in {None, size}:
         raise UsageError(
-            f"{how.output}: it was begun with --chunk-size {size}; with {how.chunk_size} nothing of "
-            "it could be used: leave the option out, or name another folder with -o"
+            f"{how.output}: begun with --chunk-size {size}, so with {how.chunk_size} nothing of it "
+            "could be used; leave the option out, or name another folder with -o"
         )
     return size
 
@@ -174,8 +174,8 @@ def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fi
     same = (made_by.code, made_by.parameters) == (asked.code, asked.parameters)
     if not same or earlier.provenance.fileset != fileset.digest:
         raise UsageError(
-            f"{folder}: it is complete, but made with another processor, parameters or fileset; "
-            "replace it with --overwrite, or name another folder with -o"
+            f"{folder}: complete, but made with another processor, parameters or fileset; replace "
+            "it with --overwrite, or name another folder with -o"
         )
     logger.info("%s: complete already", folder)
     return RunResult.load(folder)

@@ -326,7 +326,8 @@ def _one_line(error: BaseException) -> str:
     root = error
     while root.__cause__ is not None:
         root = root.__cause__
-    lines = [line.strip() for line in str(root).splitlines() if line.strip()]
+    message = getattr(root, "message", None) or str(root)  # uproot's begins with its surroundings
+    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     return f"{type(root).__name__}: {text}"[:300]
 

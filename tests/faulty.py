@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import awkward as ak
+import hist
 import numpy as np
 from coffea.processor import ProcessorABC
 
@@ -74,8 +75,6 @@ class Plain(ProcessorABC):
     """A coffea processor that knows nothing of this project: nested output, no columns."""
 
     def process(self, events: Any) -> dict[str, Any]:
-        import hist
-
         name = events.metadata["dataset"]
         mass = hist.Hist.new.Reg(10, 0, 100, name="pt").Weight()
         mass.fill(pt=ak.flatten(events.Jet.pt))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -13,13 +14,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import awkward as ak
 import faulty
 import nanoaod
 import numpy as np
 import psutil
 import pytest
+import uproot
 
 import agc_ml as agc
+from agc_ml import catalogue
 from agc_ml.datasets import Fileset
 from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.ledger import Ledger
@@ -75,9 +79,6 @@ def complete(result: RunResult) -> None:
 
 
 def test_baseline_is_right(baseline: RunResult, files: list[Path]) -> None:
-    import awkward as ak
-    import uproot
-
     complete(baseline)
     tree = uproot.open(files[0])["Events"]
     weight = tree["genWeight"].array(library="np").astype(float)
@@ -148,7 +149,12 @@ def test_file_that_can_be_read_only_later(
     hidden = moved[4].rename(folder / "elsewhere")
     threading.Timer(0.8, hidden.rename, (moved[4],)).start()
     result = agc.run(
-        faulty.Spectrum(), late, site="inline", output=tmp_path / "run", chunk_size=CHUNK, quiet=True
+        faulty.Spectrum(),
+        late,
+        site="inline",
+        output=tmp_path / "run",
+        chunk_size=CHUNK,
+        quiet=True,
     )
     complete(result)
     same_bits(result, baseline)
@@ -167,7 +173,11 @@ def test_file_that_breaks_in_the_middle_and_heals(
     copies[4].write_bytes(damaged)
     threading.Timer(0.8, copies[4].write_bytes, (whole,)).start()
     result = agc.run(
-        *(faulty.Spectrum(), copied), site="inline", output=tmp_path / "run", chunk_size=CHUNK, quiet=True
+        *(faulty.Spectrum(), copied),
+        site="inline",
+        output=tmp_path / "run",
+        chunk_size=CHUNK,
+        quiet=True,
     )
     complete(result)
     same_bits(result, baseline)
@@ -250,15 +260,40 @@ def dask_cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     folder.mkdir()
     contact = folder / "scheduler.json"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    common = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    common = {
+        "cwd": folder,
+        "env": environment,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
     dask = [sys.executable, "-m", "dask"]
     scheduler = subprocess.Popen(
-        [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", contact],
+        [
+            *dask,
+            "scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+            "--scheduler-file",
+            contact,
+        ],
         **common,
     )
     workers = [
         subprocess.Popen(
-            [*dask, "worker", "--scheduler-file", contact, "--nthreads", "1", "--no-dashboard", "--death-timeout", "60"],
+            [
+                *dask,
+                "worker",
+                "--scheduler-file",
+                contact,
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+                "--death-timeout",
+                "60",
+            ],
             **common,
         )
         for _ in range(2)
@@ -268,12 +303,14 @@ def dask_cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         while not contact.exists() or not contact.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        import json
-
         yield json.loads(contact.read_text())["address"], scheduler
     finally:
         for process in (scheduler, *workers):
-            for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else ():
+            for child in (
+                psutil.Process(process.pid).children(recursive=True)
+                if process.poll() is None
+                else ()
+            ):
                 child.kill()
             process.kill()
             process.wait()
@@ -293,8 +330,6 @@ def start(folder: Path, fileset_path: Path, cluster: str, *more: str) -> subproc
 
 @pytest.fixture
 def on_disk(fileset: Fileset, tmp_path: Path) -> Path:
-    from agc_ml import catalogue
-
     path = tmp_path / "fileset.json"
     catalogue.save(fileset, path)
     return path
@@ -322,7 +357,7 @@ def test_interrupted_driver_resumes(
     assert errors.strip().endswith("--resume")
     assert load_record(folder).status == "partial"
     second = start(folder, on_disk, "inline", "--resume")
-    output, errors = second.communicate(timeout=90)
+    _, errors = second.communicate(timeout=90)
     assert second.returncode == 0, errors
     result = RunResult.load(folder)
     complete(result)
@@ -356,7 +391,12 @@ def test_machinery_is_cheap(tmp_path: Path) -> None:
     path = nanoaod.write(tmp_path / "many.root", nanoaod.events(4000, 99))
     fileset = nanoaod.fileset(many=[path])
     result = agc.run(
-        faulty.Spectrum(), fileset, site="inline", output=tmp_path / "run", chunk_size=20, quiet=True
+        faulty.Spectrum(),
+        fileset,
+        site="inline",
+        output=tmp_path / "run",
+        chunk_size=20,
+        quiet=True,
     )
     assert result.metrics.chunks == 200
     assert result.metrics.overhead_s / result.metrics.chunks < 0.005

@@ -14,6 +14,7 @@ import uproot
 from coffea.nanoevents import NanoEventsFactory
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import agc_ml as agc
 from agc_ml import agc as published
@@ -409,8 +410,6 @@ def test_smearing_depends_on_the_jet_alone(random_events: Any, start: int, lengt
 
 
 def test_smearing_is_normal_with_five_percent(random_events: Any) -> None:
-    from scipy import stats
-
     factors = ak.to_numpy(ak.flatten(systematics.resolution_smearing(random_events)))
     assert len(np.unique(factors)) == len(factors)
     assert stats.kstest((factors - 1) / 0.05, "norm").pvalue > 1e-3

@@ -1,0 +1,36 @@
+# Everything is set up by the targets themselves, in .venv: with uv where it is installed, else with
+# venv and pip. Versions are those of constraints.txt.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+INPUTS := pyproject.toml constraints.txt
+export AGC_ML_REAL_DATA ?= $(abspath ../shared/data)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.for-demo
+	@tests/demo $(BIN)/agc-ml
+
+test: $(VENV)/.for-dev
+	@tests/system-parts
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.for-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.for-demo: $(INPUTS)
+	@tests/set-up $(VENV) fit
+	@touch $@
+
+$(VENV)/.for-dev: $(INPUTS)
+	@tests/set-up $(VENV) dev
+	@touch $@ $(VENV)/.for-demo

@@ -1,0 +1,197 @@
+"""The house: who may import whom, what is public, what an import costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import agc_ml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Left may not import right; the rooms of one line may not import each other in a circle either.
+ORDER = [
+    {"_version", "errors"},
+    {"variations"},
+    {"datasets", "hists", "ledger"},
+    {"agc", "results", "shipping"},
+    {"catalogue", "checkpoints", "cluster"},
+    {"worker"},
+    {"account"},
+    {"execution", "progress", "provenance", "reduction"},
+    {"running"},
+    {"planning", "templates", "reference", "minimum", "fitconfig", "fitresult"},
+    {"workspace", "likelihood"},
+    {"stats"},
+    {"plots", "report"},
+    {"measurement", "validation"},
+    {"tables"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+DOORS = {("datasets", "catalogue")}  # Fileset.load is the door to all formats
+HEAVY = {
+    "coffea",
+    "distributed",
+    "dask",
+    "uproot",
+    "matplotlib",
+    "mplhep",
+    "pyhf",
+    "cabinetry",
+    "jax",
+}
+
+
+def imports(path: Path, package: str) -> list[tuple[str, ast.AST]]:
+    """Modules that a file imports anywhere, but for those that only the type checker sees."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            found += [
+                (f"{module}.{alias.name}" if module == package else module, node)
+                for alias in node.names
+            ]
+    return found
+
+
+def rooms() -> list[tuple[str, Path]]:
+    files = sorted((ROOT / "agc_ml").glob("**/*.py"))
+    return [
+        (path.relative_to(ROOT / "agc_ml").parts[0].removesuffix(".py"), path) for path in files
+    ]
+
+
+def test_rooms_import_only_what_stands_left_of_them() -> None:
+    for room, path in rooms():
+        if room == "__init__":
+            continue
+        for module, _ in imports(path, "agc_ml"):
+            package, _, rest = module.partition(".")
+            if package != "agc_ml" or not rest:
+                continue
+            target = rest.partition(".")[0]
+            if target == room or target.startswith("__") or (room, target) in DOORS:
+                continue
+            assert RANK[target] <= RANK[room], f"{path.name} may not import agc_ml.{target}"
+
+
+def test_every_room_has_its_place() -> None:
+    assert {room for room, _ in rooms()} - {"__init__"} == set(RANK)
+
+
+def test_the_framework_does_not_know_its_processors() -> None:
+    for _, path in rooms():
+        for module, _ in imports(path, "agc_ml"):
+            assert module.partition(".")[0] != "processors", path
+
+
+def test_processors_know_physics_only() -> None:
+    allowed = {"agc_ml.variations", "agc_ml.hists"}
+    libraries = {"awkward", "numpy", "coffea", "correctionlib"}
+    for path in (ROOT / "processors").glob("**/*.py"):
+        for module, _ in imports(path, "processors"):
+            top = module.partition(".")[0]
+            known = top in libraries | sys.stdlib_module_names | {"processors"}
+            assert known or module in allowed, f"{path}: {module}"
+
+
+def test_only_a_few_rooms_know_dask() -> None:
+    for room, path in rooms():
+        if any(
+            module.partition(".")[0] in {"dask", "distributed"} for module, _ in imports(path, "")
+        ):
+            assert room in {"cluster", "execution", "worker"}, path
+
+
+def test_physics_fits_on_a_few_screens() -> None:
+    def code_lines(path: Path) -> int:
+        tree = ast.parse(path.read_text())
+        docstrings = {
+            line
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+            for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        lines = enumerate(path.read_text().splitlines(), 1)
+        return sum(
+            1
+            for number, line in lines
+            if number not in docstrings
+            and line.strip()
+            and not line.strip().startswith(("#", "import ", "from "))
+        )
+
+    physics = [
+        ROOT / f"processors/ttbar/{name}.py" for name in ("selection", "observables", "systematics")
+    ]
+    assert sum(map(code_lines, physics)) < 150
+    assert code_lines(ROOT / "processors/dimuon.py") < 30
+
+
+def test_public_names() -> None:
+    assert agc_ml.__all__ == [
+        "AgcError",
+        "Dataset",
+        "File",
+        "Fileset",
+        "FitResult",
+        "RunResult",
+        "__version__",
+        "compare",
+        "connect",
+        "fit",
+        "measure",
+        "plan",
+        "run",
+    ]
+    for name in agc_ml.__all__:
+        assert getattr(agc_ml, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        agc_ml.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("code", "limit"),
+    [
+        ("import agc_ml", 0.3),
+        ("import sys; sys.argv = ['agc-ml', '--help']; from agc_ml.cli import main; main()", 0.5),
+    ],
+)
+def test_start_is_cheap(code: str, limit: float) -> None:
+    """CPU seconds of a whole process; the best of three, for the machine may be busy."""
+    script = (
+        "import atexit, os, sys\n"
+        "atexit.register(lambda: print('CPU', sum(os.times()[:2]), "
+        f"*({HEAVY!r} & sys.modules.keys())))\n{code}"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        for _ in range(3)
+    ]
+    seconds = []
+    for run in runs:
+        _, cpu, *heavy = run.stdout.splitlines()[-1].split()
+        assert heavy == []
+        seconds.append(float(cpu))
+    assert min(seconds) < limit

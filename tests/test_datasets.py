@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.errors import FilesetError, UsageError
+
+names = st.text("abcdef", min_size=1, max_size=4)
+files = st.lists(names, min_size=1, max_size=5, unique=True).map(
+    lambda lfns: tuple(File(lfn=lfn, replicas=(f"/data/{lfn}",), entries=len(lfn)) for lfn in lfns)
+)
+datasets = st.lists(
+    st.builds(Dataset, name=names, process=names, files=files, xsec=st.floats(0.1, 1e5)),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda dataset: dataset.name,
+)
+filesets = st.builds(Fileset, datasets.map(tuple), st.floats(1, 1e5))
+
+
+def one(**changes: object) -> Fileset:
+    file = File(lfn="/store/a.root", replicas=("root://x//store/a.root",), entries=3)
+    dataset = Dataset(name="tt", process="ttbar", files=(file,), xsec=1.0)
+    return Fileset((replace(dataset, **changes),), 10.0)
+
+
+@given(filesets, st.integers(1, 6))
+def test_limit_keeps_the_first_files(fileset: Fileset, n: int) -> None:
+    limited = fileset.limit(files=n)
+    assert [d.name for d in limited.datasets] == [d.name for d in fileset.datasets]
+    for before, after in zip(fileset.datasets, limited.datasets, strict=True):
+        assert after.files == before.files[:n]
+    assert limited.limit(files=n) == limited
+    assert (limited.digest == fileset.digest) == (limited == fileset)
+
+
+@given(filesets)
+def test_digest_is_stable_and_replicas_change_nothing(fileset: Fileset) -> None:
+    moved = replace(
+        fileset,
+        datasets=tuple(
+            replace(d, files=tuple(replace(f, replicas=("https://else/where",)) for f in d.files))
+            for d in fileset.datasets
+        ),
+    )
+    assert moved.digest == fileset.digest
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"process": "wjets"},
+        {"variation": "ME_var"},
+        {"xsec": 2.0},
+        {"is_data": True},
+        {"metadata": {"era": "B"}},
+        {"files": (File(lfn="/store/b.root", replicas=("x",), entries=3),)},
+        {"files": (File(lfn="/store/a.root", replicas=("x",), entries=4),)},
+        {"files": (File(lfn="/store/a.root", replicas=("x",), entries=3, uuid="u"),)},
+        {"files": (File(lfn="/store/a.root", replicas=("x",), entries=3, tree="T"),)},
+    ],
+)
+def test_digest_changes_with_all_that_changes_a_result(changes: dict[str, object]) -> None:
+    assert one(**changes).digest != one().digest
+    assert replace(one(), luminosity=11.0).digest != one().digest
+
+
+def test_metadata_is_what_processors_look_for() -> None:
+    fileset = one(metadata={"era": "B"})
+    assert fileset.metadata(fileset.datasets[0]) == {
+        "era": "B",
+        "dataset": "tt",
+        "process": "ttbar",
+        "variation": "nominal",
+        "is_data": False,
+        "xsec": 1.0,
+        "luminosity": 10.0,
+        "nevts": 3,
+    }
+    assert fileset.to_coffea()["tt"]["files"] == {"root://x//store/a.root": "Events"}
+
+
+def test_select() -> None:
+    fileset = Fileset(tuple(replace(one().datasets[0], name=n) for n in ("tt", "tt_up", "w")))
+    assert [d.name for d in fileset.select(["tt*"]).datasets] == ["tt", "tt_up"]
+    assert [d.name for d in fileset.select(["w", "tt"]).datasets] == ["tt", "w"]
+    with pytest.raises(UsageError, match="there are: tt, tt_up, w"):
+        fileset.select(["z"])
+
+
+@pytest.mark.parametrize("xsec", [0.0, -1.0, float("nan"), float("inf")])
+def test_cross_section_must_be_a_positive_number(xsec: float) -> None:
+    with pytest.raises(FilesetError, match=r"dataset tt: xsec is"):
+        one(xsec=xsec)
+
+
+def test_what_makes_no_fileset() -> None:
+    with pytest.raises(FilesetError, match="no datasets"):
+        Fileset(())
+    with pytest.raises(FilesetError, match="dataset tt is there twice"):
+        Fileset(one().datasets * 2)
+    with pytest.raises(FilesetError, match="no files"):
+        one(files=())
+    with pytest.raises(FilesetError, match="luminosity"):
+        replace(one(), luminosity=-1.0)
+    with pytest.raises(UsageError, match="at least one file"):
+        one().limit(files=0)

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cloudpickle
+import faulty
+import nanoaod
+import pytest
+from coffea.processor import ProcessorABC
+
+import agc_ml as agc
+from agc_ml import shipping
+from processors.ttbar import TtbarProcessor
+
+SOURCE = """
+from dataclasses import dataclass
+from typing import ClassVar
+from coffea.processor import ProcessorABC
+
+FACTOR = {factor}
+
+@dataclass(frozen=True)
+class Mine(ProcessorABC):
+    cut: float = 3.0
+
+    def process(self, events):
+        return {{"n": len(events) * FACTOR}}
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of the user's: a processor and a helper that it imports inside a function."""
+    folder = tmp_path / "mine_and_only"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "helper.py").write_text("CUT = 30\n")
+    (folder / "main.py").write_text(
+        "class Mine:\n"
+        "    def process(self, events):\n"
+        "        from mine_and_only.helper import CUT\n"
+        "        return {'n': CUT}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("mine_and_only")]:
+        del sys.modules[name]
+
+
+def test_digest_follows_what_the_processor_imports(package: Path) -> None:
+    first = shipping.prepare("mine_and_only.main:Mine").code
+    assert shipping.prepare("mine_and_only.main:Mine").code == first
+    (package / "unrelated.py").write_text("CUT = 31\n")
+    assert shipping.prepare("mine_and_only.main:Mine").code == first
+    (package / "helper.py").write_text("CUT = 31\n")
+    assert shipping.prepare("mine_and_only.main:Mine").code != first
+
+
+def test_digest_covers_all_of_the_ttbar_physics() -> None:
+    module = importlib.import_module("processors.ttbar")
+    files = shipping._closure("processors.ttbar", Path(str(module.__file__)))
+    names = {path.name for path in files}
+    assert names >= {
+        "selection.py",
+        "observables.py",
+        "systematics.py",
+        "hists.py",
+        "variations.py",
+    }
+    assert not any("site-packages" in str(path) for path in files)
+
+
+def test_digest_of_a_class_without_a_file() -> None:
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    code = "class P:\n    cut = {}\n    def process(self, events): return {{'n': self.cut}}\n"
+    digests = set()
+    for cut in (1, 2):
+        exec(code.format(cut), namespace)
+        digests.add(shipping.code_digest(namespace["P"]()))
+    assert len(digests) == 2
+
+
+def test_parameters_are_typed() -> None:
+    shipment = shipping.prepare("ttbar", {"compat": "yes", "seed": "7"})
+    assert shipment.processor == TtbarProcessor(compat=True, seed=7)
+    assert shipment.parameters == {"compat": True, "seed": 7}
+    assert cloudpickle.loads(shipment.blob) == shipment.processor
+
+
+def test_parameters_that_are_no_json_are_known_by_digest() -> None:
+    @dataclass
+    class Table:
+        values: object
+
+        def process(self, events: object) -> None: ...
+
+    one, two = (shipping.prepare(Table(values)).parameters for values in ({1, 2}, {1, 3}))
+    assert one != two
+    assert one["values"].startswith("set sha256:")
+
+
+def test_registered_processors() -> None:
+    assert set(shipping.registered()) >= {"ttbar", "dimuon"}
+
+
+@pytest.mark.parametrize("site", ["inline", "local"])
+def test_loose_file_travels_and_an_edited_one_is_another(tmp_path: Path, site: str) -> None:
+    data = nanoaod.write(tmp_path / "a.root", nanoaod.events(50, 1))
+    path = tmp_path / "mine.py"
+    counts = []
+    for factor in (1, 10):
+        path.write_text(SOURCE.format(factor=factor))
+        result = agc.run(
+            f"{path}:Mine",
+            str(data),
+            site=site,
+            workers=1 if site == "local" else None,
+            settings={"cut": "4"},
+            output=tmp_path / f"run{factor}",
+            quiet=True,
+        )
+        assert result.provenance.processor.parameters == {"cut": 4.0}
+        counts.append(result.outputs["n"])
+    assert counts == [50, 500]
+
+
+def test_plain_coffea_processor_needs_nothing_of_ours(tmp_path: Path) -> None:
+    data = nanoaod.write(tmp_path / "a.root", nanoaod.events(50, 1))
+    result = agc.run(
+        faulty.Plain(), str(data), site="inline", output=tmp_path / "run", chunk_size=20, quiet=True
+    )
+    assert list(result.templates) == ["a/pt"]
+    assert result.templates["a/pt"].sum(flow=True).value > 0
+    loaded = agc.RunResult.load(tmp_path / "run")
+    assert list(loaded.templates) == ["a/pt"]
+    assert loaded.outputs == result.outputs == {"a": {"entries": 50}}
+
+
+def test_class_defined_here_travels_by_value(tmp_path: Path) -> None:
+    class Local(ProcessorABC):
+        def process(self, events):
+            return {"n": len(events)}
+
+    data = nanoaod.write(tmp_path / "a.root", nanoaod.events(50, 1))
+    with agc.connect("local", workers=1) as client:
+        result = agc.run(
+            Local(), str(data), client=client, output=tmp_path / "run", chunk_size=20, quiet=True
+        )
+    assert result.outputs["n"] == 50
