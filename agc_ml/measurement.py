@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -48,12 +50,16 @@ def measure(fileset: Any, *, pseudodata: Pseudodata = "published", **options: An
     result = run(PROCESSOR, fileset, **options)
     if result.path is None:
         raise UsageError("the run has no directory to report in")
-    plot(result.path, pseudodata=pseudodata)
-    try:
-        fitted = fit(result.path, pseudodata=pseudodata)
-    except (FitError, HistogramError) as error:
-        page = report(result.path)
-        raise type(error)(f"{error} (the run without a fit is reported in {page})") from error
+    # Figures and fit take about as long, and one core each.
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        drawn = pool.submit(plot, result.path, pseudodata=pseudodata)
+        try:
+            fitted = fit(result.path, pseudodata=pseudodata)
+        except (FitError, HistogramError) as error:
+            drawn.result()
+            page = report(result.path)
+            raise type(error)(f"{error} (the run without a fit is reported in {page})") from error
+        drawn.result()
     return Measurement(result, fitted, report(result.path))
 
 

@@ -1,0 +1,158 @@
+"""Fit configurations in cabinetry's format: reading, checking, and the ones that are shipped."""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from agc_ml.errors import FitError, UsageError
+from agc_ml.likelihood import quiet
+
+FILE_NAME: Final = "fit.yml"
+"""Name of the file with its fit configuration that a processor ships beside its code."""
+
+Config = Mapping[str, Any]
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Read a fit configuration in cabinetry's format.
+
+    Raises
+    ------
+    UsageError
+        There is no such file.
+    FitError
+        It is no YAML, has a key twice, or does not fit the format; file and field are named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file; a fit configuration is a YAML file")
+    try:
+        text = file.read_text(encoding="utf-8")
+        twice = next(_keys_twice(yaml.compose(text, yaml.SafeLoader)), None)
+        config = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise FitError(f"{file}: can't be read as YAML ({reason})") from error
+    if twice is not None:
+        raise FitError(f"{file}: {twice} is there twice, and only the last would count")
+    check_config(config, str(file))
+    return dict(config)
+
+
+def _keys_twice(node: yaml.Node | None) -> Iterator[str]:
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        for key, value in node.value:
+            if keys.count(key.value) > 1:
+                yield f"line {key.start_mark.line + 1}: {key.value!r}"
+            yield from _keys_twice(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _keys_twice(item)
+
+
+def check_config(config: Any, origin: str) -> None:
+    """Make sure that a fit configuration is one that cabinetry and `agc_ml.workspace` understand.
+
+    ``origin`` is named in errors.
+
+    Raises
+    ------
+    FitError
+        The first thing that is wrong, with its field.
+    """
+    import cabinetry  # noqa: PLC0415 - heavy
+
+    try:
+        with quiet():
+            cabinetry.configuration.validate(config)
+    except cabinetry.configuration.jsonschema.ValidationError as error:
+        where = " -> ".join(str(part) for part in error.absolute_path) or "(top)"
+        message = " ".join(error.message.split())[:300]
+        raise FitError(
+            f"{origin}: field {where}: {message}; see cabinetry's configuration reference"
+        ) from error
+    except (NotImplementedError, ValueError) as error:
+        raise FitError(f"{origin}: {error}") from error
+    problem = next(_problems(config), None)
+    if problem is not None:
+        raise FitError(f"{origin}: {problem}")
+
+
+def _problems(config: Config) -> Iterator[str]:
+    """What the schema of cabinetry lets pass, but what would go wrong or be ignored."""
+    for kind in ("Regions", "Samples", "Systematics"):
+        for item in config.get(kind, []):
+            if set(item["Name"]) & set("./\\"):  # cabinetry makes file names of them
+                yield f"{kind} -> {item['Name']}: names can't have '.', '/' or '\\' in them"
+    for field in ("Regions", "Samples"):
+        for kind in ("Samples", "NormFactors", "Systematics"):
+            yield from _unknown(config, kind, field)
+    for item in config.get("Systematics", []):
+        yield from _bad_sides(item)
+    factors = {item["Name"]: item for item in config["NormFactors"]}
+    if config["General"].get("POI") not in factors:
+        yield f"General -> POI: name what is to be measured, one of {', '.join(factors)}"
+    known = {*factors, *(item["Name"] for item in config.get("Systematics", []))}
+    for item in config["General"].get("Fixed", []):
+        name, value = item["Name"], item["Value"]
+        if name not in known:
+            yield f"General -> Fixed: {name!r} is none of {', '.join(sorted(known))}"
+        elif factors.get(name, {}).get("Nominal", value) != value:
+            yield f"General -> Fixed -> {name}: its Nominal, not {value:g}, would be taken; equal them"
+
+
+def _unknown(config: Config, kind: str, field: str) -> Iterator[str]:
+    """Regions or samples that an item is restricted to, but that there are none of."""
+    names = [item["Name"] for item in config[field]]
+    for item in config.get(kind, []):
+        given = item.get(field, [])
+        for name in [given] if isinstance(given, str) else given:
+            if name not in names:
+                yield f"{kind} -> {item['Name']} -> {field}: {name!r} is none of {names}"
+
+
+def _bad_sides(systematic: Config) -> Iterator[str]:
+    where = f"Systematics -> {systematic['Name']}"
+    if systematic["Up"].get("Symmetrize", False):
+        yield f"{where} -> Up: can't be the mirror image; give a template, mirror it in Down"
+    for side in ("Up", "Down"):
+        if systematic["Type"] == "Normalization" and "Normalization" not in systematic[side]:
+            yield f"{where} -> {side}: Normalization is missing"
+
+
+def shipped_config(processor: str) -> dict[str, Any]:
+    """Read the fit configuration that a processor ships as ``fit.yml`` beside its code.
+
+    ``processor`` is a registered name (entry points of the group ``agc_ml.processors``) or
+    ``module:Class``, where module is a package.
+
+    Raises
+    ------
+    FitError
+        There is no such processor, or it ships none.
+    """
+    way_out = "give a configuration: agc-ml fit RUN CONFIG.yml"
+    registered = {entry.name: entry.module for entry in entry_points(group="agc_ml.processors")}
+    module = registered.get(processor, processor.partition(":")[0])
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        known = ", ".join(sorted(registered))
+        raise FitError(f"no processor {processor!r} with a fit ({known} are registered); {way_out}")
+    if spec.submodule_search_locations is not None:
+        # the module is not run: a processor needs much that a fit does not
+        folder = importlib.resources.files(importlib.util.module_from_spec(spec))
+        if (folder / FILE_NAME).is_file():
+            with importlib.resources.as_file(folder / FILE_NAME) as path:
+                return load_config(path)
+    raise FitError(f"the processor {processor!r} ships no fit configuration; {way_out}")

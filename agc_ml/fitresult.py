@@ -1,0 +1,274 @@
+"""The result of a fit, in memory and as ``fit.json`` with ``workspace.json``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agc_ml.errors import FitError, StoreError
+from agc_ml.results import write
+
+SCHEMA: Final = 1
+
+
+class Parameter(NamedTuple):
+    """A fitted parameter; ``pull`` is (value - initial value) / pre-fit uncertainty.
+
+    ``pull`` is None for parameters without a constraint, such as the parameter of interest, and
+    fixed ones; ``uncertainty`` is 0 for fixed ones, and those that end at a bound (see the notes).
+    """
+
+    name: str
+    value: float
+    uncertainty: float
+    pull: float | None
+
+
+class Impact(NamedTuple):
+    """Change of the POI when a parameter moves by its pre-fit or post-fit uncertainty.
+
+    It moves from its fitted value, up or down, and all other parameters are fitted again.
+    """
+
+    parameter: str
+    prefit_up: float
+    prefit_down: float
+    postfit_up: float
+    postfit_down: float
+
+
+class GoodnessOfFit(NamedTuple):
+    """Likelihood-ratio test against the saturated model.
+
+    ``chi2`` is the difference of twice the negative log-likelihoods; ``p_value`` is None when there
+    are no degrees of freedom.
+    """
+
+    chi2: float
+    ndof: int
+    p_value: float | None
+
+
+class RegionYields(NamedTuple):
+    """Model and data of one region: arrays of shape ``(n_bins,)``, edges ``(n_bins + 1,)``.
+
+    ``uncertainty`` is the one of the total prediction, with correlations.
+    """
+
+    region: str
+    label: str
+    edges: NDArray[np.float64]
+    samples: dict[str, NDArray[np.float64]]
+    uncertainty: NDArray[np.float64]
+    data: NDArray[np.float64]
+
+
+class FitResult(NamedTuple):
+    """The result of a fit, with all that its figures need.
+
+    ``parameters`` are in the model's order, which is that of ``correlation``, shape ``(n, n)``;
+    ``impacts`` are sorted, the largest first. ``twice_nll`` is twice the negative log-likelihood at
+    the minimum. ``minimizer`` is "newton" (exact) or "minuit" (approximate); ``pseudodata`` says
+    which, or "data"; ``inputs`` are sha256 digests; ``notes`` what a reader must know.
+    """
+
+    poi: Parameter
+    parameters: tuple[Parameter, ...]
+    correlation: NDArray[np.float64]
+    goodness_of_fit: GoodnessOfFit
+    twice_nll: float
+    minimizer: str
+    converged: bool
+    pseudodata: str
+    impacts: tuple[Impact, ...]
+    prefit: tuple[RegionYields, ...]
+    postfit: tuple[RegionYields, ...]
+    workspace: dict[str, Any]
+    inputs: dict[str, str]
+    notes: tuple[str, ...]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PoiRecord(_Record):
+    """The parameter of interest."""
+
+    name: str
+    value: float
+    uncertainty: float
+
+
+class ParameterRecord(PoiRecord):
+    """A parameter of the fit."""
+
+    pull: float | None = Field(description="(value - initial) / pre-fit uncertainty, if it has one")
+
+
+class GoodnessOfFitRecord(_Record):
+    """Likelihood-ratio test against the saturated model."""
+
+    chi2: float
+    ndof: int
+    p_value: float | None
+
+
+class ImpactRecord(_Record):
+    """Change of the parameter of interest when a parameter is moved and all others refitted."""
+
+    parameter: str
+    prefit_up: float
+    prefit_down: float
+    postfit_up: float
+    postfit_down: float
+
+
+class RegionRecord(_Record):
+    """Model and data of a region, one number a bin."""
+
+    region: str
+    label: str = Field(description="label of the observable's axis")
+    edges: list[float]
+    samples: dict[str, list[float]]
+    uncertainty: list[float] = Field(description="of the sum of the samples")
+    data: list[float]
+
+
+class FitRecord(_Record):
+    """The content of ``fit.json``."""
+
+    schema_version: Literal[1] = Field(SCHEMA, alias="schema")
+    poi: PoiRecord
+    parameters: list[ParameterRecord]
+    correlation: list[list[float]] = Field(description="in the order of the parameters")
+    goodness_of_fit: GoodnessOfFitRecord
+    twice_nll: float = Field(description="twice the negative log-likelihood at the minimum")
+    minimizer: str
+    converged: bool
+    pseudodata: str = Field(description="published, complete, or data: what was fitted")
+    impacts: list[ImpactRecord]
+    prefit: list[RegionRecord]
+    postfit: list[RegionRecord]
+    inputs: dict[str, str] = Field(description="sha256 of the templates and of the configuration")
+    notes: list[str]
+
+
+def save(result: FitResult, directory: str | Path) -> None:
+    """Write ``fit.json`` and ``workspace.json`` (pyhf's format) into a folder, made if need be.
+
+    Raises
+    ------
+    StoreError
+        The folder can't be written, or the disk is full.
+    """
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: can't be made ({error.strerror or error}); give another folder with -o"
+        ) from error
+    workspace = json.dumps(result.workspace, indent=1) + "\n"
+    record = _record(result).model_dump_json(by_alias=True, indent=1) + "\n"
+    write(folder / "workspace.json", lambda path: path.write_text(workspace))
+    write(folder / "fit.json", lambda path: path.write_text(record))
+
+
+def _record(result: FitResult) -> FitRecord:
+    content = result._asdict()
+    del content["workspace"]
+    poi = {key: value for key, value in result.poi._asdict().items() if key != "pull"}
+    return FitRecord.model_validate(
+        {
+            **content,
+            "schema": SCHEMA,
+            "poi": poi,
+            "parameters": [parameter._asdict() for parameter in result.parameters],
+            "correlation": result.correlation.tolist(),
+            "goodness_of_fit": result.goodness_of_fit._asdict(),
+            "impacts": [impact._asdict() for impact in result.impacts],
+            "prefit": [_plain(region) for region in result.prefit],
+            "postfit": [_plain(region) for region in result.postfit],
+            "notes": list(result.notes),
+        }
+    )
+
+
+def _plain(region: RegionYields) -> dict[str, Any]:
+    return {
+        **region._asdict(),
+        "edges": region.edges.tolist(),
+        "samples": {name: values.tolist() for name, values in region.samples.items()},
+        "uncertainty": region.uncertainty.tolist(),
+        "data": region.data.tolist(),
+    }
+
+
+def load(path: str | Path) -> FitResult:
+    """Read what `save` wrote, from its folder or its ``fit.json``.
+
+    Raises
+    ------
+    FitError
+        There is no fit, or it is cut off, or not of this format.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    record = _load_record(Path(path) / "fit.json" if Path(path).is_dir() else Path(path))
+    workspace = _load_json(folder / "workspace.json")
+    return FitResult(
+        poi=next(p for p in _loaded_parameters(record) if p.name == record.poi.name),
+        parameters=_loaded_parameters(record),
+        correlation=np.array(record.correlation, dtype=np.float64),
+        goodness_of_fit=GoodnessOfFit(**record.goodness_of_fit.model_dump()),
+        twice_nll=record.twice_nll,
+        minimizer=record.minimizer,
+        converged=record.converged,
+        pseudodata=record.pseudodata,
+        impacts=tuple(Impact(**impact.model_dump()) for impact in record.impacts),
+        prefit=tuple(_loaded_region(region) for region in record.prefit),
+        postfit=tuple(_loaded_region(region) for region in record.postfit),
+        workspace=workspace,
+        inputs=record.inputs,
+        notes=tuple(record.notes),
+    )
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FitError(f"{path}: no such file; 'agc-ml fit' writes it") from error
+    except (OSError, ValueError) as error:
+        raise FitError(f"{path}: cut off or not JSON ({error}); run 'agc-ml fit' again") from error
+
+
+def _load_record(path: Path) -> FitRecord:
+    try:
+        return FitRecord.model_validate(_load_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " -> ".join(str(part) for part in first["loc"])
+        raise FitError(
+            f"{path}: field {where}: {first['msg']}; run 'agc-ml fit' again with this version"
+        ) from error
+
+
+def _loaded_parameters(record: FitRecord) -> tuple[Parameter, ...]:
+    return tuple(Parameter(**parameter.model_dump()) for parameter in record.parameters)
+
+
+def _loaded_region(region: RegionRecord) -> RegionYields:
+    return RegionYields(
+        region=region.region,
+        label=region.label,
+        edges=np.array(region.edges, dtype=np.float64),
+        samples={name: np.array(v, dtype=np.float64) for name, v in region.samples.items()},
+        uncertainty=np.array(region.uncertainty, dtype=np.float64),
+        data=np.array(region.data, dtype=np.float64),
+    )

@@ -1,0 +1,314 @@
+"""Templates: flat histograms ``{region}_{process}[_{variation}]``, from every place they are kept.
+
+Here they are loaded, checked, merged to the bins of a fit, compared, and made into pseudodata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import hist
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml import agc, hists, reference
+from agc_ml.errors import HistogramError, UsageError
+from agc_ml.results import RunResult
+
+Pseudodata = Literal["published", "complete"]
+PSEUDODATA: Final = "pseudodata"
+SINGLE_TOP: Final = ("single_top_s_chan", "single_top_t_chan", "single_top_tW")
+
+_Array = NDArray[np.float64]
+
+
+def load(path: str | Path) -> dict[str, hist.Hist[Any]]:
+    """Read templates from a run directory, a ROOT file, a zip, or the published reference JSON.
+
+    Pseudodata in a file are left out: they are made anew from the templates (`pseudodata`). Of a
+    zip file's variations the ones that are empty are left out too, because a sum of datasets also
+    holds variations there that only another process has.
+
+    Raises
+    ------
+    UsageError
+        There is nothing at ``path``.
+    RunDirectoryError
+        It is a folder, but no run directory.
+    HistogramError
+        The file can't be read, or holds something else.
+    """
+    source = Path(path)
+    if source.is_dir():
+        found = dict(RunResult.load(source).templates)
+    elif source.is_file():
+        found = _from_file(source)
+    else:
+        raise UsageError(
+            f"{source}: no such file or folder; give a run directory, a ROOT file, a zip of "
+            "histograms, or the published reference JSON"
+        )
+    kept = {name: h for name, h in found.items() if not name.endswith(f"_{PSEUDODATA}")}
+    if not kept:
+        raise HistogramError(f"{source}: no templates in it")
+    return kept
+
+
+def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
+    """Read a file by what it begins with, whatever it is called."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise HistogramError(f"{path}: can't be read ({error.strerror or error})") from error
+    if start == b"root":
+        return hists.read_root(path)
+    if start[:2] == b"PK":
+        return {
+            name: h
+            for name, h in hists.flatten(hists.read_zip(path)).items()
+            if name.endswith(tuple(agc.CROSS_SECTIONS)) or np.any(_variances(h))
+        }
+    return {
+        name: _filled(hist.axis.Variable(edges, name="observable"), values, variances)
+        for name, (edges, values, variances) in reference.read(path).items()
+    }
+
+
+def check(templates: Mapping[str, hist.Hist[Any]]) -> None:
+    """Make sure that contents and variances are finite, and variances not negative.
+
+    Raises
+    ------
+    HistogramError
+        The first histogram, by name, that is not so.
+    """
+    for name in sorted(templates):
+        values, variances = _values(templates[name]), _variances(templates[name])
+        bad = ~(np.isfinite(values) & np.isfinite(variances) & (variances >= 0))
+        if np.any(bad):
+            where = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise HistogramError(
+                f"histogram {name}, {_place(templates[name], where)}: content "
+                f"{values[where]:g}, variance {variances[where]:g}; contents must be finite, "
+                "variances not negative: look for such weights in the input"
+            )
+
+
+def merge(
+    histogram: hist.Hist[Any], edges: Sequence[float], *, name: str = "histogram"
+) -> hist.Hist[Any]:
+    """Merge the bins of a one-dimensional histogram to wider ones, without flow.
+
+    ``edges`` are the ones to keep, rising, all among the histogram's own; what lies outside of them
+    is dropped. Contents and variances are added. ``name`` is for the error.
+
+    Raises
+    ------
+    HistogramError
+        An edge is not among the histogram's own.
+    """
+    if histogram.ndim != 1:
+        raise HistogramError(f"{name}: has {histogram.ndim} axes, a template for a fit has one")
+    own = np.asarray(histogram.axes[0].edges, dtype=np.float64)
+    wanted = np.asarray(edges, dtype=np.float64)
+    if len(wanted) < 2 or not np.all(np.diff(wanted) > 0):  # noqa: PLR2004 - one bin
+        raise HistogramError(
+            f"{name}: bin edges {wanted.tolist()} are not two or more rising numbers"
+        )
+    tolerance = 1e-9 * np.max(np.abs(own))  # edges of regular axes are rounded
+    same = np.abs(own[:, np.newaxis] - wanted) <= tolerance
+    if not np.all(same.any(axis=0)):
+        lacking = wanted[~same.any(axis=0)][0]
+        raise HistogramError(
+            f"{name}: {lacking:g} is not among its bin edges ({len(own) - 1} bins from {own[0]:g} "
+            f"to {own[-1]:g}); choose the Binning from them"
+        )
+    index = same.argmax(axis=0)
+    first, last = index[0], index[-1]
+    parts = [
+        np.add.reduceat(array[first:last], index[:-1] - first)
+        for array in (histogram.values(), _plain_variances(histogram))
+    ]
+    axis = histogram.axes[0]
+    merged = hist.axis.Variable(wanted, name=axis.name, label=axis.label, flow=False)
+    return _filled(merged, *parts)
+
+
+def pseudodata(
+    templates: Mapping[str, hist.Hist[Any]], kind: Pseudodata = "published"
+) -> dict[str, hist.Hist[Any]]:
+    """Make the ttbar measurement's pseudodata, ``{region}_pseudodata``, for each region there is.
+
+    ``published`` is half of the ttbar of another generator and half of another parton shower, plus
+    W+jets, as the Analysis Grand Challenge has it; ``complete`` adds single top, which it leaves
+    out. The variance is that of the sum.
+
+    Raises
+    ------
+    HistogramError
+        A region lacks one of the templates that are added, or their axes differ.
+    """
+    parts = {"ttbar_ME_var": 0.5, "ttbar_PS_var": 0.5, "wjets": 1.0}
+    if kind == "complete":
+        parts |= dict.fromkeys(SINGLE_TOP, 1.0)
+    mark = "_ttbar_ME_var"
+    regions = [name.removesuffix(mark) for name in templates if name.endswith(mark)]
+    return {
+        f"{region}_{PSEUDODATA}": _sum(
+            templates, {f"{region}_{part}": factor for part, factor in parts.items()}, kind
+        )
+        for region in regions
+    }
+
+
+def _sum(
+    templates: Mapping[str, hist.Hist[Any]], parts: Mapping[str, float], kind: str
+) -> hist.Hist[Any]:
+    first = next(iter(parts))
+    for name in parts:
+        if name not in templates:
+            raise HistogramError(
+                f"histogram {name} is missing: the {kind} pseudodata are made of it; run over its "
+                "dataset too"
+            )
+        if not _same_axes(templates[first], templates[name]):
+            raise HistogramError(f"the bins of {name} are not those of {first}: run both anew")
+    values = sum(factor * _values(templates[name]) for name, factor in parts.items())
+    variances = sum(factor**2 * _variances(templates[name]) for name, factor in parts.items())
+    return _filled(templates[first].axes[0], values, variances)
+
+
+class Difference(NamedTuple):
+    """How a histogram differs between two sources A and B.
+
+    ``size`` is the relative difference of content or variance in the worst bin, ``place`` its
+    position; it is infinite when there is nothing to compare.
+    """
+
+    name: str
+    what: Literal["only in A", "only in B", "bins differ", "contents differ", "variances differ"]
+    size: float
+    place: str = ""
+    values: tuple[float, float] | None = None
+    variances: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        if self.values is None or self.variances is None:
+            return f"{self.name}: {self.what}"
+        (a, b), (var_a, var_b) = self.values, self.variances
+        return (
+            f"{self.name}: {self.what} by {self.size:.2g}, worst in {self.place}: content {a:.10g} "
+            f"and {b:.10g}, variance {var_a:.10g} and {var_b:.10g}"
+        )
+
+
+def compare(
+    a: Mapping[str, hist.Hist[Any]], b: Mapping[str, hist.Hist[Any]], rtol: float = 1e-9
+) -> list[Difference]:
+    """Compare two sources of histograms bin by bin, flow included; the largest difference first.
+
+    Contents may differ by ``rtol`` times the larger one or its statistical uncertainty (which is
+    larger only where weights of both signs cancel), variances by ``rtol`` times the larger one.
+    Two NaNs are no difference.
+    """
+    found = [Difference(name, "only in A", np.inf) for name in a if name not in b]
+    found += [Difference(name, "only in B", np.inf) for name in b if name not in a]
+    both = (_difference(name, a[name], b[name]) for name in a if name in b)
+    found += [difference for difference in both if difference.size > rtol]
+    return sorted(found, key=lambda difference: (-difference.size, difference.name))
+
+
+def _difference(name: str, a: hist.Hist[Any], b: hist.Hist[Any]) -> Difference:
+    if not _same_axes(a, b):
+        return Difference(name, "bins differ", np.inf)
+    values, variances = (_values(a), _values(b)), (_variances(a), _variances(b))
+    spread = np.sqrt(np.abs(np.maximum(*variances)))
+    of_values = _relative(*values, floor=spread)
+    of_variances = _relative(*variances, floor=np.zeros_like(spread))
+    size = np.maximum(of_values, of_variances)
+    where = np.unravel_index(int(np.argmax(size)), size.shape)
+    return Difference(
+        name,
+        "contents differ" if of_values[where] >= of_variances[where] else "variances differ",
+        float(size[where]),
+        _place(a, tuple(int(i) for i in where)),
+        (float(values[0][where]), float(values[1][where])),
+        (float(variances[0][where]), float(variances[1][where])),
+    )
+
+
+def _relative(a: _Array, b: _Array, floor: _Array) -> _Array:
+    """Size of the difference in units of the larger of the two; infinite if one is not finite."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        scale = np.maximum(np.maximum(np.abs(a), np.abs(b)), floor)
+        size = np.abs(a - b) / scale
+    size[~np.isfinite(size)] = np.inf
+    size[(a == b) | (np.isnan(a) & np.isnan(b))] = 0.0
+    return size
+
+
+def _same_axes(a: hist.Hist[Any], b: hist.Hist[Any]) -> bool:
+    def close(x: Any, y: Any) -> bool:
+        if x.extent != y.extent or len(x) != len(y) or x.traits.discrete != y.traits.discrete:
+            return False
+        if x.traits.discrete:
+            return list(x) == list(y)
+        return bool(np.allclose(x.edges, y.edges, rtol=1e-9, atol=0))
+
+    return a.ndim == b.ndim and all(close(x, y) for x, y in zip(a.axes, b.axes, strict=True))
+
+
+def _place(histogram: hist.Hist[Any], index: Iterable[int]) -> str:
+    """Name the bin at ``index``, which counts the underflow where there is one."""
+    names = []
+    for axis, i in zip(histogram.axes, index, strict=True):
+        bin_ = i - int(axis.traits.underflow)
+        if bin_ < 0:
+            names.append("underflow")
+        elif bin_ >= len(axis):
+            names.append("overflow")
+        elif axis.traits.discrete:
+            names.append(str(axis.value(bin_)))
+        else:
+            names.append(f"bin [{axis.edges[bin_]:g}, {axis.edges[bin_ + 1]:g})")
+    return " x ".join(names)
+
+
+def _filled(axis: Any, values: Any, variances: Any) -> hist.Hist[Any]:
+    """Build a histogram of given contents and variances, with flow where ``axis`` has it."""
+    histogram = hist.Hist(axis, storage=hist.storage.Weight())
+    view = histogram.view(flow=True)
+    view["value"], view["variance"] = values, variances
+    return histogram
+
+
+def _values(histogram: hist.Hist[Any]) -> _Array:
+    """Contents, flow included."""
+    return np.asarray(histogram.values(flow=True), dtype=np.float64)
+
+
+def _variances(histogram: hist.Hist[Any]) -> _Array:
+    """Variances, flow included; a histogram without any is taken as counts, as ROOT does."""
+    variances = histogram.variances(flow=True)
+    return np.asarray(_values(histogram) if variances is None else variances, dtype=np.float64)
+
+
+def _plain_variances(histogram: hist.Hist[Any]) -> _Array:
+    variances = histogram.variances()
+    return np.asarray(histogram.values() if variances is None else variances, dtype=np.float64)
+
+
+def digest(templates: Mapping[str, hist.Hist[Any]]) -> str:
+    """Sha256 of names, edges, contents and variances; the same whatever they were read from."""
+    total = hashlib.sha256()
+    for name in sorted(templates):
+        histogram = templates[name]
+        total.update(name.encode())
+        arrays = [axis.edges for axis in histogram.axes if not axis.traits.discrete]
+        for array in (*arrays, _values(histogram), _variances(histogram)):
+            total.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+    return total.hexdigest()

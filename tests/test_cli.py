@@ -1,0 +1,182 @@
+"""The commands as people type them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import click
+import nanoaod
+import pytest
+from commandline import agc
+
+from agc_ml import catalogue
+from agc_ml.cli import cli
+from agc_ml.results import RunResult
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files, a fileset of them, and a run."""
+    folder = tmp_path_factory.mktemp("cli")
+    paths = [nanoaod.write(folder / f"{i}.root", nanoaod.events(200, i)) for i in (1, 2)]
+    fileset = nanoaod.fileset(
+        ttbar=paths, wjets=[nanoaod.write(folder / "w.root", nanoaod.events(99, 5))]
+    )
+    catalogue.save(fileset, folder / "fileset.yaml")
+    called = agc(
+        *("run", "ttbar", folder / "fileset.yaml", "--cluster", "inline"),
+        *("--chunk-size", "100", "-o", folder / "run"),
+    )
+    assert called.code == 0, called.err
+    return folder
+
+
+def commands(group: click.Group = cli, prefix: str = "") -> list[list[str]]:
+    found = []
+    for name, command in group.commands.items():
+        words = [*prefix.split(), name]
+        found.append(words)
+        if isinstance(command, click.Group):
+            found += commands(command, " ".join(words))
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_help_teaches(words: list[str]) -> None:
+    called = agc(*words, "--help")
+    assert called.code == 0
+    assert len(called.out.splitlines()[2].strip()) > 20
+    if words != ["fileset"]:
+        assert "Example: agc-ml " + " ".join(words) in " ".join(called.out.split())
+
+
+def test_run_says_three_things(folder: Path, tmp_path: Path) -> None:
+    called = agc(
+        *("run", "ttbar", folder / "fileset.yaml", "--cluster", "inline"),
+        *("--datasets", "tt*", "--max-files", "1", "-o", tmp_path / "run"),
+    )
+    assert called.code == 0
+    assert re.fullmatch(
+        r"complete: 200 events in 1 chunks, .* s, .* events/s\n"
+        r"22 histograms; nothing is missing, nothing counted twice\n"
+        r"look at it with: agc-ml show .*/run\n",
+        called.out,
+    )
+    assert "run directory: " in called.err
+    assert "1/1 chunks, 200/200 events" in called.err
+
+
+def test_quiet_is_quiet(folder: Path, tmp_path: Path) -> None:
+    called = agc(
+        *("run", "ttbar", folder / "fileset.yaml", "--cluster", "inline", "-q"),
+        *("-o", tmp_path / "run"),
+    )
+    assert (called.code, called.err) == (0, "")
+
+
+def test_plan(folder: Path) -> None:
+    arguments = [
+        "plan",
+        "ttbar",
+        folder / "fileset.yaml",
+        "--cluster",
+        "inline",
+        "--chunk-size",
+        150,
+    ]
+    called = agc(*arguments)
+    assert called.code == 0
+    assert "499 events in 5 chunks of at most 150" in called.out
+    assert "Jet_btagCSVV2" in called.out
+    facts = json.loads(agc(*arguments, "--json").out)
+    assert [d["chunks"] for d in facts["datasets"]] == [4, 1]
+    assert all(d["bytes"] > 0 for d in facts["datasets"])
+
+
+def test_show(folder: Path) -> None:
+    called = agc("show", folder / "run")
+    assert called.code == 0
+    for part in ("status: complete", "4j2b", "all events", "events_per_s", "uproot"):
+        assert part in called.out
+    facts = json.loads(agc("show", folder / "run", "--json").out)
+    result = RunResult.load(folder / "run")
+    assert facts == json.loads(result.record().model_dump_json(by_alias=True))
+    assert facts["metrics"]["events"] == 499
+
+
+def test_compare(folder: Path, tmp_path: Path) -> None:
+    same = agc("compare", folder / "run", folder / "run" / "histograms.root")
+    assert (same.code, same.out) == (0, "48 histograms in both, 0 differences\n")
+    agc(
+        *("run", "ttbar", folder / "fileset.yaml", "--cluster", "inline", "-o", tmp_path / "run"),
+        *("--set", "compat=true"),
+    )
+    other = agc("compare", folder / "run", tmp_path / "run")
+    assert other.code == 1
+    assert "contents differ" in other.out
+    facts = json.loads(agc("compare", folder / "run", tmp_path / "run", "--json").out)
+    assert len(facts) > 10
+
+
+def test_validate(folder: Path) -> None:
+    config = Path(__file__).parents[1] / "processors" / "ttbar" / "fit.yml"
+    good = agc(
+        "validate", folder / "fileset.yaml", folder / "run", config, folder / "run/histograms.root"
+    )
+    assert good.code == 0, good.out
+    kinds = [line.rsplit(": ", 1)[0].split(": ")[-1] for line in good.out.splitlines()]
+    assert kinds == [
+        "fileset, good",
+        "run directory, good",
+        "fit configuration, good",
+        "histograms, good",
+    ]
+    bad = agc("validate", folder / "fileset.yaml", folder / "nothing", "--json")
+    assert bad.code == 1
+    assert [verdict["problem"] is None for verdict in json.loads(bad.out)] == [True, False]
+
+
+def test_fileset_commands(folder: Path, tmp_path: Path) -> None:
+    assert "fileset.yaml" in agc("fileset", "list", folder).out
+    shown = json.loads(agc("fileset", "show", folder / "fileset.yaml", "--json").out)
+    assert [d["files"] for d in shown["datasets"]] == [2, 1]
+    target = tmp_path / "other.json"
+    assert agc("fileset", "convert", folder / "fileset.yaml", target).code == 0
+    again = json.loads(agc("fileset", "show", target, "--json").out)
+    assert again["digest"] == shown["digest"]
+
+
+def test_fileset_check(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--cluster", "inline", "--processor", "ttbar"]
+    good = agc("fileset", "check", folder / "fileset.yaml", *arguments)
+    assert (good.code, good.out) == (0, "all 3 files are good, 499 events\n")
+    (tmp_path / "broken.root").write_bytes((folder / "1.root").read_bytes()[:5000])
+    (tmp_path / "copy.root").write_bytes((folder / "1.root").read_bytes())
+    (tmp_path / "whole.root").write_bytes((folder / "1.root").read_bytes())
+    bad = agc("fileset", "check", tmp_path, *arguments, "--json")
+    assert bad.code == 1
+    problems = {Path(file["url"]).name: file["problem"] for file in json.loads(bad.out)}
+    assert "cut off" in problems["broken.root"]
+    assert problems["copy.root"] is None
+    assert "the same file as" in problems["whole.root"]
+
+
+def test_version() -> None:
+    assert agc("--version").out.startswith("agc-ml, version 0.")
+
+
+def test_readme_processor_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (source,) = re.findall(r"```python\n(# mine\.py\n.*?)```", readme, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(source)
+    Path("data").mkdir()
+    nanoaod.write(Path("data/a.root"), nanoaod.events(50, 1))
+    called = agc(
+        *("run", "mine.py:JetPt", "data/*.root", "--dataset", "ttbar", "--cluster", "inline"),
+        *("-o", "run"),
+    )
+    assert called.code == 0, called.err
+    assert RunResult.load("run").templates["jet_pt"].sum(flow=True).value > 0
