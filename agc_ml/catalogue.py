@@ -76,6 +76,7 @@ class FilesetModel(_Model):
 
     schema_version: Literal[1] = Field(SCHEMA, alias="schema")
     luminosity: Quantity | None = Field(None, description="integrated luminosity in 1/pb")
+    notes: list[str] = Field(default_factory=list, description="shown with every result")
     datasets: dict[str, DatasetModel] = Field(min_length=1)
 
 
@@ -135,6 +136,7 @@ def save(fileset: Fileset, path: Path) -> None:
     model = FilesetModel(
         schema=SCHEMA,
         luminosity=_quantity(fileset.luminosity, fileset.luminosity_source),
+        notes=list(fileset.notes),
         datasets={dataset.name: _to_model(dataset) for dataset in fileset.datasets},
     )
     content = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -274,9 +276,10 @@ def _from_own(path: Path, raw: Mapping[str, Any]) -> Fileset:
         )
         for name, d in model.datasets.items()
     )
+    notes = tuple(model.notes)
     if model.luminosity is None:
-        return Fileset(datasets)
-    return Fileset(datasets, model.luminosity.value, model.luminosity.source)
+        return Fileset(datasets, notes=notes)
+    return Fileset(datasets, model.luminosity.value, model.luminosity.source, notes)
 
 
 def _file(path: Path, dataset: str, model: FileModel) -> File:

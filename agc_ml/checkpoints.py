@@ -77,7 +77,8 @@ class Store:
         """
         header = {**asdict(receipt), "sha256": hashlib.sha256(blob).hexdigest()}
         content = json.dumps(header).encode() + b"\n" + blob
-        write(path, lambda temporary: temporary.write_bytes(content))
+        # fsync would cost more than all the rest, and `load` finds out whether a file is whole.
+        write(path, lambda temporary: temporary.write_bytes(content), durable=False)
 
     def receipt(self, path: Path, chunk: Chunk) -> Receipt | None:
         """Receipt of a finished chunk; None if it is not there, not whole, or of other events."""

@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 ROUNDS: Final = 3
 FIRST_WAIT_S: Final = 0.5
-RESULT_TIMEOUT_S: Final = 60
 
 
 class Lost(NamedTuple):
@@ -120,11 +119,11 @@ class DaskExecutor:
 
         if not jobs:
             return
-        batch = uuid4().hex[:8]
+        round_id = uuid4().hex[:8]
         futures = self._client.map(
             function,
             *zip(*jobs.values(), strict=True),
-            key=[f"{function.__name__}-{batch}-{index}" for index in range(len(jobs))],
+            key=[f"{function.__name__}-{round_id}-{index}" for index in range(len(jobs))],
             retries=0,
             pure=False,
             batch_size=500,
@@ -134,10 +133,13 @@ class DaskExecutor:
         completed = as_completed(futures)
         del futures  # a future that is held is computed again when its worker dies
         try:
-            for future in completed:
-                pending.discard(future)
-                yield keys[future.key], _outcome(future)
-                future.release()
+            for batch in completed.batches():
+                finished = {future.key: future for future in batch if future.status == "finished"}
+                results = self._client.gather(finished, errors="skip")
+                for future in batch:
+                    pending.discard(future)
+                    yield keys[future.key], results.get(future.key) or _outcome(future)
+                    future.release()
         except (FutureCancelledError, OSError) as error:
             raise ClusterError(f"the connection to the Dask scheduler is lost ({error})") from error
         finally:
@@ -180,14 +182,10 @@ def connected(
 def _outcome(future: Future) -> Outcome:
     from distributed.scheduler import KilledWorker  # noqa: PLC0415 - heavy
 
-    if future.status == "finished":
-        with contextlib.suppress(TimeoutError):
-            result: Outcome = future.result(timeout=RESULT_TIMEOUT_S)
-            return result
-        return Lost()
+    """What became of a job whose result could not be fetched."""
     if future.status == "cancelled":
         raise ClusterError("the connection to the Dask scheduler is lost")
-    if future.status == "lost":
+    if future.status != "error":
         return Lost()
     error = future.exception()
     if isinstance(error, KilledWorker):

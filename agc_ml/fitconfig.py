@@ -97,16 +97,20 @@ def _problems(config: Config) -> Iterator[str]:
             yield from _unknown(config, kind, field)
     for item in config.get("Systematics", []):
         yield from _bad_sides(item)
+    yield from _bad_parameters(config)
+
+
+def _bad_parameters(config: Config) -> Iterator[str]:
     factors = {item["Name"]: item for item in config["NormFactors"]}
     if config["General"].get("POI") not in factors:
         yield f"General -> POI: name what is to be measured, one of {', '.join(factors)}"
     known = {*factors, *(item["Name"] for item in config.get("Systematics", []))}
     for item in config["General"].get("Fixed", []):
-        name, value = item["Name"], item["Value"]
-        if name not in known:
-            yield f"General -> Fixed: {name!r} is none of {', '.join(sorted(known))}"
-        elif factors.get(name, {}).get("Nominal", value) != value:
-            yield f"General -> Fixed -> {name}: its Nominal, not {value:g}, would be taken; equal them"
+        where = f"General -> Fixed -> {item['Name']}"
+        if item["Name"] not in known:
+            yield f"{where}: none of {', '.join(sorted(known))}"
+        elif factors.get(item["Name"], {}).get("Nominal", item["Value"]) != item["Value"]:
+            yield f"{where}: cabinetry would take its Nominal in NormFactors; make them equal"
 
 
 def _unknown(config: Config, kind: str, field: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from agc_ml.errors import FitError
 from agc_ml.likelihood import Derivatives, Likelihood, backend
 
-EDM: Final = 1e-10
+EDM: Final = 1e-12
 """Estimated distance to the minimum of t at which the minimiser stops."""
 MAX_STEPS: Final = 500
 FLAT: Final = 1e-8
@@ -23,7 +23,7 @@ FLAT: Final = 1e-8
 
 It makes an uncertainty ten thousand times what it is with all other parameters fixed.
 """
-IMPACT_STEPS: Final = 100
+IMPACT_STEPS: Final = 50
 """Steps for each of the many fits behind the impacts, which start close by."""
 MAX_STAGES: Final = 10
 """In how many moves a parameter gets to where its impact is wanted, at most."""
@@ -286,20 +286,28 @@ def _impact(
         return 0.0
     if likelihood.derivatives is None:
         return float(move * minimum.covariance[index, target] / minimum.covariance[index, index])
+    moved = _refitted(likelihood.derivatives, likelihood, minimum.values, index=index, move=move)
+    return None if moved is None else float(moved[target] - minimum.values[target])
+
+
+def _refitted(
+    derivatives: Derivatives, likelihood: Likelihood, x: _Array, *, index: int, move: float
+) -> _Array | None:
+    """Fit with parameter ``index`` moved from ``x``: at once as a rule, or in stages."""
     fixed = likelihood.fixed.copy()
     fixed[index] = True
-    x, left = minimum.values, move
+    aim = x[index] + move
     for _ in range(MAX_STAGES):
-        start = _moved(likelihood.derivatives, likelihood, x, fixed=fixed, index=index, move=left)
+        start = _moved(derivatives, likelihood, x, fixed=fixed, index=index, move=aim - x[index])
         if start is None:
             return None
-        point = _newton(likelihood.derivatives, likelihood, start, fixed, IMPACT_STEPS)
-        if not point.converged:
+        try:
+            point = _newton(derivatives, likelihood, start, fixed, IMPACT_STEPS)
+        except FitError:  # it went where t is not finite
             return None
-        left -= point.values[index] - x[index]
         x = point.values
-        if abs(left) < 1e-12 * abs(move):
-            return float(x[target] - minimum.values[target])
+        if not point.converged or abs(x[index] - aim) < 1e-12 * abs(move):
+            return x if point.converged else None
     return None
 
 

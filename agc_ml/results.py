@@ -284,8 +284,11 @@ def load_record(directory: Path) -> RunRecord:
         raise RunDirectoryError(f"{path}: field {where}: {first['msg']}; run again") from error
 
 
-def write(path: Path, writer: Callable[[Path], object]) -> None:
+def write(path: Path, writer: Callable[[Path], object], *, durable: bool = True) -> None:
     """Write a file whole or not at all: temporary name, fsync, rename.
+
+    Without ``durable`` there is no fsync: the file survives the death of the process, but may be
+    damaged when the machine goes down, so its reader has to check it.
 
     Raises
     ------
@@ -300,8 +303,9 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
     temporary = Path(name)
     try:
         writer(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:

@@ -96,7 +96,7 @@ def fit(
     if lost:
         notes.append(f"impacts could not be found for {', '.join(lost)}")
     for note in notes:
-        _log.warning(note)
+        _log.info(note)
     parameters = _parameters(likelihood, minimum)
     prefit, postfit = _yields(likelihood, minimum, workspace, settings)
     return FitResult(

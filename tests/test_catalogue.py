@@ -148,12 +148,13 @@ def test_our_own_format_loses_nothing(
     ending: str, datasets: list[Dataset], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"round.{ending}"
-    fileset = Fileset(tuple(datasets), 12.5, "a table")
+    fileset = Fileset(tuple(datasets), 12.5, "a table", ("a note",))
     catalogue.save(fileset, path)
     again = Fileset.load(str(path))
     assert again.digest == fileset.digest
     assert [d.files for d in again.datasets] == [d.files for d in fileset.datasets]
     assert (again.luminosity, again.luminosity_source) == (12.5, "a table")
+    assert again.notes == ("a note",)
 
 
 def test_find(tmp_path: Path) -> None:

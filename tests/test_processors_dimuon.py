@@ -4,7 +4,6 @@ from pathlib import Path
 
 import awkward as ak
 import numpy as np
-import pytest
 import uproot
 
 import agc_ml as agc

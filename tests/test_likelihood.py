@@ -1,0 +1,346 @@
+"""The likelihood of a workspace, its minimum, and impacts."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cabinetry
+import iminuit
+import numpy as np
+import pyhf
+import pytest
+
+from agc_ml import likelihood as lk
+from agc_ml import minimum as mn
+from agc_ml import stats
+from agc_ml.errors import FitError
+from agc_ml.templates import load
+from agc_ml.workspace import prepare
+
+
+def workspace(
+    *,
+    data: Sequence[float] = (112.0, 93.0, 61.0),
+    signal: Sequence[float] = (40.0, 30.0, 10.0),
+    background: Sequence[float] = (60.0, 60.0, 50.0),
+    tilt: Sequence[float] = (0.9, 1.0, 1.2),
+    spread: Sequence[float] | None = (6.0, 5.0, 4.0),
+    bounds: Sequence[float] = (0.0, 10.0),
+    more: Sequence[dict[str, Any]] = (),
+    fixed: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Make a workspace of one region: a signal, and a background with an uncertain shape."""
+    shape = {
+        "hi_data": [b * t for b, t in zip(background, tilt, strict=True)],
+        "lo_data": [b * (2 - t) for b, t in zip(background, tilt, strict=True)],
+    }
+    of_background: list[dict[str, Any]] = [
+        {"name": "tilt", "type": "histosys", "data": shape},
+        {"name": "size", "type": "normsys", "data": {"hi": 1.1, "lo": 0.92}},
+    ]
+    if spread is not None:
+        of_background.append({"name": "staterror_r", "type": "staterror", "data": list(spread)})
+    return {
+        "version": "1.0.0",
+        "channels": [
+            {
+                "name": "r",
+                "samples": [
+                    {
+                        "name": "signal",
+                        "data": list(signal),
+                        "modifiers": [{"name": "mu", "type": "normfactor", "data": None}, *more],
+                    },
+                    {"name": "background", "data": list(background), "modifiers": of_background},
+                ],
+            }
+        ],
+        "observations": [{"name": "r", "data": list(data)}],
+        "measurements": [
+            {
+                "name": "m",
+                "config": {
+                    "poi": "mu",
+                    "parameters": [
+                        {"name": "mu", "inits": [1.0], "bounds": [list(bounds)]},
+                        *({"name": name, "inits": [0.0], "fixed": True} for name in fixed),
+                    ],
+                },
+            }
+        ],
+    }
+
+
+def counting(data: float, signal: float = 10.0, background: float = 5.0) -> dict[str, Any]:
+    """Make a workspace of one bin, where the answer is known: (data - background) / signal."""
+    spec = workspace(data=[data], signal=[signal], background=[background], tilt=[1], spread=None)
+    spec["measurements"][0]["config"]["parameters"][0]["bounds"] = [[0, 100]]
+    del spec["channels"][0]["samples"][1]["modifiers"][:]
+    return spec
+
+
+@pytest.fixture(scope="module")
+def small() -> lk.Likelihood:
+    return lk.build(workspace())
+
+
+@pytest.fixture(scope="module")
+def measured(real_data: Path) -> lk.Likelihood:
+    """Build the likelihood of the published histograms of ten files."""
+    templates = load(real_data / "reference/histos_10_file_per_process.json")
+    return lk.build(prepare(templates, stats.shipped_config("ttbar")).spec)
+
+
+def points(likelihood: lk.Likelihood, number: int = 5) -> list[np.ndarray[Any, Any]]:
+    """Draw points around the start, the same in every run."""
+    random = np.random.default_rng(1)
+    width = np.where(likelihood.prefit > 0, likelihood.prefit, 0.2)
+    return [likelihood.start + width * random.normal(size=len(width)) for _ in range(number)]
+
+
+def differences(likelihood: lk.Likelihood, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Hessian from central differences of the gradient."""
+    assert likelihood.derivatives is not None
+    rows = []
+    for index in range(len(x)):
+        h = 1e-5 * (likelihood.prefit[index] or 1.0)
+        step = np.zeros_like(x)
+        step[index] = h
+        up, down = likelihood.derivatives(x + step)[1], likelihood.derivatives(x - step)[1]
+        rows.append((up - down) / (2 * h))
+    return np.array(rows)
+
+
+class TestBuild:
+    def test_is_what_pyhf_says(self, small: lk.Likelihood) -> None:
+        assert pyhf.tensorlib.name == "numpy"
+        with lk.quiet():
+            model, data = cabinetry.model_utils.model_and_data(workspace())
+        for x in points(small):
+            expected = -2 * model.logpdf(x, data)[0]
+            assert small.value(x) + small.saturated == pytest.approx(expected, abs=1e-9)
+
+    def test_derivatives_are_those_of_the_value(self, small: lk.Likelihood) -> None:
+        assert small.derivatives is not None
+        for x in points(small):
+            value, gradient, hessian = small.derivatives(x)
+            assert value == pytest.approx(small.value(x), abs=1e-12)
+            h = 1e-6
+            slopes = [
+                (small.value(x + h * unit) - small.value(x - h * unit)) / (2 * h)
+                for unit in np.eye(len(x))
+            ]
+            np.testing.assert_allclose(gradient, slopes, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(hessian, differences(small, x), rtol=1e-5, atol=1e-4)
+
+    def test_the_backend_is_put_back(self) -> None:
+        before = pyhf.get_backend()
+        with pytest.raises(FitError):
+            lk.build({"version": "1.0.0"})
+        assert pyhf.get_backend() == before
+        with lk.backend("jax"):
+            assert pyhf.tensorlib.name == "jax"
+        assert pyhf.get_backend() == before
+
+    def test_says_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        level = logging.getLogger("cabinetry").level
+        with caplog.at_level(logging.DEBUG):
+            lk.build(counting(20))
+        assert not [r for r in caplog.records if r.name.startswith(("cabinetry", "pyhf"))]
+        assert logging.getLogger("cabinetry").level == level
+
+    def test_a_workspace_that_is_none(self) -> None:
+        with pytest.raises(FitError, match="pyhf makes no model of the workspace") as caught:
+            lk.build({**workspace(), "channels": []})
+        assert "\n" not in str(caught.value)
+
+    def test_nothing_predicted(self) -> None:
+        with pytest.raises(FitError, match="no sample predicts events in any bin"):
+            lk.build(counting(1, signal=0, background=0))
+
+    def test_infinite_where_nothing_is_predicted_for_data(self, small: lk.Likelihood) -> None:
+        x = small.start.copy()
+        x[small.names.index("mu")] = -5
+        assert small.value(x) == np.inf
+
+
+class TestMinimise:
+    @pytest.mark.parametrize("data", [5.5, 20, 123.456])
+    def test_one_bin(self, data: float) -> None:
+        likelihood = lk.build(counting(data))
+        found = mn.minimise(likelihood)
+        assert found.values[0] == pytest.approx((data - 5) / 10, abs=1e-6)
+        assert found.uncertainties[0] == pytest.approx(np.sqrt(data) / 10, rel=1e-6)
+        assert found.chi2 == pytest.approx(0, abs=1e-9)
+        assert (found.converged, found.minimizer, found.notes) == (True, "newton", ())
+
+    def test_is_the_lowest_point_around(self, small: lk.Likelihood) -> None:
+        found = mn.minimise(small)
+        random = np.random.default_rng(2)
+        for _ in range(50):
+            x = found.values + 0.1 * found.uncertainties * random.normal(size=len(found.values))
+            assert small.value(x) > found.chi2
+
+    def test_gradient_and_hessian_there(self, measured: lk.Likelihood) -> None:
+        assert measured.derivatives is not None
+        found = mn.minimise(measured)
+        _, gradient, hessian = measured.derivatives(found.values)
+        assert np.abs(gradient * found.uncertainties).max() < 1e-4
+        numeric = differences(measured, found.values)
+        scale = np.sqrt(np.outer(np.diag(hessian), np.diag(hessian)))
+        np.testing.assert_allclose(hessian / scale, numeric / scale, atol=1e-6)
+        np.testing.assert_allclose(
+            found.covariance @ hessian / 2, np.eye(len(found.names)), atol=1e-6
+        )
+        assert found.edm < mn.EDM
+        assert found.steps < 20
+
+    def test_starts_anywhere(self, measured: lk.Likelihood) -> None:
+        found = mn.minimise(measured)
+        for x in points(measured, number=3):
+            start = np.clip(x, measured.lower + 1e-3, measured.upper - 1e-3)
+            again = mn.minimise(replace(measured, start=start))
+            np.testing.assert_allclose(again.values, found.values, atol=1e-4)
+
+    def test_a_fixed_parameter_stays(self) -> None:
+        found = mn.minimise(lk.build(workspace(fixed=["tilt"])))
+        index = found.names.index("tilt")
+        assert found.values[index] == 0
+        assert found.uncertainties[index] == 0
+        assert found.correlation[index].tolist() == np.eye(len(found.names))[index].tolist()
+
+    def test_all_fixed(self, small: lk.Likelihood) -> None:
+        found = mn.minimise(replace(small, fixed=np.ones_like(small.fixed)))
+        assert found.values.tolist() == small.start.tolist()
+        assert not found.covariance.any()
+
+    def test_a_bound_holds_and_is_told(self) -> None:
+        found = mn.minimise(lk.build(workspace(data=[50, 50, 45])))
+        assert found.values[found.names.index("mu")] == 0
+        assert found.uncertainties[found.names.index("mu")] == 0
+        assert found.converged
+        assert found.notes == ("at their bound, without uncertainty: mu",)
+
+    def test_what_nothing_depends_on(self) -> None:
+        idle = {"name": "idle", "type": "normfactor", "data": None}
+        with pytest.raises(FitError, match=r"the data do not determine .*idle"):
+            mn.minimise(lk.build(workspace(more=[idle])))
+
+    def test_a_start_without_prediction(self, small: lk.Likelihood) -> None:
+        x = small.start.copy()
+        x[small.names.index("mu")] = -5
+        with pytest.raises(FitError, match="not finite where the fit starts"):
+            mn.minimise(replace(small, start=x, lower=np.full_like(small.lower, -10)))
+
+    def test_bins_without_prediction_are_left_out(self) -> None:
+        spec = workspace(data=[112, 93, 3], signal=[40, 30, 0], background=[60, 60, 0])
+        likelihood = lk.build(spec)
+        assert likelihood.bins.tolist() == [True, True, False]
+        found = mn.minimise(likelihood)
+        assert found.converged
+        assert np.isfinite(found.covariance).all()
+
+    def test_bins_without_data_count(self) -> None:
+        found = mn.minimise(lk.build(counting(0, signal=1, background=2)))
+        assert found.values.tolist() == [0]
+        assert found.twice_nll == pytest.approx(4, abs=2 * lk.SOFT)
+
+    def test_stops_when_it_does_not_converge(
+        self, small: lk.Likelihood, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mn._newton, "__defaults__", (2,))
+        found = mn.minimise(small)
+        assert not found.converged
+        assert "did not converge" in found.notes[0]
+        assert np.isfinite(found.covariance).all()
+
+
+class TestImpacts:
+    def test_are_those_of_new_fits(self, small: lk.Likelihood) -> None:
+        found = mn.minimise(small)
+        poi = found.names.index("mu")
+        impacts = mn.impacts(small, found, "mu")
+        assert set(impacts) == {*found.names} - {"mu"}
+        for name, values in impacts.items():
+            index = found.names.index(name)
+            prefit, postfit = small.prefit[index], found.uncertainties[index]
+            for move, value in zip((prefit, -prefit, postfit, -postfit), values, strict=True):
+                start, fixed = small.start.copy(), small.fixed.copy()
+                start[index], fixed[index] = found.values[index] + move, True
+                refitted = mn.minimise(replace(small, start=start, fixed=fixed))
+                assert refitted.values[poi] - found.values[poi] == pytest.approx(value, abs=1e-6)
+
+    def test_of_a_fixed_parameter_there_is_none(self) -> None:
+        likelihood = lk.build(workspace(fixed=["tilt"]))
+        assert "tilt" not in mn.impacts(likelihood, mn.minimise(likelihood), "mu")
+
+    def test_without_a_constraint_there_is_no_prefit_impact(self) -> None:
+        other = {"name": "other", "type": "normfactor", "data": None}
+        spec = workspace()
+        spec["channels"][0]["samples"][1]["modifiers"].append(other)
+        likelihood = lk.build(spec)
+        impact = mn.impacts(likelihood, mn.minimise(likelihood), "mu")["other"]
+        assert impact[:2].tolist() == [0, 0]
+        assert impact[2] < 0 < impact[3]
+
+    def test_far_moves_go_in_stages(self) -> None:
+        # at once the tilt would empty the last bin, which has data
+        spec = workspace(tilt=[1.0, 1.0, 0.2], signal=[40, 30, 20], data=[100, 90, 70])
+        likelihood = lk.build(spec)
+        found = mn.minimise(likelihood)
+        index = found.names.index("tilt")
+        change = mn._impact(likelihood, found, found.names.index("mu"), index, 2.5)
+        start, fixed = found.values.copy(), likelihood.fixed.copy()
+        start[index] += 2.5
+        fixed[index] = True
+        assert likelihood.value(start) == np.inf
+        start[found.names.index("mu")] = 8.0
+        refitted = mn.minimise(replace(likelihood, start=start, fixed=fixed))
+        poi = found.names.index("mu")
+        assert change == pytest.approx(refitted.values[poi] - found.values[poi], abs=1e-5)
+
+    def test_what_no_fit_can_follow_is_not_there(self) -> None:
+        # only the background is in the last bin, and its tilt takes all of it away
+        spec = workspace(
+            tilt=[1, 1, 0.5], signal=[40, 30, 0], data=[100, 90, 50], spread=[1, 1, 30]
+        )
+        likelihood = lk.build(spec)
+        found = mn.minimise(likelihood)
+        index = found.names.index("tilt")
+        assert mn._impact(likelihood, found, found.names.index("mu"), index, 50) is None
+
+
+class TestWithoutJax:
+    @pytest.fixture(autouse=True)
+    def _no_jax(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "jax", None)
+
+    def test_minuit_comes_close_and_says_so(self, small: lk.Likelihood) -> None:
+        exact = mn.minimise(small)
+        likelihood = lk.build(workspace())
+        assert likelihood.derivatives is None
+        found = mn.minimise(likelihood)
+        assert found.minimizer == "minuit"
+        assert found.converged
+        assert "approximate" in found.notes[0]
+        assert "agc-ml[fit]" in found.notes[0]
+        np.testing.assert_allclose(found.values, exact.values, atol=1e-3)
+        np.testing.assert_allclose(found.uncertainties, exact.uncertainties, rtol=0.01)
+        approximate = mn.impacts(likelihood, found, "mu")
+        for name, values in mn.impacts(small, exact, "mu").items():
+            np.testing.assert_allclose(approximate[name], values, atol=0.05)
+
+    def test_fixed_parameters_stay(self) -> None:
+        found = mn.minimise(lk.build(workspace(fixed=["tilt"])))
+        index = found.names.index("tilt")
+        assert (found.values[index], found.uncertainties[index]) == (0, 0)
+
+    def test_no_minimum(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(iminuit.Minuit, "covariance", None)
+        with pytest.raises(FitError, match="Minuit found no minimum with a covariance"):
+            mn.minimise(lk.build(counting(20)))

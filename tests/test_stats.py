@@ -1,0 +1,543 @@
+"""From templates to a fit: configuration, workspace, result, and the published fits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hist
+import numpy as np
+import pyhf
+import pytest
+import yaml
+from factories import partial_run, run_result, true_templates, ttbar_hists
+
+from agc_ml import agc, stats, templates
+from agc_ml.errors import AgcError, FitError, HistogramError, StoreError, UsageError
+from agc_ml.likelihood import quiet
+from agc_ml.workspace import prepare
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "processors" / "ttbar" / "fit.yml"
+EXPECTED = json.loads((Path(__file__).parent / "reference" / "fits.json").read_text())
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="session")
+def fits(real_data: Path) -> Callable[[str], stats.FitResult]:
+    """Fit the published histograms of N files, once for each N."""
+    done: dict[str, stats.FitResult] = {}
+
+    def fitted(n: str) -> stats.FitResult:
+        if n not in done:
+            done[n] = stats.fit(real_data / f"reference/histos_{n}_file_per_process.json")
+        return done[n]
+
+    return fitted
+
+
+@pytest.fixture(scope="session")
+def published(real_data: Path) -> dict[str, hist.Hist[Any]]:
+    return templates.load(real_data / "reference/histos_1_file_per_process.json")
+
+
+@pytest.fixture
+def made_up() -> dict[str, hist.Hist[Any]]:
+    return true_templates(ttbar_hists())
+
+
+def shipped(edit: Edit | None = None) -> dict[str, Any]:
+    """Make a copy of the shipped configuration, edited."""
+    config = copy.deepcopy(stats.shipped_config("ttbar"))
+    if edit is not None:
+        edit(config)
+    return config
+
+
+def simple(config: dict[str, Any]) -> None:
+    """Leave two uncertainties, so that a fit takes little time."""
+    config["Systematics"] = config["Systematics"][:1] + config["Systematics"][-1:]
+    for sample in config["Samples"]:
+        if not sample.get("Data"):
+            sample["DisableStaterror"] = True
+
+
+def thinned(content: dict[str, Any], fraction: float, seed: int) -> dict[str, hist.Hist[Any]]:
+    """Draw what the published histograms could be with a fraction of the events of one file."""
+    random = np.random.default_rng(seed)
+    found = {}
+    for name, histogram in content.items():
+        process = next(p for p in agc.CROSS_SECTIONS if f"_{p}" in name)
+        weight = agc.event_weight(process, "nominal", 1)
+        drawn = histogram.copy()
+        view = drawn.view(flow=True)
+        counts = random.poisson(np.maximum(view["value"], 0) / weight * fraction)
+        view["value"] = counts * weight / fraction
+        view["variance"] = counts * (weight / fraction) ** 2
+        found[name] = drawn
+    return found
+
+
+class TestPublishedFits:
+    @pytest.mark.parametrize("n", ["1", "10", "all"])
+    def test_value_and_uncertainty(self, fits: Any, n: str) -> None:
+        result, expected = fits(n), EXPECTED["fits"][n]
+        assert result.poi.name == "ttbar_norm"
+        assert result.poi.value == pytest.approx(expected["value"], abs=1e-4)
+        assert result.poi.uncertainty == pytest.approx(expected["uncertainty"], rel=1e-3)
+        assert (result.minimizer, result.converged, result.notes) == ("newton", True, ())
+        if "twice_nll" in expected:
+            assert result.twice_nll == pytest.approx(expected["twice_nll"], abs=1e-5)
+
+    def test_pulls(self, fits: Any) -> None:
+        found = {parameter.name: parameter for parameter in fits("10").parameters}
+        for name, (value, uncertainty) in EXPECTED["pulls"].items():
+            assert found[name].pull == pytest.approx(value, abs=2e-3)
+            assert found[name].uncertainty == pytest.approx(uncertainty, abs=2e-3)
+
+    def test_parameters(self, fits: Any) -> None:
+        result = fits("10")
+        assert len(result.parameters) == 34
+        assert sum(p.name.startswith("staterror") for p in result.parameters) == 22
+        assert [p.name for p in result.parameters if p.pull is None] == ["ttbar_norm"]
+        assert result.correlation.shape == (34, 34)
+        np.testing.assert_allclose(result.correlation, result.correlation.T, atol=1e-9)
+        assert np.diag(result.correlation).tolist() == [1] * 34
+        assert np.abs(result.correlation).max() <= 1 + 1e-12
+
+    def test_with_single_top_in_the_data_it_closes(self, real_data: Path) -> None:
+        path = real_data / "reference/histos_all_file_per_process.json"
+        result = stats.fit(path, pseudodata="complete")
+        assert result.pseudodata == "complete"
+        assert result.poi.value == pytest.approx(1.007, abs=1e-3)
+        assert result.poi.uncertainty == pytest.approx(0.0950, abs=1e-3)
+
+    def test_goodness_of_fit(self, fits: Any) -> None:
+        quality = fits("1").goodness_of_fit
+        assert quality.ndof == 21
+        assert quality.chi2 == pytest.approx(1.7206, abs=1e-3)
+        assert 0.999 < quality.p_value < 1
+
+    def test_impacts(self, fits: Any) -> None:
+        result = fits("10")
+        sizes = [max(abs(i.postfit_up), abs(i.postfit_down)) for i in result.impacts]
+        assert len(sizes) == 33
+        assert sizes == sorted(sizes, reverse=True)
+        names = [p.name for p in result.parameters]
+        poi = names.index("ttbar_norm")
+        for impact in result.impacts:
+            linear = result.correlation[poi, names.index(impact.parameter)] * result.poi.uncertainty
+            assert (impact.postfit_up - impact.postfit_down) / 2 == pytest.approx(linear, abs=0.01)
+
+    def test_yields(self, fits: Any, real_data: Path) -> None:
+        result = fits("10")
+        flat = templates.load(real_data / "reference/histos_10_file_per_process.json")
+        for prefit, postfit in zip(result.prefit, result.postfit, strict=True):
+            assert len(prefit.samples) == 5
+            assert prefit.edges.tolist() == list(range(110, 551, 40))
+            merged = templates.merge(flat[f"{prefit.region[:4]}_ttbar"], prefit.edges)
+            np.testing.assert_allclose(prefit.samples["ttbar"], merged.values())
+            np.testing.assert_array_equal(prefit.data, postfit.data)
+            total = sum(postfit.samples.values())
+            np.testing.assert_allclose(total, postfit.data, rtol=0.02)
+            assert (postfit.uncertainty < prefit.uncertainty).all()
+        assert [region.region for region in result.prefit] == ["4j1b CR", "4j2b SR"]
+        assert [region.label for region in result.prefit] == ["$H_T$ [GeV]", "$m_{bjj}$ [GeV]"]
+
+    def test_inputs_are_named_by_their_content(self, fits: Any) -> None:
+        digests = [fits(n).inputs for n in ("1", "10")]
+        assert digests[0]["config"] == digests[1]["config"]
+        assert digests[0]["templates"] != digests[1]["templates"]
+        assert all(re.fullmatch("[0-9a-f]{64}", d["templates"]) for d in digests)
+
+
+class TestKeeping:
+    def test_comes_back_as_it_was(self, fits: Any, tmp_path: Path) -> None:
+        result = fits("1")
+        stats.save(result, tmp_path / "new" / "fit")
+        for place in (tmp_path / "new" / "fit", tmp_path / "new" / "fit" / "fit.json"):
+            again = stats.load(place)
+            assert again.poi == result.poi
+            assert again.parameters == result.parameters
+            assert again.impacts == result.impacts
+            assert again.workspace == result.workspace
+            np.testing.assert_array_equal(again.correlation, result.correlation)
+            for a, b in zip(again.postfit, result.postfit, strict=True):
+                np.testing.assert_array_equal(a.uncertainty, b.uncertainty)
+                assert a.samples.keys() == b.samples.keys()
+            for field in ("goodness_of_fit", "twice_nll", "minimizer", "inputs", "notes"):
+                assert getattr(again, field) == getattr(result, field)
+
+    def test_the_files_are_as_agreed(self, fits: Any, tmp_path: Path) -> None:
+        stats.save(fits("1"), tmp_path)
+        content = json.loads((tmp_path / "fit.json").read_text())
+        assert content["schema"] == 1
+        assert set(content["poi"]) == {"name", "value", "uncertainty"}
+        assert set(content["parameters"][0]) == {"name", "value", "uncertainty", "pull"}
+        assert set(content["goodness_of_fit"]) == {"chi2", "ndof", "p_value"}
+        assert {"correlation", "minimizer", "converged", "pseudodata", "inputs"} <= set(content)
+        with quiet():
+            workspace = pyhf.Workspace(json.loads((tmp_path / "workspace.json").read_text()))
+            assert workspace.model().config.npars == 34
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["fit.json", "workspace.json"]
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(FitError, match=r"fit.json: no such file; 'agc-ml fit' writes it"):
+            stats.load(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "cut off or not JSON"),
+            ("[]", r"fit.json: field"),
+            ('{"schema": 2}', r"fit.json: field schema"),
+            ('{"schema": 1}', r"fit.json: field poi: Field required"),
+        ],
+    )
+    def test_damaged(self, tmp_path: Path, content: str, message: str) -> None:
+        (tmp_path / "fit.json").write_text(content)
+        with pytest.raises(FitError, match=message) as caught:
+            stats.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    def test_without_its_workspace(self, fits: Any, tmp_path: Path) -> None:
+        stats.save(fits("1"), tmp_path)
+        (tmp_path / "workspace.json").unlink()
+        with pytest.raises(FitError, match=r"workspace.json: no such file"):
+            stats.load(tmp_path)
+
+    def test_no_folder_can_be_made(self, fits: Any, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(StoreError, match="can't be made"):
+            stats.save(fits("1"), tmp_path / "file" / "fit")
+
+
+class TestConfig:
+    def test_shipped(self) -> None:
+        assert stats.shipped_config("ttbar") == yaml.safe_load(SHIPPED.read_text())
+        assert stats.shipped_config("processors.ttbar:TtbarProcessor") == shipped()
+
+    @pytest.mark.parametrize(
+        ("processor", "message"),
+        [
+            ("dimuon", "the processor 'dimuon' ships no fit configuration"),
+            ("nope", r"no processor 'nope' with a fit \(dimuon, ttbar are registered\)"),
+            ("folder/file.py:Class", "no processor 'folder/file.py:Class' with a fit"),
+        ],
+    )
+    def test_not_shipped(self, processor: str, message: str) -> None:
+        with pytest.raises(FitError, match=message):
+            stats.shipped_config(processor)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"a:\n\t- b", "can't be read as YAML"),
+            (b"\xff\xfe\x00", "can't be read as YAML"),
+            (b"", "field (top): None is not of type 'object'"),
+            (b"- a", "field (top): ['a'] is not of type 'object'"),
+            (b"General:\n  POI: a\n  POI: b\n", "line 2: 'POI' is there twice"),
+            (b"- [{a: 1, a: 2}]", "line 1: 'a' is there twice"),
+        ],
+    )
+    def test_no_configuration(self, tmp_path: Path, content: bytes, message: str) -> None:
+        path = tmp_path / "my.yml"
+        path.write_bytes(content)
+        with pytest.raises(FitError, match=re.escape(message)) as caught:
+            stats.load_config(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+    def test_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="no such file"):
+            stats.load_config(tmp_path / "my.yml")
+
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            (lambda c: c.pop("Samples"), "field (top): 'Samples' is a required property"),
+            (lambda c: c["Regions"][0].update(Bining=[1, 2]), "field Regions -> 0: Additional"),
+            (lambda c: c["Samples"][1].update(Data=True), "exactly one data sample"),
+            (lambda c: c["Samples"][1].update(Name="a.b"), "Samples -> a.b: names can't have"),
+            (
+                lambda c: c["Systematics"][0].update(Samples="tbar"),
+                "Systematics -> ME variation -> Samples: 'tbar' is none of ['Pseudodata', 'ttbar'",
+            ),
+            (
+                lambda c: c["Samples"][1].update(Regions=["4j1b CR", "5j"]),
+                "Samples -> ttbar -> Regions: '5j' is none of ['4j1b CR', '4j2b SR']",
+            ),
+            (
+                lambda c: c["Systematics"][0].update(Up={"Symmetrize": True}),
+                "Systematics -> ME variation -> Up: can't be the mirror image",
+            ),
+            (
+                lambda c: c["Systematics"][-1].update(Up={}),
+                "Systematics -> Luminosity -> Up: Normalization is missing",
+            ),
+            (lambda c: c["General"].update(POI="x"), "General -> POI: name what is to be measured"),
+            (
+                lambda c: c["General"].update(Fixed=[{"Name": "x", "Value": 1}]),
+                "General -> Fixed -> x: none of",
+            ),
+            (
+                lambda c: c["General"].update(Fixed=[{"Name": "ttbar_norm", "Value": 2}]),
+                "General -> Fixed -> ttbar_norm: cabinetry would take its Nominal",
+            ),
+        ],
+    )
+    def test_wrong_fields(self, tmp_path: Path, edit: Edit, message: str) -> None:
+        path = tmp_path / "my.yml"
+        path.write_text(yaml.safe_dump(shipped(edit)))
+        with pytest.raises(FitError, match=re.escape(message)) as caught:
+            stats.load_config(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+
+class TestWorkspace:
+    def test_holds_the_merged_templates(self, made_up: dict[str, hist.Hist[Any]]) -> None:
+        spec = stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+        assert [channel["name"] for channel in spec["channels"]] == ["4j1b CR", "4j2b SR"]
+        sample = spec["channels"][1]["samples"][0]
+        merged = templates.merge(made_up["4j2b_ttbar"], list(range(110, 551, 40)))
+        np.testing.assert_allclose(sample["data"], merged.values())
+        staterror = next(m for m in sample["modifiers"] if m["type"] == "staterror")
+        np.testing.assert_allclose(staterror["data"], np.sqrt(merged.variances()))
+        data = templates.pseudodata(made_up)["4j2b_pseudodata"]
+        merged = templates.merge(data, list(range(110, 551, 40)))
+        np.testing.assert_allclose(spec["observations"][1]["data"], merged.values())
+
+    def test_effects_are_normalised_to_the_nominal(self, made_up: dict[str, Any]) -> None:
+        spec = stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+        modifiers = spec["channels"][0]["samples"][0]["modifiers"]
+        me = {m["type"]: m["data"] for m in modifiers if m["name"] == "ME variation"}
+        edges = list(range(110, 551, 40))
+        nominal, varied = (
+            templates.merge(made_up[f"4j1b_{name}"], edges).values().sum()
+            for name in ("ttbar", "ttbar_ME_var")
+        )
+        assert me["normsys"]["hi"] == pytest.approx(varied / nominal)
+        assert me["normsys"]["lo"] == pytest.approx(2 - varied / nominal)
+        assert sum(me["histosys"]["hi_data"]) == pytest.approx(nominal)
+
+    def test_without_binning_the_bins_stay(self, made_up: dict[str, Any]) -> None:
+        spec = stats.build_workspace(made_up, shipped(lambda c: c["Regions"][0].pop("Binning")))
+        assert len(spec["observations"][0]["data"]) == 25
+        assert len(spec["observations"][1]["data"]) == 11
+
+    def test_two_regions_may_share_a_histogram(self, made_up: dict[str, Any]) -> None:
+        def same(config: dict[str, Any]) -> None:
+            config["Regions"][1].update(RegionPath="4j1b", Binning=[50, 550])
+
+        spec = stats.build_workspace(made_up, shipped(same))
+        assert [len(o["data"]) for o in spec["observations"]] == [11, 1]
+
+    @pytest.mark.parametrize(
+        "name", ["4j1b_ttbar", "4j2b_ttbar_PS_var", "4j1b_wjets_btag_var_2_up"]
+    )
+    def test_a_missing_histogram_is_named(self, made_up: dict[str, Any], name: str) -> None:
+        del made_up[name]
+        with pytest.raises(FitError, match=rf"histogram {name} is missing .*region '4j") as caught:
+            stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+        assert "sample '" in str(caught.value)
+        assert ("systematic '" in str(caught.value)) == (name != "4j1b_ttbar")
+
+    def test_single_top_is_needed_for_complete_pseudodata(self, made_up: dict[str, Any]) -> None:
+        def without(config: dict[str, Any]) -> None:
+            simple(config)
+            config["Samples"] = config["Samples"][:3]
+
+        content = {name: h for name, h in made_up.items() if "single_top" not in name}
+        stats.build_workspace(content, shipped(without))
+        with pytest.raises(HistogramError, match="4j1b_single_top_s_chan is missing: the complete"):
+            stats.build_workspace(content, shipped(without), "complete")
+
+    @pytest.mark.parametrize(
+        ("edit", "error", "message"),
+        [
+            (
+                lambda c: c["Regions"][0].update(RegionPath="5j"),
+                FitError,
+                "histogram 5j_ttbar is missing",
+            ),
+            (
+                lambda c: c["Regions"][0].pop("RegionPath"),
+                FitError,
+                "4j1b CR: RegionPath is missing",
+            ),
+            (
+                lambda c: c["Samples"][1].update(SamplePath=["a", "b"]),
+                FitError,
+                "ttbar: SamplePath is missing, or more than one name",
+            ),
+            (
+                lambda c: c["Regions"][0].update(Binning=[110, 155, 550]),
+                HistogramError,
+                "region '4j1b CR', histogram 4j1b_pseudodata: 155 is not among its bin edges",
+            ),
+            (
+                lambda c: c["Regions"][0].update(Name="4j2b-SR"),
+                FitError,
+                "cabinetry calls it 4j2b-SR_Pseudodata, and another one too",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_together(
+        self, made_up: dict[str, Any], edit: Edit, error: type[AgcError], message: str
+    ) -> None:
+        with pytest.raises(error, match=re.escape(message)):
+            stats.build_workspace(made_up, shipped(edit))
+
+    def test_nan_is_named(self, made_up: dict[str, Any]) -> None:
+        made_up["4j2b_wjets_pt_res_up"].view(flow=True)["value"][5] = np.nan
+        with pytest.raises(HistogramError, match=r"4j2b_wjets_pt_res_up, bin \[130, 150\)"):
+            stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+
+    def test_data_of_ones_own(self, made_up: dict[str, Any]) -> None:
+        def own(config: dict[str, Any]) -> None:
+            simple(config)
+            config["Samples"][0]["SamplePath"] = "data"
+
+        config = shipped(own)
+        with pytest.raises(FitError, match="histogram 4j1b_data is missing"):
+            stats.build_workspace(made_up, config)
+        content = made_up | {f"{region}_data": made_up[f"{region}_ttbar"] for region in REGIONS}
+        workspace = prepare(content, config)
+        assert workspace.data == "data"
+        assert "4j1b_data" in workspace.templates
+        merged = templates.merge(made_up["4j1b_ttbar"], list(range(110, 551, 40)))
+        np.testing.assert_allclose(workspace.spec["observations"][0]["data"], merged.values())
+
+    def test_pseudodata_are_always_made_anew(self, made_up: dict[str, Any]) -> None:
+        wrong = {f"{region}_pseudodata": made_up[f"{region}_ttbar"] for region in REGIONS}
+        config = stats.shipped_config("ttbar")
+        expected = stats.build_workspace(made_up, config)
+        assert stats.build_workspace(made_up | wrong, config) == expected
+
+
+REGIONS = ("4j1b", "4j2b")
+
+
+class TestSmallSamples:
+    def test_what_is_undefined_is_left_out_and_told(
+        self, made_up: dict[str, Any], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        made_up["4j1b_single_top_tW"].reset()
+        made_up["4j2b_ttbar_PS_var"] = made_up["4j2b_ttbar"] * 2.5
+        spec = stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+        assert "tW" not in {sample["name"] for sample in spec["channels"][0]["samples"]}
+        modifiers = spec["channels"][1]["samples"][0]["modifiers"]
+        assert "PS variation" not in {modifier["name"] for modifier in modifiers}
+        assert [record.message for record in caplog.records] == [
+            "4j1b CR, tW: no events, the sample is left out of this region",
+            (
+                "4j2b SR, ttbar: with so few events a varied yield, or its mirror image, is not "
+                "positive; left out there: PS variation"
+            ),
+        ]
+
+    def test_no_events_at_all(self, made_up: dict[str, Any]) -> None:
+        empty = {name: h * 0 for name, h in made_up.items()}
+        with pytest.raises(FitError, match="region '4j1b CR': no sample has events there"):
+            stats.fit(empty)
+
+    def test_nothing_to_measure(self, made_up: dict[str, Any]) -> None:
+        made_up["4j1b_ttbar"].reset()
+        made_up["4j2b_ttbar"].reset()
+        with pytest.raises(FitError, match="ttbar_norm: the samples that it scales have no events"):
+            stats.fit(made_up)
+
+    def test_negative_weights(self, made_up: dict[str, Any]) -> None:
+        def own(config: dict[str, Any]) -> None:
+            config["Samples"][0]["SamplePath"] = "data"
+
+        content = dict(made_up)
+        for region in REGIONS:
+            content[f"{region}_ttbar_ME_var"] = made_up[f"{region}_ttbar_ME_var"].copy()
+            content[f"{region}_ttbar_ME_var"].view()["value"][3] = -1e6
+            content[f"{region}_data"] = content[f"{region}_ttbar_ME_var"]
+        workspace = prepare(content, stats.shipped_config("ttbar"))
+        assert workspace.spec["observations"][0]["data"][0] == 0
+        assert "bin [110, 150): the pseudodata are" in workspace.notes[0]
+        with pytest.raises(FitError, match=r"4j1b CR, bin \[110, 150\): the data are -"):
+            stats.build_workspace(content, shipped(own))
+
+    def test_bins_without_prediction_are_told(self, made_up: dict[str, Any]) -> None:
+        for name, histogram in made_up.items():
+            if name.startswith("4j1b") and not name.endswith(("_ME_var", "_PS_var")):
+                histogram.view()["value"][3:5] = 0
+        result = stats.fit(made_up, shipped(simple))
+        note = "4j1b CR: the bins [110, 150) are left out: no events are predicted there"
+        assert note in result.notes
+        assert result.goodness_of_fit.ndof == 20
+        assert result.converged
+
+    def test_a_fit_ends(self, published: dict[str, Any]) -> None:
+        result = stats.fit(thinned(published, fraction=0.0001, seed=0))
+        numbers = [result.poi, *result.parameters]
+        assert np.isfinite([(p.value, p.uncertainty) for p in numbers]).all()
+        assert np.isfinite([i[1:] for i in result.impacts]).all()
+        assert np.isfinite([r.uncertainty for r in result.prefit + result.postfit]).all()
+        assert result.notes
+
+    def test_a_poor_fit_is_told(self, made_up: dict[str, Any]) -> None:
+        def own(config: dict[str, Any]) -> None:
+            simple(config)
+            config["Samples"][0]["SamplePath"] = "data"
+
+        content = made_up | {f"{region}_data": made_up["4j1b_ttbar"].copy() for region in REGIONS}
+        content["4j1b_data"].view()["value"] = content["4j1b_data"].values()[::-1]
+        result = stats.fit(content, shipped(own))
+        assert result.pseudodata == "data"
+        assert any("the model does not describe the data (p-value" in n for n in result.notes)
+
+
+class TestSources:
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> Path:
+        path = tmp_path / "my.yml"
+        path.write_text(yaml.safe_dump(shipped(simple)))
+        return path
+
+    def test_run_directory_root_file_and_templates_agree(
+        self, tmp_path: Path, config: Path, made_up: dict[str, Any]
+    ) -> None:
+        run = run_result()
+        run.save(tmp_path)
+        results = [
+            stats.fit(source, config)
+            for source in (run, str(tmp_path), tmp_path / "histograms.root", made_up)
+        ]
+        assert len({result.inputs["templates"] for result in results}) == 1
+        assert len({result.poi for result in results}) == 1
+        assert len({result.notes for result in results}) == 1
+
+    def test_a_run_uses_what_its_processor_ships(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+        config = shipped(simple)
+
+        def ships(processor: str) -> dict[str, Any]:
+            asked.append(processor)
+            return config
+
+        monkeypatch.setattr(stats, "shipped_config", ships)
+        result = stats.fit(partial_run())
+        assert asked == ["ttbar"]
+        assert result.notes[0] == "the run is partial: 2 ranges of events are missing"
+
+    def test_without_jax(self, made_up: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        config = shipped(simple)
+        exact = stats.fit(made_up, config)
+        monkeypatch.setitem(sys.modules, "jax", None)
+        result = stats.fit(made_up, config)
+        assert (result.minimizer, result.converged) == ("minuit", True)
+        assert "approximate" in result.notes[0]
+        assert result.poi.value == pytest.approx(exact.poi.value, abs=1e-3)
+        assert result.poi.uncertainty == pytest.approx(exact.poi.uncertainty, rel=0.01)
