@@ -96,7 +96,8 @@ def read_root(path: Path) -> dict[str, hist.Hist[Any]]:
                 if kind.startswith(("TH1", "TH2", "TH3"))
             }
     except (OSError, ValueError, uproot.DeserializationError) as error:
-        raise HistogramError(f"{path}: not a readable ROOT file ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise HistogramError(f"{path}: not a readable ROOT file ({reason})") from error
     if not found:
         raise HistogramError(f"{path}: no histograms in it")
     return found
