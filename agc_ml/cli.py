@@ -260,7 +260,7 @@ def measure(**options: Any) -> None:
         lambda: measurement.measure(fileset, pseudodata=options["pseudodata"], **arguments),
     )
     _three_lines(done.run)
-    _fit_line(done.fit)
+    click.echo(done.fit)
     click.echo(f"report: {done.report}")
 
 
@@ -344,19 +344,13 @@ def fit(
     if as_json:
         click.echo((where / "fit.json").read_text(), nl=False)
         return
-    _fit_line(result)
+    click.echo(result)
     test = result.goodness_of_fit
     p_value = "" if test.p_value is None else f", p = {test.p_value:.3f}"
     click.echo(
         f"goodness of fit: chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"
     )
     click.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(output or run))}")
-
-
-def _fit_line(result: Any) -> None:
-    state = "" if result.converged else " (NOT CONVERGED)"
-    poi = result.poi
-    click.echo(f"{poi.name} = {poi.value:.4f} ± {poi.uncertainty:.4f}{state}")
 
 
 @cli.command(epilog="Example: agc-ml report runs/first")

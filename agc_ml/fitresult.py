@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -91,6 +92,24 @@ class FitResult(NamedTuple):
     workspace: dict[str, Any]
     inputs: dict[str, str]
     notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        state = "" if self.converged else " (NOT CONVERGED)"
+        return f"{self.poi.name} = {self.poi.value:.4f} ± {self.poi.uncertainty:.4f}{state}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(p.name)}</td><td>{p.value:.4f} ± {p.uncertainty:.4f}</td>"
+            f"<td>{'' if p.pull is None else f'{p.pull:+.3f}'}</td></tr>"
+            for p in self.parameters
+        )
+        test = self.goodness_of_fit
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<p><b>{html.escape(str(self))}</b>; chi2 = {test.chi2:.2f} for {test.ndof} degrees of "
+            f"freedom; {html.escape(self.minimizer)}</p>{notes}"
+            f"<table><tr><th>parameter</th><th>value</th><th>pull</th></tr>{rows}</table>"
+        )
 
 
 class _Record(BaseModel):

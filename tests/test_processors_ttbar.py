@@ -19,6 +19,7 @@ from scipy import stats
 import agc_ml as agc
 from agc_ml import agc as published
 from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.errors import InputFileError
 from agc_ml.worker import with_counters
 from processors.ttbar import TtbarProcessor, selection, systematics
 from processors.ttbar.observables import OBSERVABLES, h_t, m_bjj
@@ -181,6 +182,41 @@ def test_file_in_which_nothing_passes(real_data: Path, tmp_path: Path) -> None:
     assert result.cutflow["ttbar__nominal"]["all events"] == 200
     (warning,) = result.warnings
     assert "Muon_tightId is false for all 41 muons" in warning
+
+
+def test_rntuple_gives_what_its_events_hold(real_data: Path, tmp_path: Path) -> None:
+    (path,) = real_data.glob("*rntuple*.root")
+    result = agc.run("ttbar", one_file(path, "ttbar"), site="inline", output=tmp_path, quiet=True)
+    cutflow = result.cutflow["ttbar__nominal"]
+    events = uproot.open(path)["Events"]
+    pt, eta, cut, sip = (
+        events[f"Electron_{field}"].array() for field in ("pt", "eta", "cutBased", "sip3d")
+    )
+    good = (pt > 30) & (abs(eta) < 2.1) & (cut == 4) & (sip < 4)  # all muon IDs are zero
+    assert cutflow["all events"] == 10
+    assert cutflow["one lepton"] == ak.sum(ak.sum(good, axis=1) == 1)
+    assert cutflow["4j1b"] == cutflow["4j2b"] == 0
+    assert result.metrics.events == 10
+    assert any("Muon_tightId is false" in warning for warning in result.warnings)
+
+
+def test_other_campaign_is_told_what_it_lacks(real_data: Path, tmp_path: Path) -> None:
+    path = real_data / "coffea_nano_tt_v12.root"
+    with pytest.raises(InputFileError, match=r"coffea_nano_tt_v12\.root.*Jet_btagCSVV2"):
+        agc.run("ttbar", one_file(path, "ttbar"), site="inline", output=tmp_path / "r", quiet=True)
+
+
+def test_only_the_declared_columns_are_read(real_data: Path, tmp_path: Path) -> None:
+    path = real_data / SAMPLE
+    result = agc.run("ttbar", one_file(path, "ttbar"), site="inline", output=tmp_path, quiet=True)
+    columns = {*with_counters((*TtbarProcessor.columns, "genWeight"))}
+    with uproot.open(path) as file:
+        tree = file["Events"]
+        metadata = file.file.source.num_requested_bytes
+        sizes = {branch.name: branch.compressed_bytes for branch in tree.branches}
+    needed = sum(sizes[name] for name in columns)
+    assert needed < 0.1 * sum(sizes.values())
+    assert 0 < result.ledger.entries[0].bytes <= needed + metadata
 
 
 def test_other_datasets_fill_once_under_their_own_name(real_data: Path, tmp_path: Path) -> None:
