@@ -106,8 +106,8 @@ class FitResult(NamedTuple):
         test = self.goodness_of_fit
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (
-            f"<p><b>{html.escape(str(self))}</b>; chi2 = {test.chi2:.2f} for {test.ndof} degrees of "
-            f"freedom; {html.escape(self.minimizer)}</p>{notes}"
+            f"<p><b>{html.escape(str(self))}</b>; chi2 = {test.chi2:.2f} for {test.ndof} degrees "
+            f"of freedom; {html.escape(self.minimizer)}</p>{notes}"
             f"<table><tr><th>parameter</th><th>value</th><th>pull</th></tr>{rows}</table>"
         )
 

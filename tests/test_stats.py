@@ -96,8 +96,8 @@ class TestPublishedFits:
             assert result.twice_nll == pytest.approx(expected["twice_nll"], abs=1e-5)
 
     def test_reads_well_at_a_prompt_and_in_a_notebook(self, fits: Any) -> None:
-        assert str(fits["10"]) == "ttbar_norm = 0.9569 ± 0.0881"
-        page = fits["10"]._repr_html_()
+        assert str(fits("10")) == "ttbar_norm = 0.9569 ± 0.0881"
+        page = fits("10")._repr_html_()
         assert "ttbar_norm = 0.9569 ± 0.0881" in page
         assert page.count("<tr>") == 35
 
