@@ -44,7 +44,7 @@ class Account:
     files: dict[tuple[str, str], FileInfo] = field(default_factory=dict)
     chunks: list[Chunk] = field(default_factory=list)
     done: dict[Chunk, Receipt] = field(default_factory=dict)
-    resumed: int = 0
+    recalled: set[Chunk] = field(default_factory=set)
     started: Counter[str] = field(default_factory=Counter)
     errors: dict[str, list[str]] = field(default_factory=dict)
     poison: set[Chunk] = field(default_factory=set)
@@ -110,6 +110,29 @@ class Account:
         names += [str(chunk) for chunk in self.chunks if chunk.events and chunk not in self.done]
         return [f"{name}: {self.errors.get(name, ['not processed'])[-1]}" for name in names]
 
+    def missing_fractions(self) -> dict[str, float]:
+        """Fraction of each dataset's events that is missing.
+
+        A file that never told its number of events counts as much as the average of the others.
+        """
+        fractions = {}
+        for dataset in self.fileset.datasets:
+            infos = [self.files.get((dataset.name, file.lfn)) for file in dataset.files]
+            known = [info.entries for info in infos if info is not None]
+            average = sum(known) / len(known) if known else 1.0
+            unopened = sum(
+                file.entries or average
+                for info, file in zip(infos, dataset.files, strict=True)
+                if info is None
+            )
+            lost = unopened + sum(
+                chunk.events
+                for chunk in self.chunks
+                if chunk.dataset == dataset.name and chunk not in self.done
+            )
+            fractions[dataset.name] = lost / max(sum(known) + unopened, 1)
+        return fractions
+
     def ledger(self) -> Ledger:
         """The account so far."""
         entries = []
@@ -139,7 +162,8 @@ class Account:
     def _entry(self, chunk: Chunk) -> Entry:
         receipt = self.done.get(chunk)
         errors = list(self.errors.get(str(chunk), ()))
-        unseen = self.started[str(chunk)] - len(errors) - (receipt is not None)
+        worked = receipt is not None and chunk not in self.recalled
+        unseen = self.started[str(chunk)] - len(errors) - worked
         errors += ["its worker died, and Dask ran it again"] * max(0, unseen)
         return Entry(
             dataset=chunk.dataset,
@@ -149,7 +173,7 @@ class Account:
             start=chunk.start,
             stop=chunk.stop,
             status="done" if receipt is not None or not chunk.events else "missing",
-            attempts=len(errors) + (receipt is not None and chunk.events > 0),
+            attempts=len(errors) + worked,
             worker=receipt.worker if receipt else "",
             seconds=receipt.seconds if receipt else 0.0,
             bytes=receipt.bytes if receipt else 0,

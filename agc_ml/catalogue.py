@@ -15,6 +15,7 @@ import glob
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -104,6 +105,13 @@ def load(source: str, *, dataset: str | None = None) -> Fileset:
     FilesetError
         It is no fileset, or has a field that is unknown or wrong.
     """
+    try:
+        return _load(source, dataset)
+    except (OSError, RuntimeError, RecursionError) as error:
+        raise UsageError(f"{source[:200]}: can't be looked up ({error})") from error
+
+
+def _load(source: str, dataset: str | None) -> Fileset:
     path = Path(_expand(source, "the command line"))
     if path.suffix.lower() in FORMATS and path.is_file():
         if dataset is not None:
@@ -113,6 +121,8 @@ def load(source: str, *, dataset: str | None = None) -> Fileset:
         return _from_file(path)
     if _is_url(source):
         found = [source]
+    elif path.is_file():  # also with brackets in its name, which a glob would take for its own
+        found = [str(path)]
     elif path.is_dir():
         found = sorted(str(p) for p in path.glob("**/*.root"))
     else:
@@ -224,30 +234,30 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raw = json.loads(text, object_pairs_hook=_unique)
         else:
             raw = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise FilesetError(f"{path}: can't be read as {path.suffix[1:]} ({reason})") from error
-    if not isinstance(raw, dict) or not raw:
-        raise FilesetError(f"{path}: not a fileset; it should be a mapping of datasets")
+    if not isinstance(raw, dict) or not raw or not all(isinstance(key, str) for key in raw):
+        raise FilesetError(f"{path}: not a fileset; it should be a mapping of names to datasets")
     return raw
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"{key!r} is there twice")
+    _refuse_doubles([key for key, _ in pairs])
     return dict(pairs)
+
+
+def _refuse_doubles(keys: Iterable[Any]) -> None:
+    for key, times in Counter(keys).items():
+        if times > 1:
+            raise ValueError(f"{key!r} is there twice")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML without double keys, of which the plain loader would silently drop the first."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"{key!r} is there twice")
+        _refuse_doubles(self.construct_object(key, deep=True) for key, _ in node.value)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -355,8 +365,11 @@ def _from_coffea(path: Path, raw: Mapping[str, Any]) -> Fileset:
         unknown = set(value) - {"files", "metadata", "treename", "form", "format"}
         if unknown:
             raise FilesetError(f"{name} -> {min(unknown)}: unknown field")
-        metadata = dict(value.get("metadata") or {})
-        luminosities.add(metadata.pop("luminosity", None))
+        metadata = value.get("metadata") or {}
+        if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
+            raise FilesetError(f"{name} -> metadata: a mapping of names is needed")
+        metadata = dict(metadata)
+        luminosities.add(_number(name, metadata.pop("luminosity", None), "luminosity", "1/pb"))
         dataset, dataset_notes = _described(
             name, _coffea_files(path, name, value), metadata, given_by="the name of the dataset"
         )
@@ -367,15 +380,19 @@ def _from_coffea(path: Path, raw: Mapping[str, Any]) -> Fileset:
     stated = luminosities.pop()
     if stated is None:
         return Fileset(tuple(datasets), *_known_luminosity(datasets), tuple(notes))
-    if not isinstance(stated, int | float):
-        raise FilesetError(f"metadata -> luminosity: {stated!r} is not a number in 1/pb")
-    return Fileset(tuple(datasets), float(stated), "the fileset's metadata", tuple(notes))
+    return Fileset(tuple(datasets), stated, "the fileset's metadata", tuple(notes))
 
 
 def _known_luminosity(datasets: Iterable[Dataset]) -> tuple[float | None, str | None]:
     if all(dataset.xsec_source == agc.SOURCE for dataset in datasets):
         return agc.LUMINOSITY, agc.SOURCE
     return None, None
+
+
+def _number(name: str, value: Any, field: str, unit: str) -> float | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    raise FilesetError(f"{name} -> metadata -> {field}: {value!r} is not a number in {unit}")
 
 
 def _coffea_files(path: Path, name: str, value: Mapping[str, Any]) -> tuple[File, ...]:
@@ -394,13 +411,20 @@ def _coffea_files(path: Path, name: str, value: Mapping[str, Any]) -> tuple[File
             raise FilesetError(
                 f"{name} -> files -> {url}: a file and the name of its tree is needed"
             )
+        if spec.get("steps"):
+            raise FilesetError(
+                f"{name} -> files -> {url} -> steps: files are read whole; take the steps out"
+            )
+        entries = spec.get("num_entries")
+        if not isinstance(entries, int | None):
+            raise FilesetError(f"{name} -> files -> {url} -> num_entries: {entries!r}, no number")
         found.append(
             File(
                 lfn=_lfn(url),
                 replicas=(_place(path.parent, url, f"dataset {name}"),),
                 tree=spec.get("object_path", tree),
                 uuid=spec.get("uuid"),
-                entries=spec.get("num_entries"),
+                entries=entries,
             )
         )
     return tuple(found)
@@ -418,17 +442,17 @@ def _described(
     notes = []
     if stated["process"] is None:
         notes.append(f"{name}: process {process!r}, variation {variation!r}, from {given_by}")
-    xsec, source = stated["xsec"], "the fileset's metadata"
+    xsec, source = _number(name, stated["xsec"], "xsec", "pb"), "the fileset's metadata"
+    if not isinstance(stated["is_data"], bool | None):
+        raise FilesetError(f"{name} -> metadata -> is_data: true or false is needed")
     if xsec is None and not stated["is_data"] and process in agc.CROSS_SECTIONS:
         xsec, source = agc.CROSS_SECTIONS[process], agc.SOURCE
         notes.append(f"{name}: cross-section {xsec:g} pb for {process!r}, from {source}")
-    if xsec is not None and not isinstance(xsec, int | float):
-        raise FilesetError(f"{name} -> metadata -> xsec: {xsec!r} is not a number in pb")
     dataset = Dataset(
         name=name,
         process=process,
         variation=variation,
-        xsec=None if xsec is None else float(xsec),
+        xsec=xsec,
         xsec_source=None if xsec is None else source,
         is_data=bool(stated["is_data"]),
         metadata=metadata,

@@ -60,10 +60,8 @@ class Store:
 
     def path(self, chunk: Chunk, metadata: Mapping[str, Any]) -> Path:
         """Where the result of a chunk is or will be; ``metadata`` is what its processor sees."""
-        identity = asdict(chunk)
-        del identity["lfn"]  # the UUID says which file it is; under which name changes nothing
         content = json.dumps(
-            [identity, dict(metadata), self._decided_by], sort_keys=True, default=repr
+            [asdict(chunk), dict(metadata), self._decided_by], sort_keys=True, default=repr
         )
         return self.folder / hashlib.sha256(content.encode()).hexdigest()[:40]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -24,7 +25,7 @@ def main() -> NoReturn:
     """Run the command line: exit code 0 done, 1 failed or incomplete, 2 wrong usage."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started with & in a script
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.path.insert(0, str(Path.cwd()))  # for processors given as module:Class
+    sys.path.append(str(Path.cwd()))  # for processors given as module:Class
     try:
         code = cli.main(prog_name="agc-ml", standalone_mode=False)
     except AgcError as error:
@@ -38,6 +39,12 @@ def main() -> NoReturn:
         _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:  # a fault of ours: still one line, and the traceback for a report
+        logging.getLogger("agc_ml").debug("", exc_info=True)
+        _fail(f"unexpected {type(error).__name__}: {error} (a fault of agc-ml; see it with -v)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

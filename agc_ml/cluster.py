@@ -92,7 +92,7 @@ def _address(address: str) -> Client:
     _silence()
     try:
         return Client(address, timeout=_CONNECT_TIMEOUT)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ClusterError(
             f"{address}: no scheduler answers within {_CONNECT_TIMEOUT} ({error}); is it running, "
             "and its port open?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -92,9 +93,8 @@ class Fileset:
     def __post_init__(self) -> None:
         if not self.datasets:
             raise FilesetError("the fileset has no datasets")
-        names = [dataset.name for dataset in self.datasets]
-        for name in names:
-            if names.count(name) > 1:
+        for name, times in Counter(dataset.name for dataset in self.datasets).items():
+            if times > 1:
                 raise FilesetError(f"dataset {name} is there twice; merge the two or rename one")
         if self.luminosity is not None and not 0 < self.luminosity < float("inf"):
             raise FilesetError(

@@ -21,7 +21,14 @@ from uuid import uuid4
 from agc_ml import cluster
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk
-from agc_ml.errors import ClusterError, FilesetError, InputFileError, ProcessorError, StoreError
+from agc_ml.errors import (
+    ClusterError,
+    FilesetError,
+    InputFileError,
+    ProcessorError,
+    StoreError,
+    UsageError,
+)
 from agc_ml.results import ClusterSummary
 from agc_ml.worker import Failure, FileInfo, Finished, Job, inspect_file, process_chunk
 
@@ -161,6 +168,8 @@ def connected(
         No scheduler answers.
     """
     if client is None and site == cluster.INLINE:
+        if workers is not None:
+            raise UsageError("--workers is for local workers; inline has none")
         yield InlineExecutor(), ClusterSummary(kind=cluster.INLINE, workers=1)
         return
     own = cluster.connect(site, workers=workers) if client is None else None
@@ -180,9 +189,9 @@ def connected(
 
 
 def _outcome(future: Future) -> Outcome:
+    """What became of a job whose result could not be fetched."""
     from distributed.scheduler import KilledWorker  # noqa: PLC0415 - heavy
 
-    """What became of a job whose result could not be fetched."""
     if future.status == "cancelled":
         raise ClusterError("the connection to the Dask scheduler is lost")
     if future.status != "error":
@@ -312,7 +321,7 @@ def _recall(account: Account) -> None:
             receipt = account.store.receipt(account.path(chunk), chunk)
             if receipt is not None:
                 account.finish(chunk, receipt)
-    account.resumed = len(account.done)
+                account.recalled.add(chunk)
 
 
 def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Chunk]:
@@ -368,6 +377,7 @@ def _job(account: Account, chunk: Chunk) -> Job:
         columns=account.columns(dataset),
         processor=shipment.blob,
         code=shipment.code,
+        modules=shipment.modules,
         module=shipment.module,
         source=shipment.source,
     )

@@ -50,21 +50,30 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
     Works for any category axes, in their order; a variation called nominal gives no suffix. After
     datasets were added up the product of the categories holds combinations that no dataset has
     (a W+jets variation of single top): the caller knows the true ones, and picks them.
+
+    Raises
+    ------
+    HistogramError
+        Two would have the same name.
     """
-    flat = {}
+    flat: dict[str, hist.Hist[Any]] = {}
     for name, histogram in hists.items():
-        categories = [axis for axis in histogram.axes if isinstance(axis, _CATEGORIES)]
-        for labels in itertools.product(*categories):
-            chosen: dict[str, Any] = {
-                axis.name: label for axis, label in zip(categories, labels, strict=True)
-            }
+        axes = list(enumerate(histogram.axes))
+        categories = [(i, axis) for i, axis in axes if isinstance(axis, _CATEGORIES)]
+        if len(categories) == len(axes):  # nothing numeric would be left
+            categories = []
+        for labels in itertools.product(*(axis for _, axis in categories)):
+            chosen: dict[int, Any] = dict(zip((i for i, _ in categories), labels, strict=True))
             suffixes = [
                 str(label)
-                for axis, label in chosen.items()
-                if not (axis == "variation" and label == NOMINAL)
+                for (_, axis), label in zip(categories, labels, strict=True)
+                if not (axis.name == "variation" and label == NOMINAL)
             ]
-            part: Any = histogram[{axis: hist.loc(label) for axis, label in chosen.items()}]
-            flat["_".join([name, *suffixes])] = part
+            full_name = "_".join([name, *suffixes])
+            if full_name in flat:
+                raise HistogramError(f"two histograms would be called {full_name}; rename one")
+            part: Any = histogram[{i: hist.loc(label) for i, label in chosen.items()}]
+            flat[full_name] = part
     return flat
 
 
@@ -74,8 +83,16 @@ def write_root(path: Path, templates: Mapping[str, hist.Hist[Any]]) -> None:
 
     with uproot.recreate(path) as file:
         for name, histogram in templates.items():
-            if 1 <= histogram.ndim <= 3:  # noqa: PLR2004 - what ROOT has
-                file[name] = histogram
+            is_numeric = not any(isinstance(axis, _CATEGORIES) for axis in histogram.axes)
+            if is_numeric and 1 <= histogram.ndim <= 3:  # noqa: PLR2004 - what ROOT has
+                file[name] = _with_float_storage(histogram)
+
+
+def _with_float_storage(histogram: hist.Hist[Any]) -> hist.Hist[Any]:
+    """Give integer counts, which uproot can't write, as floating-point ones."""
+    if not isinstance(histogram.storage_type(), hist.storage.Int64 | hist.storage.AtomicInt64):
+        return histogram
+    return hist.Hist(*histogram.axes, storage=hist.storage.Double(), data=histogram.view(flow=True))
 
 
 def read_root(path: Path) -> dict[str, hist.Hist[Any]]:

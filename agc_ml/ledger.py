@@ -123,7 +123,7 @@ def _entry(path: Path, number: int, line: str) -> Entry:
     except (ValueError, TypeError, KeyError) as error:
         raise RunDirectoryError(
             f"{path}: line {number} is cut off or no ledger entry ({error}); run again with "
-            "--resume, or --overwrite"
+            "--overwrite"
         ) from error
 
 
@@ -141,6 +141,6 @@ def _with_attempts(entry: Entry, before: Entry | None) -> Entry:
     values = {field.name: getattr(entry, field.name) for field in fields(entry)}
     values["attempts"] += before.attempts
     values["errors"] = before.errors + entry.errors
-    if not entry.worker:
+    if not entry.worker and entry.status == "done":
         values |= {key: getattr(before, key) for key in ("worker", "seconds", "bytes")}
     return Entry(**values)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import boost_histogram as bh
 import hist
 
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
 from agc_ml.hists import flatten
+from agc_ml.outputs import check, collect
 from agc_ml.worker import unpack
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def reduce(account: Account) -> Reduced:
         Outputs can't be added up, or postprocess raised.
     """
     total: Any = None
-    booked: dict[str, set[str]] = {}
+    booked: set[str] = set()
     for dataset in account.fileset.datasets:
         part = _sum(_outputs(account, dataset), account)
         if part is None:
@@ -55,10 +57,11 @@ def reduce(account: Account) -> Reduced:
                 "result means nothing; use --resume, or leave it out with --datasets"
             )
         part = _normalised(part, dataset, account.fileset.luminosity)
-        for name, histogram in _hists(part).items():
-            booked.setdefault(name, set()).update(flatten({name: histogram}))
+        booked.update(flatten(collect(part)))
         total = part if total is None else _add(total, part, account)
-    return _sorted(_postprocessed(total, account), booked)
+    # combinations of categories that no dataset has, but that their sum seems to have
+    phantoms = flatten(collect(total)).keys() - booked
+    return _sorted(_postprocessed(total, account), phantoms)
 
 
 def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
@@ -112,23 +115,12 @@ def _normalised(part: Any, dataset: Dataset, luminosity: float | None) -> Any:
 
 def _scaled(output: Any, factor: float) -> Any:
     if isinstance(output, hist.Hist):
-        return output * factor
+        # a mean stays what it is however many events it stands for
+        return output if output.kind is bh.Kind.MEAN else output * factor
     if isinstance(output, MutableMapping):
         for key, value in output.items():
             output[key] = _scaled(value, factor)
     return output
-
-
-def _hists(output: Mapping[Any, Any], prefix: str = "") -> dict[str, hist.Hist[Any]]:
-    """All histograms of a nested output; the names of nested ones are joined by ``/``."""
-    found = {}
-    for key, value in output.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, hist.Hist):
-            found[name] = value
-        elif isinstance(value, Mapping):
-            found |= _hists(value, f"{name}/")
-    return found
 
 
 def _rest(output: Mapping[Any, Any]) -> dict[str, Any]:
@@ -148,27 +140,19 @@ def _postprocessed(total: Any, account: Account) -> Any:
     postprocess = getattr(account.shipment.processor, "postprocess", None)
     try:
         changed = postprocess(total) if callable(postprocess) else None
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ProcessorError(
             f"processor {account.shipment.name}: postprocess failed: {error!r}"
         ) from error
     return total if changed is None else changed
 
 
-def _sorted(output: Any, booked: Mapping[str, set[str]]) -> Reduced:
-    """Sort the output; of a histogram's templates keep those that a dataset booked."""
-    if not isinstance(output, Mapping):
-        raise ProcessorError(f"postprocess returned {type(output).__name__}, not a dictionary")
-    hists = _hists(output)
-    templates = {
-        flat_name: template
-        for name, histogram in hists.items()
-        for flat_name, template in flatten({name: histogram}).items()
-        if name not in booked or flat_name in booked[name]
-    }
+def _sorted(output: Any, phantoms: Collection[str]) -> Reduced:
+    check(output)
+    hists = collect(output)
     return Reduced(
         hists=hists,
-        templates=templates,
+        templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
         cutflow={str(key): dict(cuts) for key, cuts in output.get("cutflow", {}).items()},
         warnings=tuple(output.get("warnings", ())),
         outputs=_rest({k: v for k, v in output.items() if k not in {"cutflow", "warnings"}}),

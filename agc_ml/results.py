@@ -26,11 +26,15 @@ Status = Literal["complete", "partial", "failed"]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Metrics(_Record):
-    """What the run cost. Times in seconds, rates in events/s; the split is summed over workers."""
+    """What the run cost. Times in seconds, rates in events/s; the split is summed over workers.
+
+    Events and chunks are those in the histograms; of a run that was resumed, all else is about the
+    part after that.
+    """
 
     events: int = Field(0, description="events in the histograms")
     chunks: int = Field(0, description="chunks in the histograms")
@@ -116,7 +120,9 @@ class RunRecord(_Record):
     cutflow: dict[str, dict[str, float]] = Field(description="dataset -> cut -> events")
     warnings: tuple[str, ...]
     missing: tuple[str, ...] = Field(description="ranges that are not in the histograms")
-    templates: tuple[str, ...] = Field(description="names of the histograms in histograms.root")
+    templates: tuple[str, ...] = Field(
+        description="names of the templates; those of up to three axes are in histograms.root"
+    )
     outputs: dict[str, Any] = Field(description="what else the processor gave")
     provenance: Provenance
 
@@ -158,9 +164,10 @@ class RunResult:
             for process in histogram.axes["process"]:
                 template = self.templates.get(f"{region}_{process}")
                 if template is not None:
-                    total: Any = template.sum(flow=True)
+                    variances = template.variances(flow=True)
                     found.setdefault(region, {})[process] = Yield(
-                        value=float(total.value), variance=float(total.variance)
+                        value=float(template.values(flow=True).sum()),
+                        variance=0.0 if variances is None else float(variances.sum()),
                     )
         return found
 
@@ -215,7 +222,7 @@ class RunResult:
         record = load_record(path)
         ledger = Ledger.load(path / "ledger.jsonl")
         hists: dict[str, hist.Hist[Any]] = {}
-        if record.templates:
+        if record.templates or (path / "histograms.zip").exists():
             hists = histograms.read_zip(path / "histograms.zip")
         flat = histograms.flatten(hists)
         lacking = [name for name in record.templates if name not in flat]
@@ -268,7 +275,7 @@ def load_record(directory: Path) -> RunRecord:
         ) from error
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
-            f"{path}: cut off or not JSON ({error}); run again with --resume or --overwrite"
+            f"{path}: cut off or not JSON ({error}); run again with --overwrite"
         ) from error
     version = raw.get("schema") if isinstance(raw, dict) else None
     if version != SCHEMA:

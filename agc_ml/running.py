@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import logging
 import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from agc_ml.datasets import Fileset
 from agc_ml.errors import IncompleteError, ProcessorError, StoreError, UsageError
 from agc_ml.ledger import Ledger, merge_attempts
 from agc_ml.reduction import Reduced, reduce
+from agc_ml.remarks import remarks
 from agc_ml.results import ClusterSummary, Metrics, RunRecord, RunResult, Status, load_record
 from agc_ml.shipping import Shipment, prepare
 
@@ -31,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 100_000
 MAX_NAMED: Final = 3
+LOCK: Final = ".lock"
+KEPT: Final = ("chunks", "ledger.jsonl", "run.json")
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Settings:
 
 def run(
     processor: Any,
-    fileset: Fileset | str,
+    fileset: Fileset | str | Path,
     *,
     client: Client | None = None,
     site: str = cluster.LOCAL,
@@ -98,7 +103,9 @@ def run(
         One line that says what is wrong and the way out. What is finished is kept on disk.
     """
     shipment = prepare(processor, settings)
-    loaded = Fileset.load(fileset) if isinstance(fileset, str) else fileset
+    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(str(fileset))
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not 0 <= allow_missing < 1:
         raise UsageError(f"--allow-missing {allow_missing:g}: a fraction from 0 up to 1 is needed")
     if chunk_size is not None and chunk_size < 1:
@@ -114,10 +121,10 @@ def run(
     )
     start = time.perf_counter()
     earlier = _earlier(how)
-    if earlier is not None and earlier.status == "complete":
-        return _completed(how.output, earlier, shipment, loaded)
     if earlier is not None:
         how = replace(how, chunk_size=_same_chunk_size(how, earlier))
+    if earlier is not None and earlier.status == "complete":
+        return _completed(how.output, earlier, shipment, loaded)
     with ExitStack() as stack:
         executor, where = stack.enter_context(execution.connected(client, site, workers))
         on_tick = stack.enter_context(progress.shown(quiet=how.quiet))
@@ -133,9 +140,11 @@ def run(
 
 
 def default_output(name: str) -> Path:
-    """``runs/<processor>-<UTC time>``."""
+    """``runs/<processor>-<UTC time>``, with a number behind it if that is taken."""
     stem = Path(name.rpartition(":")[2] or name).name
-    return Path("runs") / f"{stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    first = Path("runs") / f"{stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    others = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
+    return next(path for path in itertools.chain([first], others) if not path.exists())
 
 
 def _earlier(how: Settings) -> RunRecord | None:
@@ -143,7 +152,7 @@ def _earlier(how: Settings) -> RunRecord | None:
     folder = how.output
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(path.name == LOCK for path in folder.iterdir()):
         return None
     if how.overwrite:
         if not (folder / "run.json").exists():
@@ -184,7 +193,12 @@ def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fi
 def _run(account: Account, executor: execution.Executor, begun: _Begun) -> RunResult:
     how = begun.how
     execution.open_some(account, executor)
-    _make_directory(how)
+    with _sole_owner(how):
+        return _run_in_directory(account, executor, begun)
+
+
+def _run_in_directory(account: Account, executor: execution.Executor, begun: _Begun) -> RunResult:
+    how = begun.how
     earlier = _earlier_ledger(how.output)
     try:
         _leave(account, begun, earlier, "partial")
@@ -216,15 +230,38 @@ class _Begun:
     how: Settings
 
 
-def _make_directory(how: Settings) -> None:
+@contextmanager
+def _sole_owner(how: Settings) -> Iterator[None]:
+    """Make the run directory, clear it of old results, and keep others out while at work."""
+    folder = how.output
     try:
-        if how.overwrite and how.output.exists():
-            shutil.rmtree(how.output)
-        (how.output / "chunks").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"{folder}: another agc-ml is at work in it; name another folder with -o"
+                ) from error
+            _clear(folder, keep=() if how.overwrite else KEPT)
+            (folder / "chunks").mkdir(exist_ok=True)
+            yield
+            (folder / LOCK).unlink()
     except OSError as error:
         raise StoreError(
-            f"{how.output}: can't be written ({error.strerror}); name another folder with -o"
+            f"{folder}: can't be written ({error.strerror or error}); name another with -o"
         ) from error
+
+
+def _clear(folder: Path, keep: Sequence[str]) -> None:
+    """Remove what an earlier run left: what goes on from it makes its own results."""
+    for path in folder.iterdir():
+        if path.name in {LOCK, *keep}:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _earlier_ledger(folder: Path) -> Ledger:
@@ -248,39 +285,22 @@ def _checked_ledger(account: Account, how: Settings, earlier: Ledger) -> Ledger:
     reasons = account.reasons()
     if not reasons:
         return ledger
-    worst, fraction = max(_missing_fractions(account).items(), key=lambda item: item[1])
+    worst, fraction = max(account.missing_fractions().items(), key=lambda item: item[1])
     named = "; ".join(reasons[:MAX_NAMED])
     more = f"; and {len(reasons) - MAX_NAMED} more" if len(reasons) > MAX_NAMED else ""
     if fraction > how.allow_missing:
+        acceptable = _rounded_up(fraction)
+        accept = f", or accept it with --resume --allow-missing {acceptable:g}"
         raise IncompleteError(
             f"{len(reasons)} of {len(ledger.entries)} chunks and files are missing: {named}{more}. "
-            f"What is finished is kept: mend it and use --resume, or accept it with --resume "
-            f"--allow-missing {_rounded_up(fraction):g} ({worst} lacks {fraction:.2%})"
+            "What is finished is kept: mend it and use --resume"
+            f"{accept if acceptable < 1 else ''} ({worst} lacks {fraction:.2%})"
         )
     return ledger
 
 
 def _rounded_up(fraction: float) -> float:
     return min(1.0, math.ceil(fraction * 1000) / 1000)
-
-
-def _missing_fractions(account: Account) -> dict[str, float]:
-    """Fraction of each dataset's events that is missing.
-
-    A file that never told its number of events counts as much as the average of the others.
-    """
-    fractions = {}
-    for dataset in account.fileset.datasets:
-        infos = [account.files.get((dataset.name, file.lfn)) for file in dataset.files]
-        known = [info.entries for info in infos if info is not None]
-        average = sum(known) / len(known) if known else 1.0
-        total = sum(
-            info.entries if info else (file.entries or average)
-            for info, file in zip(infos, dataset.files, strict=True)
-        )
-        done = sum(chunk.events for chunk in account.done if chunk.dataset == dataset.name)
-        fractions[dataset.name] = 1 - done / total
-    return fractions
 
 
 def _result(
@@ -298,14 +318,14 @@ def _result(
         ledger=ledger,
         metrics=_metrics(account, begun, ledger),
         provenance=provenance.collect(account, begun.where, begun.at, begun.how.command),
-        warnings=(*account.fileset.notes, *_warnings(account), *reduced.warnings),
+        warnings=(*remarks(account), *reduced.warnings),
         outputs=reduced.outputs,
         path=begun.how.output,
     )
 
 
 def _metrics(account: Account, begun: _Begun, ledger: Ledger) -> Metrics:
-    receipts = list(account.done.values())
+    receipts = [r for chunk, r in account.done.items() if chunk not in account.recalled]
     wall, workers = time.perf_counter() - begun.clock, begun.where.workers
     events = sum(receipt.events for receipt in receipts)
     inside, opening, reading = (
@@ -313,8 +333,8 @@ def _metrics(account: Account, begun: _Begun, ledger: Ledger) -> Metrics:
         for name in ("seconds", "open_s", "read_s")
     )
     return Metrics(
-        events=events,
-        chunks=len(receipts),
+        events=ledger.events,
+        chunks=len(account.done),
         wall_s=wall,
         cpu_s=sum(receipt.cpu_s for receipt in receipts),
         events_per_s=events / wall,
@@ -328,22 +348,3 @@ def _metrics(account: Account, begun: _Begun, ledger: Ledger) -> Metrics:
         workers=workers,
         retries=ledger.retries,
     )
-
-
-def _warnings(account: Account) -> Iterator[str]:
-    """What a reader of the result should know about the inputs."""
-    homes: dict[tuple[str, str], list[str]] = {}
-    for dataset, file in account.all_files():
-        info = account.files.get((dataset.name, file.lfn))
-        if info is None:
-            continue
-        homes.setdefault((info.uuid, file.tree), []).append(f"{dataset.name}: {file.lfn}")
-        if not info.entries:
-            yield f"{dataset.name}: {file.lfn}: no events in it"
-    for labels in homes.values():
-        if len(labels) > 1:
-            yield f"the same file is in {len(labels)} datasets: {labels[0]} and {labels[1]}" + (
-                ", ..." if len(labels) > 2 else ""  # noqa: PLR2004 - two are named
-            )
-    for reason in account.reasons():
-        yield f"missing: {reason}"

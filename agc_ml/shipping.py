@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
-import importlib.util
 import inspect
-import json
-import re
 import sys
-import sysconfig
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +15,10 @@ from typing import Any, Final, get_type_hints
 
 import cloudpickle
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
 
 from agc_ml.errors import ProcessorError, UsageError
+from agc_ml.identity import canonical, code_of
 
 ENTRY_POINTS: Final = "agc_ml.processors"
 _USER_MODULE: Final = "agc_ml_user_"
@@ -33,7 +29,8 @@ class Shipment:
     """A processor, ready to travel.
 
     ``blob`` is the pickled processor; ``module`` and ``source`` are the module that a loose file
-    becomes on every worker, named by its digest so that an edited file is another module.
+    becomes on every worker, named by its digest so that an edited file is another module;
+    ``modules`` are the other sources that decide, by sha256, which workers compare with theirs.
     """
 
     name: str
@@ -41,6 +38,7 @@ class Shipment:
     parameters: dict[str, Any]
     code: str
     blob: bytes
+    modules: dict[str, str]
     module: str | None = None
     source: bytes = b""
 
@@ -79,15 +77,23 @@ def prepare(processor: Any, settings: Mapping[str, str] | None = None) -> Shipme
             f"no processor {processor!r}; installed are {names}; others go as module:Class or "
             "path/to/file.py:Class"
         )
-    source = Path(where).read_bytes() if where.endswith(".py") and Path(where).is_file() else b""
-    module = load_source(where, source) if source else _import(processor, where)
+    source = _read(processor, where) if where.endswith(".py") else None
+    module = _import(processor, where) if source is None else load_source(where, source)
     cls = getattr(module, class_name, None)
     if not isinstance(cls, type) or not callable(getattr(cls, "process", None)):
         raise UsageError(f"{processor}: {where} has no processor class {class_name!r}")
     shipment = _shipment(processor, _make(processor, cls, settings or {}))
-    if not source:
+    if source is None:
         return shipment
-    return Shipment(**{**vars(shipment), "module": module.__name__, "source": source})
+    modules = {name: sha for name, sha in shipment.modules.items() if name != module.__name__}
+    return replace(shipment, module=module.__name__, source=source, modules=modules)
+
+
+def _read(processor: str, where: str) -> bytes:
+    try:
+        return Path(where).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{processor}: {where} can't be read ({error.strerror})") from error
 
 
 def _import(processor: str, where: str) -> ModuleType:
@@ -97,7 +103,7 @@ def _import(processor: str, where: str) -> ModuleType:
         if error.name is not None and where.startswith(error.name):
             raise UsageError(f"{processor}: there is no module or file {where}") from error
         raise ProcessorError(f"{processor}: importing {where} failed: {error}") from error
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         raise ProcessorError(f"{processor}: importing {where} failed: {error!r}") from error
 
 
@@ -111,13 +117,14 @@ def load_source(where: str, source: bytes) -> ModuleType:
     """
     name = f"{_USER_MODULE}{hashlib.sha256(source).hexdigest()[:16]}"
     if name in sys.modules:
+        sys.modules[name].__file__ = where  # where the same content is now
         return sys.modules[name]
     module = ModuleType(name)
     module.__file__ = where
     sys.modules[name] = module
     try:
         exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - the user's own processor
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         del sys.modules[name]
         raise ProcessorError(f"{where}: can't be loaded: {error!r}") from error
     return module
@@ -125,51 +132,60 @@ def load_source(where: str, source: bytes) -> ModuleType:
 
 def _make(processor: str, cls: type, settings: Mapping[str, str]) -> Any:
     parameters = inspect.signature(cls).parameters
-    hints = get_type_hints(cls if is_dataclass(cls) else vars(cls).get("__init__", cls))
     values = {}
     for name, text in settings.items():
         if name not in parameters:
             known = ", ".join(parameters) or "none"
             raise UsageError(f"--set {name}: {processor} has no such parameter; it has: {known}")
         try:
-            values[name] = TypeAdapter(hints.get(name, str)).validate_strings(text)
+            values[name] = TypeAdapter(_type_of(cls, parameters[name])).validate_strings(text)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise UsageError(f"--set {name}={text}: {message}") from error
+        except PydanticUserError as error:
+            raise UsageError(
+                f"--set {name}: a value of its type can't be given as text; use Python"
+            ) from error
     try:
         return cls(**values)
-    except Exception as error:  # the user's constructor may raise anything
+    except (Exception, SystemExit) as error:  # a constructor may raise anything
         raise ProcessorError(f"{processor}: can't be made: {error!r}") from error
 
 
+def _type_of(cls: type, parameter: inspect.Parameter) -> Any:
+    """Type of a parameter: as annotated, else that of its default, else text."""
+    try:
+        hints = {**get_type_hints(cls), **get_type_hints(vars(cls).get("__init__", cls))}
+    except (NameError, TypeError, AttributeError):  # annotations for the type checker only
+        hints = {}
+    if parameter.name in hints:
+        return hints[parameter.name]
+    default = parameter.default
+    is_open = default is None or default is inspect.Parameter.empty
+    return str if is_open else type(default)
+
+
 def _shipment(name: str, processor: Any) -> Shipment:
+    code = code_of(processor)
+    state = {name: getattr(processor, name) for name in _slots(processor)}
+    state |= getattr(processor, "__dict__", {})
+    try:
+        blob = cloudpickle.dumps(processor)
+    except Exception as error:  # pickling runs code of any object
+        raise ProcessorError(f"{name}: can't be sent to workers: {error}") from error
     return Shipment(
         name=name,
         processor=processor,
-        parameters=_parameters(processor),
-        code=code_digest(processor),
-        blob=cloudpickle.dumps(processor),
+        parameters={key: canonical(value) for key, value in sorted(state.items())},
+        code=code.digest,
+        blob=blob,
+        modules=code.modules,
     )
 
 
-def _parameters(processor: Any) -> dict[str, Any]:
-    if is_dataclass(processor):
-        state = {f.name: getattr(processor, f.name) for f in fields(processor)}
-    else:
-        state = dict(vars(processor))
-    return {key: value if _is_json(value) else _digest(value) for key, value in state.items()}
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _digest(value: Any) -> str:
-    return f"{type(value).__name__} sha256:{hashlib.sha256(cloudpickle.dumps(value)).hexdigest()}"
+def _slots(processor: Any) -> list[str]:
+    names = [name for cls in type(processor).__mro__ for name in getattr(cls, "__slots__", ())]
+    return [name for name in names if hasattr(processor, name) and not name.startswith("__")]
 
 
 def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
@@ -177,75 +193,16 @@ def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
 
     ``simulation_columns`` are those that only simulation has, such as genWeight.
     """
-    columns = tuple(getattr(processor, "columns", ()))
+    columns = _names(processor, "columns")
     if columns and not is_data:
-        columns += tuple(getattr(processor, "simulation_columns", ()))
+        columns += _names(processor, "simulation_columns")
     return columns
 
 
-def code_digest(processor: Any) -> str:
-    """Sha256 of a processor's source with all modules it imports that are not libraries.
-
-    Libraries are known by their version instead. A class without a source file (typed at a prompt)
-    is known by its pickled code.
-    """
-    module = inspect.getmodule(type(processor))
-    digest = hashlib.sha256()
-    if module is None or getattr(module, "__file__", None) is None or module.__name__ == "__main__":
-        digest.update(cloudpickle.dumps(type(processor)))
-    if module is not None and getattr(module, "__file__", None) is not None:
-        for path in sorted(_closure(module.__name__, Path(str(module.__file__)))):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    digest.update(type(processor).__qualname__.encode())
-    return digest.hexdigest()
-
-
-def _closure(name: str, path: Path) -> set[Path]:
-    """Files of a module and, in turn, of all it imports from its own package, ours or the user."""
-    home = name.partition(".")[0]
-    found, waiting = set(), [(name, path)]
-    while waiting:
-        module, file = waiting.pop()
-        if file in found:
-            continue
-        found.add(file)
-        for imported in _imports(module, file):
-            origin = _origin(imported)
-            own = imported.partition(".")[0] in {home, "agc_ml"}
-            if origin is not None and (own or not _is_library(origin)):
-                waiting.append((imported, origin))
-    return found
-
-
-def _imports(module: str, path: Path) -> Iterator[str]:
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = importlib.util.resolve_name("." * node.level + base, package)
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-@cache
-def _origin(name: str) -> Path | None:
-    """File of a module, or None for what is no module, built in, or a C extension."""
-    if name in sys.modules:
-        file = getattr(sys.modules[name], "__file__", None)
-    else:
-        try:
-            spec = importlib.util.find_spec(name)
-        except (ImportError, ValueError, AttributeError):
-            return None
-        file = spec.origin if spec is not None else None
-    return Path(file) if file is not None and file.endswith(".py") else None
-
-
-def _is_library(path: Path) -> bool:
-    roots = {sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(path.is_relative_to(root) for root in roots) or bool(
-        re.search(r"/(site|dist)-packages/", path.as_posix())
-    )
+def _names(processor: Any, attribute: str) -> tuple[str, ...]:
+    names = getattr(processor, attribute, None) or ()
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ProcessorError(
+            f"{type(processor).__name__}.{attribute}: a tuple of branch names is needed"
+        )
+    return tuple(names)

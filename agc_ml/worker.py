@@ -21,13 +21,16 @@ import lz4.frame
 
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import File
+from agc_ml.errors import AgcError, InputFileError, ProcessorError
+from agc_ml.identity import ensure
+from agc_ml.outputs import check
 from agc_ml.shipping import load_source
 
 Kind = Literal["input", "definite", "processor"]
 
 OPEN_TIMEOUT_S: Final = 60
 EVENT_ID: Final = ("run", "luminosityBlock", "event")
-_IO_FRAMES: Final = ("/uproot/", "/fsspec/", "/aiohttp/", "/fsspec_xrootd/", "/XRootD/")
+_READERS: Final = ("uproot", "fsspec", "aiohttp", "fsspec_xrootd", "XRootD")
 _PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
 
 
@@ -74,6 +77,7 @@ class Job:
     columns: tuple[str, ...]
     processor: bytes
     code: str
+    modules: Mapping[str, str]
     module: str | None
     source: bytes
 
@@ -139,20 +143,21 @@ def _contradiction(file: File, info: FileInfo) -> str | None:
 
 def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
     present = set(tree.keys())
-    needed = _only(columns).get("filter_name", ())
-    missing = [name for name in needed if name not in present]
+    missing = [name for name in (*EVENT_ID, *columns) if columns and name not in present]
     if missing:
         return (
             f"branches are missing that the processor needs: {', '.join(missing)}; choose files of "
             "a campaign that has them"
         )
     for name in columns:
-        kind = str(tree[name].typename)
+        kind, counter = str(tree[name].typename), f"n{name.partition('_')[0]}"
         is_vector = "[]" in kind or "RVec" in kind or "vector" in kind
-        is_collection = f"n{name.partition('_')[0]}" in present and "_" in name
-        if "string" in kind or "char*" in kind or is_vector != is_collection:
-            wanted = "a list of numbers an event" if is_collection else "one number an event"
-            return f"branch {name} is of type {kind}, {wanted} is needed"
+        if "string" in kind or "char*" in kind:
+            return f"branch {name} is of type {kind}, numbers are needed"
+        if "_" in name and counter in present and not is_vector:
+            return f"branch {name} is of type {kind}, a list of numbers an event is needed"
+        if "_" in name and counter not in present and is_vector:
+            return f"branch {name} is of type {kind}, but its counter {counter} is missing"
     return None
 
 
@@ -171,7 +176,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     started, cpu = time.perf_counter(), time.process_time()
     try:
         processor = _processor(job)
-    except Exception as error:  # noqa: BLE001 - the user's code; it is told
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code; it is told
         return Failure(
             "processor", f"can't be loaded on a worker: {_one_line(error)}", _trace(error)
         )
@@ -179,7 +184,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     try:
         output, opened, n_bytes = _process(processor, job, clock)
         blob = pack(output)
-    except Exception as error:  # noqa: BLE001 - the user's code or the file; sorted and told
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
         _close_kept()  # a damaged file may be whole when it is opened again
         return Failure(_kind(error), _one_line(error), _trace(error))
     receipt = Receipt(
@@ -192,7 +197,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         bytes=n_bytes,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
     )
-    return Finished(receipt, blob, isinstance(output, Mapping) and "sumw" in output)
+    return Finished(receipt, blob, "sumw" in output)
 
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
@@ -206,9 +211,8 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     output = processor.process(events)
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
     if n_events != chunk.events:
-        raise EOFError(f"{n_events} events were read, {chunk.events} planned")
-    if not isinstance(output, Mapping):
-        raise TypeError(f"process() returned {type(output).__name__}, not a dictionary")
+        raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
+    check(output)
     return output, opened, n_bytes
 
 
@@ -254,7 +258,7 @@ def _opened(url: str, uuid: str) -> Any:
     file = uproot.open({url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None)
     if str(file.file.uuid) != uuid:
         file.close()
-        raise OSError(f"the file was replaced: UUID {file.file.uuid}, planned {uuid}")
+        raise InputFileError(f"the file was replaced: UUID {file.file.uuid}, planned {uuid}")
     _kept.file = file
     return file
 
@@ -290,6 +294,7 @@ def _processor(job: Job) -> Any:
     key = f"{job.code}:{zlib.crc32(job.processor)}"
     with _lock:
         if key not in _processors:
+            ensure(job.modules)
             if job.module is not None:
                 load_source(job.module, job.source)
             _processors[key] = cloudpickle.loads(job.processor)
@@ -308,17 +313,25 @@ def _kind(error: BaseException) -> Kind:
     """Whether the file or the processor is to blame.
 
     Columns are read while the processor runs, so an input error comes out of ``process()``, wrapped
-    by awkward: the whole chain of causes is looked at, and the frames of the reading libraries.
+    by awkward: the whole chain of causes is looked at, for frames of the libraries that read. An
+    OSError of the processor's own, say of a table that it can't find, is not one.
     """
+    folders = _reader_folders()
     for cause in _chain(error):
-        if isinstance(cause, MemoryError):
+        if isinstance(cause, MemoryError | ProcessorError):
             return "processor"
-        if isinstance(cause, OSError | EOFError | zlib.error):
+        if isinstance(cause, InputFileError):
             return "input"
         files = (frame.filename for frame in traceback.extract_tb(cause.__traceback__))
-        if any(part in file for file in files for part in _IO_FRAMES):
+        if any(file.startswith(folders) for file in files):
             return "input"
     return "processor"
+
+
+def _reader_folders() -> tuple[str, ...]:
+    loaded = (sys.modules.get(name) for name in _READERS)
+    files = (getattr(module, "__file__", None) for module in loaded)
+    return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)  # noqa: PTH118, PTH120 - as text
 
 
 def _one_line(error: BaseException) -> str:
@@ -329,7 +342,7 @@ def _one_line(error: BaseException) -> str:
     message = getattr(root, "message", None) or str(root)  # uproot's begins with its surroundings
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     text = lines[0] if lines else ""
-    return f"{type(root).__name__}: {text}"[:300]
+    return text[:300] if isinstance(root, AgcError) else f"{type(root).__name__}: {text}"[:300]
 
 
 def _trace(error: BaseException) -> str:

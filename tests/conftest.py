@@ -7,6 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)  # machines are shared: a pause is no failure
+settings.load_profile("suite")
 
 REQUIRE_ALL = os.environ.get("AGC_ML_REQUIRE_ALL") == "1"
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import cloudpickle
 import faulty
 import nanoaod
+import numpy as np
 import pytest
 from coffea.processor import ProcessorABC
 
 import agc_ml as agc
-from agc_ml import shipping
+from agc_ml import identity, shipping
+from agc_ml.errors import ProcessorError
 from processors.ttbar import TtbarProcessor
 
 SOURCE = """
@@ -50,18 +53,110 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         del sys.modules[name]
 
 
+def forget() -> None:
+    for name in [name for name in sys.modules if name.startswith("mine_and_only")]:
+        del sys.modules[name]
+    identity._seen.clear()
+    identity._origin.cache_clear()
+    importlib.invalidate_caches()
+
+
 def test_digest_follows_what_the_processor_imports(package: Path) -> None:
     first = shipping.prepare("mine_and_only.main:Mine").code
     assert shipping.prepare("mine_and_only.main:Mine").code == first
     (package / "unrelated.py").write_text("CUT = 31\n")
     assert shipping.prepare("mine_and_only.main:Mine").code == first
     (package / "helper.py").write_text("CUT = 31\n")
+    forget()
     assert shipping.prepare("mine_and_only.main:Mine").code != first
+
+
+def test_code_that_was_edited_after_it_was_imported_is_refused(package: Path) -> None:
+    first = shipping.prepare("mine_and_only.main:Mine").code
+    text = (package / "main.py").read_text()
+    (package / "main.py").write_text(text + "# edited\n")
+    with pytest.raises(ProcessorError, match=r"main\.py: edited after it was imported"):
+        shipping.prepare("mine_and_only.main:Mine")
+    importlib.reload(sys.modules["mine_and_only.main"])
+    assert shipping.prepare("mine_and_only.main:Mine").code != first
+
+
+def test_long_lived_worker_runs_the_code_that_is_meant(package: Path, tmp_path: Path) -> None:
+    data = nanoaod.write(tmp_path / "a.root", nanoaod.events(50, 1))
+    counts = []
+    with agc.connect("local", workers=1) as client:
+        for cut in (30, 4000):
+            (package / "helper.py").write_text(f"CUT = {cut}\n")
+            forget()
+            result = agc.run(
+                *("mine_and_only.main:Mine", str(data)),
+                client=client,
+                output=tmp_path / f"run{cut}",
+                quiet=True,
+            )
+            counts.append(result.outputs["n"])
+    assert counts == [30, 4000]
+
+
+class Scaled:
+    """State beyond the fields of a dataclass: what decides must be in the identity."""
+
+    factor = 1
+
+    def process(self, events):
+        return {"n": self.factor}
+
+
+def closing_over(value: int) -> type:
+    class Made:
+        def process(self, events):
+            return {"n": value}
+
+    return Made
+
+
+def test_identity_covers_state_outside_of_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Base:
+        cut: float = 1.0
+
+        def process(self, events): ...
+
+    one, two = Base(), Base()
+    two.table = {"cut": 2}  # set beside the fields, as a __post_init__ would
+    parameters = [shipping.prepare(processor).parameters for processor in (one, two)]
+    assert parameters[0] != parameters[1]
+    one, two = (identity.code_of(closing_over(value)()).digest for value in (1, 2))
+    assert one != two
+    assert identity.code_of(closing_over(1)()).digest == one
+    before = identity.code_of(Scaled()).digest
+    monkeypatch.setattr(Scaled, "factor", 1000)
+    assert identity.code_of(Scaled()).digest != before
+
+
+def test_identity_is_the_same_in_every_process(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from agc_ml import shipping\n"
+        "namespace = {'__name__': '__main__'}\n"
+        'code = \'class P:\\n    names = {"a", "b", "c"}\\n\'\n'
+        "code += '    def process(self, events): return {\"n\": 1}\\n'\n"
+        "exec(code, namespace)\n"
+        "p = namespace['P']()\n"
+        "p.chosen = {'x', 'y', 'z'}\n"
+        "s = shipping.prepare(p)\n"
+        "print(s.code, s.parameters)\n"
+    )
+    outputs = {
+        subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(outputs) == 1
 
 
 def test_digest_covers_all_of_the_ttbar_physics() -> None:
     module = importlib.import_module("processors.ttbar")
-    files = shipping._closure("processors.ttbar", Path(str(module.__file__)))
+    files = identity._closure("processors.ttbar", Path(str(module.__file__)))[0].values()
     names = {path.name for path in files}
     assert names >= {
         "selection.py",
@@ -79,7 +174,7 @@ def test_digest_of_a_class_without_a_file() -> None:
     digests = set()
     for cut in (1, 2):
         exec(code.format(cut), namespace)
-        digests.add(shipping.code_digest(namespace["P"]()))
+        digests.add(identity.code_of(namespace["P"]()).digest)
     assert len(digests) == 2
 
 
@@ -99,7 +194,10 @@ def test_parameters_that_are_no_json_are_known_by_digest() -> None:
 
     one, two = (shipping.prepare(Table(values)).parameters for values in ({1, 2}, {1, 3}))
     assert one != two
-    assert one["values"].startswith("set sha256:")
+    assert one["values"] == ["set", 1, 2]
+    table, other = (shipping.prepare(Table(np.arange(n))).parameters for n in (3, 4))
+    assert table != other
+    assert table["values"].startswith("ndarray sha256:")
 
 
 def test_registered_processors() -> None:
