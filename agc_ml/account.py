@@ -119,7 +119,7 @@ class Account:
         for dataset in self.fileset.datasets:
             infos = [self.files.get((dataset.name, file.lfn)) for file in dataset.files]
             known = [info.entries for info in infos if info is not None]
-            average = sum(known) / len(known) if known else 1.0
+            average = max(1.0, sum(known) / max(1, len(known)))
             unopened = sum(
                 file.entries or average
                 for info, file in zip(infos, dataset.files, strict=True)
