@@ -10,15 +10,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import click
 
+from agc_ml import options
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 
 INTERRUPTED: Final = 130
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def main() -> NoReturn:
@@ -51,89 +51,6 @@ def main() -> NoReturn:
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"agc-ml: {' '.join(message.split())}", err=True)
     sys.exit(code)
-
-
-def _verbosity(context: click.Context, parameter: click.Parameter, value: int | bool) -> Any:
-    """Send the log to standard error: warnings always, more with -v, only errors with -q."""
-    if context.resilient_parsing:
-        return value
-    quiet = parameter.name == "quiet"
-    level = logging.ERROR if quiet and value else logging.DEBUG if value else None
-    logger = logging.getLogger("agc_ml")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    if level is not None:
-        logger.setLevel(level)
-    return value
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Make one decorator of several; ``--help`` lists them in this order."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_choice_options = _options(
-    click.option("--max-files", type=click.IntRange(1), help="Files of each dataset."),
-    click.option("--datasets", metavar="A,B*", help="Only datasets that match."),
-    click.option("--dataset", metavar="NAME", help="What loose ROOT files are called."),
-)
-_cluster_options = _options(
-    click.option(
-        "--cluster",
-        "site",
-        default="local",
-        show_default=True,
-        metavar="SITE",
-        help="local, inline (this process, for a debugger), or tcp://host:port.",
-    ),
-    click.option("--workers", type=click.IntRange(1), help="Local workers [all cores]."),
-)
-_plan_options = _options(
-    _choice_options,
-    click.option(
-        "--set",
-        "settings",
-        multiple=True,
-        metavar="FIELD=VALUE",
-        help="A parameter of the processor; may be repeated.",
-    ),
-    click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
-    _cluster_options,
-)
-_run_options = _options(
-    click.option("-o", "--output", metavar="DIR", help="Run directory [runs/...]."),
-    click.option("--resume", is_flag=True, help="Go on where DIR stopped."),
-    click.option("--overwrite", is_flag=True, help="Replace the run in DIR."),
-    click.option(
-        "--allow-missing",
-        type=float,
-        default=0.0,
-        metavar="FRACTION",
-        help="Events of each dataset that may be missing [0].",
-    ),
-    _plan_options,
-)
-_logging_options = _options(
-    click.option("-v", "--verbose", is_flag=True, callback=_verbosity, help="Tell more."),
-    click.option("-q", "--quiet", is_flag=True, callback=_verbosity, help="Show errors only."),
-)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
-_pseudodata_option = click.option(
-    "--pseudodata",
-    type=click.Choice(["published", "complete"]),
-    default="published",
-    show_default=True,
-    help="Made of ME_var, PS_var and W+jets as published, or of single top too.",
-)
 
 
 @click.group(
@@ -192,24 +109,24 @@ def _resumable(output: Path, work: Callable[[], Any]) -> Any:
         raise
 
 
-def _run_arguments(options: dict[str, Any], name: str) -> dict[str, Any]:
+def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
     from agc_ml.running import default_output  # noqa: PLC0415 - on demand
 
-    output = Path(options["output"]) if options["output"] else default_output(name)
-    if not options["quiet"]:
+    output = Path(given["output"]) if given["output"] else default_output(name)
+    if not given["quiet"]:
         click.echo(f"run directory: {output}", err=True)
     kept = ("site", "workers", "chunk_size", "resume", "overwrite", "allow_missing", "quiet")
     return {
-        **{key: options[key] for key in kept},
+        **{key: given[key] for key in kept},
         "output": output,
-        "settings": _settings(options["settings"]),
+        "settings": _settings(given["settings"]),
         "command": ("agc-ml", *sys.argv[1:]),
     }
 
 
-def _chosen(options: dict[str, Any]) -> Any:
+def _chosen(given: dict[str, Any]) -> Any:
     keys = ("dataset", "datasets", "max_files")
-    return _fileset(options["fileset"], *(options[key] for key in keys))
+    return _fileset(given["fileset"], *(given[key] for key in keys))
 
 
 def _three_lines(result: Any) -> None:
@@ -229,9 +146,9 @@ def _three_lines(result: Any) -> None:
 @cli.command(epilog="Example: agc-ml run dimuon 'data/*.root' --dataset DYJets -o runs/dimuon")
 @click.argument("processor")
 @click.argument("fileset", required=False)
-@_run_options
-@_logging_options
-def run(**options: Any) -> None:
+@options.run_options
+@options.logging_options
+def run(**given: Any) -> None:
     """Run a coffea processor over a fileset, into a run directory.
 
     PROCESSOR is a registered name (ttbar, dimuon), module:Class, or path/to/file.py:Class. FILESET
@@ -239,20 +156,20 @@ def run(**options: Any) -> None:
     """
     from agc_ml import running  # noqa: PLC0415 - on demand
 
-    arguments = _run_arguments(options, options["processor"])
+    arguments = _run_arguments(given, given["processor"])
     output = arguments["output"]
-    fileset = _chosen(options)
-    result = _resumable(output, lambda: running.run(options["processor"], fileset, **arguments))
+    fileset = _chosen(given)
+    result = _resumable(output, lambda: running.run(given["processor"], fileset, **arguments))
     _three_lines(result)
     click.echo(f"look at it with: agc-ml show {shlex.quote(str(output))}")
 
 
 @cli.command(epilog="Example: agc-ml measure nanoaod_inputs.json --max-files 1 -o runs/first")
 @click.argument("fileset", required=False)
-@_run_options
-@_pseudodata_option
-@_logging_options
-def measure(**options: Any) -> None:
+@options.run_options
+@options.pseudodata_option
+@options.logging_options
+def measure(**given: Any) -> None:
     """Measure the ttbar cross-section: run, figures, fit and report in one go.
 
     FILESET is a JSON or YAML file with the ttbar datasets and their variations, single top and
@@ -260,11 +177,11 @@ def measure(**options: Any) -> None:
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
-    arguments = _run_arguments(options, measurement.PROCESSOR)
-    fileset = _chosen(options)
+    arguments = _run_arguments(given, measurement.PROCESSOR)
+    fileset = _chosen(given)
     done = _resumable(
         arguments["output"],
-        lambda: measurement.measure(fileset, pseudodata=options["pseudodata"], **arguments),
+        lambda: measurement.measure(fileset, pseudodata=given["pseudodata"], **arguments),
     )
     _three_lines(done.run)
     click.echo(done.fit)
@@ -274,22 +191,22 @@ def measure(**options: Any) -> None:
 @cli.command(epilog="Example: agc-ml plan ttbar nanoaod_inputs.json --max-files 1")
 @click.argument("processor")
 @click.argument("fileset", required=False)
-@_plan_options
-@_json_option
-@_logging_options
-def plan(**options: Any) -> None:
+@options.plan_options
+@options.json_option
+@options.logging_options
+def plan(**given: Any) -> None:
     """Say what 'run' would do: files, events, chunks, branches and bytes. Processes nothing."""
     from agc_ml import planning, tables  # noqa: PLC0415 - on demand
 
     found = planning.plan(
-        options["processor"],
-        _chosen(options),
-        settings=_settings(options["settings"]),
-        chunk_size=options["chunk_size"],
-        site=options["site"],
-        workers=options["workers"],
+        given["processor"],
+        _chosen(given),
+        settings=_settings(given["settings"]),
+        chunk_size=given["chunk_size"],
+        site=given["site"],
+        workers=given["workers"],
     )
-    _print(tables.plan(found), options["as_json"])
+    _print(tables.plan(found), given["as_json"])
 
 
 def _print(page: Any, as_json: bool) -> None:
@@ -301,8 +218,8 @@ def _print(page: Any, as_json: bool) -> None:
 
 @cli.command(epilog="Example: agc-ml show runs/first")
 @click.argument("run", type=click.Path(path_type=Path))
-@_json_option
-@_logging_options
+@options.json_option
+@options.logging_options
 def show(run: Path, as_json: bool, **_: Any) -> None:
     """Show the yields, cutflow, gaps, metrics and provenance of a run directory."""
     from agc_ml import results, tables  # noqa: PLC0415 - on demand
@@ -314,8 +231,8 @@ def show(run: Path, as_json: bool, **_: Any) -> None:
 @click.argument("run", metavar="RUN_OR_HISTOGRAMS", type=click.Path(path_type=Path))
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for figures/.")
-@_pseudodata_option
-@_logging_options
+@options.pseudodata_option
+@options.logging_options
 def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, **_: Any) -> None:
     """Draw stacked distributions and the shape of every variation, as PNG and PDF.
 
@@ -332,9 +249,9 @@ def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, *
 @click.argument("run", metavar="RUN_OR_HISTOGRAMS", type=click.Path(path_type=Path))
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the fit.")
-@_pseudodata_option
-@_json_option
-@_logging_options
+@options.pseudodata_option
+@options.json_option
+@options.logging_options
 def fit(
     run: Path, config: Path | None, output: Path | None, pseudodata: Any, as_json: bool, **_: Any
 ) -> None:
@@ -363,7 +280,7 @@ def fit(
 @cli.command(epilog="Example: agc-ml report runs/first")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for report.html.")
-@_logging_options
+@options.logging_options
 def report(run: Path, output: Path | None, **_: Any) -> None:
     """Write one self-contained HTML page of a run directory, or of the folder of a fit."""
     from agc_ml import measurement  # noqa: PLC0415 - on demand
@@ -375,8 +292,8 @@ def report(run: Path, output: Path | None, **_: Any) -> None:
 @click.argument("a")
 @click.argument("b")
 @click.option("--rtol", type=float, default=1e-9, show_default=True, help="Relative tolerance.")
-@_json_option
-@_logging_options
+@options.json_option
+@options.logging_options
 def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
     """Compare two sources of histograms bin by bin; exit code 1 when they differ.
 
@@ -392,8 +309,8 @@ def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
 
 @cli.command(epilog="Example: agc-ml validate fileset.yaml runs/first")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_json_option
-@_logging_options
+@options.json_option
+@options.logging_options
 def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
     """Say what files and folders are, and what is wrong with them.
 
@@ -413,8 +330,8 @@ def fileset() -> None:
 
 @fileset.command("list", epilog="Example: agc-ml fileset list data/")
 @click.argument("folder", default=".", type=click.Path(path_type=Path, file_okay=False))
-@_json_option
-@_logging_options
+@options.json_option
+@options.logging_options
 def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
     """List the filesets in a folder (default: this one)."""
     from agc_ml import catalogue, tables  # noqa: PLC0415 - on demand
@@ -425,8 +342,8 @@ def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
 @fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")
 @click.argument("source")
 @click.option("--dataset", metavar="NAME", help="What loose ROOT files are called.")
-@_json_option
-@_logging_options
+@options.json_option
+@options.logging_options
 def fileset_show(source: str, dataset: str | None, as_json: bool, **_: Any) -> None:
     """Show the datasets of a fileset: process, variation, cross-section, files, events."""
     from agc_ml import tables  # noqa: PLC0415 - on demand
@@ -437,18 +354,16 @@ def fileset_show(source: str, dataset: str | None, as_json: bool, **_: Any) -> N
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
 @click.argument("source", metavar="FILESET")
 @click.option("--processor", help="Check also for the branches that it needs.")
-@_choice_options
-@_cluster_options
-@_json_option
-@_logging_options
-def fileset_check(processor: str | None, as_json: bool, **options: Any) -> None:
+@options.choice_options
+@options.cluster_options
+@options.json_option
+@options.logging_options
+def fileset_check(processor: str | None, as_json: bool, **given: Any) -> None:
     """Open every file of a fileset and compare with what the fileset says; exit code 1 if bad."""
     from agc_ml import planning, tables  # noqa: PLC0415 - on demand
 
-    options["fileset"] = options.pop("source")
-    found = planning.check(
-        _chosen(options), processor, site=options["site"], workers=options["workers"]
-    )
+    given["fileset"] = given.pop("source")
+    found = planning.check(_chosen(given), processor, site=given["site"], workers=given["workers"])
     _print(tables.checked(found), as_json)
     sys.exit(1 if any(file.problem for file in found) else 0)
 
@@ -457,7 +372,7 @@ def fileset_check(processor: str | None, as_json: bool, **options: Any) -> None:
 @click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--dataset", metavar="NAME", help="What loose ROOT files are called.")
-@_logging_options
+@options.logging_options
 def fileset_convert(source: str, target: Path, dataset: str | None, **_: Any) -> None:
     """Write a fileset in our own format, JSON or YAML by the ending of TARGET."""
     from agc_ml import catalogue  # noqa: PLC0415 - on demand

@@ -55,7 +55,7 @@ class CheckedFile:
 
 def plan(
     processor: Any,
-    fileset: Fileset | str,
+    fileset: Fileset | str | Path,
     *,
     settings: Mapping[str, str] | None = None,
     chunk_size: int | None = None,
@@ -70,7 +70,7 @@ def plan(
         What is wrong with processor, fileset or files.
     """
     shipment = prepare(processor, settings)
-    loaded = Fileset.load(fileset) if isinstance(fileset, str) else fileset
+    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(str(fileset))
     account = Account(
         fileset=loaded,
         shipment=shipment,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import awkward as ak
@@ -27,6 +29,7 @@ class Spectrum(ProcessorABC):
     fault: str = ""
     where: str = "03"
     entry: int = 600
+    marker: str = ""
 
     columns: ClassVar = tuple(f"Jet_{f}" for f in ("pt", "eta", "phi", "mass", "btagCSVV2"))
     simulation_columns: ClassVar = ("genWeight",)
@@ -62,6 +65,10 @@ class Spectrum(ProcessorABC):
             raise KeyError("no such working point")
         if self.fault == "exit":
             os._exit(11)
+        if self.fault == "kill once" and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            time.sleep(1)  # in the middle of the chunk, not before its start is known
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Strange(ProcessorABC):

@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Left may not import right; the rooms of one line may not import each other in a circle either.
 ORDER = [
-    {"_version", "errors"},
+    {"_version", "errors", "options"},
     {"variations"},
     {"datasets", "hists", "identity", "ledger"},
     {"agc", "outputs", "results", "shipping"},
-    {"catalogue", "checkpoints", "cluster"},
+    {"catalogue", "checkpoints", "cluster", "formats"},
     {"worker"},
     {"account"},
     {"execution", "progress", "provenance", "reduction", "remarks"},

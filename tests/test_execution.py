@@ -119,22 +119,20 @@ def test_chunk_size_changes_nothing_but_rounding(
 def test_killed_worker(
     client: object, fileset: Fileset, baseline: RunResult, tmp_path: Path
 ) -> None:
-    pids = list(client.run(os.getpid).values())
-    killer = threading.Timer(2.5, os.kill, (pids[0], signal.SIGKILL))
-    killer.start()
+    marker = tmp_path / "killed"
     result = agc.run(
-        faulty.Spectrum(sleep=0.25),
+        faulty.Spectrum(fault="kill once", marker=str(marker)),
         fileset,
         client=client,
-        output=tmp_path,
+        output=tmp_path / "run",
         chunk_size=CHUNK,
         quiet=True,
     )
-    assert killer.finished.is_set()
+    assert marker.exists()
     complete(result)
     same_bits(result, baseline)
     retried = [entry for entry in result.ledger.entries if entry.attempts > 1]
-    assert retried
+    assert ("process3", 500) in {(entry.dataset, entry.start) for entry in retried}
     assert all("worker died" in entry.errors[0] for entry in retried)
     assert result.metrics.retries == sum(entry.attempts - 1 for entry in retried)
 

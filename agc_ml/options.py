@@ -1,0 +1,94 @@
+"""Options that several commands share, each group as one decorator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _set_level(context: click.Context, parameter: click.Parameter, value: int | bool) -> Any:
+    """Send the log to standard error: warnings always, more with -v, only errors with -q."""
+    if context.resilient_parsing:
+        return value
+    quiet = parameter.name == "quiet"
+    level = logging.ERROR if quiet and value else logging.DEBUG if value else None
+    logger = logging.getLogger("agc_ml")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    if level is not None:
+        logger.setLevel(level)
+    return value
+
+
+def together(*parts: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Make one decorator of several; ``--help`` lists them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(parts):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+choice_options = together(
+    click.option("--max-files", type=click.IntRange(1), help="Files of each dataset."),
+    click.option("--datasets", metavar="A,B*", help="Only datasets that match."),
+    click.option("--dataset", metavar="NAME", help="What loose ROOT files are called."),
+)
+cluster_options = together(
+    click.option(
+        "--cluster",
+        "site",
+        default="local",
+        show_default=True,
+        metavar="SITE",
+        help="local, inline (this process, for a debugger), or tcp://host:port.",
+    ),
+    click.option("--workers", type=click.IntRange(1), help="Local workers [all cores]."),
+)
+plan_options = together(
+    choice_options,
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="A parameter of the processor; may be repeated.",
+    ),
+    click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
+    cluster_options,
+)
+run_options = together(
+    click.option("-o", "--output", metavar="DIR", help="Run directory [runs/...]."),
+    click.option("--resume", is_flag=True, help="Go on where DIR stopped."),
+    click.option("--overwrite", is_flag=True, help="Replace the run in DIR."),
+    click.option(
+        "--allow-missing",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="Events of each dataset that may be missing [0].",
+    ),
+    plan_options,
+)
+logging_options = together(
+    click.option("-v", "--verbose", is_flag=True, callback=_set_level, help="Tell more."),
+    click.option("-q", "--quiet", is_flag=True, callback=_set_level, help="Show errors only."),
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+pseudodata_option = click.option(
+    "--pseudodata",
+    type=click.Choice(["published", "complete"]),
+    default="published",
+    show_default=True,
+    help="Made of ME_var, PS_var and W+jets as published, or of single top too.",
+)
