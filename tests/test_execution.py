@@ -9,9 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import awkward as ak
@@ -137,15 +136,27 @@ def test_killed_worker(
     assert result.metrics.retries == sum(entry.attempts - 1 for entry in retried)
 
 
+def before_the_second_round(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Do something while the run waits for its second round."""
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        if not waits:
+            action()
+        waits.append(seconds)
+
+    monkeypatch.setattr("agc_ml.execution.time.sleep", wait)
+
+
 def test_file_that_can_be_read_only_later(
-    files: list[Path], baseline: RunResult, tmp_path: Path
+    files: list[Path], baseline: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "files"
     shutil.copytree(files[0].parent, folder)
     moved = [folder / path.name for path in files]
     late = nanoaod.fileset(**{f"process{i}": [path] for i, path in enumerate(moved)})
     hidden = moved[4].rename(folder / "elsewhere")
-    threading.Timer(0.8, hidden.rename, (moved[4],)).start()
+    before_the_second_round(monkeypatch, lambda: hidden.rename(moved[4]))
     result = agc.run(
         faulty.Spectrum(),
         late,
@@ -159,7 +170,7 @@ def test_file_that_can_be_read_only_later(
 
 
 def test_file_that_breaks_in_the_middle_and_heals(
-    files: list[Path], baseline: RunResult, tmp_path: Path
+    files: list[Path], baseline: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "files"
     shutil.copytree(files[0].parent, folder)
@@ -169,7 +180,7 @@ def test_file_that_breaks_in_the_middle_and_heals(
     middle = len(whole) // 2
     damaged = whole[: middle - 4000] + bytes(8000) + whole[middle + 4000 :]
     copies[4].write_bytes(damaged)
-    threading.Timer(0.8, copies[4].write_bytes, (whole,)).start()
+    before_the_second_round(monkeypatch, lambda: copies[4].write_bytes(whole))
     result = agc.run(
         *(faulty.Spectrum(), copied),
         site="inline",
@@ -388,13 +399,17 @@ def test_machinery_is_cheap(tmp_path: Path) -> None:
     """Account, jobs, checkpoints and reduction: under 5 ms a chunk beside reading."""
     path = nanoaod.write(tmp_path / "many.root", nanoaod.events(4000, 99))
     fileset = nanoaod.fileset(many=[path])
-    result = agc.run(
-        faulty.Spectrum(),
-        fileset,
-        site="inline",
-        output=tmp_path / "run",
-        chunk_size=20,
-        quiet=True,
-    )
-    assert result.metrics.chunks == 200
-    assert result.metrics.overhead_s / result.metrics.chunks < 0.005
+    costs = []
+    for attempt in range(3):
+        start = time.process_time()
+        result = agc.run(
+            faulty.Spectrum(),
+            fileset,
+            site="inline",
+            output=tmp_path / f"run{attempt}",
+            chunk_size=20,
+            quiet=True,
+        )
+        assert result.metrics.chunks == 200
+        costs.append((time.process_time() - start - result.metrics.cpu_s) / 200)
+    assert min(costs) < 0.005
