@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import awkward as ak
 import faulty
@@ -145,7 +146,7 @@ def before_the_second_round(monkeypatch: pytest.MonkeyPatch, action: Callable[[]
             action()
         waits.append(seconds)
 
-    monkeypatch.setattr("agc_ml.execution.time.sleep", wait)
+    monkeypatch.setattr("agc_ml.execution.time", SimpleNamespace(sleep=wait))
 
 
 def test_file_that_can_be_read_only_later(
