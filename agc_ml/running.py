@@ -234,19 +234,29 @@ class _Begun:
 def _sole_owner(how: Settings) -> Iterator[None]:
     """Make the run directory, clear it of old results, and keep others out while at work."""
     folder = how.output
-    try:
+    with _store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"{folder}: another agc-ml is at work in it; name another folder with -o"
-                ) from error
+        lock = (folder / LOCK).open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another agc-ml is at work in it; name another folder with -o"
+            ) from error
+        except OSError as error:  # a file system without locks
+            logger.debug("%s: not locked: %s", folder, error)
+        with _store_errors(folder):
             _clear(folder, keep=() if how.overwrite else KEPT)
             (folder / "chunks").mkdir(exist_ok=True)
-            yield
-            (folder / LOCK).unlink()
+        yield
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def _store_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StoreError(
             f"{folder}: can't be written ({error.strerror or error}); name another with -o"
