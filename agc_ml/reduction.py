@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,6 @@ from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
 from agc_ml.hists import flatten
 from agc_ml.outputs import check, collect
 from agc_ml.worker import unpack
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,6 @@ def source_of(name: str) -> tuple[str, Direction | None]:
 
 
 @dataclass(frozen=True, slots=True)
-class KinematicVariation:
-    """A shift of the jets' transverse momenta.
-
-    ``factor(events)`` gives the factor on the pt of each jet of ``events.Jet``, or None for none.
-    """
-
-    name: str
-    factor: Callable[[Any], Any]
-
-
-@dataclass(frozen=True, slots=True)
 class WeightVariation:
     """A change of the event weights, from nominal jets.
 
