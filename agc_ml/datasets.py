@@ -20,7 +20,9 @@ class File:
 
     Identity is ``lfn`` (logical file name) and, once known, the file's own ``uuid``; ``replicas``
     are the places where it can be read, and change nothing. ``entries`` and ``size`` (bytes) are
-    what the catalogue states, None where it does not.
+    what the catalogue states, None where it does not. ``generated`` is the number of events that
+    were generated for the file, of which its entries are the ones that a filter kept (NanoAOD's
+    ``Runs/genEventCount``); None: its entries are all.
     """
 
     lfn: str
@@ -30,6 +32,7 @@ class File:
     entries: int | None = None
     size: int | None = None
     adler32: str | None = None
+    generated: int | None = None
 
     @property
     def url(self) -> str:
@@ -63,6 +66,11 @@ class Dataset:
             )
         seen: set[str] = set()
         for file in self.files:
+            if file.generated is not None and file.generated < (file.entries or 0):
+                raise FilesetError(
+                    f"dataset {self.name}: {file.lfn} has {file.entries} entries, but states only "
+                    f"{file.generated} generated events; state all, or leave 'generated' out"
+                )
             if file.lfn in seen:
                 raise FilesetError(
                     f"dataset {self.name}: {file.lfn} is listed twice, its events would count "
@@ -75,6 +83,12 @@ class Dataset:
         """Sum of the entries that the catalogue states; None if any file's are not known."""
         entries = [file.entries for file in self.files]
         return None if None in entries else sum(n for n in entries if n is not None)
+
+    @property
+    def n_generated(self) -> int | None:
+        """Sum of the events that were generated, with those that a filter dropped; None as above."""
+        numbers = [f.entries if f.generated is None else f.generated for f in self.files]
+        return None if None in numbers else sum(n for n in numbers if n is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +123,7 @@ class Fileset:
             [
                 [
                     *(d.name, d.process, d.variation, d.xsec, d.is_data, dict(d.metadata)),
-                    [[f.lfn, f.tree, f.uuid, f.entries, f.size, f.adler32] for f in d.files],
+                    [_identity(f) for f in d.files],
                 ]
                 for d in self.datasets
             ],
@@ -165,7 +179,8 @@ class Fileset:
     def metadata(self, dataset: Dataset) -> dict[str, Any]:
         """What a processor finds in ``events.metadata``, beside file and range.
 
-        ``nevts`` (the name that AGC's processors use) is there when the catalogue states it.
+        ``nevts`` (the name that AGC's processors use for the number to normalise to) is there when
+        the catalogue states it; it counts events that a filter dropped, too.
         """
         known = {
             "dataset": dataset.name,
@@ -174,7 +189,7 @@ class Fileset:
             "is_data": dataset.is_data,
             "xsec": dataset.xsec,
             "luminosity": self.luminosity,
-            "nevts": dataset.n_events,
+            "nevts": dataset.n_generated,
         }
         return {**dataset.metadata, **{k: v for k, v in known.items() if v is not None}}
 
@@ -184,3 +199,8 @@ class Fileset:
         from agc_ml import catalogue  # noqa: PLC0415 - it builds on this module
 
         return catalogue.load(source, dataset=dataset)
+
+
+def _identity(file: File) -> list[Any]:
+    known = [file.lfn, file.tree, file.uuid, file.entries, file.size, file.adler32]
+    return known if file.generated is None else [*known, file.generated]

@@ -40,6 +40,9 @@ class FileModel(_Model):
     entries: int | None = Field(None, ge=0, description="number of events")
     size: int | None = Field(None, ge=0, description="bytes")
     adler32: str | None = Field(None, description="checksum, hexadecimal")
+    generated: int | None = Field(
+        None, gt=0, description="events generated, of which the entries passed a filter"
+    )
 
 
 class Quantity(_Model):
@@ -319,6 +322,7 @@ def _to_model(dataset: Dataset) -> DatasetModel:
             entries=f.entries,
             size=f.size,
             adler32=f.adler32,
+            generated=f.generated,
         )
         for f in dataset.files
     ]

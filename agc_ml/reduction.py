@@ -33,7 +33,7 @@ def reduce(account: Account) -> Reduced:
 
     A processor that returns ``sumw`` (the sum of generator weights of the events it was given) has
     its histograms scaled by cross-section times luminosity over the dataset's ``sumw``: with chunks
-    missing the normalisation stays right.
+    missing the normalisation stays right. Files that a filter made count the events it dropped.
 
     Raises
     ------
@@ -53,7 +53,8 @@ def reduce(account: Account) -> Reduced:
                 f"dataset {dataset.name}: nothing of it could be processed, and without it the "
                 "result means nothing; use --resume, or leave it out with --datasets"
             )
-        part = _normalised(part, dataset, account.fileset.luminosity)
+        efficiency = _filter_efficiency(account, dataset)
+        part = _normalised(part, dataset, account.fileset.luminosity, efficiency)
         booked.update(flatten(collect(part)))
         total = part if total is None else _add(total, part, account)
     # combinations of categories that no dataset has, but that their sum seems to have
@@ -98,7 +99,23 @@ def _add(left: Any, right: Any, account: Account) -> Any:
         ) from error
 
 
-def _normalised(part: Any, dataset: Dataset, luminosity: float | None) -> Any:
+def _filter_efficiency(account: Account, dataset: Dataset) -> float:
+    """Processed events over the generated events that they stand for; 1 without a filter.
+
+    Weights of dropped events are not known: they count as much as those of the kept ones.
+    """
+    generated = {f.lfn: f.generated for f in dataset.files if f.generated is not None}
+    kept = standing_for = 0.0
+    for chunk in account.chunks:  # not in the order in which they finished: sums must not change
+        if chunk.dataset == dataset.name and chunk in account.done:
+            kept += chunk.events
+            standing_for += chunk.events * generated.get(chunk.lfn, chunk.entries) / chunk.entries
+    return kept / standing_for if generated and standing_for else 1.0
+
+
+def _normalised(
+    part: Any, dataset: Dataset, luminosity: float | None, filter_efficiency: float
+) -> Any:
     sumw = part.pop("sumw", None)
     if sumw is None or dataset.is_data or dataset.xsec is None or luminosity is None:
         return part
@@ -107,7 +124,7 @@ def _normalised(part: Any, dataset: Dataset, luminosity: float | None) -> Any:
             f"dataset {dataset.name}: the sum of generator weights is {sumw:g}, nothing can be "
             "normalised to it; check genWeight in its files"
         )
-    return _scaled(part, dataset.xsec * luminosity / sumw)
+    return _scaled(part, dataset.xsec * luminosity * filter_efficiency / sumw)
 
 
 def _scaled(output: Any, factor: float) -> Any:

@@ -14,6 +14,7 @@ def remarks(account: Account) -> tuple[str, ...]:
         *_empty_files(account),
         *_alike_datasets(account),
         *_shared_files(account),
+        *_filtered_files(account),
         *(f"missing: {reason}" for reason in account.reasons()),
     )
 
@@ -50,3 +51,17 @@ def _shared_files(account: Account) -> Iterator[str]:
         if others:
             more = ", ..." if len(others) > 1 else ""
             yield (f"the same file is in {len(others) + 1} datasets: {first} and {others[0]}{more}")
+
+
+def _filtered_files(account: Account) -> Iterator[str]:
+    """Files that hold a part of what was generated, where the fileset does not say so."""
+    for dataset, file in account.all_files():
+        info = account.files.get((dataset.name, file.lfn))
+        if info is None or file.generated is not None or dataset.is_data:
+            continue
+        if info.generated is not None and info.generated > info.entries:
+            yield (
+                f"{dataset.name}: {file.lfn}: {info.generated:,} events were generated for its "
+                f"{info.entries:,} entries (Runs/genEventCount); it is normalised to the entries, "
+                "for the fileset does not state 'generated'"
+            )

@@ -36,13 +36,18 @@ _PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What opening a file tells; ``column_bytes`` is the compressed size of the needed columns."""
+    """What opening a file tells.
+
+    ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
+    generated events of which the entries were kept, None where the file does not tell.
+    """
 
     entries: int
     uuid: str
     size: int
     n_columns: int
     column_bytes: int | None
+    generated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ def inspect_file(file: File, columns: tuple[str, ...]) -> FileInfo | Failure:
                 size=int(size or end),
                 n_columns=len(columns) or len(tree.keys()),
                 column_bytes=_bytes_of(tree, columns),
+                generated=_generated(opened),
             )
             problem = _contradiction(file, info) or _unfit_column(tree, columns)
             return Failure("definite", problem) if problem else info
@@ -132,11 +138,19 @@ def inspect_file(file: File, columns: tuple[str, ...]) -> FileInfo | Failure:
         return Failure("input", _one_line(error), _trace(error))
 
 
+def _generated(opened: Any) -> int | None:
+    """NanoAOD's own count of generated events, summed over runs."""
+    runs = opened["Runs"] if opened.classnames(cycle=False).get("Runs") == "TTree" else {}
+    for name in ("genEventCount", "genEventCount_"):
+        if name in runs:
+            return int(runs[name].array(library="np").sum())
+    return None
+
+
 def _contradiction(file: File, info: FileInfo) -> str | None:
-    stated = {"entries": file.entries, "uuid": file.uuid, "size": file.size}
-    for field, value in stated.items():
-        found = getattr(info, field)
-        if value is not None and value != found:
+    for field in ("entries", "uuid", "size", "generated"):
+        value, found = getattr(file, field), getattr(info, field)
+        if value is not None and found is not None and value != found:
             return f"its {field} is {found}, but the fileset says {value}; is it another file?"
     return None
 
