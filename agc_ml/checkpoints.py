@@ -73,10 +73,7 @@ class Store:
         StoreError
             The folder can't be written, or the disk is full.
         """
-        header = {**asdict(receipt), "sha256": hashlib.sha256(blob).hexdigest()}
-        content = json.dumps(header).encode() + b"\n" + blob
-        # fsync would cost more than all the rest, and `load` finds out whether a file is whole.
-        write(path, lambda temporary: temporary.write_bytes(content), durable=False)
+        seal(path, asdict(receipt), blob)
 
     def receipt(self, path: Path, chunk: Chunk) -> Receipt | None:
         """Receipt of a finished chunk; None if it is not there, not whole, or of other events."""
@@ -85,12 +82,36 @@ class Store:
 
     def load(self, path: Path, chunk: Chunk) -> tuple[Receipt, bytes] | None:
         """Receipt and packed output of a finished chunk; None as in `receipt`."""
+        found = unseal(path)
         try:
-            line, _, blob = path.read_bytes().partition(b"\n")
-            header = json.loads(line)
-            digest = header.pop("sha256")
-            receipt = Receipt(**header)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            receipt = None if found is None else Receipt(**found[0])
+        except TypeError:
             return None
-        whole = hashlib.sha256(blob).hexdigest() == digest and receipt.events == chunk.events
-        return (receipt, blob) if whole else None
+        if found is None or receipt is None or receipt.events != chunk.events:
+            return None
+        return receipt, found[1]
+
+
+def seal(path: Path, header: Mapping[str, Any], blob: bytes) -> None:
+    """Write a line of JSON and a blob, whole or not at all.
+
+    Raises
+    ------
+    StoreError
+        The folder can't be written, or the disk is full.
+    """
+    line = json.dumps({**header, "sha256": hashlib.sha256(blob).hexdigest()})
+    content = line.encode() + b"\n" + blob
+    # fsync would cost more than all the rest, and `unseal` finds out whether a file is whole.
+    write(path, lambda temporary: temporary.write_bytes(content), durable=False)
+
+
+def unseal(path: Path) -> tuple[dict[str, Any], bytes] | None:
+    """Header and blob that `seal` wrote; None if they are not there, or not whole."""
+    try:
+        line, _, blob = path.read_bytes().partition(b"\n")
+        header = json.loads(line)
+        digest = header.pop("sha256")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return (header, blob) if hashlib.sha256(blob).hexdigest() == digest else None

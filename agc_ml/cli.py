@@ -8,17 +8,15 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from agc_ml import options
 from agc_ml._version import __version__
-from agc_ml.errors import AgcError, ProcessorError, UsageError
-
-INTERRUPTED: Final = 130
+from agc_ml.errors import AgcError, Interrupted, UsageError
+from agc_ml.generate.commands import generate
 
 
 def main() -> NoReturn:
@@ -38,7 +36,7 @@ def main() -> NoReturn:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted", INTERRUPTED)
+        _fail("interrupted", Interrupted.exit_code)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -91,24 +89,6 @@ def _fileset(
     return fileset if max_files is None else fileset.limit(files=max_files)
 
 
-def _resumable(output: Path, work: Callable[[], Any]) -> Any:
-    """Do the work; if it stops half-way, say which command goes on."""
-    words = [word for word in sys.argv[1:] if word not in {"--resume", "--overwrite"}]
-    if not any(word in {"-o", "--output"} or word.startswith("--output=") for word in words):
-        words += ["-o", str(output)]
-    command = shlex.join(["agc-ml", *words, "--resume"])
-    try:
-        return work()
-    except KeyboardInterrupt:
-        hint = "finished chunks are kept; " if (output / "run.json").exists() else ""
-        _fail(f"interrupted; {hint}go on with: {command}", INTERRUPTED)
-    except AgcError as error:
-        kept = (output / "chunks").is_dir() and not isinstance(error, ProcessorError)
-        if kept and "--resume" not in str(error):
-            raise type(error)(f"{error}; go on with: {command}") from error
-        raise
-
-
 def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
     from agc_ml.running import default_output  # noqa: PLC0415 - on demand
 
@@ -159,7 +139,9 @@ def run(**given: Any) -> None:
     arguments = _run_arguments(given, given["processor"])
     output = arguments["output"]
     fileset = _chosen(given)
-    result = _resumable(output, lambda: running.run(given["processor"], fileset, **arguments))
+    result = options.resumable(
+        output, lambda: running.run(given["processor"], fileset, **arguments), kept="chunks"
+    )
     _three_lines(result)
     click.echo(f"look at it with: agc-ml show {shlex.quote(str(output))}")
 
@@ -179,9 +161,10 @@ def measure(**given: Any) -> None:
 
     arguments = _run_arguments(given, measurement.PROCESSOR)
     fileset = _chosen(given)
-    done = _resumable(
+    done = options.resumable(
         arguments["output"],
         lambda: measurement.measure(fileset, pseudodata=given["pseudodata"], **arguments),
+        kept="chunks",
     )
     _three_lines(done.run)
     click.echo(done.fit)
@@ -321,6 +304,9 @@ def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
     verdicts = [validation.validate(path) for path in paths]
     _print(tables.verdicts(verdicts), as_json)
     sys.exit(0 if all(verdict.problem is None for verdict in verdicts) else 1)
+
+
+cli.add_command(generate)
 
 
 @cli.group()

@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def n_generated(self) -> int | None:
-        """Sum of the events that were generated, with those that a filter dropped; None as above."""
+        """Sum of the events generated, with those that a filter dropped; None as above."""
         numbers = [f.entries if f.generated is None else f.generated for f in self.files]
         return None if None in numbers else sum(n for n in numbers if n is not None)
 

@@ -12,7 +12,9 @@
     ├── StoreError        results can't be written
     ├── RunDirectoryError a run directory is damaged or of another version
     ├── HistogramError    histograms are missing, damaged or don't fit together
-    └── FitError          a fit configuration or a fit is wrong
+    ├── FitError          a fit configuration or a fit is wrong
+    ├── GenerateError     events can't be generated, or a generated set is not what it says
+    └── Interrupted       exit code 130: by Ctrl-C or SIGTERM; what is finished is kept
 """
 
 from __future__ import annotations
@@ -66,3 +68,13 @@ class HistogramError(AgcError):
 
 class FitError(AgcError):
     """A fit configuration is wrong or a fit failed."""
+
+
+class GenerateError(AgcError):
+    """Events can't be generated, or a generated set is damaged or not what its manifest says."""
+
+
+class Interrupted(AgcError):  # noqa: N818 - it is no fault
+    """By Ctrl-C or SIGTERM; the message says what goes on from there."""
+
+    exit_code: ClassVar[int] = 130

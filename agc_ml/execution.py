@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 from agc_ml import cluster
@@ -45,7 +45,7 @@ class Lost(NamedTuple):
     """The worker died under a job, or took its result along."""
 
 
-Outcome = FileInfo | Finished | Failure | Lost
+Result = TypeVar("Result")
 
 
 class Executor(Protocol):
@@ -62,8 +62,8 @@ class Executor(Protocol):
         """Write a report of what happens inside the block to ``path``, if there is any."""
 
     def outcomes(
-        self, function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]]
-    ) -> Iterator[tuple[str, Outcome]]:
+        self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[str, Result | Failure | Lost]]:
         """Yield each key of ``jobs`` with what ``function(*jobs[key])`` returned."""
 
 
@@ -79,8 +79,8 @@ class InlineExecutor:
         return contextlib.nullcontext()
 
     def outcomes(
-        self, function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]]
-    ) -> Iterator[tuple[str, Outcome]]:
+        self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[str, Result | Failure | Lost]]:
         """Call at once, in order."""
         for key, arguments in jobs.items():
             yield key, function(*arguments)
@@ -112,8 +112,8 @@ class DaskExecutor:
             report.__exit__(None, None, None)
 
     def outcomes(
-        self, function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]]
-    ) -> Iterator[tuple[str, Outcome]]:
+        self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
+    ) -> Iterator[tuple[str, Result | Failure | Lost]]:
         """Submit all, yield as they finish; what is left when the caller stops is cancelled.
 
         Raises
@@ -188,7 +188,7 @@ def connected(
             own.close(timeout=cluster.CLOSE_TIMEOUT_S)
 
 
-def _outcome(future: Future) -> Outcome:
+def _outcome(future: Future) -> Failure | Lost:
     """What became of a job whose result could not be fetched."""
     from distributed.scheduler import KilledWorker  # noqa: PLC0415 - heavy
 
@@ -199,7 +199,7 @@ def _outcome(future: Future) -> Outcome:
     error = future.exception()
     if isinstance(error, KilledWorker):
         return Lost()
-    # process_chunk and inspect_file never raise, so Dask could not even start them.
+    # What is submitted here never raises, so Dask could not even start it.
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return Failure("processor", f"can't be started on a worker: {reason}")
 

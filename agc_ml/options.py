@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from agc_ml.errors import AgcError, Interrupted, ProcessorError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,3 +97,29 @@ pseudodata_option = click.option(
     show_default=True,
     help="Made of ME_var, PS_var and W+jets as published, or of single top too.",
 )
+
+
+def resumable(output: Path, work: Callable[[], Any], *, kept: str) -> Any:
+    """Do the work; if it stops half-way, say which command goes on.
+
+    ``kept`` is the folder in ``output`` where finished parts are.
+
+    Raises
+    ------
+    AgcError
+        As of ``work``; `Interrupted` for Ctrl-C.
+    """
+    words = [word for word in sys.argv[1:] if word not in {"--resume", "--overwrite"}]
+    if not any(word in {"-o", "--output"} or word.startswith("--output=") for word in words):
+        words += ["-o", str(output)]
+    command = shlex.join(["agc-ml", *words, "--resume"])
+    try:
+        return work()
+    except KeyboardInterrupt as stop:
+        hint = "what is finished is kept; " if (output / kept).is_dir() else ""
+        raise Interrupted(f"interrupted; {hint}go on with: {command}") from stop
+    except AgcError as error:
+        is_worth_it = (output / kept).is_dir() and not isinstance(error, ProcessorError)
+        if is_worth_it and "--resume" not in str(error):
+            raise type(error)(f"{error}; go on with: {command}") from error
+        raise

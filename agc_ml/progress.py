@@ -16,8 +16,11 @@ SECONDS_BETWEEN_LINES: Final = 10.0
 
 
 @contextmanager
-def shown(*, quiet: bool) -> Iterator[Callable[[Tick], None]]:
-    """Give a function that shows a `Tick`; on standard error, which leaves the output clean."""
+def shown(*, quiet: bool, pieces: str = "chunks") -> Iterator[Callable[[Tick], None]]:
+    """Give a function that shows a `Tick`; on standard error, which leaves the output clean.
+
+    ``pieces`` is what the chunks are called.
+    """
     if quiet:
         yield lambda _: None
         return
@@ -25,18 +28,18 @@ def shown(*, quiet: bool) -> Iterator[Callable[[Tick], None]]:
 
     console = Console(stderr=True)
     if console.is_terminal or console.is_jupyter:
-        with _bar(console) as show:
+        with _bar(console, pieces) as show:
             yield show
     else:
-        yield _Lines(console)
+        yield _Lines(console, pieces)
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[Tick], None]]:
+def _bar(console: Console, pieces: str) -> Iterator[Callable[[Tick], None]]:
     from rich import progress  # noqa: PLC0415 - only on a terminal
 
     bar = progress.Progress(
-        progress.TextColumn("{task.fields[chunks]} chunks"),
+        progress.TextColumn(f"{{task.fields[chunks]}} {pieces}"),
         progress.BarColumn(),
         progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} events"),
         progress.TextColumn("{task.fields[rate]} events/s"),
@@ -69,8 +72,9 @@ def _bar(console: Console) -> Iterator[Callable[[Tick], None]]:
 class _Lines:
     """A line every ten seconds, and the last one."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, pieces: str) -> None:
         self._console = console
+        self._pieces = pieces
         self._start = time.monotonic()
         self._last = self._start
 
@@ -83,7 +87,7 @@ class _Lines:
         rate = tick.events_done / max(now - self._start, 1e-3)
         failures = f", {tick.failures} failed attempts" if tick.failures else ""
         self._console.print(
-            f"{tick.chunks_done}/{tick.chunks} chunks, "
+            f"{tick.chunks_done}/{tick.chunks} {self._pieces}, "
             f"{tick.events_done:,}/{tick.events:,} events, {rate:,.0f} events/s{failures}",
             highlight=False,
             soft_wrap=True,

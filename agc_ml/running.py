@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import math
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agc_ml import cluster, execution, progress, provenance
+from agc_ml import cluster, execution, folders, progress, provenance
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 100_000
 MAX_NAMED: Final = 3
-LOCK: Final = ".lock"
 KEPT: Final = ("chunks", "ledger.jsonl", "run.json")
 
 
@@ -152,7 +150,7 @@ def _earlier(how: Settings) -> RunRecord | None:
     folder = how.output
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
-    if not folder.exists() or all(path.name == LOCK for path in folder.iterdir()):
+    if folders.is_unused(folder):
         return None
     if how.overwrite:
         if not (folder / "run.json").exists():
@@ -234,44 +232,12 @@ class _Begun:
 def _sole_owner(how: Settings) -> Iterator[None]:
     """Make the run directory, clear it of old results, and keep others out while at work."""
     folder = how.output
-    with _store_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{folder}: another agc-ml is at work in it; name another folder with -o"
-            ) from error
-        except OSError as error:  # a file system without locks
-            logger.debug("%s: not locked: %s", folder, error)
-        with _store_errors(folder):
-            _clear(folder, keep=() if how.overwrite else KEPT)
+    with folders.owned(folder):
+        with folders.store_errors(folder):
+            # what goes on from an earlier run makes its own results
+            folders.clear(folder, keep=() if how.overwrite else KEPT)
             (folder / "chunks").mkdir(exist_ok=True)
         yield
-        (folder / LOCK).unlink(missing_ok=True)
-
-
-@contextmanager
-def _store_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: can't be written ({error.strerror or error}); name another with -o"
-        ) from error
-
-
-def _clear(folder: Path, keep: Sequence[str]) -> None:
-    """Remove what an earlier run left: what goes on from it makes its own results."""
-    for path in folder.iterdir():
-        if path.name in {LOCK, *keep}:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _earlier_ledger(folder: Path) -> Ledger:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from agc_ml.datasets import Fileset
+    from agc_ml.generate.check import Checked
+    from agc_ml.generate.manifest import Manifest
     from agc_ml.planning import CheckedFile, Plan
     from agc_ml.results import RunRecord
     from agc_ml.templates import Difference
@@ -119,6 +121,53 @@ def fileset(found: Fileset) -> Page:
         f"digest {found.digest}",
     ]
     return Page(facts, [Table("fileset", header, rows), *lines])
+
+
+def generated(made: Manifest) -> Page:
+    """The datasets of a generated set."""
+    rows = [
+        (
+            name,
+            d.events,
+            d.generated,
+            d.factor,
+            len(d.files),
+            megabytes(sum(f.size for f in d.files)),
+        )
+        for name, d in made.datasets.items()
+    ]
+    header = ("dataset", "events", "generated", "factor", "files", "size")
+    size = sum(file.size for d in made.datasets.values() for file in d.files)
+    total = (
+        f"{sum(d.events for d in made.datasets.values()):,} events, {megabytes(size)}, "
+        f"seed {made.request.seed}"
+    )
+    return Page(
+        made.model_dump(mode="json", by_alias=True),
+        [Table("generated", header, rows), total, f"kept: {made.skim}"],
+    )
+
+
+def comparison(found: Checked) -> Page:
+    """Generated against published events."""
+    rows = [
+        (
+            line.dataset,
+            line.quantity,
+            f"{line.found:+.3f}" if line.quantity != "selected" else f"{line.found:,.0f}",
+            f"{line.uncertainty:.3f}" if line.uncertainty else "",
+            f"{line.allowed:.3f}" if line.quantity != "selected" else f"{line.allowed:,.0f}",
+            line.verdict,
+            line.why,
+        )
+        for line in found.lines
+    ]
+    header = ("dataset", "quantity", "found", "+-", "allowed", "verdict", "stated")
+    selected = ", ".join(f"{c.dataset} {c.selected:,}" for c in found.comparisons)
+    return Page(
+        [line._asdict() for line in found.lines],
+        [Table("generated against published", header, rows), f"selected events: {selected}"],
+    )
 
 
 def filesets(found: Sequence[tuple[Path, Fileset]]) -> Page:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Left may not import right; the rooms of one line may not import each other in a circle either.
 ORDER = [
     {"_version", "errors", "options"},
-    {"variations"},
+    {"folders", "variations"},
     {"datasets", "hists", "identity", "ledger"},
     {"agc", "outputs", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "formats"},
@@ -31,6 +31,7 @@ ORDER = [
     {"plots", "report"},
     {"measurement", "validation"},
     {"tables"},
+    {"generate"},
     {"cli"},
     {"__main__"},
 ]
@@ -46,6 +47,10 @@ HEAVY = {
     "pyhf",
     "cabinetry",
     "jax",
+    "numba",
+    "awkward",
+    "pythia8mc",
+    "fastjet",
 }
 
 

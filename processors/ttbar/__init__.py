@@ -34,12 +34,16 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
     compat
         Do as the reference implementation does: ignore genWeight, keep the files' single-precision
         arithmetic, and draw the resolution smearing from one global generator.
+    muons
+        Select muons too. Without them other files compare with the published histograms, which rest
+        on electrons alone: the muon ID flags of their files are all zero.
     seed
         Seed of that generator (with ``compat`` only). Its draw is defined for a file that is one
         chunk: other chunk sizes give another smearing.
     """
 
     compat: bool = False
+    muons: bool = True
     seed: int = 42
 
     columns: ClassVar = selection.COLUMNS
@@ -53,8 +57,10 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
         """
         process, variation = events.metadata["process"], events.metadata["variation"]
         weight = self._generator_weight(events)
-        electrons, muons = selection.electrons(events.Electron), selection.muons(events.Muon)
-        one_lepton = ak.num(electrons) + ak.num(muons) == 1
+        n_leptons = ak.num(selection.electrons(events.Electron))
+        if self.muons:
+            n_leptons = n_leptons + ak.num(selection.muons(events.Muon))
+        one_lepton = n_leptons == 1
         kinematic = systematics.kinematic(events, variation, self.seed if self.compat else None)
         weights = systematics.weights(process, variation)
         names = [name for name, _ in kinematic] + [

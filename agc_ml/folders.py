@@ -1,0 +1,71 @@
+"""Folders that a command writes: one owner at a time, errors in one line."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from agc_ml.errors import StoreError, UsageError
+
+logger = logging.getLogger(__name__)
+
+LOCK: Final = ".lock"
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep others out while at work in it.
+
+    Raises
+    ------
+    UsageError
+        Another agc-ml is at work in it.
+    StoreError
+        It can't be written.
+    """
+    with store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{folder}: another agc-ml is at work in it; name another folder with -o"
+            ) from error
+        except OSError as error:  # a file system without locks
+            logger.debug("%s: not locked: %s", folder, error)
+        yield
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+@contextmanager
+def store_errors(folder: Path) -> Iterator[None]:
+    """Tell what can't be written in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: can't be written ({error.strerror or error}); name another with -o"
+        ) from error
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether nothing is in a folder, or there is no such folder."""
+    return not folder.exists() or all(path.name == LOCK for path in folder.iterdir())
+
+
+def clear(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Remove all that is in a folder, but for the names to ``keep``."""
+    for path in folder.iterdir():
+        if path.name in {LOCK, *keep}:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,129 @@
+"""``agc-ml generate``: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agc_ml import options
+from agc_ml.errors import UsageError
+
+_SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
+
+
+def parse_events(text: str) -> int:
+    """A number of events: ``30000``, ``30k``, ``1M``.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    digits, factor = (text[:-1], _SUFFIXES[text[-1]]) if text[-1:] in _SUFFIXES else (text, 1)
+    try:
+        number = float(digits) * factor
+    except ValueError:
+        number = 0.0
+    if not 1 <= number < float("inf") or number != int(number):
+        raise UsageError(f"--events {text}: a number of events is needed, such as 5000, 30k or 1M")
+    return int(number)
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog="Example: agc-ml generate --events 10k --seed 1 -o data/ --workers 2",
+)
+@click.option("--events", metavar="N", help="Events of the whole set: 5000, 30k, 1M.")
+@click.option("--datasets", metavar="A,B*", help="Only datasets that match [all nine].")
+@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same events.")
+@click.option("-o", "--output", metavar="DIR", help="Folder of the set.")
+@click.option(
+    "--content",
+    type=click.Choice(["full", "slim"]),
+    default="full",
+    show_default=True,
+    help="All branches, or those that the measurement and its training read.",
+)
+@click.option("--constituents", is_flag=True, help="Add particles of jets and vertices.")
+@click.option(
+    "--emulate-cms2015-muon-id",
+    is_flag=True,
+    help="All identification flags of muons zero, as in CMS's 2015 files.",
+)
+@click.option("--resume", is_flag=True, help="Go on where DIR stopped.")
+@options.cluster_options
+@options.json_option
+@options.logging_options
+@click.pass_context
+def generate(context: click.Context, /, **given: Any) -> None:
+    """Generate NanoAOD events of the datasets of the ttbar measurement.
+
+    Pythia 8 with a parametrised detector; needs the extra 'generate'. The folder gets a
+    fileset.json that every command takes, and a manifest.json that says what made it.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from agc_ml.generate import production  # noqa: PLC0415 - heavy
+
+    for name in ("events", "seed", "output"):
+        if given[name] is None:
+            raise UsageError(f"--{name} is missing (see agc-ml generate --help)")
+    datasets = given["datasets"]
+    output = Path(given["output"])
+    arguments = {
+        "events": parse_events(given["events"]),
+        "datasets": None if datasets is None else datasets.split(","),
+        **{
+            name: given[name]
+            for name in (
+                *("seed", "content", "constituents", "emulate_cms2015_muon_id", "site", "workers"),
+                *("resume", "quiet"),
+            )
+        },
+    }
+    made = options.resumable(
+        output,
+        lambda: production.generate(output, **arguments),
+        kept="units",
+    )
+    if given["as_json"]:
+        click.echo(json.dumps(made.model_dump(mode="json", by_alias=True), indent=1))
+        return
+    from agc_ml import tables  # noqa: PLC0415 - on demand
+
+    tables.generated(made).print()
+    where = shlex.quote(str(output / "fileset.json"))
+    click.echo(f"measure them with: agc-ml measure {where}")
+
+
+@generate.command(epilog="Example: agc-ml generate check data/")
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
+@click.option("--seed", type=click.IntRange(0), default=2, show_default=True, help="Without DIR.")
+@options.cluster_options
+@options.json_option
+@options.logging_options
+def check(folder: Path | None, seed: int, as_json: bool, **given: Any) -> None:
+    """Compare a generated set with the published histograms; exit code 1 if it is too far.
+
+    Without DIR the events that it needs are made in check-SEED (half an hour on two cores). Table
+    and figures are electrons only, as the published histograms are; figures go to DIR/check.
+    """
+    from agc_ml import tables  # noqa: PLC0415 - on demand
+    from agc_ml.generate import check as checking  # noqa: PLC0415 - heavy
+
+    how = {key: given[key] for key in ("site", "workers", "quiet")}
+    where = Path(f"check-{seed}") if folder is None else folder
+    if folder is None:
+        options.resumable(where, lambda: checking.make_set(where, seed, **how), kept="units")
+    checked = checking.check(where, **how)
+    figures = checking.write(checked, where)
+    if as_json:
+        click.echo(json.dumps(checking.facts(checked), indent=1))
+    else:
+        tables.comparison(checked).print()
+        click.echo(f"figures: {figures}")
+    checking.raise_if_bad(checked)

@@ -1,0 +1,151 @@
+"""What happens inside Pythia: vetoes, and the change between two streams of random numbers.
+
+Pythia calls the methods of `Hooks` by its own names, at its own times.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pythia8mc import SlowJet, UserHooks
+
+from agc_ml.generate.samples import Vetoes
+
+MAX_ATTEMPTS: Final = 1 << 22
+"""Most hard events of a unit: event numbers are unit * MAX_ATTEMPTS + attempt + 1."""
+
+_ELECTRON, _MUON, _TAU, _GLUON, _QUARKS = 11, 13, 15, 21, 6
+_SLOWJET_ALL = 2  # what SlowJet clusters: all that is visible; and their masses: their own
+
+
+class Hooks(UserHooks):  # type: ignore[misc]
+    """Stops events early, and changes between two streams of random numbers.
+
+    Attributes
+    ----------
+    attempt
+        Number of the hard event at work, from 0; each event carries it as the scale of its first
+        particle.
+    refused
+        Attempts that a veto refused; with ``enforce`` they also end there.
+    """
+
+    def __init__(self, pythia: Any, vetoes: Vetoes, *, enforce: bool) -> None:
+        UserHooks.__init__(self)
+        self._pythia, self._vetoes, self._enforce = pythia, vetoes, enforce
+        self.attempt = -1
+        self.refused: set[int] = set()
+        self._jets = SlowJet(
+            -1, 0.4, self._vetoes.jet_pt, self._vetoes.jet_rapidity, _SLOWJET_ALL, _SLOWJET_ALL
+        )
+        self._in_hard_process = True
+        self._hard: Any = None
+        self._rest: Any = None
+
+    def start(self, hard: int, rest: int) -> None:
+        self._pythia.rndm.init(rest)
+        self._rest = self._pythia.rndm.getState()
+        self._pythia.rndm.init(hard)
+
+    def _refuse(self) -> bool:
+        self.refused.add(self.attempt)
+        return self._enforce and self.attempt < MAX_ATTEMPTS
+
+    # The first thing of the next event that a hook sees is a trial of its hard process. It was
+    # drawn from the wrong stream, so it is dropped.
+    def canModifySigma(self) -> bool:
+        return True
+
+    def multiplySigmaBy(self, _process: Any, _phase_space: Any, in_event: bool) -> float:
+        if not in_event or self._in_hard_process:
+            return 1.0
+        self._in_hard_process = True
+        self._rest = self._pythia.rndm.getState()
+        self._pythia.rndm.setState(self._hard)
+        return 0.0
+
+    def canVetoProcessLevel(self) -> bool:
+        return True
+
+    def doVetoProcessLevel(self, process: Any) -> bool:
+        self.attempt += 1
+        if self.attempt >= MAX_ATTEMPTS:
+            return False
+        self._in_hard_process = False
+        self._hard = self._pythia.rndm.getState()
+        self._pythia.rndm.setState(self._rest)
+        process[0].scale(float(self.attempt))
+        if _has_lepton(process, self._vetoes):
+            return False
+        return self._refuse()
+
+    def canVetoPT(self) -> bool:
+        return self._vetoes.partons > 0
+
+    def scaleVetoPT(self) -> float:
+        return self._vetoes.parton_pt
+
+    def doVetoPT(self, position: int, event: Any) -> bool:
+        after_resonances = 3
+        if (
+            position > after_resonances
+            or _count_partons(event, self._vetoes) >= self._vetoes.partons
+        ):
+            return False
+        return self._refuse()
+
+    def canVetoPartonLevel(self) -> bool:
+        return True
+
+    def doVetoPartonLevel(self, event: Any) -> bool:
+        pt = _lepton_that_may_be_a_jet(event, self._vetoes)
+        if pt is None:
+            return self._refuse()
+        self._jets.analyze(event)
+        needed = self._vetoes.jets - (pt < self._vetoes.electron_jet_pt)
+        return False if self._jets.sizeJet() >= needed else self._refuse()
+
+
+def _kinds(vetoes: Vetoes) -> set[int]:
+    return {_ELECTRON, _MUON, _TAU} if vetoes.muons else {_ELECTRON, _TAU}
+
+
+def _has_lepton(record: Any, vetoes: Vetoes) -> bool:
+    kinds = _kinds(vetoes)
+    for index in range(record.size() - 1, 4, -1):
+        particle = record[index]
+        kind = abs(particle.id())
+        if kind in kinds and abs(particle.eta()) < vetoes.hard_lepton_eta:
+            least = vetoes.hard_tau_pt if kind == _TAU else vetoes.hard_lepton_pt
+            if particle.pT() > least:
+                return True
+    return False
+
+
+def _count_partons(event: Any, vetoes: Vetoes) -> int:
+    count = 0
+    for index in range(event.size() - 1, 2, -1):
+        particle = event[index]
+        if particle.isFinal() and abs(particle.id()) in {*range(1, _QUARKS), _GLUON}:
+            count += particle.pT() > vetoes.parton_pt and abs(particle.eta()) < vetoes.parton_eta
+    return count
+
+
+def _lepton_that_may_be_a_jet(event: Any, vetoes: Vetoes) -> float | None:
+    """Pt [GeV] up to which a lepton of the event may pass for a jet; None if there is no lepton.
+
+    Muons never do; of a tau's decay all may come.
+    """
+    kinds = _kinds(vetoes)
+    found: float | None = None
+    for index in range(event.size() - 1, 4, -1):
+        particle = event[index]
+        if not particle.isFinal():
+            continue
+        kind, pt = abs(particle.id()), particle.pT()
+        if kind not in kinds or abs(particle.eta()) > vetoes.lepton_eta:
+            continue
+        if pt > (vetoes.tau_pt if kind == _TAU else vetoes.lepton_pt):
+            as_jet = {_ELECTRON: pt, _MUON: float("inf"), _TAU: 0.0}[kind]
+            found = as_jet if found is None else min(found, as_jet)
+    return found

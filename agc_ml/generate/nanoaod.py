@@ -1,0 +1,149 @@
+"""NanoAOD files: branches with CMS's names and types, the ``Runs`` tree, and what made them."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+import awkward as ak
+import numpy as np
+
+from agc_ml.generate.events import Array, Collection, Events
+
+CLUSTER: Final = 20_000
+"""Events of a cluster (one basket a branch): a few MB, which reads well."""
+
+ORIGIN: Final = "agc_ml_origin"
+"""Name of the string in each file that says what made it: JSON."""
+
+_ZLIB_LEVEL: Final = 6
+_EXACT_BITS, _COARSE_BITS = 12, 10  # of the mantissa, as NanoAOD stores momenta and all else
+_EXACT: Final = {"pt", "eta", "phi", "mass"}
+_NAMESPACE: Final = uuid.UUID("5d1c8a4e-7a35-4c2e-9a35-0d6f3b2f7c11")
+
+SLIM_VALUES: Final = (
+    *("run", "luminosityBlock", "event", "genWeight"),
+    *("MET_pt", "MET_phi", "PV_npvs", "PV_npvsGood"),
+)
+SLIM_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Electron": ("pt", "eta", "phi", "mass", "charge", "cutBased", "sip3d"),
+    "Muon": ("pt", "eta", "phi", "mass", "charge", "tightId", "sip3d", "pfRelIso04_all"),
+    "Jet": ("pt", "eta", "phi", "mass", "btagCSVV2", "jetId", "qgl"),
+}
+"""Branches of the slim content: what the ttbar measurement reads, missing momentum and vertices."""
+
+
+class Counts(NamedTuple):
+    """How many events were generated for a file, and the sums of their weights and squares."""
+
+    events: int
+    sumw: float
+    sumw2: float
+
+
+def slim(events: Events, *, gen_part: bool) -> Events:
+    """Keep the branches of the slim content, with GenPart where it is asked for."""
+    collections = {
+        name: Collection(
+            events.collections[name].counts,
+            {field: events.collections[name].fields[field] for field in fields},
+        )
+        for name, fields in SLIM_FIELDS.items()
+    }
+    if gen_part:
+        collections["GenPart"] = events.collections["GenPart"]
+    return Events({name: events.values[name] for name in SLIM_VALUES}, collections)
+
+
+def stored(events: Events) -> Events:
+    """Round floating-point columns to what NanoAOD stores: float32 with a short mantissa."""
+    return Events(
+        {name: _stored(name.rpartition("_")[2], values) for name, values in events.values.items()},
+        {
+            name: Collection(
+                collection.counts,
+                {field: _stored(field, values) for field, values in collection.fields.items()},
+            )
+            for name, collection in events.collections.items()
+        },
+    )
+
+
+def _stored(field: str, values: Array) -> Array:
+    if values.dtype.kind != "f":
+        return values
+    dropped = 23 - (_EXACT_BITS if field in _EXACT else _COARSE_BITS)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(1 << (dropped - 1))) & np.uint32(
+        (0xFFFFFFFF << dropped) % (1 << 32)
+    )
+    return rounded.view(np.float32)
+
+
+def write(
+    path: Path, clusters: Iterable[Events], counts: Counts, origin: Mapping[str, Any], name: str
+) -> uuid.UUID:
+    """Write events, the ``Runs`` tree with what was generated for them, and their origin.
+
+    Each of ``clusters`` becomes a cluster of the file. The file's UUID depends on ``origin`` and
+    ``name``: the same events always have the same.
+    """
+    import uproot  # noqa: PLC0415 - heavy
+
+    text = json.dumps(origin, sort_keys=True)
+    identity = uuid.uuid5(_NAMESPACE, f"{name}\n{text}")
+    with uproot.recreate(
+        path, compression=uproot.ZLIB(_ZLIB_LEVEL), uuid_function=lambda: identity
+    ) as file:
+        tree: Any = None
+        for cluster in clusters:
+            branches = _branches(cluster)
+            if tree is None:
+                with _unsigned_counters():
+                    tree = file.mktree("Events", _types(branches), title="Events")
+            tree.extend(branches)
+        runs: dict[str, Array] = {
+            "run": np.ones(1, np.uint32),
+            "genEventCount": np.array([counts.events], np.int64),
+            "genEventSumw": np.array([counts.sumw]),
+            "genEventSumw2": np.array([counts.sumw2]),
+        }
+        file.mktree("Runs", {key: values.dtype for key, values in runs.items()}).extend(runs)
+        file[ORIGIN] = text
+    return identity
+
+
+def _branches(events: Events) -> dict[str, Any]:
+    collections: dict[str, Any] = {
+        name: ak.unflatten(ak.zip(dict(collection.fields)), collection.counts)
+        for name, collection in events.collections.items()
+    }
+    return {**dict(events.values), **collections}
+
+
+def _types(branches: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: values.dtype if isinstance(values, np.ndarray) else ak.type(values).content
+        for name, values in branches.items()
+    }
+
+
+@contextmanager
+def _unsigned_counters() -> Iterator[None]:
+    """Let uproot book counters (``nJet``) as CMS does, unsigned; it has no option for that."""
+    from uproot.writing._cascadetree import Tree  # noqa: PLC0415 - heavy
+
+    signed = Tree._branch_np  # noqa: SLF001 - see above; a test holds that it works
+
+    def unsigned(tree: Any, name: str, shape: Any, dtype: Any, **options: Any) -> Any:
+        if options.get("kind") == "counter":
+            shape = dtype = np.dtype(np.uint32)
+        return signed(tree, name, shape, dtype, **options)
+
+    with mock.patch.object(Tree, "_branch_np", unsigned):
+        yield

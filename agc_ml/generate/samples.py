@@ -1,0 +1,298 @@
+"""The nine datasets of the ttbar measurement: what Pythia is told for each, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from agc_ml import agc
+from agc_ml.errors import UsageError
+from agc_ml.variations import NOMINAL
+
+
+class Setting(NamedTuple):
+    """A line for ``Pythia.readString``, and why it is there."""
+
+    line: str
+    why: str
+
+
+Quantity = Literal["selected", "ks_4j1b", "ks_4j2b", "ratio", "factor"]
+"""What a check compares: number of selected events; Kolmogorov distance of H_T and of m_bjj; ratio
+of the two regions over the published one, less 1; yield over the stated factor, less 1."""
+
+
+class Shortfall(NamedTuple):
+    """A quantity that is further from the published sample than it should be: how far, and why."""
+
+    quantity: Quantity
+    value: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vetoes:
+    """Early stops for events that can't pass the skim; they save time and must not shape.
+
+    What they cost is measured on events without them (``Sample.veto_loss``).
+
+    Attributes
+    ----------
+    hard_lepton_pt, hard_tau_pt, hard_lepton_eta
+        An electron or muon, or a tau (pt in GeV), that the hard process must have: loose, for the
+        shower's recoil still moves it.
+    lepton_pt, tau_pt, lepton_eta
+        The same after the shower.
+    partons, parton_pt, parton_eta
+        So many partons above ``parton_pt`` [GeV] must be there when the shower has come down to
+        that scale; 0 partons: not asked.
+    jets, jet_pt, jet_rapidity
+        So many parton jets (anti-kt, R = 0.4), with the lepton as one of them, before hadrons form.
+    electron_jet_pt
+        Below this pt [GeV] an electron may pass for a jet, so one jet less is enough.
+    muons
+        Whether a muon will do as the lepton.
+    """
+
+    hard_lepton_pt: float = 12.0
+    hard_tau_pt: float = 20.0
+    hard_lepton_eta: float = 3.0
+    lepton_pt: float = 22.0
+    tau_pt: float = 28.0
+    lepton_eta: float = 2.5
+    partons: int = 0
+    parton_pt: float = 16.0
+    parton_eta: float = 2.9
+    jets: int = 5
+    jet_pt: float = 15.0
+    jet_rapidity: float = 2.9
+    electron_jet_pt: float = 70.0
+    muons: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All that decides the events of a dataset, but for seed and detector.
+
+    Attributes
+    ----------
+    settings
+        For Pythia, beyond `COMMON`.
+    hard_stream
+        Name of the random numbers of the hard process: samples that share it have the same hard
+        events.
+    share
+        Part of the events of a whole set.
+    unit
+        Events of a unit of work, some ten seconds long.
+    native
+        Whether the process is Pythia's own, or `agc_ml.generate.topw`.
+    factor
+        Yield of generated over that of published events, both regions together.
+    absorbs
+        What the factor stands for.
+    veto_loss
+        Fraction of selected events that the vetoes lose.
+    selected
+        Fraction of its events with electrons that the measurement selects.
+    shortfalls
+        Where it is further from the published sample than it should be.
+    """
+
+    process: str
+    variation: str
+    settings: tuple[Setting, ...]
+    hard_stream: str
+    share: float
+    unit: int
+    vetoes: Vetoes
+    factor: float
+    absorbs: str
+    veto_loss: float
+    selected: float = 0.3
+    shortfalls: tuple[Shortfall, ...] = ()
+    native: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return f"{self.process}__{self.variation}"
+
+    @property
+    def xsec(self) -> float:
+        """Cross-section in pb, as the published analysis has it."""
+        return agc.CROSS_SECTIONS[self.process]
+
+
+COMMON: Final = (
+    Setting("Beams:eCM = 13000.", "LHC run 2, in GeV"),
+    Setting(
+        "Tune:pp = 18", "CUETP8M1, the tune of the published samples (Eur. Phys. J. C 76, 155)"
+    ),
+    Setting(
+        "PartonLevel:MPI = off",
+        "four times as fast; the energy of multiparton interactions is in the detector's offsets",
+    ),
+    Setting("6:m0 = 172.5", "top mass of the published samples, in GeV"),
+    Setting("ParticleDecays:limitTau0 = on", "what lives longer than"),
+    Setting("ParticleDecays:tau0Max = 10.", "10 mm/c reaches the detector"),
+)
+
+_TTBAR: Final = (
+    Setting("Top:gg2ttbar = on", "leading order"),
+    Setting("Top:qqbar2ttbar = on", "leading order"),
+)
+
+
+def _shower(name: str, value: str, why: str) -> tuple[Setting, Setting]:
+    """The same setting for radiation off the initial and off the final state."""
+    return Setting(f"SpaceShower:{name} = {value}", why), Setting(
+        f"TimeShower:{name} = {value}", why
+    )
+
+
+def _damped(fudge: str) -> tuple[Setting, ...]:
+    """Radiation at all scales, damped above ``fudge`` times the factorisation scale."""
+    return (
+        *_shower("pTmaxMatch", "2", "the shower starts at the kinematic limit"),
+        *_shower("pTdampMatch", "1", "and is damped as in P. Skands et al., arXiv:1003.2384"),
+        *_shower("pTdampFudge", fudge, "above this times the factorisation scale"),
+    )
+
+
+SAMPLES: Final = (
+    Sample(
+        process="ttbar",
+        variation=NOMINAL,
+        settings=_TTBAR,
+        hard_stream="ttbar",
+        share=0.24,
+        unit=1000,
+        vetoes=Vetoes(),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+    Sample(
+        process="ttbar",
+        variation="ME_var",
+        settings=(*_TTBAR, *_damped("2.2")),
+        hard_stream="ttbar ME_var",
+        share=0.12,
+        unit=1000,
+        vetoes=Vetoes(),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+    Sample(
+        process="ttbar",
+        variation="PS_var",
+        settings=(
+            *_TTBAR,
+            Setting("SpaceShower:alphaSvalue = 0.115", "less radiation off the initial state"),
+            Setting("TimeShower:alphaSvalue = 0.15", "more off the final state"),
+        ),
+        hard_stream="ttbar PS_var",
+        share=0.12,
+        unit=1000,
+        vetoes=Vetoes(),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+    Sample(
+        process="ttbar",
+        variation="scaleup",
+        settings=(*_TTBAR, *_shower("renormMultFac", "1.5", "shower scale")),
+        hard_stream="ttbar",
+        share=0.10,
+        unit=1000,
+        vetoes=Vetoes(),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+    Sample(
+        process="ttbar",
+        variation="scaledown",
+        settings=(*_TTBAR, *_shower("renormMultFac", "0.667", "shower scale")),
+        hard_stream="ttbar",
+        share=0.10,
+        unit=1000,
+        vetoes=Vetoes(),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+    Sample(
+        process="single_top_s_chan",
+        variation=NOMINAL,
+        settings=(Setting("Top:ffbar2tqbar(s:W) = on", "leading order"),),
+        hard_stream="single_top_s_chan",
+        share=0.05,
+        unit=250,
+        vetoes=Vetoes(partons=1),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+    Sample(
+        process="single_top_t_chan",
+        variation=NOMINAL,
+        settings=(Setting("Top:qq2tq(t:W) = on", "leading order"), *_damped("1")),
+        hard_stream="single_top_t_chan",
+        share=0.09,
+        unit=250,
+        vetoes=Vetoes(partons=1),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+    Sample(
+        process="single_top_tW",
+        variation=NOMINAL,
+        settings=_damped("2"),
+        hard_stream="single_top_tW",
+        share=0.08,
+        unit=250,
+        vetoes=Vetoes(),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+        native=False,
+    ),
+    Sample(
+        process="wjets",
+        variation=NOMINAL,
+        settings=(
+            Setting("WeakBosonAndParton:qg2Wq = on", "leading order W and one jet"),
+            Setting("WeakBosonAndParton:qqbar2Wg = on", "leading order W and one jet"),
+            Setting("PhaseSpace:pTHatMin = 30", "GeV"),
+            Setting("24:onMode = off", "of the W's decays"),
+            Setting("24:onIfAny = 11 13 15", "only to leptons"),
+        ),
+        hard_stream="wjets",
+        share=0.10,
+        unit=100,
+        vetoes=Vetoes(partons=3),
+        factor=1.0,
+        absorbs="",
+        veto_loss=0.0,
+    ),
+)
+"""The datasets of the published analysis, by the names of its fileset."""
+
+
+def sample(name: str) -> Sample:
+    """The sample of a dataset.
+
+    Raises
+    ------
+    UsageError
+        There is none of that name.
+    """
+    for candidate in SAMPLES:
+        if candidate.name == name:
+            return candidate
+    raise UsageError(f"no dataset {name!r}; there are: {', '.join(s.name for s in SAMPLES)}")

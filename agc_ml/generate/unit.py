@@ -1,0 +1,162 @@
+"""Units of work: a number of events of a sample, the same wherever and whenever they are made."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from agc_ml.errors import AgcError
+from agc_ml.generate.events import Array, Events, concatenate
+from agc_ml.generate.samples import Sample
+from agc_ml.worker import Failure, pack
+
+if TYPE_CHECKING:
+    from agc_ml.generate.pythia import Source
+
+LEPTON_PT: Final = 25.0
+JET_PT: Final = 22.0
+N_JETS: Final = 4
+"""The skim: an electron or muon, and four jets with tight lepton veto, above these pt [GeV].
+
+Looser than the ttbar selection by more than its variations of the jets' pt reach.
+"""
+
+_LEPTON_ETA, _JET_ETA, _LEPTON_VETO = 2.5, 2.5, 4
+_BATCH: Final = 100  # events that Pythia is asked for at once: a few MB
+_PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What to make.
+
+    Attributes
+    ----------
+    number
+        Of the unit in its dataset; decides its random numbers, and is the luminosity block less 1.
+    events
+        How many to keep: the first ones of the unit.
+    slim
+        Keep only the branches of the slim content.
+    constituents
+        Add particles and secondary vertices of jets.
+    """
+
+    sample: Sample
+    seed: int
+    number: int
+    events: int
+    slim: bool = False
+    constituents: bool = False
+    emulate_cms2015_muon_id: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.sample.name} unit {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A unit: its packed `Events`, how many hard events were generated for it, and its cost."""
+
+    blob: bytes
+    events: int
+    generated: int
+    seconds: float
+    memory_mb: float
+
+
+class Part(NamedTuple):
+    """A batch of a unit: events that the skim keeps, and the number of hard events up to each."""
+
+    events: Events
+    generated: Array
+
+
+def make(unit: Unit) -> Made | Failure:
+    """Make a unit. Never raises: an outcome is data, and Dask has nothing to retry."""
+    started = time.perf_counter()
+    try:
+        events, generated = _make(unit)
+    except AgcError as error:
+        return Failure("definite", str(error))
+    return Made(
+        blob=pack(events),
+        events=len(events),
+        generated=generated,
+        seconds=time.perf_counter() - started,
+        memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
+    )
+
+
+def _make(unit: Unit) -> tuple[Events, int]:
+    from agc_ml.generate import nanoaod  # noqa: PLC0415 - heavy
+    from agc_ml.generate.pythia import Source  # noqa: PLC0415 - heavy
+
+    source = Source(unit.sample, unit.seed, unit.number)
+    parts: list[Part] = []
+    kept = 0
+    while kept < unit.events:
+        parts.append(part(unit, source, _BATCH))
+        kept += len(parts[-1].events)
+    events = concatenate([p.events for p in parts])
+    generated = np.concatenate([p.generated for p in parts])
+    first = events.select(np.arange(len(events)) < unit.events)
+    if unit.slim:
+        first = nanoaod.slim(first, gen_part=needs_truth(unit.sample))
+    return nanoaod.stored(first), int(generated[unit.events - 1])
+
+
+def needs_truth(sample: Sample) -> bool:
+    """Whether models are trained on the sample, so that its slim content keeps GenPart."""
+    return sample.process == "ttbar" and sample.variation == "nominal"
+
+
+def part(unit: Unit, source: Source, n_events: int) -> Part:
+    """Generate, measure and skim the next ``n_events`` of a source."""
+    from agc_ml.generate import detector, hooks, record  # noqa: PLC0415 - heavy
+
+    batch = source.batch(n_events)
+    truth = detector.understand(
+        record.flatten(batch.particles, vertices=unit.constituents), batch.info
+    )
+    response = detector.Response(
+        seed=unit.seed,
+        dataset=unit.sample.name,
+        emulate_cms2015_muon_id=unit.emulate_cms2015_muon_id,
+        only_matching=unit.slim,
+        constituents=unit.constituents,
+    )
+    numbers = np.uint64(unit.number * hooks.MAX_ATTEMPTS + 1) + batch.attempts.astype(np.uint64)
+    events = response.measure(truth, numbers, unit.number + 1)
+    mask = skim(events, muons=unit.sample.vetoes.muons)
+    return Part(events.select(mask), batch.attempts[mask] + 1)
+
+
+def skim(events: Events, *, muons: bool) -> Array:
+    """Events with a lepton and four jets that come near the selection, shape ``(n_events,)``.
+
+    Without ``muons`` the lepton has to be an electron.
+    """
+    jets = events.collections["Jet"]
+    good = (
+        (jets.fields["pt"] > JET_PT)
+        & (np.abs(jets.fields["eta"]) < _JET_ETA)
+        & ((jets.fields["jetId"] & _LEPTON_VETO) > 0)
+    )
+    leptons = np.zeros(len(events), np.int64)
+    for name in ("Electron", "Muon") if muons else ("Electron",):
+        found = events.collections[name]
+        near = (found.fields["pt"] > LEPTON_PT) & (np.abs(found.fields["eta"]) < _LEPTON_ETA)
+        leptons += _count(near, found.counts)
+    return (_count(good, jets.counts) >= N_JETS) & (leptons > 0)
+
+
+def _count(mask: Array, counts: Array) -> Array:
+    """How many objects of each event ``mask``, flat, picks."""
+    event = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(event[mask], minlength=len(counts))
