@@ -3,13 +3,15 @@
 - the input list of the Analysis Grand Challenge: process -> variation -> files with ``nevts``;
 - coffea filesets: ``{dataset: [urls]}`` and ``{dataset: {"files": {url: tree}, "metadata": {}}}``;
 - our own, JSON or YAML with ``schema: 1``;
-- a ROOT file, a folder of them, or a glob.
+- a ROOT file, a folder of them, or a glob;
+- ``demo``: the generated events that are part of the package.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.resources
 import json
 import re
 from collections import Counter
@@ -35,6 +37,8 @@ from agc_ml.formats import (
 from agc_ml.results import write
 
 FORMATS: Final = (".json", ".yaml", ".yml")
+DEMO: Final = "demo"
+"""The name of the embedded fileset; a file of that name is ``./demo``."""
 
 
 def load(source: str, *, dataset: str | None = None) -> Fileset:
@@ -53,8 +57,13 @@ def load(source: str, *, dataset: str | None = None) -> Fileset:
         raise UsageError(f"{source[:200]}: can't be looked up ({error})") from error
 
 
+def demo() -> Path:
+    """The fileset of the embedded events."""
+    return Path(str(importlib.resources.files("agc_ml"))) / "demo" / "fileset.json"
+
+
 def _load(source: str, dataset: str | None) -> Fileset:
-    path = Path(expand(source, "the command line"))
+    path = demo() if source == DEMO else Path(expand(source, "the command line"))
     if path.suffix.lower() in FORMATS and path.is_file():
         if dataset is not None:
             raise UsageError(

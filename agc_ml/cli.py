@@ -77,13 +77,10 @@ def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
 def _fileset(
     source: str | None, dataset: str | None, datasets: str | None, max_files: int | None
 ) -> Any:
+    from agc_ml import catalogue  # noqa: PLC0415 - on demand
     from agc_ml.datasets import Fileset  # noqa: PLC0415 - on demand
 
-    if source is None:
-        raise UsageError(
-            "FILESET is missing: name a fileset (JSON or YAML), a ROOT file, a folder or a glob"
-        )
-    fileset = Fileset.load(source, dataset=dataset)
+    fileset = Fileset.load(catalogue.DEMO if source is None else source, dataset=dataset)
     if datasets is not None:
         fileset = fileset.select(datasets.split(","))
     return fileset if max_files is None else fileset.limit(files=max_files)
@@ -132,7 +129,7 @@ def run(**given: Any) -> None:
     """Run a coffea processor over a fileset, into a run directory.
 
     PROCESSOR is a registered name (ttbar, dimuon), module:Class, or path/to/file.py:Class. FILESET
-    is a JSON or YAML file, a ROOT file, a folder or a glob.
+    is a JSON or YAML file, a ROOT file, a folder or a glob; without it, the embedded demo set.
     """
     from agc_ml import running  # noqa: PLC0415 - on demand
 
@@ -155,7 +152,8 @@ def measure(**given: Any) -> None:
     """Measure the ttbar cross-section: run, figures, fit and report in one go.
 
     FILESET is a JSON or YAML file with the ttbar datasets and their variations, single top and
-    W+jets; the input list of the Analysis Grand Challenge is one.
+    W+jets; the input list of the Analysis Grand Challenge is one. Without it: the embedded demo
+    set.
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
@@ -319,18 +317,19 @@ def fileset() -> None:
 @options.json_option
 @options.logging_options
 def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
-    """List the filesets in a folder (default: this one)."""
+    """List the embedded demo set and the filesets in a folder (default: this one)."""
     from agc_ml import catalogue, tables  # noqa: PLC0415 - on demand
 
-    _print(tables.filesets(catalogue.find(folder)), as_json)
+    embedded = (Path(catalogue.DEMO), catalogue.load(catalogue.DEMO))
+    _print(tables.filesets([embedded, *catalogue.find(folder)]), as_json)
 
 
 @fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")
-@click.argument("source")
+@click.argument("source", metavar="FILESET", required=False)
 @click.option("--dataset", metavar="NAME", help="What loose ROOT files are called.")
 @options.json_option
 @options.logging_options
-def fileset_show(source: str, dataset: str | None, as_json: bool, **_: Any) -> None:
+def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: Any) -> None:
     """Show the datasets of a fileset: process, variation, cross-section, files, events."""
     from agc_ml import tables  # noqa: PLC0415 - on demand
 
@@ -338,7 +337,7 @@ def fileset_show(source: str, dataset: str | None, as_json: bool, **_: Any) -> N
 
 
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
-@click.argument("source", metavar="FILESET")
+@click.argument("source", metavar="FILESET", required=False)
 @click.option("--processor", help="Check also for the branches that it needs.")
 @options.choice_options
 @options.cluster_options

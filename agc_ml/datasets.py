@@ -96,13 +96,15 @@ class Fileset:
     """Datasets that are analysed together, and the integrated luminosity (1/pb) they stand for.
 
     ``luminosity_source`` is where the number comes from; ``notes`` are what a reader should know of
-    how the fileset was made, such as a guess by the loader.
+    how the fileset was made, such as a guess by the loader. ``label`` says on figures whose events
+    they are; None: CMS Open Data.
     """
 
     datasets: tuple[Dataset, ...]
     luminosity: float | None = None
     luminosity_source: str | None = None
     notes: tuple[str, ...] = ()
+    label: str | None = None
 
     def __post_init__(self) -> None:
         if not self.datasets:

@@ -69,6 +69,9 @@ class FilesetModel(_Model):
     schema_version: Literal[1] = Field(SCHEMA, alias="schema")
     luminosity: Quantity | None = Field(None, description="integrated luminosity in 1/pb")
     notes: list[str] = Field(default_factory=list, description="shown with every result")
+    label: str | None = Field(
+        None, min_length=1, description="whose events they are, on figures [CMS Open Data]"
+    )
     datasets: dict[str, DatasetModel] = Field(min_length=1)
 
 
@@ -126,10 +129,14 @@ def _from_own(path: Path, raw: Mapping[str, Any]) -> Fileset:
         )
         for name, d in model.datasets.items()
     )
-    notes = tuple(model.notes)
-    if model.luminosity is None:
-        return Fileset(datasets, notes=notes)
-    return Fileset(datasets, model.luminosity.value, model.luminosity.source, notes)
+    stated = model.luminosity
+    return Fileset(
+        datasets,
+        luminosity=None if stated is None else stated.value,
+        luminosity_source=None if stated is None else stated.source,
+        notes=tuple(model.notes),
+        label=model.label,
+    )
 
 
 def _file(path: Path, dataset: str, model: FileModel) -> File:
@@ -308,6 +315,7 @@ def to_model(fileset: Fileset) -> FilesetModel:
         schema=SCHEMA,
         luminosity=_quantity(fileset.luminosity, fileset.luminosity_source),
         notes=list(fileset.notes),
+        label=fileset.label,
         datasets={dataset.name: _to_model(dataset) for dataset in fileset.datasets},
     )
 

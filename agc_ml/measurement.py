@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from agc_ml import catalogue
 from agc_ml.errors import AgcError, FitError, HistogramError, UsageError
 from agc_ml.results import RunResult, write
 from agc_ml.running import run
@@ -37,10 +38,12 @@ class Measurement(NamedTuple):
     report: Path
 
 
-def measure(fileset: Any, *, pseudodata: Pseudodata = "published", **options: Any) -> Measurement:
+def measure(
+    fileset: Any = catalogue.DEMO, *, pseudodata: Pseudodata = "published", **options: Any
+) -> Measurement:
     """Measure the ttbar cross-section: run, figures, fit, report.
 
-    ``options`` are those of `run`.
+    Without ``fileset`` it is the embedded demo set. ``options`` are those of `run`.
 
     Raises
     ------
@@ -132,12 +135,11 @@ def fit(
     folder = _output(source, output)
     folder = folder / "fit" if output is None else folder
     described = stats.load_config(config) if config is not None else None
-    luminosity = None
-    if source.is_dir():
-        luminosity = RunResult.load(source).provenance.luminosity
+    made = RunResult.load(source).provenance if source.is_dir() else None
+    label = (made.luminosity, made.label) if made is not None else (None, None)
     result = stats.fit(source, described, pseudodata=pseudodata)
     stats.save(result, folder)
-    _write_index(folder / "figures", plots.draw_fit(result, folder / "figures", luminosity))
+    _write_index(folder / "figures", plots.draw_fit(result, folder / "figures", *label))
     return result
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agc_ml import cluster, execution
+from agc_ml import catalogue, cluster, execution
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
@@ -55,7 +55,7 @@ class CheckedFile:
 
 def plan(
     processor: Any,
-    fileset: Fileset | str | Path,
+    fileset: Fileset | str | Path = catalogue.DEMO,
     *,
     settings: Mapping[str, str] | None = None,
     chunk_size: int | None = None,

@@ -74,6 +74,7 @@ def collect(
     return Provenance(
         fileset=fileset.digest,
         luminosity=fileset.luminosity,
+        label=fileset.label,
         datasets=tuple(
             DatasetSummary(
                 name=dataset.name,

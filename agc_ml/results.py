@@ -91,6 +91,7 @@ class Provenance(_Record):
 
     fileset: str = Field(description="digest of the fileset")
     luminosity: float | None = Field(description="integrated luminosity in 1/pb")
+    label: str | None = Field(None, description="whose events they are [CMS Open Data]")
     datasets: tuple[DatasetSummary, ...]
     processor: ProcessorSummary
     models: dict[str, str] = Field(default_factory=dict, description="model -> sha256")

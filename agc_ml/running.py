@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agc_ml import cluster, execution, folders, progress, provenance
+from agc_ml import catalogue, cluster, execution, folders, progress, provenance
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
@@ -59,7 +59,7 @@ class Settings:
 
 def run(
     processor: Any,
-    fileset: Fileset | str | Path,
+    fileset: Fileset | str | Path = catalogue.DEMO,
     *,
     client: Client | None = None,
     site: str = cluster.LOCAL,
@@ -81,7 +81,7 @@ def run(
         A coffea processor, or where to find one: a registered name, ``module:Class`` or
         ``path/to/file.py:Class``; ``settings`` are then values of its parameters, as text.
     fileset
-        A `Fileset`, or what `Fileset.load` takes.
+        A `Fileset`, or what `Fileset.load` takes; by default the embedded demo set.
     client
         A Dask client to use. Without it ``site`` is: ``local`` starts ``workers`` processes,
         ``inline`` stays in this process, an address names a scheduler.

@@ -175,7 +175,7 @@ def filesets(found: Sequence[tuple[Path, Fileset]]) -> Page:
     rows = [(str(path), len(f.datasets), f.n_files, f.digest[:12]) for path, f in found]
     header = ("file", "datasets", "files", "digest")
     facts = [dict(zip(header, row, strict=True)) for row in rows]
-    return Page(facts, [Table("filesets", header, rows)] if rows else ["no filesets here"])
+    return Page(facts, [Table("filesets", header, rows)])
 
 
 def checked(found: Sequence[CheckedFile]) -> Page:

@@ -77,12 +77,15 @@ def stored(events: Events) -> Events:
 def _stored(field: str, values: Array) -> Array:
     if values.dtype.kind != "f":
         return values
-    dropped = 23 - (_EXACT_BITS if field in _EXACT else _COARSE_BITS)
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(1 << (dropped - 1))) & np.uint32(
-        (0xFFFFFFFF << dropped) % (1 << 32)
-    )
-    return rounded.view(np.float32)
+    return rounded(values, _EXACT_BITS if field in _EXACT else _COARSE_BITS)
+
+
+def rounded(values: Array, bits: int = _COARSE_BITS) -> Array:
+    """float32 numbers with so many bits of mantissa: the rest is zero, and compresses well."""
+    dropped = 23 - bits
+    pattern = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    kept = np.uint32((0xFFFFFFFF << dropped) % (1 << 32))
+    return ((pattern + np.uint32(1 << (dropped - 1))) & kept).view(np.float32)
 
 
 def write(
@@ -120,8 +123,13 @@ def write(
 
 def _branches(events: Events) -> dict[str, Any]:
     collections: dict[str, Any] = {
-        name: ak.unflatten(ak.zip(dict(collection.fields)), collection.counts)
+        name: ak.unflatten(
+            # a collection of one column of its own name, such as LHEPdfWeight
+            fields[name] if list(fields) == [name] else ak.zip(fields),
+            collection.counts,
+        )
         for name, collection in events.collections.items()
+        for fields in [dict(collection.fields)]
     }
     return {**dict(events.values), **collections}
 

@@ -18,8 +18,8 @@ from agc_ml.worker import Failure, pack
 if TYPE_CHECKING:
     from agc_ml.generate.pythia import Source
 
-LEPTON_PT: Final = 25.0
-JET_PT: Final = 22.0
+LEPTON_PT: Final = 28.0
+JET_PT: Final = 25.0
 N_JETS: Final = 4
 """The skim: an electron or muon, and four jets with tight lepton veto, above these pt [GeV].
 

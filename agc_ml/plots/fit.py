@@ -28,10 +28,13 @@ UNCORRELATED: Final = 0.05
 BIN_BY_BIN: Final = "staterror"  # pyhf's prefix; such a parameter multiplies a bin, nominally by 1
 
 
-def draw_fit(fit: FitResult, directory: Path, luminosity: float | None) -> list[FigureInfo]:
+def draw_fit(
+    fit: FitResult, directory: Path, luminosity: float | None, source: str | None = None
+) -> list[FigureInfo]:
     """Draw a fit: regions before and after, pulls, ranking and correlations.
 
-    ``luminosity`` in 1/pb, None when it is not known. What the fit does not have (impacts,
+    ``luminosity`` in 1/pb, None when it is not known; ``source``: whose events they are, None for
+    CMS Open Data. What the fit does not have (impacts,
     constrained parameters) is left out, with a line in the log.
 
     Raises
@@ -41,7 +44,7 @@ def draw_fit(fit: FitResult, directory: Path, luminosity: float | None) -> list[
     """
     style.make_folder(directory)
     figures = []
-    label = style.Label(luminosity, simulation=bool(fit.pseudodata))
+    label = style.Label(luminosity, bool(fit.pseudodata), source)
     with style.applied():
         for when, regions in (("pre-fit", fit.prefit), ("post-fit", fit.postfit)):
             figures += [_region(r, when, fit, directory, label) for r in regions]

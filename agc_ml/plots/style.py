@@ -89,10 +89,14 @@ class FigureInfo(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What stands above a figure: luminosity in 1/pb (None: unknown), and where events are from."""
+    """What stands above a figure: luminosity in 1/pb (None: unknown), and where events are from.
+
+    ``source`` is whose events they are, None for CMS Open Data.
+    """
 
     luminosity: float | None
     simulation: bool
+    source: str | None = None
 
 
 @contextmanager
@@ -173,8 +177,10 @@ def header(figure: Figure, margins: Sequence[float], label: Label) -> None:
 
 def experiment(axes: Axes, label: Label) -> None:
     """Write experiment, luminosity and energy above the axes."""
-    mplhep.cms.label(
-        "Open Data Simulation" if label.simulation else "Open Data",
+    kind = "Open Data Simulation" if label.simulation else "Open Data"
+    mplhep.label.exp_label(
+        exp="CMS" if label.source is None else "",
+        text=kind if label.source is None else plain(label.source),
         data=True,  # else mplhep puts "Simulation" first
         lumi=None if label.luminosity is None else label.luminosity / PB_PER_FB,
         lumi_format="{0:.4g}",

@@ -70,7 +70,8 @@ def draw_run(
         if measured and name not in points:
             points[name] = sum(measured[1:], start=measured[0])
         regions.append(region)
-    label = style.Label(result.provenance.luminosity, data is not None or not recorded)
+    made = result.provenance
+    label = style.Label(made.luminosity, data is not None or not recorded, made.label)
     return _draw(regions, directory, points, label)
 
 
