@@ -9,6 +9,8 @@ from pathlib import Path
 from agc_ml.catalogue import FORMATS, read_mapping
 from agc_ml.datasets import Fileset
 from agc_ml.errors import AgcError
+from agc_ml.generate import manifest
+from agc_ml.generate.manifest import MANIFEST
 from agc_ml.results import RunResult
 
 
@@ -23,7 +25,7 @@ class Verdict:
 
 
 def validate(path: Path) -> Verdict:
-    """Recognise and check a fileset, fit configuration, run directory, fit or histogram file."""
+    """Recognise and check a fileset, generated set, fit configuration, run, fit or histograms."""
     if not path.exists():
         return Verdict(path, "nothing", "", "no such file or folder")
     kind, summarise = _recognise(path)
@@ -35,7 +37,7 @@ def validate(path: Path) -> Verdict:
 
 def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
     if path.is_dir():
-        return ("fit", _fit) if (path / "fit.json").exists() else ("run directory", _run)
+        return _recognise_folder(path)
     if path.suffix.lower() not in FORMATS:
         return "histograms", _histograms
     try:
@@ -50,9 +52,22 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
     return ("fit configuration", _configuration) if is_configuration else ("fileset", _fileset)
 
 
+def _recognise_folder(path: Path) -> tuple[str, Callable[[Path], str]]:
+    if (path / MANIFEST).exists():
+        return "generated set", _generated
+    return ("fit", _fit) if (path / "fit.json").exists() else ("run directory", _run)
+
+
 def _run(path: Path) -> str:
     result = RunResult.load(path)
     return f"{result.status}, {result.metrics.events:,} events, {len(result.templates)} histograms"
+
+
+def _generated(path: Path) -> str:
+    made = manifest.load(path)
+    manifest.verify(path, made)
+    events = sum(dataset.events for dataset in made.datasets.values())
+    return f"{len(made.datasets)} datasets, {events:,} events"
 
 
 def _fileset(path: Path) -> str:

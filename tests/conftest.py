@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,19 @@ def chromium() -> Path:
     if found is None:
         absent("no browser: install one with 'apt-get install chromium'")
     return Path(str(found))
+
+
+@pytest.fixture
+def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few kilobytes: as many as the test's parameter says."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        absent("a small file system can't be mounted here (it needs root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -29,9 +29,9 @@ ORDER = [
     {"workspace"},
     {"stats"},
     {"plots", "report"},
-    {"measurement", "validation"},
     {"tables"},
     {"generate"},
+    {"measurement", "validation"},
     {"cli"},
     {"__main__"},
 ]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pytest
 import uproot
 import yaml
 from commandline import Called, agc
-from conftest import absent
 
 from agc_ml import results
 from agc_ml.hists import write_root
@@ -582,22 +580,7 @@ def test_folder_that_can_not_be_written(tmp_path: Path, good: Path) -> None:
     assert f"{blocked / 'run'}: can't be written" in called.error
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a few kilobytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode:
-        absent("a small file system can't be mounted here (it needs root)")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("tiny_disk", ["24k"], indirect=True)
 def test_full_disk(tmp_path: Path, tiny_disk: Path, good: Path) -> None:
     path = fileset(tmp_path, good)
     called = agc(

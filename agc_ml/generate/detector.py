@@ -156,7 +156,6 @@ class Response:
         fields = {
             **_lepton(truth.record, found, place, pt, track, p.mass),
             "pfRelIso04_all": track.isolation,
-            "pfRelIso04_chg": track.charged_isolation,
             "tightId": tight & identified,
             "mediumId": medium & identified,
             "looseId": np.full(len(pt), identified),
