@@ -6,13 +6,20 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from agc_ml.generate import production
+from agc_ml.generate.samples import SAMPLES
+
 settings.register_profile("suite", deadline=None)  # machines are shared: a pause is no failure
 settings.load_profile("suite")
+
+GENERATED = {"ttbar__nominal": 70, "ttbar__scaleup": 25, "single_top_tW__nominal": 25}
+UNIT = 25
 
 REQUIRE_ALL = os.environ.get("AGC_ML_REQUIRE_ALL") == "1"
 
@@ -41,6 +48,16 @@ def chromium() -> Path:
     if found is None:
         absent("no browser: install one with 'apt-get install chromium'")
     return Path(str(found))
+
+
+@pytest.fixture(scope="session")
+def generated_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small generated set of three datasets, in units of a few events; not to be changed."""
+    folder = tmp_path_factory.mktemp("generated") / "set"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(production, "SAMPLES", tuple(replace(s, unit=UNIT) for s in SAMPLES))
+        production.generate(folder, events=GENERATED, seed=7, site="inline", quiet=True)
+    return folder
 
 
 @pytest.fixture

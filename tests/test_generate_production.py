@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import uproot
 from commandline import agc
+from conftest import GENERATED as EVENTS
+from conftest import UNIT
 
 import agc_ml
 from agc_ml.checkpoints import unseal
@@ -32,8 +34,6 @@ from agc_ml.generate.samples import SAMPLES, Setting, sample
 from agc_ml.worker import unpack
 
 DATASETS = ("ttbar__nominal", "ttbar__scaleup", "single_top_tW__nominal")
-EVENTS = {"ttbar__nominal": 70, "ttbar__scaleup": 25, "single_top_tW__nominal": 25}
-UNIT = 25
 
 
 @pytest.fixture
@@ -42,14 +42,10 @@ def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(production, "SAMPLES", small)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def made(generated_set: Path) -> Path:
     """A set of three datasets, in small units, made in this process."""
-    folder = tmp_path_factory.mktemp("made") / "set"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(production, "SAMPLES", tuple(replace(s, unit=UNIT) for s in SAMPLES))
-        production.generate(folder, events=EVENTS, seed=7, site="inline", quiet=True)
-    return folder
+    return generated_set
 
 
 def events_of(folder: Path, name: str) -> ak.Array:
@@ -173,7 +169,9 @@ def test_branches_are_those_of_the_real_files(made: Path, real_data: Path) -> No
         for branch in ours["Events"].branches:
             assert branch.typename == types[branch.name], branch.name
         counters = {
-            branch.count_branch.name for branch in ours["Events"].branches if branch.count_branch is not None
+            branch.count_branch.name
+            for branch in ours["Events"].branches
+            if branch.count_branch is not None
         }
         assert counters == {"nElectron", "nMuon", "nJet", "nGenJet", "nGenPart"}
 

@@ -1,0 +1,162 @@
+"""The comparison with the published histograms."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commandline import agc
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agc_ml import agc as published_analysis
+from agc_ml.errors import GenerateError
+from agc_ml.generate import check, samples
+from agc_ml.generate.check import Checked, Comparison, Line
+from agc_ml.generate.samples import SAMPLES, Shortfall
+
+NAME = "single_top_s_chan__nominal"
+
+
+def comparison(
+    factor: float = 1.0, tilt: float = 0.0, more_tags: float = 0.0, thousands: int = 50
+) -> Comparison:
+    """The published shapes as if they had been generated, and what is wrong with them."""
+    reference = check.published()[NAME]
+    total = sum(counts.sum() for counts in reference.values())
+    generated = {}
+    for region, counts in reference.items():
+        changed = counts * (1 + tilt * np.linspace(-1, 1, len(counts)))
+        if region == "4j2b":
+            changed = changed * (1 + more_tags)
+        generated[region] = changed * thousands * 1000 / total
+    n = sum(counts.sum() for counts in generated.values())
+    stated = samples.sample(NAME).factor
+    return Comparison(NAME, generated, reference, factor * stated * total / n)
+
+
+def verdicts(found: list[Line]) -> dict[str, str]:
+    return {line.quantity: line.verdict for line in found}
+
+
+def test_published_counts_are_the_published_histograms(real_data: Path) -> None:
+    path = real_data / "reference" / "histos_all_file_per_process.json"
+    histograms = json.loads(path.read_text())
+    assert check.published().keys() == {s.name for s in SAMPLES}
+    for sample in SAMPLES:
+        weight = published_analysis.event_weight(sample.process, sample.variation, 1000)
+        suffix = "" if sample.variation == "nominal" else f"_{sample.variation}"
+        for region in check.REGIONS:
+            contents = histograms[f"{region}_{sample.process}{suffix}"]["contents"]
+            counts = check.published()[sample.name][region]
+            assert np.allclose(counts * weight, contents, rtol=1e-6)
+
+
+def test_events_like_the_published_ones_are_good() -> None:
+    assert set(verdicts(check.compare(comparison())).values()) == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "quantities"),
+    [
+        ({"factor": 1.2}, {"factor"}),
+        ({"factor": 0.85}, {"factor"}),
+        ({"more_tags": 0.12}, {"ratio"}),
+        ({"more_tags": -0.12}, {"ratio"}),
+        ({"tilt": 0.6}, {"ks_4j1b", "ks_4j2b", "ratio", "factor"}),
+    ],
+)
+def test_others_are_not(changes: dict[str, float], quantities: set[str]) -> None:
+    found = verdicts(check.compare(comparison(**changes)))
+    assert {q for q, verdict in found.items() if verdict == "worse than stated"} <= quantities
+    assert any(verdict == "worse than stated" for verdict in found.values())
+
+
+@pytest.mark.parametrize(
+    ("stated", "verdict"), [(0.15, "stated shortfall"), (0.11, "worse than stated")]
+)
+def test_stated_shortfalls(monkeypatch: pytest.MonkeyPatch, stated: float, verdict: str) -> None:
+    short = replace(
+        samples.sample(NAME), shortfalls=(Shortfall("ratio", stated, "because it is so"),)
+    )
+    monkeypatch.setattr(samples, "SAMPLES", (short,))
+    lines = check.compare(comparison(more_tags=0.12))
+    assert verdicts(lines)["ratio"] == verdict
+    line = next(line for line in lines if line.quantity == "ratio")
+    assert line.why == f"up to {stated:g} is stated: because it is so"
+    assert verdicts(check.compare(comparison()))["ratio"] == "good"
+
+
+def test_too_few_events() -> None:
+    (line,) = check.compare(comparison(thousands=1))
+    assert line.verdict == "too few events"
+    with pytest.raises(GenerateError, match="too few selected events to judge: single_top_s_chan"):
+        check.raise_if_bad(Checked(1, (), (line,)))
+
+
+def test_the_worst_is_told() -> None:
+    lines = check.compare(comparison(more_tags=0.5))
+    with pytest.raises(GenerateError, match=r"are worse than stated: single_top_s_chan__nominal: "):
+        check.raise_if_bad(Checked(1, (), tuple(lines)))
+    check.raise_if_bad(Checked(1, (), tuple(check.compare(comparison()))))
+
+
+counts = st.lists(st.integers(0, 1000), min_size=27, max_size=27).filter(any)
+
+
+@given(counts, counts, st.floats(0.1, 10))
+def test_ks_distance(one: list[int], other: list[int], scale: float) -> None:
+    a, b = np.array(one, float), np.array(other, float)
+    distance = check.ks_distance(a, b)
+    assert 0 <= distance <= 1
+    assert distance == pytest.approx(check.ks_distance(b, a))
+    assert check.ks_distance(a, scale * a) == pytest.approx(0, abs=1e-12)
+    assert check.ks_distance(scale * a, b) == pytest.approx(distance)
+
+
+def test_ks_distance_of_separate_histograms() -> None:
+    assert check.ks_distance(np.array([5.0, 0, 0]), np.array([0, 0, 3.0])) == 1
+
+
+def test_a_set_that_is_too_small(generated_set: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(generated_set, folder)
+    called = agc("generate", "check", folder, "--cluster", "inline", "-q")
+    assert called.code == 1
+    assert "too few selected events to judge: ttbar__nominal" in called.error
+    assert "ttbar__scaleup" in called.out
+    assert f"figures: {folder / 'check'}" in called.out
+    pictures = sorted(path.name for path in (folder / "check").glob("*.png"))
+    assert pictures == [
+        "single_top_tW__nominal.png",
+        "ttbar__nominal.png",
+        "ttbar__scaleup.png",
+    ]
+    facts: dict[str, Any] = json.loads((folder / "check" / "check.json").read_text())
+    assert facts["good"] is False
+    assert facts["seed"] == 7
+    assert 0 < facts["selected"]["ttbar__nominal"] < 70
+
+
+def test_events_that_a_check_needs() -> None:
+    needed = check.needed(SAMPLES)
+    for sample in SAMPLES:
+        assert needed[sample.name] * sample.selected > check.DEMANDS[sample.name].selected
+
+
+def test_no_set(tmp_path: Path) -> None:
+    called = agc("generate", "check", tmp_path)
+    assert called.code == 1
+    assert "no generated set" in called.error
+    (tmp_path / "manifest.json").write_text('{"schema": 1}')
+    called = agc("generate", "check", tmp_path)
+    assert called.code == 1
+    assert "manifest.json: field status" in called.error
+    (tmp_path / "manifest.json").write_text('{"schema": ')
+    called = agc("generate", "check", tmp_path)
+    assert "cut off or not JSON" in called.error
