@@ -98,12 +98,18 @@ class Hooks(UserHooks):  # type: ignore[misc]
         return True
 
     def doVetoPartonLevel(self, event: Any) -> bool:
-        pt = _lepton_that_may_be_a_jet(event, self._vetoes)
-        if pt is None:
+        leptons = _leptons(event, self._vetoes)
+        if not leptons:
             return self._refuse()
-        self._jets.analyze(event)
-        needed = self._vetoes.jets - (pt < self._vetoes.electron_jet_pt)
-        return False if self._jets.sizeJet() >= needed else self._refuse()
+        jets, limits = self._jets, self._vetoes
+        jets.analyze(event)
+        if jets.sizeJet() >= limits.jets:
+            return False
+        if leptons != {_MUON}:
+            hard = sum(jets.pT(j) > limits.hard_jet_pt for j in range(jets.sizeJet()))
+            if hard >= limits.jets - 1:
+                return False
+        return self._refuse()
 
 
 def _kinds(vetoes: Vetoes) -> set[int]:
@@ -131,21 +137,15 @@ def _count_partons(event: Any, vetoes: Vetoes) -> int:
     return count
 
 
-def _lepton_that_may_be_a_jet(event: Any, vetoes: Vetoes) -> float | None:
-    """Pt [GeV] up to which a lepton of the event may pass for a jet; None if there is no lepton.
-
-    Muons never do; of a tau's decay all may come.
-    """
-    kinds = _kinds(vetoes)
-    found: float | None = None
+def _leptons(event: Any, vetoes: Vetoes) -> set[int]:
+    """Kinds of the leptons of an event after the shower."""
+    kinds, found = _kinds(vetoes), set()
     for index in range(event.size() - 1, 4, -1):
         particle = event[index]
-        if not particle.isFinal():
+        kind = abs(particle.id())
+        if kind not in kinds or not particle.isFinal():
             continue
-        kind, pt = abs(particle.id()), particle.pT()
-        if kind not in kinds or abs(particle.eta()) > vetoes.lepton_eta:
-            continue
-        if pt > (vetoes.tau_pt if kind == _TAU else vetoes.lepton_pt):
-            as_jet = {_ELECTRON: pt, _MUON: float("inf"), _TAU: 0.0}[kind]
-            found = as_jet if found is None else min(found, as_jet)
+        least = vetoes.tau_pt if kind == _TAU else vetoes.lepton_pt
+        if particle.pT() > least and abs(particle.eta()) < vetoes.lepton_eta:
+            found.add(kind)
     return found

@@ -105,7 +105,7 @@ def write(
     ) as file:
         tree: Any = None
         for cluster in clusters:
-            branches = _branches(cluster)
+            branches = branches_of(cluster)
             if tree is None:
                 with _unsigned_counters():
                     tree = file.mktree("Events", _types(branches), title="Events")
@@ -121,7 +121,8 @@ def write(
     return identity
 
 
-def _branches(events: Events) -> dict[str, Any]:
+def branches_of(events: Events) -> dict[str, Any]:
+    """Events as arrays by branch: numpy, or awkward records for collections."""
     collections: dict[str, Any] = {
         name: ak.unflatten(
             # a collection of one column of its own name, such as LHEPdfWeight

@@ -48,8 +48,9 @@ class Vetoes:
         that scale; 0 partons: not asked.
     jets, jet_pt, jet_rapidity
         So many parton jets (anti-kt, R = 0.4), with the lepton as one of them, before hadrons form.
-    electron_jet_pt
-        Below this pt [GeV] an electron may pass for a jet, so one jet less is enough.
+    hard_jet_pt
+        One jet less is enough where all are above this pt [GeV] and the lepton is an electron, or
+        a tau: electrons may pass for jets.
     muons
         Whether a muon will do as the lepton.
     """
@@ -66,7 +67,7 @@ class Vetoes:
     jets: int = 5
     jet_pt: float = 15.0
     jet_rapidity: float = 2.9
-    electron_jet_pt: float = 70.0
+    hard_jet_pt: float = 22.0
     muons: bool = True
 
 
