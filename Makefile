@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.for-demo
-	@tests/demo $(BIN)/agc-ml
+	$(BIN)/agc-ml measure --pseudodata complete --workers 2 -o runs/demo --overwrite
 
 test: $(VENV)/.for-dev
 	@tests/system-parts
