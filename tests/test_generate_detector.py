@@ -19,7 +19,7 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    return Source(sample("ttbar__nominal"), SEED, 0, enforce=False).batch(60)
+    return Source(sample("ttbar__nominal"), SEED, 0, enforced=None).batch(60)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ Pythia calls the methods of `Hooks` by its own names, at its own times.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Final
 
 from pythia8mc import SlowJet, UserHooks
@@ -27,17 +29,15 @@ class Hooks(UserHooks):  # type: ignore[misc]
         Number of the hard event at work, from 0; each event carries it as the scale of its first
         particle.
     refused
-        Attempts that a veto refused; with ``enforce`` they also end there.
+        Attempts that ``vetoes`` refused. Those end there that ``enforced`` refuses: the same
+        vetoes, looser ones, or None.
     """
 
-    def __init__(self, pythia: Any, vetoes: Vetoes, *, enforce: bool) -> None:
+    def __init__(self, pythia: Any, vetoes: Vetoes, enforced: Vetoes | None) -> None:
         UserHooks.__init__(self)
-        self._pythia, self._vetoes, self._enforce = pythia, vetoes, enforce
+        self._pythia, self._vetoes, self._enforced = pythia, vetoes, enforced
         self.attempt = -1
         self.refused: set[int] = set()
-        self._jets = SlowJet(
-            -1, 0.4, self._vetoes.jet_pt, self._vetoes.jet_rapidity, _SLOWJET_ALL, _SLOWJET_ALL
-        )
         self._in_hard_process = True
         self._hard: Any = None
         self._rest: Any = None
@@ -47,9 +47,14 @@ class Hooks(UserHooks):  # type: ignore[misc]
         self._rest = self._pythia.rndm.getState()
         self._pythia.rndm.init(hard)
 
-    def _refuse(self) -> bool:
-        self.refused.add(self.attempt)
-        return self._enforce and self.attempt < MAX_ATTEMPTS
+    def _stops(self, passes: Callable[[Vetoes], bool]) -> bool:
+        """Note whether the vetoes refuse the attempt, and say whether it ends here."""
+        passed = passes(self._vetoes)
+        if not passed:
+            self.refused.add(self.attempt)
+        if self._enforced is None or self.attempt >= MAX_ATTEMPTS:
+            return False
+        return not (passed if self._enforced is self._vetoes else passes(self._enforced))
 
     # The first thing of the next event that a hook sees is a trial of its hard process. It was
     # drawn from the wrong stream, so it is dropped.
@@ -75,9 +80,7 @@ class Hooks(UserHooks):  # type: ignore[misc]
         self._hard = self._pythia.rndm.getState()
         self._pythia.rndm.setState(self._rest)
         process[0].scale(float(self.attempt))
-        if _has_lepton(process, self._vetoes):
-            return False
-        return self._refuse()
+        return self._stops(lambda vetoes: _has_lepton(process, vetoes))
 
     def canVetoPT(self) -> bool:
         return self._vetoes.partons > 0
@@ -87,29 +90,15 @@ class Hooks(UserHooks):  # type: ignore[misc]
 
     def doVetoPT(self, position: int, event: Any) -> bool:
         after_resonances = 3
-        if (
-            position > after_resonances
-            or _count_partons(event, self._vetoes) >= self._vetoes.partons
-        ):
+        if position > after_resonances:
             return False
-        return self._refuse()
+        return self._stops(lambda vetoes: _count_partons(event, vetoes) >= vetoes.partons)
 
     def canVetoPartonLevel(self) -> bool:
         return True
 
     def doVetoPartonLevel(self, event: Any) -> bool:
-        leptons = _leptons(event, self._vetoes)
-        if not leptons:
-            return self._refuse()
-        jets, limits = self._jets, self._vetoes
-        jets.analyze(event)
-        if jets.sizeJet() >= limits.jets:
-            return False
-        if leptons != {_MUON}:
-            hard = sum(jets.pT(j) > limits.hard_jet_pt for j in range(jets.sizeJet()))
-            if hard >= limits.jets - 1:
-                return False
-        return self._refuse()
+        return self._stops(lambda vetoes: _has_jets(event, vetoes))
 
 
 def _kinds(vetoes: Vetoes) -> set[int]:
@@ -149,3 +138,24 @@ def _leptons(event: Any, vetoes: Vetoes) -> set[int]:
         if particle.pT() > least and abs(particle.eta()) < vetoes.lepton_eta:
             found.add(kind)
     return found
+
+
+def _has_jets(event: Any, vetoes: Vetoes) -> bool:
+    """Whether there is a lepton and, with it, jets enough."""
+    leptons = _leptons(event, vetoes)
+    if not leptons:
+        return False
+    jets = _slow_jet(vetoes.jet_pt, vetoes.jet_rapidity)
+    jets.analyze(event)
+    if jets.sizeJet() >= vetoes.jets:
+        return True
+    if leptons == {_MUON}:
+        return False
+    hard = sum(jets.pT(j) > vetoes.hard_jet_pt for j in range(jets.sizeJet()))
+    return bool(hard >= vetoes.jets - 1)
+
+
+@functools.cache
+def _slow_jet(pt: float, rapidity: float) -> Any:
+    """Pythia's own anti-kt with R = 0.4, of all that is visible."""
+    return SlowJet(-1, 0.4, pt, rapidity, _SLOWJET_ALL, _SLOWJET_ALL)

@@ -125,7 +125,7 @@ def _base(sample: samples.Sample, seed: int, events: int) -> _Base:
     from agc_ml.generate import detector, record  # noqa: PLC0415 - heavy
     from agc_ml.generate.pythia import Source  # noqa: PLC0415 - heavy
 
-    source = Source(sample, seed, 0, enforce=False)
+    source = Source(sample, seed, 0, enforced=None)
     batches = []
     for start in range(0, events, _BATCH):
         batch = source.batch(min(_BATCH, events - start))
@@ -262,8 +262,8 @@ def _fileset(sample: samples.Sample, files: tuple[File, ...], seed: int, generat
         name=sample.name,
         process=sample.process,
         variation=sample.variation,
-        xsec=sample.xsec,
-        xsec_source=agc.SOURCE,
+        xsec=sample.xsec / sample.factor,
+        xsec_source=f"{sample.xsec:g} pb ({agc.SOURCE}) over the factor {sample.factor:g}",
         files=files,
     )
     note = (

@@ -60,8 +60,9 @@ class FileRecord(_Record):
 class DatasetRecord(_Record):
     """A dataset of the set.
 
-    ``factor`` is the yield of these events over the published ones; ``absorbs`` says what it stands
-    for, ``shortfalls`` where the sample is not as near to the published one as it should be.
+    ``factor`` is the yield of these events, at the published cross-section, over the yield of the
+    published ones; ``absorbs`` says what it stands for, ``shortfalls`` where the sample is not as
+    near to the published one as it should be.
     """
 
     process: str
@@ -168,14 +169,17 @@ def sha256(path: Path) -> str:
 
 
 def fileset(manifest: Manifest) -> Fileset:
-    """The fileset of a set; paths are relative to its folder."""
+    """The fileset of a set; paths are relative to its folder.
+
+    Cross-sections are divided by the factors, so that yields are like the published ones.
+    """
     datasets = tuple(
         Dataset(
             name=name,
             process=d.process,
             variation=d.variation,
-            xsec=d.xsec,
-            xsec_source=d.xsec_source,
+            xsec=d.xsec / d.factor,
+            xsec_source=f"{d.xsec:g} pb ({d.xsec_source}) over the factor {d.factor:g}",
             files=tuple(
                 File(
                     lfn=f.name,

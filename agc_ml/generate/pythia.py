@@ -12,14 +12,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from agc_ml.errors import GenerateError
 from agc_ml.generate.events import Array
 from agc_ml.generate.randomness import pythia_seed, stream_key
-from agc_ml.generate.samples import COMMON, Sample
+from agc_ml.generate.samples import COMMON, Sample, Vetoes
 
 
 class Batch(NamedTuple):
@@ -41,11 +41,19 @@ class Source:
     ----------
     unit
         Its number; units are independent.
-    enforce
-        Stop events that the vetoes refuse; otherwise they are only marked, which measures the loss.
+    enforced
+        Vetoes that stop events: None for none, by default the sample's. Where they are others, the
+        sample's only mark what they refuse, which measures their loss.
     """
 
-    def __init__(self, sample: Sample, seed: int, unit: int, *, enforce: bool = True) -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        seed: int,
+        unit: int,
+        *,
+        enforced: Vetoes | Literal["own"] | None = "own",
+    ) -> None:
         pythia8mc = _library()
         from agc_ml.generate import hooks, topw  # noqa: PLC0415 - they need Pythia
 
@@ -62,7 +70,8 @@ class Source:
         self._process = None if sample.native else topw.GluonBottomToTopW()
         if self._process is not None:
             self._pythia.setSigmaPtr(self._process)
-        self._hooks = hooks.Hooks(self._pythia, sample.vetoes, enforce=enforce)
+        stopping = sample.vetoes if enforced == "own" else enforced
+        self._hooks = hooks.Hooks(self._pythia, sample.vetoes, stopping)
         self._pythia.setUserHooksPtr(self._hooks)
         if not self._pythia.init():
             raise GenerateError(f"{sample.name}: Pythia can't start with its settings")

@@ -110,7 +110,7 @@ class Sample:
     factor: float
     absorbs: str
     veto_loss: float
-    selected: float = 0.3
+    selected: float
     shortfalls: tuple[Shortfall, ...] = ()
     native: bool = True
 
@@ -140,8 +140,8 @@ COMMON: Final = (
 )
 
 _TTBAR: Final = (
-    Setting("Top:gg2ttbar = on", "leading order"),
-    Setting("Top:qqbar2ttbar = on", "leading order"),
+    Setting("Top:gg2ttbar = on", "leading order; the shower is damped above the hard scale, as is"),
+    Setting("Top:qqbar2ttbar = on", "Pythia's default for pairs of heavy coloured particles"),
 )
 
 
@@ -152,14 +152,15 @@ def _shower(name: str, value: str, why: str) -> tuple[Setting, Setting]:
     )
 
 
-def _damped(fudge: str) -> tuple[Setting, ...]:
-    """Radiation at all scales, damped above ``fudge`` times the factorisation scale."""
-    return (
-        *_shower("pTmaxMatch", "2", "the shower starts at the kinematic limit"),
-        *_shower("pTdampMatch", "1", "and is damped as in P. Skands et al., arXiv:1003.2384"),
-        *_shower("pTdampFudge", fudge, "above this times the factorisation scale"),
-    )
+_EVERYWHERE: Final = "radiation also above the hard scale, up to the kinematic limit"
+_DAMPED: Final = (
+    "above that falling as pT^-4, as a matrix element does (Corke, Sjostrand, 1003.2384)"
+)
 
+_LO_RATE: Final = (
+    "acceptance of leading order with showers over that of the published generator, and "
+    "efficiencies of the parametrised detector over those of CMS"
+)
 
 SAMPLES: Final = (
     Sample(
@@ -170,97 +171,134 @@ SAMPLES: Final = (
         share=0.24,
         unit=1000,
         vetoes=Vetoes(),
-        factor=1.0,
-        absorbs="",
+        factor=1.12,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.38,
     ),
     Sample(
         process="ttbar",
         variation="ME_var",
-        settings=(*_TTBAR, *_damped("2.2")),
+        settings=(
+            *_TTBAR,
+            *_shower("pTmaxMatch", "2", _EVERYWHERE),
+            *_shower("pTdampMatch", "1", _DAMPED),
+            *_shower("pTdampFudge", "1.2", "from 1.2 times the factorisation scale on"),
+            Setting(
+                "SpaceShower:alphaSvalue = 0.18",
+                "more jets: the published sample is of aMC@NLO, its negative weights ignored",
+            ),
+        ),
         hard_stream="ttbar ME_var",
         share=0.12,
         unit=1000,
         vetoes=Vetoes(),
-        factor=1.0,
-        absorbs="",
+        factor=1.02,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.38,
     ),
     Sample(
         process="ttbar",
         variation="PS_var",
         settings=(
             *_TTBAR,
-            Setting("SpaceShower:alphaSvalue = 0.115", "less radiation off the initial state"),
-            Setting("TimeShower:alphaSvalue = 0.15", "more off the final state"),
+            Setting("SpaceShower:pTdampFudge = 0.5", "damped earlier, as by another ordering"),
+            Setting("SpaceShower:alphaSvalue = 0.16", "more and softer jets off the initial state"),
+            Setting("TimeShower:renormMultFac = 0.5", "more radiation off the final state"),
         ),
         hard_stream="ttbar PS_var",
         share=0.12,
         unit=1000,
         vetoes=Vetoes(),
-        factor=1.0,
-        absorbs="",
+        factor=0.99,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.38,
     ),
     Sample(
         process="ttbar",
         variation="scaleup",
-        settings=(*_TTBAR, *_shower("renormMultFac", "1.5", "shower scale")),
+        settings=(*_TTBAR, *_shower("renormMultFac", "1.5", "the shower's scale, squared")),
         hard_stream="ttbar",
         share=0.10,
         unit=1000,
         vetoes=Vetoes(),
-        factor=1.0,
-        absorbs="",
+        factor=1.03,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.38,
     ),
     Sample(
         process="ttbar",
         variation="scaledown",
-        settings=(*_TTBAR, *_shower("renormMultFac", "0.667", "shower scale")),
+        settings=(*_TTBAR, *_shower("renormMultFac", "0.667", "the shower's scale, squared")),
         hard_stream="ttbar",
         share=0.10,
         unit=1000,
         vetoes=Vetoes(),
-        factor=1.0,
-        absorbs="",
+        factor=1.16,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.38,
     ),
     Sample(
         process="single_top_s_chan",
         variation=NOMINAL,
-        settings=(Setting("Top:ffbar2tqbar(s:W) = on", "leading order"),),
+        settings=(
+            Setting("Top:ffbar2tqbar(s:W) = on", "leading order"),
+            *_shower("pTmaxMatch", "2", "as for a W: radiation at all scales"),
+            Setting("SpaceShower:alphaSvalue = 0.16", "the rate of jets of next-to-leading order"),
+        ),
         hard_stream="single_top_s_chan",
         share=0.05,
         unit=250,
         vetoes=Vetoes(partons=1),
-        factor=1.0,
-        absorbs="",
+        factor=1.44,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.3,
     ),
     Sample(
         process="single_top_t_chan",
         variation=NOMINAL,
-        settings=(Setting("Top:qq2tq(t:W) = on", "leading order"), *_damped("1")),
+        settings=(
+            Setting("Top:qq2tq(t:W) = on", "leading order, with b quarks in the proton"),
+            Setting("SpaceShower:pTmaxMatch = 2", "the second b may be harder than the light jet"),
+            Setting("SpaceShower:pTdampMatch = 1", _DAMPED),
+            Setting("SpaceShower:pTdampFudge = 4", "from four times the factorisation scale on"),
+            Setting("SpaceShower:rapidityOrder = off", "the second b may be central after a gluon"),
+            Setting("TimeShower:alphaSvalue = 0.115", "fewer jets off the final state"),
+            Setting("SigmaProcess:factorScale2 = 5", "fixed factorisation scale, in GeV^2:"),
+            Setting(
+                "SigmaProcess:factorFixScale = 10000", "the harder scale made the jet too hard"
+            ),
+        ),
         hard_stream="single_top_t_chan",
         share=0.09,
         unit=250,
         vetoes=Vetoes(partons=1),
-        factor=1.0,
-        absorbs="",
+        factor=1.77,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.31,
     ),
     Sample(
         process="single_top_tW",
         variation=NOMINAL,
-        settings=_damped("2"),
+        settings=(
+            Setting("SpaceShower:pTmaxMatch = 2", _EVERYWHERE),
+            Setting("SpaceShower:pTdampMatch = 1", _DAMPED),
+            Setting("SpaceShower:pTdampFudge = 4", "from four times the factorisation scale on"),
+        ),
         hard_stream="single_top_tW",
         share=0.08,
         unit=250,
         vetoes=Vetoes(),
-        factor=1.0,
-        absorbs="",
+        factor=1.18,
+        absorbs=_LO_RATE,
         veto_loss=0.0,
+        selected=0.34,
         native=False,
     ),
     Sample(
@@ -269,17 +307,24 @@ SAMPLES: Final = (
         settings=(
             Setting("WeakBosonAndParton:qg2Wq = on", "leading order W and one jet"),
             Setting("WeakBosonAndParton:qqbar2Wg = on", "leading order W and one jet"),
-            Setting("PhaseSpace:pTHatMin = 30", "GeV"),
+            Setting("PhaseSpace:pTHatMin = 30", "GeV; softer ones have no four jets"),
             Setting("24:onMode = off", "of the W's decays"),
-            Setting("24:onIfAny = 11 13 15", "only to leptons"),
+            Setting("24:onIfAny = 11 13 15", "only those to leptons"),
+            *_shower("pTmaxMatch", "2", "further jets may be harder than the first"),
+            *_shower("pTdampMatch", "1", _DAMPED),
+            *_shower("pTdampFudge", "2.4", "from 2.4 times the factorisation scale on"),
         ),
         hard_stream="wjets",
         share=0.10,
         unit=100,
         vetoes=Vetoes(partons=3),
-        factor=1.0,
-        absorbs="",
+        factor=3.85,
+        absorbs=(
+            "the published cross-section is of all W bosons, these are W bosons with a jet above "
+            f"30 GeV; and {_LO_RATE}"
+        ),
         veto_loss=0.0,
+        selected=0.165,
     ),
 )
 """The datasets of the published analysis, by the names of its fileset."""
