@@ -75,7 +75,8 @@ def _load(source: str, dataset: str | None) -> Fileset:
     elif path.is_file():  # also with brackets in its name, which a glob would take for its own
         found = [str(path)]
     elif path.is_dir():
-        found = sorted(str(p) for p in path.glob("**/*.root"))
+        # not the hidden ones: they are not whole yet
+        found = sorted(str(p) for p in path.glob("**/*.root") if not p.name.startswith("."))
     else:
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - takes absolute globs
     if not found:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from agc_ml.errors import AgcError, Interrupted, ProcessorError
+from agc_ml.errors import AgcError, Interrupted, ProcessorError, UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -110,7 +110,7 @@ def resumable(output: Path, work: Callable[[], Any], *, kept: str) -> Any:
         As of ``work``; `Interrupted` for Ctrl-C.
     """
     words = [word for word in sys.argv[1:] if word not in {"--resume", "--overwrite"}]
-    if not any(word in {"-o", "--output"} or word.startswith("--output=") for word in words):
+    if not any(word.startswith(("-o", "--output")) for word in words):
         words += ["-o", str(output)]
     command = shlex.join(["agc-ml", *words, "--resume"])
     try:
@@ -119,7 +119,7 @@ def resumable(output: Path, work: Callable[[], Any], *, kept: str) -> Any:
         hint = "what is finished is kept; " if (output / kept).is_dir() else ""
         raise Interrupted(f"interrupted; {hint}go on with: {command}") from stop
     except AgcError as error:
-        is_worth_it = (output / kept).is_dir() and not isinstance(error, ProcessorError)
-        if is_worth_it and "--resume" not in str(error):
+        would_not_help = isinstance(error, ProcessorError | UsageError) or "--resume" in str(error)
+        if (output / kept).is_dir() and not would_not_help:
             raise type(error)(f"{error}; go on with: {command}") from error
         raise

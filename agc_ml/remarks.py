@@ -61,7 +61,7 @@ def _filtered_files(account: Account) -> Iterator[str]:
             continue
         if info.generated is not None and info.generated > info.entries:
             yield (
-                f"{dataset.name}: {file.lfn}: {info.generated:,} events were generated for its "
-                f"{info.entries:,} entries (Runs/genEventCount); it is normalised to the entries, "
-                "for the fileset does not state 'generated'"
+                f"{dataset.name}: {file.lfn}: normalised to the {info.generated:,} events that "
+                f"were generated for its {info.entries:,} entries (Runs/genEventCount); the "
+                "fileset does not state them"
             )

@@ -36,7 +36,7 @@ def validate(path: Path) -> Verdict:
 
 
 def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
-    if path.is_dir():
+    if path.is_dir() or path.name == MANIFEST:
         return _recognise_folder(path)
     if path.suffix.lower() not in FORMATS:
         return "histograms", _histograms
@@ -53,7 +53,7 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
 
 
 def _recognise_folder(path: Path) -> tuple[str, Callable[[Path], str]]:
-    if (path / MANIFEST).exists():
+    if path.name == MANIFEST or (path / MANIFEST).exists():
         return "generated set", _generated
     return ("fit", _fit) if (path / "fit.json").exists() else ("run directory", _run)
 
@@ -64,8 +64,9 @@ def _run(path: Path) -> str:
 
 
 def _generated(path: Path) -> str:
-    made = manifest.load(path)
-    manifest.verify(path, made)
+    folder = path if path.is_dir() else path.parent
+    made = manifest.load(folder)
+    manifest.verify(folder, made)
     events = sum(dataset.events for dataset in made.datasets.values())
     return f"{len(made.datasets)} datasets, {events:,} events"
 

@@ -140,7 +140,8 @@ def inspect_file(file: File, columns: tuple[str, ...]) -> FileInfo | Failure:
 
 def _generated(opened: Any) -> int | None:
     """NanoAOD's own count of generated events, summed over runs."""
-    runs = opened["Runs"] if opened.classnames(cycle=False).get("Runs") == "TTree" else {}
+    kinds = opened.classnames(cycle=False, recursive=False)
+    runs = opened["Runs"] if kinds.get("Runs") == "TTree" else {}
     for name in ("genEventCount", "genEventCount_"):
         if name in runs:
             return int(runs[name].array(library="np").sum())

@@ -68,13 +68,13 @@ def test_events_like_the_published_ones_are_good() -> None:
         ({"factor": 0.85}, {"factor"}),
         ({"more_tags": 0.12}, {"ratio"}),
         ({"more_tags": -0.12}, {"ratio"}),
-        ({"tilt": 0.6}, {"ks_4j1b", "ks_4j2b", "ratio", "factor"}),
+        ({"tilt": 0.6}, {"ks_4j1b", "ks_4j2b", "ratio"}),
     ],
 )
 def test_others_are_not(changes: dict[str, float], quantities: set[str]) -> None:
     found = verdicts(check.compare(comparison(**changes)))
-    assert {q for q, verdict in found.items() if verdict == "worse than stated"} <= quantities
-    assert any(verdict == "worse than stated" for verdict in found.values())
+    bad = {quantity for quantity, verdict in found.items() if verdict == "worse than stated"}
+    assert bad == quantities
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,10 @@ def test_too_few_events() -> None:
 
 
 def test_the_worst_is_told() -> None:
-    lines = check.compare(comparison(more_tags=0.5))
-    with pytest.raises(GenerateError, match=r"are worse than stated: single_top_s_chan__nominal: "):
+    lines = check.compare(comparison(more_tags=0.12, factor=1.5))
+    with pytest.raises(GenerateError, match=r"stated: 2 of 4, the worst single_top_s_chan__nomi"):
+        check.raise_if_bad(Checked(1, (), tuple(lines)))
+    with pytest.raises(GenerateError, match=r"factor is \+0\.5"):
         check.raise_if_bad(Checked(1, (), tuple(lines)))
     check.raise_if_bad(Checked(1, (), tuple(check.compare(comparison()))))
 
@@ -160,3 +162,43 @@ def test_no_set(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"schema": ')
     called = agc("generate", "check", tmp_path)
     assert "cut off or not JSON" in called.error
+
+
+def test_a_set_of_another_dataset(generated_set: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(generated_set, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["datasets"]["wjets__foo"] = manifest["datasets"].pop("ttbar__nominal")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    fileset = json.loads((folder / "fileset.json").read_text())
+    fileset["datasets"]["wjets__foo"] = fileset["datasets"].pop("ttbar__nominal")
+    (folder / "fileset.json").write_text(json.dumps(fileset))
+    called = agc("generate", "check", folder)
+    assert called.code == 1
+    assert "dataset wjets__foo is unknown" in called.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--seed", "7", "check"], "--seed belongs behind check"),
+        (["generate", "check", "SET", "--seed", "7"], "--seed is for events that the check makes"),
+    ],
+)
+def test_options_that_would_have_no_effect(
+    generated_set: Path, arguments: list[str], message: str
+) -> None:
+    called = agc(*(generated_set if word == "SET" else word for word in arguments))
+    assert called.code == 2
+    assert message in called.error
+
+
+def test_events_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generated_set: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(generated_set, "check-7")
+    (tmp_path / "check-7" / "fileset.json").unlink()
+    called = agc("generate", "check", "--seed", 7, "--cluster", "inline")
+    assert called.code == 2
+    assert "check-7: begun with other settings, code or versions; remove it" in called.error

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
+import awkward as ak
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agc_ml.generate import detector, genjets, jets, leptons, nanoaod, record, unit
+from agc_ml.generate import compiled, detector, genjets, jets, leptons, nanoaod, record, unit
 from agc_ml.generate.events import Collection, Events, collect, concatenate
 from agc_ml.generate.parameters import DETECTOR
 from agc_ml.generate.pythia import Batch, Source
 from agc_ml.generate.randomness import PYTHIA_SEEDS, event_seeds, pythia_seed, stream_key
 from agc_ml.generate.samples import sample
+from processors.ttbar import selection
 
 SEED = 5
 
@@ -168,6 +173,57 @@ def test_references_between_collections(events: Events) -> None:
         true.fields["hadronFlavour"][place], found.fields["hadronFlavour"][matched]
     )
     assert np.all(index < np.repeat(true.counts, found.counts))
+
+
+def test_flavour_of_leptons(truth: detector.Truth) -> None:
+    found = leptons.find(truth.record, truth.lineage.flags, leptons.MUON, 1.0, 3.0, 0.4, 0.0)
+    made, origin = truth.record, found.origin
+    assert set(origin.tolist()) <= {1, 15, 5, 4, 3}
+    for index, flavour in zip(found.particle, origin, strict=True):
+        chain, at = [], int(made.mother[index])
+        while at >= 0:
+            chain.append(record.heaviest_quark(made.pdg[at]))
+            at = int(made.mother[at])
+        if flavour in {1, 15}:
+            assert not any(chain)
+        else:
+            assert flavour == max(3, min(5, max(chain)))
+
+
+def test_kernels_are_compiled_anew_when_any_of_their_code_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "some_kernel.py"
+    source.write_text(
+        "from agc_ml.generate.compiled import kernel\n@kernel\ndef twice(x):\n    return 2 * x\n"
+    )
+
+    def hits(digest: str) -> int:
+        monkeypatch.setattr(compiled, "code_digest", lambda: digest)
+        spec = importlib.util.spec_from_file_location("some_kernel", source)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.twice(3) == 6
+        return sum(module.twice.stats.cache_hits.values())
+
+    assert [hits(digest) for digest in ("one", "one", "other", "other")] == [0, 1, 0, 1]
+
+
+def test_skim_is_looser_than_the_selection(batch: Batch, truth: detector.Truth) -> None:
+    """For any variation of the jets' pt: up by 3 %, or smeared by three standard deviations."""
+    response = detector.Response(SEED, "ttbar__nominal")
+    n_selected = 0
+    for repeat in range(1, 15):
+        numbers = np.uint64(repeat << 32) + batch.attempts.astype(np.uint64)
+        found = nanoaod.stored(response.measure(truth, numbers, 1))
+        arrays = nanoaod.branches_of(found)
+        n_leptons = ak.num(selection.electrons(arrays["Electron"]))
+        n_leptons = n_leptons + ak.num(selection.muons(arrays["Muon"]))
+        jets = selection.jets(arrays["Jet"], ak.full_like(arrays["Jet"].pt, 1.15))
+        selected = ak.to_numpy((n_leptons == 1) & (ak.num(jets) >= 4))
+        n_selected += selected.sum()
+        assert not np.any(selected & ~unit.skim(found, muons=True))
+    assert n_selected > 40
 
 
 def test_skim(events: Events) -> None:

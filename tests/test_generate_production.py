@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,15 +24,17 @@ from conftest import GENERATED as EVENTS
 from conftest import UNIT
 
 import agc_ml
+from agc_ml import folders
 from agc_ml.checkpoints import unseal
 from agc_ml.datasets import Fileset
 from agc_ml.errors import GenerateError, UsageError
 from agc_ml.execution import InlineExecutor, Lost
 from agc_ml.generate import hooks, nanoaod, production, pythia, unit
 from agc_ml.generate import manifest as manifests
+from agc_ml.generate.commands import parse_events
 from agc_ml.generate.pythia import Source
 from agc_ml.generate.samples import SAMPLES, Setting, sample
-from agc_ml.worker import unpack
+from agc_ml.worker import Failure, unpack
 
 DATASETS = ("ttbar__nominal", "ttbar__scaleup", "single_top_tW__nominal")
 
@@ -135,13 +138,10 @@ def test_all_tried_events_count(made: Path) -> None:
             assert runs["genEventSumw"][0] == runs["genEventSumw2"][0] == dataset.sumw
             assert file["Events"].num_entries == dataset.events == EVENTS[name]
             assert dataset.generated > 3 * dataset.events
-            # attempts are numbered: the last kept one of each unit tells how many there were
             numbers = file["Events/event"].array(library="np") - 1
-    last = [
-        numbers[: (k + 1) * UNIT][-1] % hooks.MAX_ATTEMPTS + 1
-        for k in range(-(-len(numbers) // UNIT))
-    ]
-    assert sum(last) == found.datasets["single_top_tW__nominal"].generated
+        # attempts are numbered: the last kept one of each unit tells how many there were
+        units = [numbers[start : start + UNIT] for start in range(0, len(numbers), UNIT)]
+        assert sum(int(unit[-1]) % hooks.MAX_ATTEMPTS + 1 for unit in units) == dataset.generated
 
 
 def test_the_fileset_normalises_to_them(made: Path, tmp_path: Path) -> None:
@@ -219,9 +219,6 @@ def test_constituents(tmp_path: Path, small_units: None) -> None:
     assert ak.all(events.SV_dlenSig > 3)
     assert ak.all(events.SV_ntracks >= 2)
     assert ak.max(events.SV_mass) < 7
-
-
-# -- what goes wrong ------------------------------------------------------------------------------
 
 
 def test_a_killed_worker_changes_nothing(made: Path, tmp_path: Path, small_units: None) -> None:
@@ -382,6 +379,7 @@ def test_pythia_that_does_not_know_a_setting() -> None:
         (["--events", "9", "--datasets", "nothing*"], "no dataset matches 'nothing*'"),
         (["--events", "9", "--seed", "-1"], "--seed"),
         (["--seed", "1"], "--events is missing"),
+        (["--events", "1e999999999"], "a number of events is needed"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -394,25 +392,127 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], message: str) -> None
 
 def test_a_folder_with_other_content(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    called = agc("generate", "--events", 9, "--seed", 1, "-o", tmp_path)
-    assert called.code == 2
-    assert "there is something in it" in called.error
-    called = agc("generate", "--events", 9, "--seed", 1, "-o", tmp_path, "--resume")
-    assert called.code == 1
-    assert "no generated set" in called.error
+    for more in ([], ["--resume"]):
+        called = agc("generate", "--events", 9, "--seed", 1, "-o", tmp_path, *more)
+        assert called.code == 2
+        assert "there is something in it that is no generated set" in called.error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_resume_of_another_request(made: Path) -> None:
-    called = agc("generate", "--events", 9, "--seed", 8, "-o", made, "--resume")
+def test_a_set_is_not_overwritten(made: Path) -> None:
+    called = agc("generate", "--events", 9, "--seed", 7, "-o", made)
     assert called.code == 2
-    assert "begun with other seed 7" in called.error
+    assert "there is a set in it; go on with it by --resume" in called.error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--events", 9, "--seed", 8], "--seed"),
+        (["--events", 9, "--seed", 7], "--events or --datasets"),
+    ],
+)
+def test_resume_of_another_request(made: Path, arguments: list[object], told: str) -> None:
+    called = agc("generate", *arguments, "-o", made, "--resume", "--cluster", "inline")
+    assert called.code == 2
+    assert called.error.endswith(
+        f"begun with other {told}; ask for the same, or name another folder with -o"
+    )
+
+
+def test_resume_of_a_complete_set_leaves_it(made: Path, small_units: None) -> None:
+    before = {path: path.stat().st_mtime_ns for path in made.glob("*.root")}
+    production.generate(made, events=EVENTS, seed=7, site="inline", quiet=True, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*.root")} == before
+    whole(made)
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    with folders.owned(folder):
+        called = agc(
+            *("generate", "--events", 9, "-o", folder, "--cluster", "inline"),
+        )
+    assert called.code == 2
+    assert called.error.endswith("another agc-ml is at work in it; name another folder with -o")
+
+
+def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    called = agc("generate", "--events", 9, "-o", tmp_path / "file" / "set", "--cluster", "inline")
+    assert called.code == 1
+    assert f"{tmp_path / 'file' / 'set'}: can't be written" in called.error
+    called = agc("generate", "--events", 9, "-o", tmp_path / ("a" * 300), "--cluster", "inline")
+    assert called.code == 1
+    assert "File name too long" in called.error
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ({"ttbar__nominal": 0}, "ttbar__nominal: 0 events"),
+        ({"ttbar__nominal": 1.5}, "ttbar__nominal: 1.5 events"),
+        ({"ttbar__nominal": 10**10}, "up to 1,000,000,000 make sense"),
+        ({"nothing": 5}, "no dataset matches 'nothing'"),
+        ({"ttbar*": 5}, "ttbar__nominal: 0 events"),
+    ],
+)
+def test_wrong_numbers_in_python(tmp_path: Path, events: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        production.generate(tmp_path / "set", events=events, seed=1, site="inline")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_worker_with_another_version() -> None:
+    done = unit.make(
+        unit.Unit(sample("ttbar__nominal"), seed=1, number=0, events=2, code="of another version")
+    )
+    assert isinstance(done, Failure)
+    assert "another version on this worker" in done.reason
+
+
+def test_what_a_library_raises_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(pythia.Source, "batch", broken)
+    done = unit.make(unit.Unit(sample("ttbar__nominal"), seed=1, number=0, events=2))
+    assert done == Failure("definite", "RuntimeError: out of luck", done.details)
+
+
+def test_a_unit_that_is_made_in_the_last_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes, rounds = InlineExecutor.outcomes, []
+
+    def late(executor: Any, function: Any, jobs: Any) -> Any:
+        rounds.append(jobs)
+        if len(rounds) < production.ROUNDS:
+            return ((key, Lost()) for key in jobs)
+        return outcomes(executor, function, jobs)
+
+    monkeypatch.setattr(InlineExecutor, "outcomes", late)
+    folder = tmp_path / "set"
+    production.generate(folder, events={"ttbar__nominal": 5}, seed=1, site="inline", quiet=True)
+    whole(folder)
+
+
+def test_pythia_of_another_installation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHIA8DATA", str(tmp_path))
+    called = agc("generate", "--events", 9, "-o", tmp_path / "set")
+    assert called.code == 1
+    assert "PYTHIA8DATA is set" in called.error
+
+
+def test_numbers_of_events() -> None:
+    for text, number in {"4.1M": 4_100_000, "2.01M": 2_010_000, "30K": 30_000, "7": 7}.items():
+        assert parse_events(text) == number
 
 
 def test_shares() -> None:
     for events in (9, 100, 30_001):
         shares = production.shared(SAMPLES, events)
-        assert sum(shares.values()) == pytest.approx(events, abs=9 if events < 100 else 0)
+        assert sum(shares.values()) == events
         assert min(shares.values()) >= 1
     with pytest.raises(UsageError):
         production.shared(SAMPLES, 8)

@@ -49,6 +49,8 @@ EVENT = [
     (211, 83, 21, 30.0),
     (-211, 84, 22, 35.0),
     (22, 91, 25, 4.0),
+    (3, -71, 18, 5.0),  # 34: quarks of the gluon that the b radiated
+    (-3, -71, 18, 3.0),
 ]
 
 
@@ -112,6 +114,28 @@ def test_a_quark_that_radiates() -> None:
     assert last & genpart.LAST_COPY
     assert not last & (genpart.FIRST_COPY | genpart.LAST_COPY_BEFORE_FSR)
     assert all(flag & genpart.PROMPT for flag in (first, radiated, last))
+
+
+def test_quarks_of_a_radiated_gluon_are_not_of_the_hard_process() -> None:
+    assert not flags(34) & genpart.FROM_HARD_PROCESS
+    assert flags(34) & genpart.LAST_COPY
+    made = record_of(EVENT)
+    for only_matching in (True, False):
+        _, place = genpart.gen_parts(made, genpart.ancestry(made), only_matching=only_matching)
+        assert place[34] == place[35] == -1
+
+
+def test_status_and_mass_as_nanoaod_has_them() -> None:
+    made = record_of(EVENT)
+    massive = made._replace(mass=np.full(len(made.pdg), 4.5))
+    parts, place = genpart.gen_parts(massive, genpart.ancestry(massive), only_matching=False)
+    status, mass = parts.fields["status"], parts.fields["mass"]
+    assert status[place[13]] == 2  # the tau, though Pythia has it as outgoing of the hard process
+    assert status[place[27]] == 1
+    assert status[place[5]] == 22
+    assert status[place[23]] == 2
+    assert mass[place[13]] == mass[place[10]] == 0
+    assert mass[place[5]] == mass[place[9]] == mass[place[23]] == 4.5
 
 
 def test_a_lepton_from_a_prompt_tau() -> None:

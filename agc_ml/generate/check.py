@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml import agc, cluster
-from agc_ml.errors import GenerateError
+from agc_ml.errors import GenerateError, UsageError
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate import samples
-from agc_ml.generate.manifest import Manifest
 from agc_ml.generate.production import generate
 from agc_ml.generate.samples import Quantity, Sample
 
@@ -106,25 +105,37 @@ def needed(datasets: Iterable[Sample]) -> dict[str, int]:
     return {s.name: round(spare * DEMANDS[s.name].selected / s.selected) for s in datasets}
 
 
-def make_set(folder: Path, seed: int, *, site: str, workers: int | None, quiet: bool) -> Manifest:
+def make_set(folder: Path, seed: int, *, site: str, workers: int | None, quiet: bool) -> None:
     """Generate the events that a check needs; goes on where it was interrupted.
 
     Raises
     ------
+    UsageError
+        The folder holds events of other settings or versions.
     AgcError
         As of `production.generate`.
     """
-    return generate(
-        folder,
-        events=needed(samples.SAMPLES),
-        seed=seed,
-        content="slim",
-        muons=False,
-        site=site,
-        workers=workers,
-        resume=folder.exists(),
-        quiet=quiet,
-    )
+    if (folder / manifests.FILESET).exists():
+        return
+    try:
+        generate(
+            folder,
+            events=needed(samples.SAMPLES),
+            seed=seed,
+            content="slim",
+            muons=False,
+            site=site,
+            workers=workers,
+            resume=folder.exists(),
+            quiet=quiet,
+        )
+    except UsageError as error:
+        if (folder / manifests.MANIFEST).exists():
+            raise UsageError(
+                f"{folder}: begun with other settings, code or versions; remove it, or choose "
+                "another --seed"
+            ) from error
+        raise
 
 
 def check(
@@ -141,6 +152,11 @@ def check(
     """
     made = manifests.load(folder)
     manifests.verify(folder, made)
+    for name in made.datasets:
+        if name not in DEMANDS:
+            raise GenerateError(
+                f"{folder}: dataset {name} is unknown; there are: {', '.join(DEMANDS)}"
+            )
     counts = _selected(folder, site=site, workers=workers, quiet=quiet)
     comparisons = tuple(
         Comparison(
@@ -270,12 +286,12 @@ def facts(checked: Checked) -> dict[str, Any]:
 
 
 def raise_if_bad(checked: Checked) -> None:
-    """Fail where a demand is not met and no shortfall is stated, or a worse one.
+    """Fail where a demand is not met and no shortfall is stated, or a lesser one.
 
     Raises
     ------
     GenerateError
-        What is worst, in one line.
+        How many there are and the worst of them, in one line.
     """
     bad = [line for line in checked.lines if line.verdict not in {"good", "stated shortfall"}]
     few = [line for line in bad if line.verdict == "too few events"]
@@ -286,9 +302,9 @@ def raise_if_bad(checked: Checked) -> None:
             "check makes what it needs"
         )
     if bad:
-        worst = bad[0]
+        worst = max(bad, key=lambda line: abs(line.found) / line.allowed)
         raise GenerateError(
-            f"{len(bad)} of {len(checked.lines)} comparisons are worse than stated: "
+            f"comparisons worse than stated: {len(bad)} of {len(checked.lines)}, the worst "
             f"{worst.dataset}: {worst.quantity} is {worst.found:+.3f}, at most {worst.allowed:.3f} "
             "is allowed; see the table"
         )

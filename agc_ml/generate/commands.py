@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import shlex
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import click
 
 from agc_ml import options
-from agc_ml.errors import UsageError
+from agc_ml.errors import Interrupted, UsageError
 
-_SUFFIXES = {"k": 10**3, "M": 10**6, "G": 10**9}
+_SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+_SEED = click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="The same seed gives the same events.",
+)
 
 
 def parse_events(text: str) -> int:
-    """A number of events: ``30000``, ``30k``, ``1M``.
+    """A number of events: ``30000``, ``30k``, ``1.5M``.
 
     Raises
     ------
@@ -25,21 +33,22 @@ def parse_events(text: str) -> int:
     """
     digits, factor = (text[:-1], _SUFFIXES[text[-1]]) if text[-1:] in _SUFFIXES else (text, 1)
     try:
-        number = float(digits) * factor
-    except ValueError:
-        number = 0.0
-    if not 1 <= number < float("inf") or number != int(number):
+        number = Decimal(digits) * factor
+        is_whole = number >= 1 and number == int(number)
+    except (ArithmeticError, ValueError):  # no number, or none that is finite
+        is_whole = False
+    if not is_whole:
         raise UsageError(f"--events {text}: a number of events is needed, such as 5000, 30k or 1M")
     return int(number)
 
 
 @click.group(
     invoke_without_command=True,
-    epilog="Example: agc-ml generate --events 10k --seed 1 -o data/ --workers 2",
+    epilog="Example: agc-ml generate --events 10k -o data/ --workers 2",
 )
 @click.option("--events", metavar="N", help="Events of the whole set: 5000, 30k, 1M.")
 @click.option("--datasets", metavar="A,B*", help="Only datasets that match [all nine].")
-@click.option("--seed", type=click.IntRange(0), help="The same seed gives the same events.")
+@_SEED
 @click.option("-o", "--output", metavar="DIR", help="Folder of the set.")
 @click.option(
     "--content",
@@ -66,24 +75,21 @@ def generate(context: click.Context, /, **given: Any) -> None:
     fileset.json that every command takes, and a manifest.json that says what made it.
     """
     if context.invoked_subcommand is not None:
+        _refuse_lost_options(context)
         return
     from agc_ml.generate import production  # noqa: PLC0415 - heavy
 
-    for name in ("events", "seed", "output"):
+    for name in ("events", "output"):
         if given[name] is None:
             raise UsageError(f"--{name} is missing (see agc-ml generate --help)")
-    datasets = given["datasets"]
     output = Path(given["output"])
+    datasets = given["datasets"]
+    names = ["seed", "content", "constituents", "emulate_cms2015_muon_id"]
+    names += ["site", "workers", "resume", "quiet"]
     arguments = {
         "events": parse_events(given["events"]),
         "datasets": None if datasets is None else datasets.split(","),
-        **{
-            name: given[name]
-            for name in (
-                *("seed", "content", "constituents", "emulate_cms2015_muon_id", "site", "workers"),
-                *("resume", "quiet"),
-            )
-        },
+        **{name: given[name] for name in names},
     }
     made = options.resumable(
         output,
@@ -100,13 +106,24 @@ def generate(context: click.Context, /, **given: Any) -> None:
     click.echo(f"measure them with: agc-ml measure {where}")
 
 
+def _refuse_lost_options(context: click.Context) -> None:
+    """Options between ``generate`` and a subcommand would have no effect."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            name = context.invoked_subcommand
+            raise UsageError(
+                f"{parameter.opts[-1]} belongs behind {name}: agc-ml generate {name} ..."
+            )
+
+
 @generate.command(epilog="Example: agc-ml generate check data/")
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--seed", type=click.IntRange(0), default=2, show_default=True, help="Without DIR.")
+@click.option("--seed", type=click.IntRange(0), help="Of the events, without DIR [2].")
 @options.cluster_options
 @options.json_option
 @options.logging_options
-def check(folder: Path | None, seed: int, as_json: bool, **given: Any) -> None:
+def check(folder: Path | None, seed: int | None, as_json: bool, **given: Any) -> None:
     """Compare a generated set with the published histograms; exit code 1 if it is too far.
 
     Without DIR the events that it needs are made in check-SEED (half an hour on two cores). Table
@@ -116,22 +133,31 @@ def check(folder: Path | None, seed: int, as_json: bool, **given: Any) -> None:
     from agc_ml.generate import check as checking  # noqa: PLC0415 - heavy
 
     how = {key: given[key] for key in ("site", "workers", "quiet")}
-    where = Path(f"check-{seed}") if folder is None else folder
+    if folder is not None and seed is not None:
+        raise UsageError(f"--seed is for events that the check makes itself; {folder} has its own")
     if folder is None:
-        options.resumable(where, lambda: checking.make_set(where, seed, **how), kept="units")
-    checked = checking.check(where, **how)
-    figures = checking.write(checked, where)
+        seed = 2 if seed is None else seed
+        folder = Path(f"check-{seed}")
+        try:
+            checking.make_set(folder, seed, **how)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(
+                "interrupted; what is finished is kept; the same command goes on"
+            ) from stop
+    checked = checking.check(folder, **how)
     if as_json:
         click.echo(json.dumps(checking.facts(checked), indent=1))
     else:
         tables.comparison(checked).print()
+    figures = checking.write(checked, folder)
+    if not as_json:
         click.echo(f"figures: {figures}")
     checking.raise_if_bad(checked)
 
 
-@generate.command(epilog="Example: agc-ml generate lookalike --events 600k --seed 1 -o large/")
+@generate.command(epilog="Example: agc-ml generate lookalike --events 600k -o large/")
 @click.option("--events", metavar="N", required=True, help="Events: 5000, 200k, 1M.")
-@click.option("--seed", type=click.IntRange(0), required=True, help="Same seed, same events.")
+@_SEED
 @click.option("-o", "--output", metavar="DIR", required=True, help="Folder of the files.")
 @click.option("--dataset", default="ttbar__nominal", show_default=True, help="Which process.")
 @click.option(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 
+from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array, Collection, collect
 from agc_ml.generate.genjets import GenJets
 from agc_ml.generate.parameters import ConstituentParameters
@@ -16,7 +16,6 @@ MIN_PT: Final = 0.7  # GeV, of a candidate
 _VERTEX_TRACK_PT, _VERTEX_TRACK_ETA = 0.5, 2.5
 _PION, _MUON, _PHOTON, _NEUTRAL_HADRON = 211, 13, 22, 130
 _PION_MASS: Final = 0.1396
-_LONG_LIVED: Final = (310, 3122, 130)  # their decays are no vertices of heavy flavour
 
 
 def candidates(
@@ -45,7 +44,7 @@ def candidates(
     return collect(fields, jets.event[jet], record.n_events, np.ones(len(index), bool))
 
 
-@njit(cache=True)
+@kernel
 def _are_charged(pdg: Array) -> Array:
     found = np.empty(len(pdg), np.bool_)
     for i in range(len(pdg)):
@@ -53,7 +52,7 @@ def _are_charged(pdg: Array) -> Array:
     return found
 
 
-@njit(cache=True)
+@kernel
 def _candidates(
     record: Any, jets: Any, seeds: Array, p: ConstituentParameters
 ) -> tuple[Array, Array, Array]:
@@ -127,7 +126,7 @@ def vertices(record: Record, hadrons: Array, seeds: Array, p: ConstituentParamet
     return collect(fields, event, record.n_events, keep)
 
 
-@njit(cache=True)
+@kernel
 def _vertices(
     record: Any, hadrons: Array, seeds: Array, p: ConstituentParameters
 ) -> tuple[Array, Array, Array]:
@@ -152,9 +151,6 @@ def _vertices(
             while m >= 0:
                 if hadrons[m] > 0:
                     top = m
-                if abs(pdg[m]) in _LONG_LIVED:
-                    top = -1
-                    break
                 m = mother[m]
             if top < 0:
                 continue

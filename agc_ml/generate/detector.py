@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 
 from agc_ml.generate import constituents, genjets, genpart, jets, leptons
+from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array, Collection, Events, collect
 from agc_ml.generate.genjets import GenJets
 from agc_ml.generate.parameters import DETECTOR, Detector
 from agc_ml.generate.randomness import event_seeds, stream_key
-from agc_ml.generate.record import Record, heavy_hadrons
+from agc_ml.generate.record import NEUTRINOS, Record, heavy_hadrons
 
 GEN_JET_PT: Final = 10.0  # GeV, as in NanoAOD
 _RUN: Final = 1  # as CMS numbers the runs of simulation
@@ -169,7 +169,7 @@ class Response:
     def _whole_events(self, truth: Truth, found: jets.Jets, numbers: Array) -> dict[str, Array]:
         """Missing momentum, true and measured, and vertices; GeV."""
         record, n_events, p = truth.record, truth.record.n_events, self.detector.event
-        unseen = np.flatnonzero((record.status > 0) & _are_neutrinos(record.pdg))
+        unseen = np.flatnonzero((record.status > 0) & np.isin(np.abs(record.pdg), NEUTRINOS))
         of_event, jet_event = record.event[unseen], truth.jets.event
         true_x = np.bincount(of_event, record.px[unseen], n_events)
         true_y = np.bincount(of_event, record.py[unseen], n_events)
@@ -192,7 +192,7 @@ class Response:
         }
 
 
-@njit(cache=True)
+@kernel
 def _noise(seeds: Array, vertices: float) -> tuple[Array, Array]:
     """Three standard normal numbers an event, and its number of good vertices, at least one."""
     normal, found = np.empty((3, len(seeds))), np.empty(len(seeds), np.int32)
@@ -202,11 +202,6 @@ def _noise(seeds: Array, vertices: float) -> tuple[Array, Array]:
             normal[k, event] = np.random.standard_normal()
         found[event] = max(1, np.random.poisson(vertices))
     return normal, found
-
-
-def _are_neutrinos(pdg: Array) -> Array:
-    codes = np.abs(pdg)
-    return np.isin(codes, (12, 14, 16))
 
 
 def _lepton(

@@ -6,8 +6,8 @@ from typing import Any, Final, NamedTuple
 
 import awkward as ak
 import numpy as np
-from numba import njit
 
+from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array
 from agc_ml.generate.record import Record, distance2, is_charged, is_neutrino
 
@@ -52,7 +52,7 @@ class GenJets(NamedTuple):
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
-@njit(cache=True)
+@kernel
 def _visible(record: Any) -> Array:
     """Indices of the stable particles that are seen."""
     found = np.empty(len(record.pdg), np.int64)
@@ -124,7 +124,7 @@ def _offsets(counts: Array) -> Array:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-@njit(cache=True)
+@kernel
 def _flavours(
     offsets: Array, eta: Array, phi: Array, record: Any, hadrons: Array
 ) -> tuple[Array, Array]:
@@ -158,7 +158,7 @@ def _flavours(
     return hadron, parton
 
 
-@njit(cache=True)
+@kernel
 def _is_parton(pdg: Any, signed_status: Any) -> Any:
     code, status = abs(pdg), abs(signed_status)
     if not (0 < code <= _BOTTOM or code == _GLUON):
@@ -167,7 +167,7 @@ def _is_parton(pdg: Any, signed_status: Any) -> Any:
     return status == 23 or 33 <= status < 70 or 71 <= status <= 79
 
 
-@njit(cache=True)
+@kernel
 def _energies(members: Array, offsets: Array, record: Any) -> Array:
     """Energy [GeV] by kind of particle, shape ``(n_jets, 5)``, in the order of `GenJets`."""
     found = np.zeros((len(offsets) - 1, 5))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array, Collection
 from agc_ml.generate.record import Record, heaviest_quark, is_neutrino
 
@@ -31,6 +31,8 @@ LAST_COPY_BEFORE_FSR: Final = 1 << 14
 
 _TAU, _PHOTON, _GLUON, _TOP, _W, _BOTTOM = 15, 22, 21, 6, 24, 5
 _HEAVY_BOSONS: Final = (23, 24, 25)
+# particles whose mass NanoAOD leaves out, for everybody knows it
+_WITHOUT_MASS: Final = (*range(1, 6), *range(11, 17), 21, 111, 211, 411, 421)
 _GEV_LEPTON, _GEV_NEUTRINO, _GEV_PHOTON, _GEV_HADRON = 3.0, 5.0, 10.0, 5.0
 
 
@@ -48,7 +50,7 @@ class GenParts(NamedTuple):
     place: Array
 
 
-@njit(cache=True)
+@kernel
 def ancestry(record: Any) -> Ancestry:
     """Status flags of all particles of a record, and which come from a resonance."""
     pdg, status, mother = record.pdg, record.status, record.mother
@@ -121,7 +123,7 @@ def ancestry(record: Any) -> Ancestry:
     return Ancestry(flags, from_resonance)
 
 
-@njit(cache=True)
+@kernel
 def _worth_keeping(record: Any, lineage: Any) -> Array:
     """Particles like those that NanoAOD keeps: hard process, resonances, leptons, heavy flavour."""
     keep = np.zeros(len(record.pdg), np.bool_)
@@ -135,7 +137,7 @@ def _worth_keeping(record: Any, lineage: Any) -> Array:
             elif code == _TOP or code in _HEAVY_BOSONS:
                 keep[i] = (flag & (FIRST_COPY | LAST_COPY)) > 0
             elif code <= _BOTTOM:
-                keep[i] = last and lineage.from_resonance[i]
+                keep[i] = last and (flag & FROM_HARD_PROCESS) > 0
             elif code == _TAU:
                 keep[i] = last
             elif final and is_neutrino(code):
@@ -149,22 +151,22 @@ def _worth_keeping(record: Any, lineage: Any) -> Array:
     return keep
 
 
-@njit(cache=True)
+@kernel
 def _used_by_matching(record: Any, lineage: Any) -> Array:
-    """Tops and Ws, last copies of the quarks, leptons and neutrinos from them; no more."""
+    """Tops and Ws, last copies of the quarks, leptons and neutrinos that they decay to; no more."""
     keep = np.zeros(len(record.pdg), np.bool_)
     for event in range(len(record.offsets) - 1):
         for i in range(record.offsets[event] + 3, record.offsets[event + 1]):
             code, last = abs(record.pdg[i]), (lineage.flags[i] & LAST_COPY) > 0
-            prompt = (lineage.flags[i] & PROMPT) > 0
+            from_hard = (lineage.flags[i] & FROM_HARD_PROCESS) > 0
             if code in (_TOP, _W):
                 keep[i] = last
             elif code <= _BOTTOM or 11 <= code <= 16:
-                keep[i] = last and prompt and lineage.from_resonance[i]
+                keep[i] = last and from_hard and lineage.from_resonance[i]
     return keep
 
 
-@njit(cache=True)
+@kernel
 def _pruned(record: Any, keep: Array) -> tuple[Array, Array, Array, Array]:
     """Indices of the kept, their number an event, their nearest kept mothers, places of all."""
     place = np.full(len(keep), -1, np.int32)
@@ -191,17 +193,16 @@ def gen_parts(record: Record, lineage: Ancestry, *, only_matching: bool) -> GenP
     keep = (_used_by_matching if only_matching else _worth_keeping)(record, lineage)
     index, counts, mothers, place = _pruned(record, keep)
     status, pdg = record.status[index], record.pdg[index]
-    decayed = 80
-    light = (np.abs(pdg) <= _HEAVY_BOSONS[-1]) & (np.abs(pdg) != _TOP) & (record.mass[index] < 1)
+    decayed = (lineage.flags[index] & DECAYED_LEPTON_HADRON) > 0
+    mass = record.mass[index]
+    has_none = np.isin(np.abs(pdg), _WITHOUT_MASS) | ((pdg == _PHOTON) & (mass < 1))
     fields = {
         "pt": record.pt[index],
         "eta": record.eta[index],
         "phi": record.phi[index],
-        "mass": np.where(light, 0.0, record.mass[index]),
+        "mass": np.where(has_none, 0.0, mass),
         "pdgId": pdg.astype(np.int32),
-        "status": np.where(status > 0, 1, np.where(status < -decayed, 2, np.abs(status))).astype(
-            np.int32
-        ),
+        "status": np.where(status > 0, 1, np.where(decayed, 2, np.abs(status))).astype(np.int32),
         "statusFlags": lineage.flags[index],
         "genPartIdxMother": mothers,
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array
 from agc_ml.generate.genjets import GenJets
 from agc_ml.generate.parameters import JetParameters, TagParameters
@@ -41,7 +41,7 @@ class Jets(NamedTuple):
     muon: Array
 
 
-@njit(cache=True)
+@kernel
 def measure(jets: GenJets, seeds: Array, p: JetParameters, tags: TagParameters) -> Jets:
     """Measure jets; ``seeds`` one an event, shape ``(n_events,)``."""
     n = len(jets.pt)
@@ -74,7 +74,7 @@ def measure(jets: GenJets, seeds: Array, p: JetParameters, tags: TagParameters) 
     )  # fmt: skip
 
 
-@njit(cache=True)
+@kernel
 def _measured_pt(jets: GenJets, j: Any, p: JetParameters) -> Any:
     pt = max(jets.pt[j] + p.offset + p.offset_spread * np.random.standard_normal(), 1.0)
     resolution = np.sqrt((p.noise / pt) ** 2 + p.stochastic**2 / pt + p.constant**2)
@@ -86,7 +86,7 @@ def _measured_pt(jets: GenJets, j: Any, p: JetParameters) -> Any:
     return pt * min(max(response, p.min_response), p.max_response)
 
 
-@njit(cache=True)
+@kernel
 def _compose(jets: GenJets, j: Any, p: JetParameters, fractions: Array) -> None:
     """Fill a jet's energy fractions, with what pile-up adds to them."""
     cosh = np.cosh(jets.eta[j])
@@ -103,7 +103,7 @@ def _compose(jets: GenJets, j: Any, p: JetParameters, fractions: Array) -> None:
     fractions /= fractions.sum()
 
 
-@njit(cache=True)
+@kernel
 def _identify(fractions: Array, members: Any, eta: Any) -> Any:
     """CMS's jet identification of run 2, tight and with lepton veto (CMS-PAS-JME-16-003)."""
     charged, neutral, photon = fractions[0], fractions[1], fractions[2]
@@ -118,7 +118,7 @@ def _identify(fractions: Array, members: Any, eta: Any) -> Any:
     return TIGHT if vetoed else TIGHT_LEPTON_VETO
 
 
-@njit(cache=True)
+@kernel
 def _tag(flavour: Any, pt: Any, in_tracker: Any, tags: TagParameters) -> Any:
     """CSVv2: drawn from the distribution of the jet's flavour."""
     u, no_vertex = np.random.random(), np.random.random()
@@ -133,7 +133,7 @@ def _tag(flavour: Any, pt: Any, in_tracker: Any, tags: TagParameters) -> Any:
     return value if in_tracker and no_vertex >= lost else NO_TAG
 
 
-@njit(cache=True)
+@kernel
 def _above(fraction: Any, knots: Any) -> Any:
     """The value that ``fraction`` of the jets are above, between knots on straight lines."""
     values, survival = knots
@@ -144,7 +144,7 @@ def _above(fraction: Any, knots: Any) -> Any:
     return values[-1]
 
 
-@njit(cache=True)
+@kernel
 def _likelihood(parton: Any, tags: TagParameters) -> Any:
     """Quark-gluon likelihood: high for light quarks, low for gluons."""
     code = abs(parton)
@@ -159,7 +159,7 @@ def _likelihood(parton: Any, tags: TagParameters) -> Any:
     return np.random.beta(a, b)
 
 
-@njit(cache=True)
+@kernel
 def _pileup_id(pt: Any) -> Any:
     """Bits of the pile-up identification: all three, but for a few soft jets."""
     first, second = np.random.random(), np.random.random()

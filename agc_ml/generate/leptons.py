@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array
 from agc_ml.generate.genpart import PROMPT, PROMPT_TAU_PRODUCT
 from agc_ml.generate.parameters import (
@@ -15,14 +15,14 @@ from agc_ml.generate.parameters import (
     ImpactParameters,
     MuonParameters,
 )
-from agc_ml.generate.record import distance2, is_charged, is_neutrino
+from agc_ml.generate.record import distance2, heaviest_quark, is_charged, is_neutrino
 
 ELECTRON: Final = 11
 MUON: Final = 13
 TIGHT, MEDIUM, LOOSE, VETO, FAIL = 4, 3, 2, 1, 0
 """Values of ``Electron_cutBased``."""
 
-FROM_PROMPT, FROM_TAU, FROM_HADRON = 1, 15, 5
+FROM_PROMPT, FROM_TAU, FROM_BOTTOM, FROM_CHARM, FROM_LIGHT = 1, 15, 5, 4, 3
 """Values of ``genPartFlav``."""
 
 _PHOTON: Final = 22
@@ -56,14 +56,14 @@ class Track(NamedTuple):
     sip3d: Array
 
 
-@njit(cache=True)
+@kernel
 def find(
     record: Any, flags: Array, kind: Any, min_pt: Any, max_eta: Any, cone: Any, fsr_cone: Any
 ) -> Found:
     """All stable electrons or muons above ``min_pt`` [GeV] and within ``max_eta``."""
     # Local names: numba counts references of all arrays of a tuple that is looked into.
     offsets, pdg, status = record.offsets, record.pdg, record.status
-    pt, eta, phi = record.pt, record.eta, record.phi
+    pt, eta, phi, mother = record.pt, record.eta, record.phi, record.mother
     candidate = np.zeros(len(pdg), np.bool_)
     for i in range(len(pdg)):
         is_kind = status[i] > 0 and abs(pdg[i]) == kind
@@ -95,11 +95,21 @@ def find(
         elif flags[i] & PROMPT_TAU_PRODUCT:
             origin[k] = FROM_TAU
         else:
-            origin[k] = FROM_HADRON
+            origin[k] = _flavour(i, mother, pdg)
     return Found(index, event, dressed, around, charged, origin)
 
 
-@njit(cache=True)
+@kernel
+def _flavour(i: Any, mother: Array, pdg: Array) -> Any:
+    """Heaviest quark of the hadrons that a lepton comes from, as ``genPartFlav`` has it."""
+    heaviest = FROM_LIGHT
+    while i >= 0:
+        heaviest = max(heaviest, min(heaviest_quark(pdg[i]), FROM_BOTTOM))
+        i = mother[i]
+    return heaviest
+
+
+@kernel
 def measure_electrons(
     found: Found, eta: Array, seeds: Array, p: ElectronParameters, t: ImpactParameters,
     e: EventParameters,
@@ -125,7 +135,7 @@ def measure_electrons(
     return pt, seen, cut_based, track
 
 
-@njit(cache=True)
+@kernel
 def _identified(pt: Any, eta: Any, endcap: Any, isolation: Any, p: ElectronParameters) -> Any:
     tight = p.tight_plateau * (1 - np.exp(-pt / p.tight_turn_on)) * (p.endcap if endcap else 1.0)
     u = np.random.random()
@@ -145,7 +155,7 @@ def _identified(pt: Any, eta: Any, endcap: Any, isolation: Any, p: ElectronParam
     return min(level, MEDIUM) if in_crack else level
 
 
-@njit(cache=True)
+@kernel
 def measure_muons(
     found: Found, eta: Array, seeds: Array, p: MuonParameters, t: ImpactParameters,
     e: EventParameters,
@@ -172,7 +182,7 @@ def measure_muons(
     return pt, seen, tight, medium, layers, track
 
 
-@njit(cache=True)
+@kernel
 def _empty_track(n: Any) -> Track:
     return Track(
         np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n), np.empty(n),
@@ -180,7 +190,7 @@ def _empty_track(n: Any) -> Track:
     )  # fmt: skip
 
 
-@njit(cache=True)
+@kernel
 def _measure_track(
     found: Found, k: Any, t: ImpactParameters, e: EventParameters, track: Track
 ) -> None:
@@ -204,6 +214,6 @@ def _measure_track(
     track.sip3d[k] = np.sqrt(0.6 * (dxy / error) ** 2 + 0.4 * (dz / t.longitudinal) ** 2)
 
 
-@njit(cache=True)
+@kernel
 def _sign() -> Any:
     return 1.0 if np.random.random() < 0.5 else -1.0

@@ -35,6 +35,7 @@ BASE_EVENTS: Final = 2_000
 """Generated events that are measured again and again."""
 
 FILE_EVENTS: Final = 1_000_000
+MOST_EVENTS: Final = 1_000_000_000
 _BATCH: Final = 250  # events that Pythia is asked for at once
 _REPEAT: Final = 1 << 32  # event numbers: repeat x this + the number of the generated event
 
@@ -92,12 +93,15 @@ def generate(
     folder = Path(output)
     if cluster_size < 1:
         raise UsageError(f"--cluster-size {cluster_size}: at least one event is needed")
-    if not folders.is_unused(folder):
-        raise UsageError(f"{folder}: there is something in it; name another folder with -o")
-    base = _base(sample, seed, min(events, BASE_EVENTS))
+    if not 1 <= events <= MOST_EVENTS:
+        raise UsageError(f"--events {events:,}: from 1 up to {MOST_EVENTS:,} make sense")
+    with folders.store_errors(folder):
+        if folder.exists() and (not folder.is_dir() or not folders.is_unused(folder)):
+            raise UsageError(f"{folder}: there is something in it; name another folder with -o")
     n_files = -(-events // FILE_EVENTS)
     bounds = [events * index // n_files for index in range(n_files + 1)]
     with folders.owned(folder):
+        base = _base(sample, seed, min(events, BASE_EVENTS))
         files = tuple(
             _write(
                 folder / f"{dataset}_{index}.root",

@@ -52,8 +52,10 @@ class FileRecord(_Record):
     sha256: str
     size: int = Field(description="bytes")
     uuid: str
-    entries: int
-    generated: int = Field(description="hard events, of which the entries passed vetoes and skim")
+    entries: int = Field(gt=0)
+    generated: int = Field(
+        gt=0, description="hard events, of which the entries passed vetoes and skim"
+    )
     sumw: float = Field(description="sum of weights of all generated events")
 
 
@@ -67,9 +69,9 @@ class DatasetRecord(_Record):
 
     process: str
     variation: str
-    xsec: float = Field(description="cross-section in pb")
+    xsec: float = Field(gt=0, description="cross-section in pb")
     xsec_source: str
-    factor: float
+    factor: float = Field(gt=0)
     absorbs: str
     veto_loss: float = Field(description="fraction of selected events that vetoes lose")
     shortfalls: tuple[ShortfallRecord, ...]
@@ -117,7 +119,7 @@ def load(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise GenerateError(
             f"{folder}: no generated set (no {MANIFEST} in it); 'agc-ml generate' makes one"
         ) from error
@@ -127,7 +129,7 @@ def load(folder: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"]) or "all of it"
         raise GenerateError(f"{path}: field {where}: {first['msg']}; generate again") from error
 
 
@@ -138,6 +140,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
     ------
     GenerateError
         The set is not complete, or a file is missing or another than the manifest says.
+    UsageError, FilesetError
+        Its fileset is missing or damaged.
     """
     if manifest.status != "complete":
         raise GenerateError(f"{folder}: not complete; go on with 'agc-ml generate ... --resume'")
@@ -149,6 +153,11 @@ def verify(folder: Path, manifest: Manifest) -> None:
                     f"{folder / file.name}: {problem} (dataset {name}); generate the set again, "
                     "or copy it again"
                 )
+    stated = Fileset.load(str(folder / FILESET))
+    if stated.digest != fileset(manifest).digest:
+        raise GenerateError(
+            f"{folder / FILESET}: not what {MANIFEST} says; generate or copy the set again"
+        )
 
 
 def problem_of(path: Path, record: FileRecord) -> str | None:

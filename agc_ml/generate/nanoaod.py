@@ -46,8 +46,8 @@ class Counts(NamedTuple):
     sumw2: float
 
 
-def slim(events: Events, *, gen_part: bool) -> Events:
-    """Keep the branches of the slim content, with GenPart where it is asked for."""
+def slim(events: Events, *, also: Iterable[str] = ()) -> Events:
+    """Keep the branches of the slim content, and the collections named in ``also``."""
     collections = {
         name: Collection(
             events.collections[name].counts,
@@ -55,8 +55,7 @@ def slim(events: Events, *, gen_part: bool) -> Events:
         )
         for name, fields in SLIM_FIELDS.items()
     }
-    if gen_part:
-        collections["GenPart"] = events.collections["GenPart"]
+    collections |= {name: events.collections[name] for name in also}
     return Events({name: events.values[name] for name in SLIM_VALUES}, collections)
 
 

@@ -51,10 +51,7 @@ MOST_EVENTS: Final = 1_000_000_000
 ROUNDS: Final = 3
 _UNITS: Final = "units"
 _PACKAGES: Final = ("agc-ml", "pythia8mc", "fastjet", "numpy", "numba", "awkward", "uproot")
-_DECIDING: Final = (  # modules of this package whose code decides the events
-    *("randomness", "pythia", "hooks", "topw", "record", "genpart", "genjets", "jets", "leptons"),
-    *("detector", "constituents", "unit", "nanoaod"),
-)
+_KEPT: Final = (manifests.MANIFEST, manifests.FILESET, _UNITS)
 
 
 @dataclass(frozen=True)
@@ -86,27 +83,28 @@ class _State:
     on_tick: Callable[[Tick], None]
     failures: int = 0
     have: dict[Unit, Path] = field(default_factory=dict)
+    units_done: int = 0
+    events_done: int = 0
 
     def path(self, unit: Unit) -> Path:
         """Where a finished unit is or will be, named by all that decides its content."""
-        content = json.dumps([asdict(unit), self.request.settings], sort_keys=True)
+        deciding = {**asdict(unit), "sample": unit.sample.name, "muons": unit.sample.vetoes.muons}
+        content = json.dumps([deciding, self.request.settings], sort_keys=True)
         return self.folder / _UNITS / hashlib.sha256(content.encode()).hexdigest()[:40]
+
+    def done(self, unit: Unit) -> None:
+        """Count a finished unit."""
+        self.units_done += 1
+        self.events_done += unit.events
 
     def tick(self) -> None:
         """Tell how far it is."""
-        units = [unit for file in self.files for unit in file.units]
-        done = [
-            unit
-            for file in self.files
-            for unit in file.units
-            if file.name in self.written or unit in self.have
-        ]
         self.on_tick(
             Tick(
-                len(done),
-                len(units),
-                sum(unit.events for unit in done),
-                sum(unit.events for unit in units),
+                self.units_done,
+                sum(len(file.units) for file in self.files),
+                self.events_done,
+                sum(file.events for file in self.files),
                 self.failures,
             )
         )
@@ -160,10 +158,12 @@ def generate(
         One line that says what is wrong and the way out. What is finished is kept.
     """
     _need_libraries()
+    if isinstance(events, Mapping) and datasets is not None:
+        raise UsageError("events of each dataset are given, so datasets can't be chosen beside")
     samples = choose(tuple(events) if isinstance(events, Mapping) else datasets)
     request = Request(
         seed=seed,
-        events=dict(events) if isinstance(events, Mapping) else shared(samples, events),
+        events=shared(samples, events),
         content=content,
         muons=muons,
         constituents=constituents,
@@ -172,18 +172,20 @@ def generate(
     )
     files = plan(samples, request)
     folder = Path(output)
-    written = _written(folder, request, files, resume=resume)
+    _refuse(folder, resume=resume)
     with ExitStack() as stack:
+        stack.enter_context(folders.owned(folder))
+        written = _written(folder, request, files) if resume else {}
         executor, _ = stack.enter_context(execution.connected(client, site, workers))
         on_tick = stack.enter_context(progress.shown(quiet=quiet, pieces="units"))
-        stack.enter_context(folders.owned(folder))
-        with folders.store_errors(folder):
-            (folder / _UNITS).mkdir(exist_ok=True)
         state = _State(folder, request, files, written, on_tick)
-        _produce(state, executor)
+        if len(written) < len(files):
+            _produce(state, executor)
         done = _manifest(state, "complete")
         manifests.save(done, folder)
-        shutil.rmtree(folder / _UNITS)
+        with folders.store_errors(folder):
+            if (folder / _UNITS).exists():
+                shutil.rmtree(folder / _UNITS)
     return done
 
 
@@ -211,25 +213,38 @@ def choose(patterns: Sequence[str] | None) -> tuple[Sample, ...]:
     return tuple(s for s in SAMPLES if any(fnmatchcase(s.name, p) for p in patterns))
 
 
-def shared(samples: Sequence[Sample], events: int) -> dict[str, int]:
-    """Share events among samples, at least one each.
+def shared(samples: Sequence[Sample], events: int | Mapping[str, int]) -> dict[str, int]:
+    """Events of each sample: as given, or shared among them, at least one each.
 
     Raises
     ------
     UsageError
         There are too few or too many events.
     """
+    if isinstance(events, Mapping):
+        numbers = {sample.name: events.get(sample.name, 0) for sample in samples}
+        for name, number in numbers.items():
+            if int(number) != number or number < 1:
+                raise UsageError(f"{name}: {number!r} events; a number of one or more is needed")
+    else:
+        numbers = _shares(samples, events)
+    if sum(numbers.values()) > MOST_EVENTS:
+        raise UsageError(f"{sum(numbers.values()):,} events; up to {MOST_EVENTS:,} make sense")
+    return numbers
+
+
+def _shares(samples: Sequence[Sample], events: int) -> dict[str, int]:
     if not len(samples) <= events <= MOST_EVENTS:
         raise UsageError(
             f"--events {events:,}: from {len(samples)} (one a dataset) up to {MOST_EVENTS:,} make "
             "sense"
         )
-    total = sum(sample.share for sample in samples)
+    total, spare = sum(sample.share for sample in samples), events - len(samples)
     ends, so_far = [0], 0.0
     for sample in samples:
         so_far += sample.share
-        ends.append(round(events * so_far / total))
-    return {s.name: max(1, ends[i + 1] - ends[i]) for i, s in enumerate(samples)}
+        ends.append(round(spare * so_far / total))
+    return {s.name: 1 + ends[i + 1] - ends[i] for i, s in enumerate(samples)}
 
 
 def plan(samples: Sequence[Sample], request: Request) -> tuple[PlannedFile, ...]:
@@ -242,6 +257,9 @@ def plan(samples: Sequence[Sample], request: Request) -> tuple[PlannedFile, ...]
 
 
 def _files_of(sample: Sample, events: int, request: Request) -> Iterator[PlannedFile]:
+    from agc_ml.generate.compiled import code_digest  # noqa: PLC0415 - heavy
+
+    code = code_digest()
     units = [
         Unit(
             sample=sample,
@@ -251,6 +269,7 @@ def _files_of(sample: Sample, events: int, request: Request) -> Iterator[Planned
             slim=request.content == "slim",
             constituents=request.constituents,
             emulate_cms2015_muon_id=request.emulate_cms2015_muon_id,
+            code=code,
         )
         for number in range(-(-events // sample.unit))
     ]
@@ -263,13 +282,12 @@ def _files_of(sample: Sample, events: int, request: Request) -> Iterator[Planned
 
 def settings_digest(samples: Sequence[Sample]) -> str:
     """Sha256 of settings, detector, code and versions: all that decides events, but the request."""
-    here = Path(__file__).parent
+    from agc_ml.generate.compiled import code_digest  # noqa: PLC0415 - heavy
+
     content = {
         "samples": [_deciding(sample) for sample in samples],
         "common": [setting.line for setting in COMMON],
-        "detector": DETECTOR._asdict(),
-        "code": {name: _sha(here / f"{name}.py") for name in _DECIDING},
-        "versions": {name: version(name) for name in _PACKAGES if name != "agc-ml"},
+        "code": code_digest(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -282,32 +300,41 @@ def _deciding(sample: Sample) -> dict[str, Any]:
     return content
 
 
-def _sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _written(
-    folder: Path, request: Request, files: Sequence[PlannedFile], *, resume: bool
-) -> dict[str, FileRecord]:
-    """Files that an interrupted production has finished; refuses a folder that is not its own."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
-    if folders.is_unused(folder):
-        return {}
+def _refuse(folder: Path, *, resume: bool) -> None:
+    """Leave a folder alone that holds other things, or a set that was not asked to go on with."""
+    with folders.store_errors(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
+        if folders.is_unused(folder):
+            return
+        is_begun = (folder / manifests.MANIFEST).exists()
+    if not is_begun:
+        raise UsageError(
+            f"{folder}: there is something in it that is no generated set; name another folder "
+            "with -o"
+        )
     if not resume:
         raise UsageError(
-            f"{folder}: there is something in it; go on with --resume if it is an interrupted "
-            "production, or name another folder with -o"
+            f"{folder}: there is a set in it; go on with it by --resume, or name another folder "
+            "with -o"
         )
+
+
+def _written(folder: Path, request: Request, files: Sequence[PlannedFile]) -> dict[str, FileRecord]:
+    """Files that an interrupted production has finished; clears what it left half-done."""
+    if folders.is_unused(folder):
+        return {}
     earlier = manifests.load(folder)
     for name, asked in request:
-        before = getattr(earlier.request, name)
-        if before != asked:
-            told = "versions, settings or code" if name == "settings" else f"{name} {before}"
+        if getattr(earlier.request, name) != asked:
+            told = "settings, code or versions" if name == "settings" else _FLAGS.get(name, name)
             raise UsageError(
                 f"{folder}: begun with other {told}; ask for the same, or name another folder "
                 "with -o"
             )
+    with folders.store_errors(folder):
+        for path in folder.glob(".*.root"):  # of a process that was killed while it wrote
+            path.unlink()
     names = {file.name for file in files}
     records = [r for dataset in earlier.datasets.values() for r in dataset.files]
     return {
@@ -317,32 +344,51 @@ def _written(
     }
 
 
+_FLAGS: Final = {
+    "events": "--events or --datasets",
+    "muons": "leptons",
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in ("seed", "content", "constituents", "emulate_cms2015_muon_id")
+    },
+}
+
+
 def _produce(state: _State, executor: execution.Executor) -> None:
     """Make what is missing, in rounds over units whose worker died, and write files when whole."""
     manifests.save(_manifest(state, "partial"), state.folder)
+    with folders.store_errors(state.folder):
+        (state.folder / manifests.FILESET).unlink(missing_ok=True)
+        (state.folder / _UNITS).mkdir(exist_ok=True)
     for file in state.files:
-        for unit in file.units if file.name not in state.written else ():
-            if unseal(state.path(unit)) is not None:
+        for unit in file.units:
+            if file.name in state.written:
+                state.done(unit)
+            elif unseal(state.path(unit)) is not None:
                 state.have[unit] = state.path(unit)
+                state.done(unit)
         _write_if_whole(state, file)
+    state.tick()
     for _ in range(ROUNDS):
-        state.tick()
-        missing = {
-            str(unit): (unit, file)
-            for file in state.files
-            if file.name not in state.written
-            for unit in file.units
-            if unit not in state.have
-        }
-        if not missing:
-            return
+        missing = _missing(state)
         jobs = {key: (unit,) for key, (unit, _) in missing.items()}
         for key, outcome in executor.outcomes(make, jobs):
             _accept(state, *missing[key], outcome)
-    raise GenerateError(
-        f"{next(iter(missing))}: its worker dies each time; see its memory and log, and go on with "
-        "--resume"
-    )
+    for name in _missing(state):
+        raise GenerateError(
+            f"{name}: its worker dies each time; see its memory and log, and go on with --resume"
+        )
+
+
+def _missing(state: _State) -> dict[str, tuple[Unit, PlannedFile]]:
+    """Units that are still to be made, and the file of each."""
+    return {
+        str(unit): (unit, file)
+        for file in state.files
+        if file.name not in state.written
+        for unit in file.units
+        if unit not in state.have
+    }
 
 
 def _accept(state: _State, unit: Unit, file: PlannedFile, outcome: Made | Failure | Any) -> None:
@@ -355,13 +401,14 @@ def _accept(state: _State, unit: Unit, file: PlannedFile, outcome: Made | Failur
     header = {"events": outcome.events, "generated": outcome.generated}
     seal(state.path(unit), header, outcome.blob)
     state.have[unit] = state.path(unit)
+    state.done(unit)
     _write_if_whole(state, file)
     state.tick()
 
 
 def _write_if_whole(state: _State, file: PlannedFile) -> None:
     """Put a file together when all its units are there."""
-    if file.name in state.written or not all(unit in state.have for unit in file.units):
+    if file.name in state.written or any(unit not in state.have for unit in file.units):
         return
     from agc_ml.generate import nanoaod  # noqa: PLC0415 - heavy
 
@@ -376,18 +423,19 @@ def _write_if_whole(state: _State, file: PlannedFile) -> None:
         )
 
     write(path, writer)
-    state.written[file.name] = FileRecord(
-        name=file.name,
-        sha256=manifests.sha256(path),
-        size=path.stat().st_size,
-        uuid=str(identity["uuid"]),
-        entries=file.events,
-        generated=generated,
-        sumw=float(generated),
-    )
-    manifests.save(_manifest(state, "partial"), state.folder)
-    for unit in file.units:
-        state.have.pop(unit).unlink()
+    with folders.store_errors(state.folder):
+        state.written[file.name] = FileRecord(
+            name=file.name,
+            sha256=manifests.sha256(path),
+            size=path.stat().st_size,
+            uuid=str(identity["uuid"]),
+            entries=file.events,
+            generated=generated,
+            sumw=float(generated),
+        )
+        manifests.save(_manifest(state, "partial"), state.folder)
+        for unit in file.units:
+            state.have.pop(unit).unlink()
 
 
 def _unit(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes]:

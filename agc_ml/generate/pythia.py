@@ -99,6 +99,11 @@ class Source:
 
 
 def _library() -> Any:
+    if "PYTHIA8DATA" in os.environ:
+        raise GenerateError(
+            "PYTHIA8DATA is set, so Pythia would read the files of another installation; unset it "
+            "where events are generated"
+        )
     try:
         import pythia8mc  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -133,6 +138,9 @@ def quiet_fastjet() -> None:
 @contextmanager
 def _no_output() -> Iterator[None]:
     """Send what C++ prints to nowhere."""
+    if sys.stdout is None:  # closed: nobody would see it
+        yield
+        return
     sys.stdout.flush()
     kept = os.dup(1)
     nowhere = os.open(os.devnull, os.O_WRONLY)

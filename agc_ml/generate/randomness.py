@@ -11,8 +11,9 @@ import hashlib
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from agc_ml.generate.compiled import kernel
 
 PYTHIA_SEEDS: Final = 900_000_000
 """Pythia's generator takes seeds from 1 to this number."""
@@ -33,7 +34,7 @@ def pythia_seed(key: int, unit: int) -> int:
     return 1 + (key + unit) % PYTHIA_SEEDS
 
 
-@njit(cache=True)
+@kernel
 def _mixed(value: Any) -> Any:
     """splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014): each bit depends on all others."""
     value = value + _GOLDEN
@@ -42,7 +43,7 @@ def _mixed(value: Any) -> Any:
     return value ^ (value >> np.uint64(31))
 
 
-@njit(cache=True)
+@kernel
 def event_seeds(key: Any, numbers: NDArray[np.uint64]) -> NDArray[np.uint32]:
     """One 32-bit seed an event, from a stream's key and the event numbers."""
     seeds = np.empty(len(numbers), np.uint32)

@@ -6,12 +6,14 @@ from typing import Any, Final, NamedTuple
 
 import awkward as ak
 import numpy as np
-from numba import njit
 
+from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array
 
 SYSTEM: Final = 3
 """The first entries of each event are the system and the two beams."""
+
+NEUTRINOS: Final = (12, 14, 16)
 
 _NO_MOTHER: Final = -1
 
@@ -89,7 +91,7 @@ def flatten(particles: Any, *, vertices: bool = False) -> Record:
     )
 
 
-@njit(cache=True)
+@kernel
 def _global_mothers(offsets: Array, mother: Array) -> Array:
     """Indices of mothers in the whole arrays; only mothers that stand before their daughters.
 
@@ -104,7 +106,7 @@ def _global_mothers(offsets: Array, mother: Array) -> Array:
     return found
 
 
-@njit(cache=True)
+@kernel
 def heaviest_quark(pdg: Any) -> Any:
     """Heaviest quark in a hadron of that PDG id; 0 for what is no hadron.
 
@@ -118,14 +120,14 @@ def heaviest_quark(pdg: Any) -> Any:
     return baryon if baryon > 0 else (code // 100) % 10
 
 
-@njit(cache=True)
+@kernel
 def is_neutrino(pdg: Any) -> Any:
     """Whether it leaves the detector unseen."""
     code = abs(pdg)
-    return code == 12 or code == 14 or code == 16
+    return code in NEUTRINOS
 
 
-@njit(cache=True)
+@kernel
 def is_charged(pdg: Any) -> Any:
     """Whether a stable particle leaves a track."""
     code = abs(pdg)
@@ -142,7 +144,7 @@ def is_charged(pdg: Any) -> Any:
     )
 
 
-@njit(cache=True)
+@kernel
 def delta_phi(a: Any, b: Any) -> Any:
     """Difference of two azimuths, from -pi to pi."""
     difference = a - b
@@ -153,14 +155,14 @@ def delta_phi(a: Any, b: Any) -> Any:
     return difference
 
 
-@njit(cache=True)
+@kernel
 def distance2(eta: Any, phi: Any, other_eta: Any, other_phi: Any) -> Any:
     """Squared distance in eta and phi."""
     d_eta, d_phi = eta - other_eta, delta_phi(phi, other_phi)
     return d_eta * d_eta + d_phi * d_phi
 
 
-@njit(cache=True)
+@kernel
 def heavy_hadrons(record: Any) -> Array:
     """4 for charm and 5 for bottom hadrons that decay weakly, 0 for all else, by particle."""
     flavour = np.zeros(len(record.pdg), np.int32)

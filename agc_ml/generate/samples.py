@@ -135,8 +135,8 @@ COMMON: Final = (
         "four times as fast; the energy of multiparton interactions is in the detector's offsets",
     ),
     Setting("6:m0 = 172.5", "top mass of the published samples, in GeV"),
-    Setting("ParticleDecays:limitTau0 = on", "what lives longer than"),
-    Setting("ParticleDecays:tau0Max = 10.", "10 mm/c reaches the detector"),
+    Setting("ParticleDecays:limitTau0 = on", "particles that live long reach the detector:"),
+    Setting("ParticleDecays:tau0Max = 10.", "those with a mean path of more than 10 mm at rest"),
 )
 
 _TTBAR: Final = (

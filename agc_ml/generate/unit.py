@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from agc_ml.errors import AgcError
+from agc_ml.errors import AgcError, GenerateError
 from agc_ml.generate.events import Array, Events, concatenate
 from agc_ml.generate.samples import Sample
 from agc_ml.worker import Failure, pack
@@ -28,7 +26,6 @@ Looser than the ttbar selection by more than its variations of the jets' pt reac
 
 _LEPTON_ETA, _JET_ETA, _LEPTON_VETO = 2.5, 2.5, 4
 _BATCH: Final = 100  # events that Pythia is asked for at once: a few MB
-_PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,8 @@ class Unit:
         Keep only the branches of the slim content.
     constituents
         Add particles and secondary vertices of jets.
+    code
+        Digest of the code that is meant to make it; "" for whatever is here.
     """
 
     sample: Sample
@@ -54,6 +53,7 @@ class Unit:
     slim: bool = False
     constituents: bool = False
     emulate_cms2015_muon_id: bool = False
+    code: str = ""
 
     def __str__(self) -> str:
         return f"{self.sample.name} unit {self.number}"
@@ -61,13 +61,11 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A unit: its packed `Events`, how many hard events were generated for it, and its cost."""
+    """A unit: its packed `Events`, and how many hard events were generated for it."""
 
     blob: bytes
     events: int
     generated: int
-    seconds: float
-    memory_mb: float
 
 
 class Part(NamedTuple):
@@ -79,24 +77,26 @@ class Part(NamedTuple):
 
 def make(unit: Unit) -> Made | Failure:
     """Make a unit. Never raises: an outcome is data, and Dask has nothing to retry."""
-    started = time.perf_counter()
     try:
         events, generated = _make(unit)
     except AgcError as error:
         return Failure("definite", str(error))
-    return Made(
-        blob=pack(events),
-        events=len(events),
-        generated=generated,
-        seconds=time.perf_counter() - started,
-        memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
-    )
+    except Exception as error:  # noqa: BLE001 - of Pythia, FastJet or ours; it is told
+        trace = "".join(traceback.format_exception(error))[-6000:]
+        return Failure("definite", f"{type(error).__name__}: {error}"[:300], trace)
+    return Made(blob=pack(events), events=len(events), generated=generated)
 
 
 def _make(unit: Unit) -> tuple[Events, int]:
     from agc_ml.generate import nanoaod  # noqa: PLC0415 - heavy
+    from agc_ml.generate.compiled import code_digest  # noqa: PLC0415 - heavy
     from agc_ml.generate.pythia import Source  # noqa: PLC0415 - heavy
 
+    if unit.code not in {"", code_digest()}:
+        raise GenerateError(
+            "agc-ml or a library that it generates with is another version on this worker than on "
+            "the driver; install the same, and start the workers anew"
+        )
     source = Source(unit.sample, unit.seed, unit.number)
     parts: list[Part] = []
     kept = 0
@@ -107,7 +107,9 @@ def _make(unit: Unit) -> tuple[Events, int]:
     generated = np.concatenate([p.generated for p in parts])
     first = events.select(np.arange(len(events)) < unit.events)
     if unit.slim:
-        first = nanoaod.slim(first, gen_part=needs_truth(unit.sample))
+        extra = ("PFCand", "SV") if unit.constituents else ()
+        truth = ("GenPart",) if needs_truth(unit.sample) else ()
+        first = nanoaod.slim(first, also=(*truth, *extra))
     return nanoaod.stored(first), int(generated[unit.events - 1])
 
 

@@ -1,0 +1,46 @@
+"""Compiled kernels, cached on disk, and what tells one version of their code from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from numba import njit
+
+PACKAGES: Final = ("pythia8mc", "fastjet", "numpy", "numba", "awkward")
+"""Libraries whose version may decide an event."""
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function, and cache the outcome on disk until any of the kernels changes.
+
+    numba's own cache looks at the file of a function only. Kernels call each other across files,
+    and what they call is compiled into them.
+    """
+    compiled = njit(function)
+    compiled.enable_caching()
+    compiled._cache._cache_file._source_stamp = code_digest()  # noqa: SLF001 - numba has no option
+    return compiled
+
+
+@cache
+def code_digest() -> str:
+    """Sha256 of this package's source, as it is in this process, and of the libraries' versions."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(here.glob("*.py")):
+        if path.name not in _NOT_DECIDING:
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    for name in PACKAGES:
+        digest.update(f"{name} {version(name)}\0".encode())
+    return digest.hexdigest()
+
+
+_NOT_DECIDING: Final = {
+    *("check.py", "commands.py", "lookalike.py", "manifest.py", "production.py", "samples.py"),
+}
+"""Files that decide no event; the settings in `samples` count beside (`settings_digest`)."""
