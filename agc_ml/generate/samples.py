@@ -219,7 +219,7 @@ SAMPLES: Final = (
             Shortfall(
                 "ratio",
                 0.14,
-                "the published sample is of Herwig++, in which b jets are probably tagged less often; "
+                "the published sample is of Herwig++, in which b jets are probably tagged less; "
                 "here one detector tags those of all samples alike",
             ),
         ),
