@@ -31,8 +31,8 @@ SPECIFIED = {
 }
 DETECTOR = 2000
 LOOSE = Vetoes(
-    hard_lepton_pt=8, hard_tau_pt=12, hard_lepton_eta=3.5, lepton_pt=15, tau_pt=20, lepton_eta=2.8,
-    partons=2, jets=4, jet_pt=10, hard_jet_pt=10, jet_rapidity=3.2,
+    hard_lepton_pt=3, hard_tau_pt=8, hard_lepton_eta=6, electron_pt=3, muon_pt=15, tau_pt=15,
+    lepton_eta=3, partons=2, jets=4, jet_pt=10, hard_jet_pt=10, jet_rapidity=3.2,
 )  # fmt: skip
 
 

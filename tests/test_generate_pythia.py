@@ -68,7 +68,7 @@ def test_vetoes_that_look_on_mark_what_they_would_stop() -> None:
     refused = batch.refused
     assert np.all(refused[~ak.to_numpy(leptons)])  # all-hadronic
     assert 0.6 < refused.mean() < 0.95
-    loose = Vetoes(lepton_pt=10, tau_pt=10, jets=4, jet_pt=10, hard_jet_pt=10)
+    loose = Vetoes(muon_pt=10, tau_pt=10, jets=4, jet_pt=10, hard_jet_pt=10)
     marked = Source(TTBAR, 9, 0, enforced=loose).batch(40)
     assert 0 < marked.refused.mean() < 1
     assert not Source(TTBAR, 9, 0).batch(20).refused.any()

@@ -128,14 +128,14 @@ def _count_partons(event: Any, vetoes: Vetoes) -> int:
 
 def _leptons(event: Any, vetoes: Vetoes) -> set[int]:
     """Kinds of the leptons of an event after the shower."""
+    least = {_ELECTRON: vetoes.electron_pt, _MUON: vetoes.muon_pt, _TAU: vetoes.tau_pt}
     kinds, found = _kinds(vetoes), set()
     for index in range(event.size() - 1, 4, -1):
         particle = event[index]
         kind = abs(particle.id())
         if kind not in kinds or not particle.isFinal():
             continue
-        least = vetoes.tau_pt if kind == _TAU else vetoes.lepton_pt
-        if particle.pT() > least and abs(particle.eta()) < vetoes.lepton_eta:
+        if particle.pT() > least[kind] and abs(particle.eta()) < vetoes.lepton_eta:
             found.add(kind)
     return found
 

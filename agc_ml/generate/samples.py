@@ -39,10 +39,10 @@ class Vetoes:
     Attributes
     ----------
     hard_lepton_pt, hard_tau_pt, hard_lepton_eta
-        An electron or muon, or a tau (pt in GeV), that the hard process must have: loose, for the
-        shower's recoil still moves it.
-    lepton_pt, tau_pt, lepton_eta
-        The same after the shower.
+        An electron or muon, or a tau (pt in GeV), that the hard process must have: very loose, for
+        the recoil against the shower may turn it anywhere.
+    electron_pt, muon_pt, tau_pt, lepton_eta
+        The same after the shower; electrons are measured with the photons that they radiated.
     partons, parton_pt, parton_eta
         So many partons above ``parton_pt`` [GeV] must be there when the shower has come down to
         that scale; 0 partons: not asked.
@@ -55,19 +55,20 @@ class Vetoes:
         Whether a muon will do as the lepton.
     """
 
-    hard_lepton_pt: float = 12.0
-    hard_tau_pt: float = 20.0
-    hard_lepton_eta: float = 3.0
-    lepton_pt: float = 22.0
-    tau_pt: float = 28.0
-    lepton_eta: float = 2.5
+    hard_lepton_pt: float = 6.0
+    hard_tau_pt: float = 15.0
+    hard_lepton_eta: float = 4.0
+    electron_pt: float = 8.0
+    muon_pt: float = 22.0
+    tau_pt: float = 26.0
+    lepton_eta: float = 2.6
     partons: int = 0
     parton_pt: float = 16.0
     parton_eta: float = 2.9
     jets: int = 5
     jet_pt: float = 15.0
     jet_rapidity: float = 2.9
-    hard_jet_pt: float = 22.0
+    hard_jet_pt: float = 18.0
     muons: bool = True
 
 
