@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from agc_ml.generate import production
+from agc_ml.generate import production, samples
 from agc_ml.generate.samples import SAMPLES
 
 settings.register_profile("suite", deadline=None)  # machines are shared: a pause is no failure
@@ -55,7 +55,7 @@ def generated_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small generated set of three datasets, in units of a few events; not to be changed."""
     folder = tmp_path_factory.mktemp("generated") / "set"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(production, "SAMPLES", tuple(replace(s, unit=UNIT) for s in SAMPLES))
+        patch.setattr(samples, "SAMPLES", tuple(replace(s, unit=UNIT) for s in SAMPLES))
         production.generate(folder, events=GENERATED, seed=7, site="inline", quiet=True)
     return folder
 

@@ -97,7 +97,7 @@ def test_the_same_again(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "message"),
     [
         (["--events", "0"], "--events 0: a number of events is needed"),
-        (["--events", "10", "--dataset", "nothing"], "no dataset 'nothing'"),
+        (["--events", "10", "--dataset", "nothing"], "no dataset matches 'nothing'"),
         (["--events", "10", "--cluster-size", "0"], "--cluster-size"),
         (["--events", "1e15"], "up to 1,000,000,000 make sense"),
     ],

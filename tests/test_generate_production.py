@@ -29,7 +29,7 @@ from agc_ml.checkpoints import unseal
 from agc_ml.datasets import Fileset
 from agc_ml.errors import GenerateError, UsageError
 from agc_ml.execution import InlineExecutor, Lost
-from agc_ml.generate import hooks, nanoaod, production, pythia, unit
+from agc_ml.generate import hooks, nanoaod, plan, production, pythia, samples, unit
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate.commands import parse_events
 from agc_ml.generate.pythia import Source
@@ -42,7 +42,7 @@ DATASETS = ("ttbar__nominal", "ttbar__scaleup", "single_top_tW__nominal")
 @pytest.fixture
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     small = tuple(replace(s, unit=UNIT) for s in SAMPLES)
-    monkeypatch.setattr(production, "SAMPLES", small)
+    monkeypatch.setattr(samples, "SAMPLES", small)
 
 
 @pytest.fixture
@@ -511,11 +511,11 @@ def test_numbers_of_events() -> None:
 
 def test_shares() -> None:
     for events in (9, 100, 30_001):
-        shares = production.shared(SAMPLES, events)
+        shares = plan.shared(SAMPLES, events)
         assert sum(shares.values()) == events
         assert min(shares.values()) >= 1
     with pytest.raises(UsageError):
-        production.shared(SAMPLES, 8)
+        plan.shared(SAMPLES, 8)
 
 
 def test_files_are_whole_units(small_units: None) -> None:
@@ -524,7 +524,7 @@ def test_files_are_whole_units(small_units: None) -> None:
         seed=1, events={"ttbar__nominal": 250_500}, content="full", muons=True, constituents=False,
         emulate_cms2015_muon_id=False, settings="",
     )  # fmt: skip
-    files = production.plan(chosen, request)
+    files = plan.planned(chosen, request)
     assert [file.name for file in files] == [f"ttbar__nominal_{i}.root" for i in range(3)]
     numbers = [u.number for file in files for u in file.units]
     assert numbers == list(range(251))

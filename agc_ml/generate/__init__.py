@@ -3,7 +3,7 @@
 ::
 
     samples (settings) -> pythia -> record -> genpart, genjets -> detector -> unit (kept events)
-    units -> production (files, manifest, fileset) -> check (against the published histograms)
+    plan (units, files) -> production -> manifest, fileset -> check (against published histograms)
 
 Needs the extra ``generate`` (pythia8mc, fastjet). `production.generate` is the way in; the same
 seed gives the same events on any number of workers.

@@ -41,6 +41,7 @@ def code_digest() -> str:
 
 
 _NOT_DECIDING: Final = {
-    *("check.py", "commands.py", "lookalike.py", "manifest.py", "production.py", "samples.py"),
+    *("check.py", "commands.py", "lookalike.py", "manifest.py"),
+    *("plan.py", "production.py", "samples.py"),
 }
 """Files that decide no event; the settings in `samples` count beside (`settings_digest`)."""

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from unittest import mock
 
 import awkward as ak
@@ -36,14 +36,6 @@ SLIM_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "Jet": ("pt", "eta", "phi", "mass", "btagCSVV2", "jetId", "qgl"),
 }
 """Branches of the slim content: what the ttbar measurement reads, missing momentum and vertices."""
-
-
-class Counts(NamedTuple):
-    """How many events were generated for a file, and the sums of their weights and squares."""
-
-    events: int
-    sumw: float
-    sumw2: float
 
 
 def slim(events: Events, *, also: Iterable[str] = ()) -> Events:
@@ -88,12 +80,12 @@ def rounded(values: Array, bits: int = _COARSE_BITS) -> Array:
 
 
 def write(
-    path: Path, clusters: Iterable[Events], counts: Counts, origin: Mapping[str, Any], name: str
+    path: Path, clusters: Iterable[Events], generated: int, origin: Mapping[str, Any], name: str
 ) -> uuid.UUID:
-    """Write events, the ``Runs`` tree with what was generated for them, and their origin.
+    """Write events, the ``Runs`` tree with how many were generated for them, and their origin.
 
     Each of ``clusters`` becomes a cluster of the file. The file's UUID depends on ``origin`` and
-    ``name``: the same events always have the same.
+    ``name``: the same events always have the same. The weight of each event is one.
     """
     import uproot  # noqa: PLC0415 - heavy
 
@@ -111,9 +103,9 @@ def write(
             tree.extend(branches)
         runs: dict[str, Array] = {
             "run": np.ones(1, np.uint32),
-            "genEventCount": np.array([counts.events], np.int64),
-            "genEventSumw": np.array([counts.sumw]),
-            "genEventSumw2": np.array([counts.sumw2]),
+            "genEventCount": np.array([generated], np.int64),
+            "genEventSumw": np.array([float(generated)]),
+            "genEventSumw2": np.array([float(generated)]),
         }
         file.mktree("Runs", {key: values.dtype for key, values in runs.items()}).extend(runs)
         file[ORIGIN] = text

@@ -12,8 +12,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +22,7 @@ from agc_ml.account import Tick
 from agc_ml.checkpoints import seal, unseal
 from agc_ml.errors import GenerateError, UsageError
 from agc_ml.generate import manifest as manifests
+from agc_ml.generate import plan
 from agc_ml.generate.manifest import (
     Content,
     DatasetRecord,
@@ -32,8 +32,9 @@ from agc_ml.generate.manifest import (
     ShortfallRecord,
 )
 from agc_ml.generate.parameters import DETECTOR
-from agc_ml.generate.samples import COMMON, SAMPLES, Sample
-from agc_ml.generate.unit import JET_PT, LEPTON_PT, N_JETS, Made, Unit, make
+from agc_ml.generate.plan import PlannedFile
+from agc_ml.generate.samples import COMMON, choose
+from agc_ml.generate.unit import Made, Unit, make
 from agc_ml.results import write
 from agc_ml.worker import Failure, unpack
 
@@ -44,32 +45,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILE_EVENTS: Final = 100_000
-"""About how many events are in a file: whole units."""
-
-MOST_EVENTS: Final = 1_000_000_000
 ROUNDS: Final = 3
 _UNITS: Final = "units"
 _PACKAGES: Final = ("agc-ml", "pythia8mc", "fastjet", "numpy", "numba", "awkward", "uproot")
-_KEPT: Final = (manifests.MANIFEST, manifests.FILESET, _UNITS)
-
-
-@dataclass(frozen=True)
-class PlannedFile:
-    """A file, and the units whose events it will hold, in their order."""
-
-    name: str
-    units: tuple[Unit, ...]
-
-    @property
-    def sample(self) -> Sample:
-        """The sample that all its events are of."""
-        return self.units[0].sample
-
-    @property
-    def events(self) -> int:
-        """Number of events."""
-        return sum(unit.events for unit in self.units)
 
 
 @dataclass
@@ -163,14 +141,14 @@ def generate(
     samples = choose(tuple(events) if isinstance(events, Mapping) else datasets)
     request = Request(
         seed=seed,
-        events=shared(samples, events),
+        events=plan.shared(samples, events),
         content=content,
         muons=muons,
         constituents=constituents,
         emulate_cms2015_muon_id=emulate_cms2015_muon_id,
-        settings=settings_digest(samples),
+        settings=plan.settings_digest(samples),
     )
-    files = plan(samples, request)
+    files = plan.planned(samples, request)
     folder = Path(output)
     _refuse(folder, resume=resume)
     with ExitStack() as stack:
@@ -194,110 +172,6 @@ def _need_libraries() -> None:
     from agc_ml.generate import pythia  # noqa: PLC0415 - heavy
 
     pythia.quiet_fastjet()
-
-
-def choose(patterns: Sequence[str] | None) -> tuple[Sample, ...]:
-    """The samples whose dataset matches one of the patterns; None: all.
-
-    Raises
-    ------
-    UsageError
-        A pattern matches none.
-    """
-    if patterns is None:
-        return SAMPLES
-    for pattern in patterns:
-        if not any(fnmatchcase(sample.name, pattern) for sample in SAMPLES):
-            names = ", ".join(sample.name for sample in SAMPLES)
-            raise UsageError(f"no dataset matches {pattern!r}; there are: {names}")
-    return tuple(s for s in SAMPLES if any(fnmatchcase(s.name, p) for p in patterns))
-
-
-def shared(samples: Sequence[Sample], events: int | Mapping[str, int]) -> dict[str, int]:
-    """Events of each sample: as given, or shared among them, at least one each.
-
-    Raises
-    ------
-    UsageError
-        There are too few or too many events.
-    """
-    if isinstance(events, Mapping):
-        numbers = {sample.name: events.get(sample.name, 0) for sample in samples}
-        for name, number in numbers.items():
-            if int(number) != number or number < 1:
-                raise UsageError(f"{name}: {number!r} events; a number of one or more is needed")
-    else:
-        numbers = _shares(samples, events)
-    if sum(numbers.values()) > MOST_EVENTS:
-        raise UsageError(f"{sum(numbers.values()):,} events; up to {MOST_EVENTS:,} make sense")
-    return numbers
-
-
-def _shares(samples: Sequence[Sample], events: int) -> dict[str, int]:
-    if not len(samples) <= events <= MOST_EVENTS:
-        raise UsageError(
-            f"--events {events:,}: from {len(samples)} (one a dataset) up to {MOST_EVENTS:,} make "
-            "sense"
-        )
-    total, spare = sum(sample.share for sample in samples), events - len(samples)
-    ends, so_far = [0], 0.0
-    for sample in samples:
-        so_far += sample.share
-        ends.append(round(spare * so_far / total))
-    return {s.name: 1 + ends[i + 1] - ends[i] for i, s in enumerate(samples)}
-
-
-def plan(samples: Sequence[Sample], request: Request) -> tuple[PlannedFile, ...]:
-    """Cut the events of each sample into units and files."""
-    files: list[PlannedFile] = []
-    for sample in samples:
-        vetoes = replace(sample.vetoes, muons=request.muons)
-        files += _files_of(replace(sample, vetoes=vetoes), request.events[sample.name], request)
-    return tuple(files)
-
-
-def _files_of(sample: Sample, events: int, request: Request) -> Iterator[PlannedFile]:
-    from agc_ml.generate.compiled import code_digest  # noqa: PLC0415 - heavy
-
-    code = code_digest()
-    units = [
-        Unit(
-            sample=sample,
-            seed=request.seed,
-            number=number,
-            events=min(sample.unit, events - number * sample.unit),
-            slim=request.content == "slim",
-            constituents=request.constituents,
-            emulate_cms2015_muon_id=request.emulate_cms2015_muon_id,
-            code=code,
-        )
-        for number in range(-(-events // sample.unit))
-    ]
-    n_files = max(1, round(events / FILE_EVENTS))
-    for index in range(n_files):
-        suffix = f"_{index}" if n_files > 1 else ""
-        inside = units[len(units) * index // n_files : len(units) * (index + 1) // n_files]
-        yield PlannedFile(f"{sample.name}{suffix}.root", tuple(inside))
-
-
-def settings_digest(samples: Sequence[Sample]) -> str:
-    """Sha256 of settings, detector, code and versions: all that decides events, but the request."""
-    from agc_ml.generate.compiled import code_digest  # noqa: PLC0415 - heavy
-
-    content = {
-        "samples": [_deciding(sample) for sample in samples],
-        "common": [setting.line for setting in COMMON],
-        "code": code_digest(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _deciding(sample: Sample) -> dict[str, Any]:
-    content = asdict(sample)
-    for name in ("share", "factor", "absorbs", "veto_loss", "selected", "shortfalls"):
-        del content[name]
-    content["settings"] = [setting.line for setting in sample.settings]
-    return content
 
 
 def _refuse(folder: Path, *, resume: bool) -> None:
@@ -413,14 +287,13 @@ def _write_if_whole(state: _State, file: PlannedFile) -> None:
     from agc_ml.generate import nanoaod  # noqa: PLC0415 - heavy
 
     generated = sum(_unit(state, unit)[0]["generated"] for unit in file.units)
-    counts = nanoaod.Counts(events=generated, sumw=float(generated), sumw2=float(generated))
     path = state.folder / file.name
+    origin = plan.origin(state.request, file)
     identity = {}
 
     def writer(temporary: Path) -> None:
-        identity["uuid"] = nanoaod.write(
-            temporary, _clusters(state, file), counts, origin(state.request, file), file.name
-        )
+        clusters = _clusters(state, file)
+        identity["uuid"] = nanoaod.write(temporary, clusters, generated, origin, file.name)
 
     write(path, writer)
     with folders.store_errors(state.folder):
@@ -460,31 +333,6 @@ def _clusters(state: _State, file: PlannedFile) -> Iterator[Events]:
         yield concatenate(held)
 
 
-def _skim(request: Request) -> str:
-    leptons = "electron or muon" if request.muons else "electron"
-    return (
-        f"at least one {leptons} with pt > {LEPTON_PT:g} GeV and {N_JETS} jets with tight lepton "
-        f"veto and pt > {JET_PT:g} GeV"
-    )
-
-
-def origin(request: Request, file: PlannedFile) -> dict[str, Any]:
-    """What made a file, for the file itself."""
-    return {
-        "dataset": file.sample.name,
-        "seed": request.seed,
-        "content": request.content,
-        "constituents": request.constituents,
-        "emulate_cms2015_muon_id": request.emulate_cms2015_muon_id,
-        "muons": request.muons,
-        "units": [file.units[0].number, file.units[-1].number],
-        "events": file.events,
-        "pythia": [setting.line for setting in (*COMMON, *file.sample.settings)],
-        "skim": _skim(request),
-        "settings": request.settings,
-    }
-
-
 def _manifest(state: _State, status: Any) -> Manifest:
     datasets = {}
     for sample in dict.fromkeys(file.sample for file in state.files):
@@ -509,7 +357,7 @@ def _manifest(state: _State, status: Any) -> Manifest:
         schema=manifests.SCHEMA,
         status=status,
         request=state.request,
-        skim=_skim(state.request),
+        skim=plan.skim(state.request),
         detector={name: part._asdict() for name, part in DETECTOR._asdict().items()},
         versions={name: version(name) for name in _PACKAGES},
         datasets=datasets,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Final, Literal, NamedTuple
 
 from agc_ml import agc
@@ -358,4 +360,25 @@ def sample(name: str) -> Sample:
     for candidate in SAMPLES:
         if candidate.name == name:
             return candidate
-    raise UsageError(f"no dataset {name!r}; there are: {', '.join(s.name for s in SAMPLES)}")
+    raise _none(name)
+
+
+def choose(patterns: Sequence[str] | None) -> tuple[Sample, ...]:
+    """The samples whose dataset matches one of the shell patterns; None: all.
+
+    Raises
+    ------
+    UsageError
+        A pattern matches none.
+    """
+    if patterns is None:
+        return SAMPLES
+    for pattern in patterns:
+        if not any(fnmatchcase(sample.name, pattern) for sample in SAMPLES):
+            raise _none(pattern)
+    return tuple(s for s in SAMPLES if any(fnmatchcase(s.name, p) for p in patterns))
+
+
+def _none(name: str) -> UsageError:
+    names = ", ".join(sample.name for sample in SAMPLES)
+    return UsageError(f"no dataset matches {name!r}; there are: {names}")
