@@ -41,6 +41,9 @@ class Demand(NamedTuple):
     factor: float = 0.10  # relative to the stated factor
 
 
+_ERRORS: Final = 2
+"""So many standard errors beyond a limit are allowed where the demands have them."""
+
 _TTBAR: Final = Demand(selected=10_000, ks=0.04)
 _OTHERS: Final = Demand(selected=2_000, ks=0.06)
 DEMANDS: Final[Mapping[str, Demand]] = {
@@ -226,7 +229,7 @@ def compare(comparison: Comparison) -> list[Line]:
                 demand.ks)
         for region in REGIONS
     ]  # fmt: skip
-    lines.append(_judged(sample, "ratio", ratio, error, demand.ratio + 2 * error))
+    lines.append(_judged(sample, "ratio", ratio, error, demand.ratio + _ERRORS * error))
     off = yields / sample.factor - 1
     lines.append(_judged(sample, "factor", off, comparison.selected**-0.5, demand.factor))
     return lines
@@ -241,9 +244,9 @@ def _judged(
     stated = next((s for s in sample.shortfalls if s.quantity == quantity), None)
     verdict: Verdict = "good"
     if abs(found) > allowed:
-        is_stated = stated is not None and abs(found) <= stated.value
+        is_stated = stated is not None and abs(found) <= stated.value + _ERRORS * uncertainty
         verdict = "stated shortfall" if is_stated else "worse than stated"
-    why = "" if stated is None else f"up to {stated.value:g} is stated: {stated.why}"
+    why = "" if stated is None else f"{stated.value:g} is stated: {stated.why}"
     return Line(sample.name, quantity, float(found), uncertainty, float(allowed), verdict, why)
 
 

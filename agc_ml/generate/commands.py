@@ -119,7 +119,7 @@ def _refuse_lost_options(context: click.Context) -> None:
 
 @generate.command(epilog="Example: agc-ml generate check data/")
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--seed", type=click.IntRange(0), help="Of the events, without DIR [2].")
+@click.option("--seed", type=click.IntRange(0), help="Of the events, without DIR [3].")
 @options.cluster_options
 @options.json_option
 @options.logging_options
@@ -136,7 +136,7 @@ def check(folder: Path | None, seed: int | None, as_json: bool, **given: Any) ->
     if folder is not None and seed is not None:
         raise UsageError(f"--seed is for events that the check makes itself; {folder} has its own")
     if folder is None:
-        seed = 2 if seed is None else seed
+        seed = 3 if seed is None else seed
         folder = Path(f"check-{seed}")
         try:
             checking.make_set(folder, seed, **how)
