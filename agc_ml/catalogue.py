@@ -41,8 +41,10 @@ DEMO: Final = "demo"
 """The name of the embedded fileset; a file of that name is ``./demo``."""
 
 
-def load(source: str, *, dataset: str | None = None) -> Fileset:
+def load(source: str | Path, *, dataset: str | None = None) -> Fileset:
     """Read a fileset; ``dataset`` names the one that ROOT files without a catalogue make.
+
+    The string ``demo`` is the embedded one; as a path it is a folder of that name.
 
     Raises
     ------
@@ -52,9 +54,9 @@ def load(source: str, *, dataset: str | None = None) -> Fileset:
         It is no fileset, or has a field that is unknown or wrong.
     """
     try:
-        return _load(source, dataset)
+        return _load(str(source), dataset, is_demo=source == DEMO)
     except (OSError, RuntimeError, RecursionError) as error:
-        raise UsageError(f"{source[:200]}: can't be looked up ({error})") from error
+        raise UsageError(f"{str(source)[:200]}: can't be looked up ({error})") from error
 
 
 def demo() -> Path:
@@ -62,8 +64,8 @@ def demo() -> Path:
     return Path(str(importlib.resources.files("agc_ml"))) / "demo" / "fileset.json"
 
 
-def _load(source: str, dataset: str | None) -> Fileset:
-    path = demo() if source == DEMO else Path(expand(source, "the command line"))
+def _load(source: str, dataset: str | None, *, is_demo: bool) -> Fileset:
+    path = demo() if is_demo else Path(expand(source, "the command line"))
     if path.suffix.lower() in FORMATS and path.is_file():
         if dataset is not None:
             raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -187,14 +186,7 @@ def plan(**given: Any) -> None:
         site=given["site"],
         workers=given["workers"],
     )
-    _print(tables.plan(found), given["as_json"])
-
-
-def _print(page: Any, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(page.facts, indent=1))
-    else:
-        page.print()
+    tables.plan(found).print(as_json=given["as_json"])
 
 
 @cli.command(epilog="Example: agc-ml show runs/first")
@@ -205,7 +197,7 @@ def show(run: Path, as_json: bool, **_: Any) -> None:
     """Show the yields, cutflow, gaps, metrics and provenance of a run directory."""
     from agc_ml import results, tables  # noqa: PLC0415 - on demand
 
-    _print(tables.run(results.load_record(run)), as_json)
+    tables.run(results.load_record(run)).print(as_json=as_json)
 
 
 @cli.command(epilog="Example: agc-ml plot runs/first")
@@ -284,7 +276,7 @@ def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
 
     first, second = templates.load(a), templates.load(b)
     differences = templates.compare(first, second, rtol)
-    _print(tables.differences(differences, len(first.keys() & second.keys())), as_json)
+    tables.differences(differences, len(first.keys() & second.keys())).print(as_json=as_json)
     sys.exit(1 if differences else 0)
 
 
@@ -301,7 +293,7 @@ def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
     from agc_ml import tables, validation  # noqa: PLC0415 - on demand
 
     verdicts = [validation.validate(path) for path in paths]
-    _print(tables.verdicts(verdicts), as_json)
+    tables.verdicts(verdicts).print(as_json=as_json)
     sys.exit(0 if all(verdict.problem is None for verdict in verdicts) else 1)
 
 
@@ -322,7 +314,7 @@ def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
     from agc_ml import catalogue, tables  # noqa: PLC0415 - on demand
 
     embedded = (Path(catalogue.DEMO), catalogue.load(catalogue.DEMO))
-    _print(tables.filesets([embedded, *catalogue.find(folder)]), as_json)
+    tables.filesets([embedded, *catalogue.find(folder)]).print(as_json=as_json)
 
 
 @fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")
@@ -334,7 +326,7 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
     """Show the datasets of a fileset: process, variation, cross-section, files, events."""
     from agc_ml import tables  # noqa: PLC0415 - on demand
 
-    _print(tables.fileset(_fileset(source, dataset, None, None)), as_json)
+    tables.fileset(_fileset(source, dataset, None, None)).print(as_json=as_json)
 
 
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
@@ -350,7 +342,7 @@ def fileset_check(processor: str | None, as_json: bool, **given: Any) -> None:
 
     given["fileset"] = given.pop("source")
     found = planning.check(_chosen(given), processor, site=given["site"], workers=given["workers"])
-    _print(tables.checked(found), as_json)
+    tables.checked(found).print(as_json=as_json)
     sys.exit(1 if any(file.problem for file in found) else 0)
 
 

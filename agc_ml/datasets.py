@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from agc_ml.errors import FilesetError, UsageError
@@ -196,7 +197,7 @@ class Fileset:
         return {**dataset.metadata, **{k: v for k, v in known.items() if v is not None}}
 
     @classmethod
-    def load(cls, source: str, *, dataset: str | None = None) -> Fileset:
+    def load(cls, source: str | Path, *, dataset: str | None = None) -> Fileset:
         """Read a fileset in any format that `agc_ml.catalogue` knows."""
         from agc_ml import catalogue  # noqa: PLC0415 - it builds on this module
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from agc_ml.errors import StoreError, UsageError
 
@@ -30,18 +31,29 @@ def owned(folder: Path) -> Iterator[None]:
     """
     with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    with lock:
+    with _locked(folder):
+        yield
+        (folder / LOCK).unlink(missing_ok=True)
+
+
+def _locked(folder: Path) -> IO[str]:
+    path = folder / LOCK
+    while True:
+        with store_errors(folder):
+            lock = path.open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            lock.close()
             raise UsageError(
                 f"{folder}: another agc-ml is at work in it; name another folder with -o"
             ) from error
         except OSError as error:  # a file system without locks
             logger.debug("%s: not locked: %s", folder, error)
-        yield
-        (folder / LOCK).unlink(missing_ok=True)
+            return lock
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+            return lock
+        lock.close()  # its owner removed it in between
 
 
 @contextmanager
@@ -56,8 +68,13 @@ def store_errors(folder: Path) -> Iterator[None]:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether nothing is in a folder, or there is no such folder."""
-    return not folder.exists() or all(path.name == LOCK for path in folder.iterdir())
+    """Whether nothing is in a folder, or there is no such folder.
+
+    Hidden files do not count: a process that was killed while it wrote may have left one.
+    """
+    return not folder.exists() or all(
+        path.name.startswith(".") and path.is_file() for path in folder.iterdir()
+    )
 
 
 def clear(folder: Path, keep: Sequence[str] = ()) -> None:

@@ -70,7 +70,7 @@ def plan(
         What is wrong with processor, fileset or files.
     """
     shipment = prepare(processor, settings)
-    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(str(fileset))
+    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     account = Account(
         fileset=loaded,
         shipment=shipment,

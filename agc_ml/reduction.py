@@ -14,7 +14,7 @@ from agc_ml.datasets import Dataset
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
 from agc_ml.hists import flatten
 from agc_ml.outputs import check, collect
-from agc_ml.worker import FileInfo, unpack
+from agc_ml.worker import unpack
 
 
 @dataclass(frozen=True)
@@ -105,24 +105,19 @@ def _filter_efficiency(account: Account, dataset: Dataset) -> float:
     The fileset states how many were generated for a file, or else the file itself. Weights of
     dropped events are not known: they count as much as those of the kept ones.
     """
-    infos = {file.lfn: account.files.get((dataset.name, file.lfn)) for file in dataset.files}
-    generated: dict[str, float] = {}
+    files: dict[str, tuple[int, int]] = {}
     for file in dataset.files:
-        info = infos[file.lfn]
+        info = account.files.get((dataset.name, file.lfn))
         if info is not None:
             stated = file.generated if file.generated is not None else info.generated
-            generated[file.lfn] = max(info.entries, stated or 0)
+            files[file.lfn] = info.entries, max(info.entries, stated or 0)
     kept = 0.0
-    standing_for = sum(n for lfn, n in generated.items() if not _entries(infos[lfn]))
+    standing_for = float(sum(generated for entries, generated in files.values() if not entries))
     for chunk in account.chunks:  # not in the order in which they finished: sums must not change
         if chunk.dataset == dataset.name and chunk in account.done:
             kept += chunk.events
-            standing_for += chunk.events * generated[chunk.lfn] / chunk.entries
+            standing_for += chunk.events * files[chunk.lfn][1] / chunk.entries
     return kept / standing_for if standing_for else 1.0
-
-
-def _entries(info: FileInfo | None) -> int:
-    return 0 if info is None else info.entries
 
 
 def _normalised(

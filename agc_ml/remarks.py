@@ -54,14 +54,17 @@ def _shared_files(account: Account) -> Iterator[str]:
 
 
 def _filtered_files(account: Account) -> Iterator[str]:
-    """Files that hold a part of what was generated, where the fileset does not say so."""
+    """Datasets that are a part of what was generated, where the fileset does not say so."""
+    found: dict[str, tuple[int, int]] = {}
     for dataset, file in account.all_files():
         info = account.files.get((dataset.name, file.lfn))
         if info is None or file.generated is not None or dataset.is_data:
             continue
         if info.generated is not None and info.generated > info.entries:
-            yield (
-                f"{dataset.name}: {file.lfn}: normalised to the {info.generated:,} events that "
-                f"were generated for its {info.entries:,} entries (Runs/genEventCount); the "
-                "fileset does not state them"
-            )
+            entries, generated = found.get(dataset.name, (0, 0))
+            found[dataset.name] = entries + info.entries, generated + info.generated
+    for name, (entries, generated) in found.items():
+        yield (
+            f"{name}: a filter kept {entries:,} of {generated:,} generated events "
+            "(Runs/genEventCount; the fileset does not state them); a cross-section is of all"
+        )

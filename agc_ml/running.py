@@ -101,7 +101,7 @@ def run(
         One line that says what is wrong and the way out. What is finished is kept on disk.
     """
     shipment = prepare(processor, settings)
-    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(str(fileset))
+    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not 0 <= allow_missing < 1:

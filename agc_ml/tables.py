@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import click
 
 if TYPE_CHECKING:
     from agc_ml.datasets import Fileset
@@ -36,8 +39,11 @@ class Page:
     facts: Any
     parts: Sequence[Table | str]
 
-    def print(self) -> None:
-        """Print on standard output, in the width of the terminal or wide on a pipe."""
+    def print(self, *, as_json: bool = False) -> None:
+        """Print on standard output, in the width of the terminal or wide on a pipe; or as JSON."""
+        if as_json:
+            click.echo(json.dumps(self.facts, indent=1))
+            return
         from rich.console import Console  # noqa: PLC0415 - only when something is printed
 
         console = Console(highlight=False, soft_wrap=False)
@@ -165,7 +171,7 @@ def comparison(found: Checked) -> Page:
     header = ("dataset", "quantity", "found", "+-", "allowed", "verdict", "stated")
     selected = ", ".join(f"{c.dataset} {c.selected:,}" for c in found.comparisons)
     return Page(
-        [line._asdict() for line in found.lines],
+        found.facts,
         [Table("generated against published", header, rows), f"selected events: {selected}"],
     )
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agc_ml import agc, catalogue
 from agc_ml.datasets import Dataset, File, Fileset
-from agc_ml.errors import FilesetError
+from agc_ml.errors import FilesetError, UsageError
 
 
 def test_published_input_list(real_data: Path) -> None:
@@ -162,3 +162,12 @@ def test_find(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"x": 3}')
     (tmp_path / "bad.yaml").write_text(":")
     assert [path.name for path, _ in catalogue.find(tmp_path)] == ["one.json"]
+
+
+def test_a_folder_called_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a path it is what it says; only the word is the embedded set."""
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    with pytest.raises(UsageError, match=r"demo: no \*\.root files in that folder"):
+        Fileset.load(Path("demo"))
+    assert Fileset.load("demo") == Fileset.load(catalogue.demo())

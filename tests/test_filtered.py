@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nanoaod
 import pytest
 from commandline import agc
 
-from agc_ml import catalogue
+from agc_ml import catalogue, reduction
+from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import FilesetError
 from agc_ml.results import RunResult
+from agc_ml.worker import FileInfo
 
 XSEC, LUMINOSITY = 10.0, 1000.0
 NAMES = ("ttbar__nominal.root", "single_top_tW__nominal.root")
@@ -85,7 +88,7 @@ def test_all_generated_events_count(
     entries = sum(numbers[name]["entries"] for name in NAMES)
     expected = XSEC * LUMINOSITY * entries / sum(generated.values())
     assert total(result) == pytest.approx(expected, rel=1e-12)
-    assert not any("were generated for" in line for line in result.warnings)
+    assert not any("a filter kept" in line for line in result.warnings)
 
 
 def test_with_a_part_missing_each_file_counts_as_it_was_filtered(
@@ -101,6 +104,28 @@ def test_with_a_part_missing_each_file_counts_as_it_was_filtered(
     assert result.status == "partial"
 
 
+def test_with_a_chunk_missing_the_others_stand_for_their_part() -> None:
+    chunks = [
+        Chunk("top", "a", "Events", "a", 40, 0, 20),
+        Chunk("top", "a", "Events", "a", 40, 20, 40),
+        Chunk("top", "b", "Events", "b", 10, 0, 10),
+    ]
+    files = {
+        ("top", lfn): FileInfo(entries, lfn, 1, 1, None, generated)
+        for lfn, entries, generated in (("a", 40, 400), ("b", 10, 1000), ("none", 0, 500))
+    }
+    dataset = Dataset(
+        "top", process="top", files=tuple(File(lfn, replicas=(lfn,)) for _, lfn in files)
+    )
+    for done, efficiency in (
+        (chunks, 50 / 1900),
+        (chunks[1:], 30 / (200 + 1000 + 500)),
+        (chunks[1:2], 20 / (200 + 500)),
+    ):
+        account: Any = SimpleNamespace(files=files, chunks=chunks, done=set(done))
+        assert reduction._filter_efficiency(account, dataset) == pytest.approx(efficiency)
+
+
 def test_the_files_own_numbers_count_where_none_are_stated(
     folder: Path, spectrum: Path, tmp_path: Path, numbers: dict[str, Any]
 ) -> None:
@@ -109,9 +134,8 @@ def test_the_files_own_numbers_count_where_none_are_stated(
         sum(numbers[name][key] for name in NAMES) for key in ("entries", "generated")
     )
     assert total(result) == pytest.approx(XSEC * LUMINOSITY * entries / generated, rel=1e-12)
-    told = [line for line in result.warnings if "were generated for" in line]
-    assert len(told) == 2
-    assert f"{numbers[NAMES[0]]['generated']:,} events that were generated for its 70" in told[0]
+    (told,) = [line for line in result.warnings if "a filter kept" in line]
+    assert f": a filter kept {entries:,} of {generated:,} generated events" in told
 
 
 def test_a_file_of_which_nothing_was_kept_counts(

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml import agc as published_analysis
-from agc_ml.errors import GenerateError
+from agc_ml import folders
+from agc_ml.errors import GenerateError, UsageError
 from agc_ml.generate import check, samples
 from agc_ml.generate.check import Checked, Comparison, Line
 from agc_ml.generate.samples import SAMPLES, Shortfall
@@ -145,12 +146,6 @@ def test_a_set_that_is_too_small(generated_set: Path, tmp_path: Path) -> None:
     assert 0 < facts["selected"]["ttbar__nominal"] < 70
 
 
-def test_events_that_a_check_needs() -> None:
-    needed = check.needed(SAMPLES)
-    for sample in SAMPLES:
-        assert needed[sample.name] * sample.selected > check.DEMANDS[sample.name].selected
-
-
 def test_no_set(tmp_path: Path) -> None:
     called = agc("generate", "check", tmp_path)
     assert called.code == 1
@@ -193,12 +188,28 @@ def test_options_that_would_have_no_effect(
     assert message in called.error
 
 
-def test_events_of_other_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generated_set: Path
-) -> None:
+def test_events_of_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A check goes on with its events, and refuses those of a generator that was another."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(generated_set, "check-7")
-    (tmp_path / "check-7" / "fileset.json").unlink()
-    called = agc("generate", "check", "--seed", 7, "--cluster", "inline")
+    monkeypatch.setattr(check, "needed", lambda _: {"ttbar__nominal": 3})
+    how: Any = {"site": "inline", "workers": None, "quiet": True}
+    check.make_set(Path("check-7"), 7, **how)
+    before = (tmp_path / "check-7" / "ttbar__nominal.root").stat().st_mtime_ns
+    check.make_set(Path("check-7"), 7, **how)
+    assert (tmp_path / "check-7" / "ttbar__nominal.root").stat().st_mtime_ns == before
+    told = "check-7: begun with other settings, code or versions; remove it"
+    with pytest.raises(UsageError, match=told):
+        check.make_set(Path("check-7"), 8, **how)
+    changed = replace(samples.sample("ttbar__nominal"), unit=999)
+    monkeypatch.setattr(samples, "SAMPLES", (changed,))
+    with pytest.raises(UsageError, match=told):
+        check.make_set(Path("check-7"), 7, **how)
+
+
+def test_a_check_that_is_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with folders.owned(tmp_path / "check-7"):
+        (tmp_path / "check-7" / "manifest.json").touch()
+        called = agc("generate", "check", "--seed", 7, "--cluster", "inline")
     assert called.code == 2
-    assert "check-7: begun with other settings, code or versions; remove it" in called.error
+    assert "another agc-ml is at work in it" in called.error

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pythia8mc import Pythia
 
 from agc_ml.generate import compiled, detector, genjets, jets, leptons, nanoaod, record, unit
 from agc_ml.generate.events import Collection, Events, collect, concatenate
@@ -263,6 +264,19 @@ def test_stored_precision(values: list[float]) -> None:
         assert found.dtype == np.float32
         assert np.allclose(found, exact, rtol=2.0**-bits, atol=1e-37)
         assert not np.any(found.view(np.uint32) & ((1 << (23 - bits)) - 1))
+
+
+def test_charges() -> None:
+    """As Pythia's particle data has them."""
+    data = Pythia("", False).particleData
+    seen = set()
+    for code in (11, 13, 22, 130, 211, 321, 2112, 2212, 3112, 3122, 3222, 3312, 3322, 3334):
+        for sign in (1, -1):
+            expected = data.charge(sign * code)
+            assert record.charge(sign * code) == expected, sign * code
+            assert record.is_charged(sign * code) == (expected != 0)
+            seen.add(expected)
+    assert seen == {-1, 0, 1}
 
 
 def test_seeds_differ() -> None:

@@ -24,7 +24,7 @@ from conftest import GENERATED as EVENTS
 from conftest import UNIT
 
 import agc_ml
-from agc_ml import folders
+from agc_ml import execution, folders
 from agc_ml.checkpoints import unseal
 from agc_ml.datasets import Fileset
 from agc_ml.errors import GenerateError, UsageError
@@ -32,6 +32,7 @@ from agc_ml.execution import InlineExecutor, Lost
 from agc_ml.generate import hooks, nanoaod, plan, production, pythia, samples, unit
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate.commands import parse_events
+from agc_ml.generate.production import OtherRequestError
 from agc_ml.generate.pythia import Source
 from agc_ml.generate.samples import SAMPLES, Setting, sample
 from agc_ml.worker import Failure, unpack
@@ -263,10 +264,11 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     assert not (folder / "fileset.json").exists()
     with pytest.raises(GenerateError, match="not complete"):
         manifests.verify(folder, manifests.load(folder))
-    refused = agc(*command[3:], "--cluster", "inline")
-    assert refused.code == 2
-    finished = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.root")}
     again = [argument for argument in command[3:] if argument not in {"--workers", "1"}]
+    refused = agc(*again, "--cluster", "inline")
+    assert refused.code == 2
+    assert "there is a set in it" in refused.error
+    finished = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.root")}
     resumed = agc(*again, "--cluster", "inline", "--resume")
     assert resumed.code == 0, resumed.err
     whole(folder)
@@ -380,6 +382,8 @@ def test_pythia_that_does_not_know_a_setting() -> None:
         (["--events", "9", "--seed", "-1"], "--seed"),
         (["--seed", "1"], "--events is missing"),
         (["--events", "1e999999999"], "a number of events is needed"),
+        (["--events", "1e5000"], "a number of events is needed"),
+        (["--events", "9", "--datasets", ""], "no dataset matches ''"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -420,11 +424,42 @@ def test_resume_of_another_request(made: Path, arguments: list[object], told: st
     )
 
 
-def test_resume_of_a_complete_set_leaves_it(made: Path, small_units: None) -> None:
-    before = {path: path.stat().st_mtime_ns for path in made.glob("*.root")}
-    production.generate(made, events=EVENTS, seed=7, site="inline", quiet=True, resume=True)
-    assert {path: path.stat().st_mtime_ns for path in made.glob("*.root")} == before
-    whole(made)
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """The same set, to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "copied"))
+
+
+def test_resume_of_a_complete_set_leaves_it(
+    copied: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copied.glob("*.root")}
+    monkeypatch.setattr(execution, "connected", None)  # no cluster is needed
+    production.generate(copied, events=EVENTS, seed=7, quiet=True, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in copied.glob("*.root")} == before
+    whole(copied)
+
+
+def test_resume_where_files_were_cut_otherwise(
+    copied: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "FILE_EVENTS", 35)
+    with pytest.raises(OtherRequestError, match="begun with other settings, code or versions"):
+        production.generate(copied, events=EVENTS, seed=7, site="inline", resume=True)
+
+
+def test_what_a_killed_process_left_is_cleared(
+    copied: Path, tmp_path: Path, small_units: None
+) -> None:
+    for folder in (copied, tmp_path / "begun"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".half.root").touch()
+        (folder / ".half.json").touch()
+    production.generate(copied, events=EVENTS, seed=7, quiet=True, resume=True)
+    events = {"ttbar__nominal": 2}
+    production.generate(tmp_path / "begun", events=events, seed=7, site="inline", quiet=True)
+    whole(tmp_path / "begun")
+    assert not list(copied.glob(".*"))
 
 
 def test_two_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import awkward as ak
@@ -56,6 +58,23 @@ def test_batches_do_not_matter() -> None:
     assert whole.attempts.tolist() == [k for part in parts for k in part.attempts]
     momenta = ak.concatenate([part.particles.p.px for part in parts])
     assert ak.array_equal(whole.particles.p.px, momenta)
+
+
+def test_threads_do_not_matter() -> None:
+    def attempts(unit: int) -> list[int]:
+        found: list[int] = Source(TTBAR, 9, unit).batch(80).attempts.tolist()
+        return found
+
+    finders = [Source(TTBAR, 9, unit)._hooks._jets(15.0, 2.9) for unit in (0, 1)]
+    assert finders[0] is not finders[1]  # they hold what they found
+    alone = [attempts(unit) for unit in (0, 1)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(attempts, (0, 1))) == alone
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_vetoes_that_look_on_mark_what_they_would_stop() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,3 +70,17 @@ def test_matrix_element_is_the_exact_one(energy: float, cosine: float) -> None:
     squared, u = exact(energy**2, cosine)
     assert topw.matrix_element(energy**2, u) == pytest.approx(squared, rel=1e-10)
     assert squared > 0
+
+
+def test_the_exchanged_top_takes_the_gluon() -> None:
+    """u is of top and gluon, whichever beam the gluon came from."""
+    s, t, u = 400.0**2, -2e4, -9e4
+
+    def sigma(first: int, second: int, t: float, u: float) -> float:
+        process = SimpleNamespace(id1=first, id2=second, sH=s, tH=t, uH=u, alpEM=1 / 128, alpS=0.1)
+        return topw.GluonBottomToTopW.sigmaHat(process)
+
+    assert sigma(5, 21, t, u) == sigma(21, -5, u, t) > 0
+    ratio = topw.matrix_element(s, u) / topw.matrix_element(s, t)
+    assert sigma(5, 21, t, u) / sigma(5, 21, u, t) == pytest.approx(ratio)
+    assert sigma(4, 21, t, u) == 0

@@ -21,7 +21,7 @@ from agc_ml import agc, cluster
 from agc_ml.errors import GenerateError, UsageError
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate import samples
-from agc_ml.generate.production import generate
+from agc_ml.generate.production import OtherRequestError, generate
 from agc_ml.generate.samples import Quantity, Sample
 
 REGIONS: Final = ("4j1b", "4j2b")
@@ -53,13 +53,17 @@ DEMANDS: Final[Mapping[str, Demand]] = {
 
 
 class Line(NamedTuple):
-    """One comparison: what was found, what is allowed, and the verdict."""
+    """One comparison: what was found, what is allowed, and the verdict.
+
+    ``limit`` is what is allowed, or what a stated shortfall adds up to where that is more.
+    """
 
     dataset: str
     quantity: Quantity
     found: float
     uncertainty: float
     allowed: float
+    limit: float
     verdict: Verdict
     why: str
 
@@ -90,6 +94,20 @@ class Checked(NamedTuple):
         """Whether nothing is worse than demanded, or than stated."""
         return all(line.verdict in {"good", "stated shortfall"} for line in self.lines)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What stands in ``check.json``."""
+        return {
+            "seed": self.seed,
+            "good": self.is_good,
+            "selected": {c.dataset: c.selected for c in self.comparisons},
+            "lines": [line._asdict() for line in self.lines],
+            "counts": {
+                c.dataset: {region: counts.tolist() for region, counts in c.generated.items()}
+                for c in self.comparisons
+            },
+        }
+
 
 @cache
 def published() -> dict[str, dict[str, Array]]:
@@ -118,8 +136,6 @@ def make_set(folder: Path, seed: int, *, site: str, workers: int | None, quiet: 
     AgcError
         As of `production.generate`.
     """
-    if (folder / manifests.FILESET).exists():
-        return
     try:
         generate(
             folder,
@@ -132,13 +148,11 @@ def make_set(folder: Path, seed: int, *, site: str, workers: int | None, quiet: 
             resume=folder.exists(),
             quiet=quiet,
         )
-    except UsageError as error:
-        if (folder / manifests.MANIFEST).exists():
-            raise UsageError(
-                f"{folder}: begun with other settings, code or versions; remove it, or choose "
-                "another --seed"
-            ) from error
-        raise
+    except OtherRequestError as error:
+        raise UsageError(
+            f"{folder}: begun with other settings, code or versions; remove it, or choose another "
+            "--seed"
+        ) from error
 
 
 def check(
@@ -215,7 +229,7 @@ def compare(comparison: Comparison) -> list[Line]:
         return [
             Line(
                 sample.name, "selected", comparison.selected, 0.0, demand.selected,
-                "too few events", "generate more",
+                demand.selected, "too few events", "generate more",
             )
         ]  # fmt: skip
     control, signal = REGIONS
@@ -242,12 +256,16 @@ def _judged(
     sample: Sample, quantity: Quantity, found: float, uncertainty: float, allowed: float
 ) -> Line:
     stated = next((s for s in sample.shortfalls if s.quantity == quantity), None)
+    limit = allowed
+    if stated is not None:
+        limit = max(allowed, stated.value + _ERRORS * uncertainty)
     verdict: Verdict = "good"
     if abs(found) > allowed:
-        is_stated = stated is not None and abs(found) <= stated.value + _ERRORS * uncertainty
-        verdict = "stated shortfall" if is_stated else "worse than stated"
+        verdict = "stated shortfall" if abs(found) <= limit else "worse than stated"
     why = "" if stated is None else f"{stated.value:g} is stated: {stated.why}"
-    return Line(sample.name, quantity, float(found), uncertainty, float(allowed), verdict, why)
+    return Line(
+        sample.name, quantity, float(found), uncertainty, float(allowed), float(limit), verdict, why
+    )
 
 
 def ks_distance(counts: Array, reference: Array) -> float:
@@ -269,23 +287,9 @@ def write(checked: Checked, folder: Path) -> Path:
 
     where = folder / FOLDER
     generator.draw(checked.comparisons, where)
-    text = json.dumps(facts(checked), indent=1)
+    text = json.dumps(checked.facts, indent=1)
     write_file(where / "check.json", lambda path: path.write_text(text + "\n"))
     return where
-
-
-def facts(checked: Checked) -> dict[str, Any]:
-    """What stands in ``check.json``."""
-    return {
-        "seed": checked.seed,
-        "good": checked.is_good,
-        "selected": {c.dataset: c.selected for c in checked.comparisons},
-        "lines": [line._asdict() for line in checked.lines],
-        "counts": {
-            c.dataset: {region: counts.tolist() for region, counts in c.generated.items()}
-            for c in checked.comparisons
-        },
-    }
 
 
 def raise_if_bad(checked: Checked) -> None:
@@ -305,9 +309,9 @@ def raise_if_bad(checked: Checked) -> None:
             "check makes what it needs"
         )
     if bad:
-        worst = max(bad, key=lambda line: abs(line.found) / line.allowed)
+        worst = max(bad, key=lambda line: abs(line.found) / line.limit)
         raise GenerateError(
             f"comparisons worse than stated: {len(bad)} of {len(checked.lines)}, the worst "
-            f"{worst.dataset}: {worst.quantity} is {worst.found:+.3f}, at most {worst.allowed:.3f} "
+            f"{worst.dataset}: {worst.quantity} is {worst.found:+.3f}, at most {worst.limit:.3f} "
             "is allowed; see the table"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from decimal import Decimal
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import click
 
 from agc_ml import options
-from agc_ml.errors import Interrupted, UsageError
+from agc_ml.errors import GenerateError, Interrupted, StoreError, UsageError
 
 _SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9}
+_ABSURD = Decimal(10) ** 40  # no number of events; longer ones can't even be told
 _SEED = click.option(
     "--seed",
     type=click.IntRange(0),
@@ -34,7 +34,7 @@ def parse_events(text: str) -> int:
     digits, factor = (text[:-1], _SUFFIXES[text[-1]]) if text[-1:] in _SUFFIXES else (text, 1)
     try:
         number = Decimal(digits) * factor
-        is_whole = number >= 1 and number == int(number)
+        is_whole = 1 <= number < _ABSURD and number == int(number)
     except (ArithmeticError, ValueError):  # no number, or none that is finite
         is_whole = False
     if not is_whole:
@@ -96,14 +96,12 @@ def generate(context: click.Context, /, **given: Any) -> None:
         lambda: production.generate(output, **arguments),
         kept="units",
     )
-    if given["as_json"]:
-        click.echo(json.dumps(made.model_dump(mode="json", by_alias=True), indent=1))
-        return
     from agc_ml import tables  # noqa: PLC0415 - on demand
 
-    tables.generated(made).print()
-    where = shlex.quote(str(output / "fileset.json"))
-    click.echo(f"measure them with: agc-ml measure {where}")
+    tables.generated(made).print(as_json=given["as_json"])
+    if not given["as_json"]:
+        where = shlex.quote(str(output / "fileset.json"))
+        click.echo(f"measure them with: agc-ml measure {where}")
 
 
 def _refuse_lost_options(context: click.Context) -> None:
@@ -144,11 +142,10 @@ def check(folder: Path | None, seed: int | None, as_json: bool, **given: Any) ->
             raise Interrupted(
                 "interrupted; what is finished is kept; the same command goes on"
             ) from stop
+        except (GenerateError, StoreError) as error:
+            raise type(error)(f"{error}; then the same command goes on") from error
     checked = checking.check(folder, **how)
-    if as_json:
-        click.echo(json.dumps(checking.facts(checked), indent=1))
-    else:
-        tables.comparison(checked).print()
+    tables.comparison(checked).print(as_json=as_json)
     figures = checking.write(checked, folder)
     if not as_json:
         click.echo(f"figures: {figures}")

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from numba import njit
 
+from agc_ml.generate.samples import COMMON
+
 PACKAGES: Final = ("pythia8mc", "fastjet", "numpy", "numba", "awkward")
 """Libraries whose version may decide an event."""
 
@@ -29,12 +31,14 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 @cache
 def code_digest() -> str:
-    """Sha256 of this package's source, as it is in this process, and of the libraries' versions."""
+    """Sha256 of all that decides events in this process, but for what a unit brings along."""
     here = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(here.glob("*.py")):
         if path.name not in _NOT_DECIDING:
             digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    for setting in COMMON:
+        digest.update(f"{setting.line}\0".encode())
     for name in PACKAGES:
         digest.update(f"{name} {version(name)}\0".encode())
     return digest.hexdigest()
@@ -44,4 +48,4 @@ _NOT_DECIDING: Final = {
     *("check.py", "commands.py", "lookalike.py", "manifest.py"),
     *("plan.py", "production.py", "samples.py"),
 }
-"""Files that decide no event; the settings in `samples` count beside (`settings_digest`)."""
+"""Files that decide no event, and `samples`: its settings travel with each unit."""

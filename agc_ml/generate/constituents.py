@@ -10,7 +10,7 @@ from agc_ml.generate.compiled import kernel
 from agc_ml.generate.events import Array, Collection, collect
 from agc_ml.generate.genjets import GenJets
 from agc_ml.generate.parameters import ConstituentParameters
-from agc_ml.generate.record import Record, is_charged
+from agc_ml.generate.record import Record, charge, is_charged
 
 MIN_PT: Final = 0.7  # GeV, of a candidate
 _VERTEX_TRACK_PT, _VERTEX_TRACK_ETA = 0.5, 2.5
@@ -24,10 +24,9 @@ def candidates(
     """Particles in jets as a particle flow would give them; ``kept`` is the place of each jet."""
     index, jet, values = _candidates(record, jets, seeds, p)
     code = np.abs(record.pdg[index])
-    charged = _are_charged(record.pdg[index])
-    is_lepton = code <= _MUON
-    sign = np.sign(record.pdg[index])
-    as_charged = np.where(is_lepton, record.pdg[index], _PION * sign)
+    charges = _charges(record.pdg[index])
+    charged = charges != 0
+    as_charged = np.where(code <= _MUON, record.pdg[index], _PION * charges)
     as_neutral = np.where(code == _PHOTON, _PHOTON, _NEUTRAL_HADRON)
     fields = {
         "pt": values[:, 0],
@@ -35,7 +34,7 @@ def candidates(
         "phi": record.phi[index],
         "mass": np.where(charged, _PION_MASS, 0.0),
         "pdgId": np.where(charged, as_charged, as_neutral).astype(np.int32),
-        "charge": np.where(charged, np.where(is_lepton, -sign, sign), 0).astype(np.int32),
+        "charge": charges,
         "d0": np.where(charged, values[:, 1], 0.0),
         "d0Err": np.where(charged, values[:, 2], 0.0),
         "dz": np.where(charged, values[:, 3], 0.0),
@@ -45,10 +44,10 @@ def candidates(
 
 
 @kernel
-def _are_charged(pdg: Array) -> Array:
-    found = np.empty(len(pdg), np.bool_)
+def _charges(pdg: Array) -> Array:
+    found = np.empty(len(pdg), np.int32)
     for i in range(len(pdg)):
-        found[i] = is_charged(pdg[i])
+        found[i] = charge(pdg[i])
     return found
 
 
@@ -154,7 +153,6 @@ def _vertices(
                 m = mother[m]
             if top < 0:
                 continue
-            sign = np.sign(pdg[i])
             sums[top, 0] += px[i]
             sums[top, 1] += py[i]
             sums[top, 2] += pz[i]
@@ -163,7 +161,7 @@ def _vertices(
             sums[top, 5] += vx[i]
             sums[top, 6] += vy[i]
             sums[top, 7] += vz[i]
-            sums[top, 8] += -sign if abs(pdg[i]) <= _MUON else sign
+            sums[top, 8] += charge(pdg[i])
     found = np.flatnonzero(sums[:, 4] >= 2)
     events, drawn = np.empty(len(found), np.int64), np.empty((len(found), 5))
     event = -1

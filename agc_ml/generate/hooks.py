@@ -5,7 +5,6 @@ Pythia calls the methods of `Hooks` by its own names, at its own times.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -39,6 +38,7 @@ class Hooks(UserHooks):  # type: ignore[misc]
         self.attempt = -1
         self.refused: set[int] = set()
         self._in_hard_process = True
+        self._finders: dict[tuple[float, float], Any] = {}
         self._hard: Any = None
         self._rest: Any = None
 
@@ -98,7 +98,32 @@ class Hooks(UserHooks):  # type: ignore[misc]
         return True
 
     def doVetoPartonLevel(self, event: Any) -> bool:
-        return self._stops(lambda vetoes: _has_jets(event, vetoes))
+        return self._stops(lambda vetoes: self._has_jets(event, vetoes))
+
+    def _has_jets(self, event: Any, vetoes: Vetoes) -> bool:
+        """Whether there is a lepton and, with it, jets enough."""
+        leptons = _leptons(event, vetoes)
+        if not leptons:
+            return False
+        jets = self._jets(vetoes.jet_pt, vetoes.jet_rapidity)
+        jets.analyze(event)
+        if jets.sizeJet() >= vetoes.jets:
+            return True
+        if leptons == {_MUON}:
+            return False
+        hard = sum(jets.pT(j) > vetoes.hard_jet_pt for j in range(jets.sizeJet()))
+        return bool(hard >= vetoes.jets - 1)
+
+    def _jets(self, pt: float, rapidity: float) -> Any:
+        """Pythia's own anti-kt with R = 0.4, of all that is visible.
+
+        It holds the jets that it found, so threads must not share one.
+        """
+        finder = self._finders.get((pt, rapidity))
+        if finder is None:
+            finder = SlowJet(-1, 0.4, pt, rapidity, _SLOWJET_ALL, _SLOWJET_ALL)
+            self._finders[pt, rapidity] = finder
+        return finder
 
 
 def _kinds(vetoes: Vetoes) -> set[int]:
@@ -138,24 +163,3 @@ def _leptons(event: Any, vetoes: Vetoes) -> set[int]:
         if particle.pT() > least[kind] and abs(particle.eta()) < vetoes.lepton_eta:
             found.add(kind)
     return found
-
-
-def _has_jets(event: Any, vetoes: Vetoes) -> bool:
-    """Whether there is a lepton and, with it, jets enough."""
-    leptons = _leptons(event, vetoes)
-    if not leptons:
-        return False
-    jets = _slow_jet(vetoes.jet_pt, vetoes.jet_rapidity)
-    jets.analyze(event)
-    if jets.sizeJet() >= vetoes.jets:
-        return True
-    if leptons == {_MUON}:
-        return False
-    hard = sum(jets.pT(j) > vetoes.hard_jet_pt for j in range(jets.sizeJet()))
-    return bool(hard >= vetoes.jets - 1)
-
-
-@functools.cache
-def _slow_jet(pt: float, rapidity: float) -> Any:
-    """Pythia's own anti-kt with R = 0.4, of all that is visible."""
-    return SlowJet(-1, 0.4, pt, rapidity, _SLOWJET_ALL, _SLOWJET_ALL)

@@ -22,8 +22,7 @@ import numpy as np
 from agc_ml import agc, catalogue, folders
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import UsageError
-from agc_ml.generate import manifest, samples
-from agc_ml.generate.plan import MOST_EVENTS
+from agc_ml.generate import manifest, plan, samples
 from agc_ml.results import write
 
 if TYPE_CHECKING:
@@ -93,8 +92,8 @@ def generate(
     folder = Path(output)
     if cluster_size < 1:
         raise UsageError(f"--cluster-size {cluster_size}: at least one event is needed")
-    if not 1 <= events <= MOST_EVENTS:
-        raise UsageError(f"--events {events:,}: from 1 up to {MOST_EVENTS:,} make sense")
+    if not 1 <= events <= plan.MOST_EVENTS:
+        raise UsageError(f"--events {events:,}: from 1 up to {plan.MOST_EVENTS:,} make sense")
     with folders.store_errors(folder):
         if folder.exists() and (not folder.is_dir() or not folders.is_unused(folder)):
             raise UsageError(f"{folder}: there is something in it; name another folder with -o")
@@ -239,22 +238,19 @@ def _write(path: Path, part: _Repeated) -> File:
     n = part.stop - part.start
     origin = {
         "dataset": part.dataset,
+        "settings": plan.settings_digest((samples.sample(part.dataset),)),
+        "cluster_size": part.cluster_size,
         "seed": part.seed,
         "events": [part.start, part.stop],
         "generated": int(part.base.numbers.size),
         "like": "CMS 2015 Open Data",
     }
-    identity = {}
-
-    def writer(temporary: Path) -> None:
-        identity["uuid"] = nanoaod.write(temporary, part.clusters(), n, origin, path.name)
-
-    write(path, writer)
+    write(path, lambda hidden: nanoaod.write(hidden, part.clusters(), n, origin, path.name))
     logger.info("%s: %s events", path.name, f"{n:,}")
     return File(
         lfn=path.name,
         replicas=(path.name,),
-        uuid=str(identity["uuid"]),
+        uuid=str(nanoaod.uuid_of(origin, path.name)),
         entries=n,
         size=path.stat().st_size,
     )

@@ -81,16 +81,15 @@ def rounded(values: Array, bits: int = _COARSE_BITS) -> Array:
 
 def write(
     path: Path, clusters: Iterable[Events], generated: int, origin: Mapping[str, Any], name: str
-) -> uuid.UUID:
+) -> None:
     """Write events, the ``Runs`` tree with how many were generated for them, and their origin.
 
-    Each of ``clusters`` becomes a cluster of the file. The file's UUID depends on ``origin`` and
-    ``name``: the same events always have the same. The weight of each event is one.
+    Each of ``clusters`` becomes a cluster of the file. The weight of each event is one. The file's
+    UUID is that of `uuid_of`.
     """
     import uproot  # noqa: PLC0415 - heavy
 
-    text = json.dumps(origin, sort_keys=True)
-    identity = uuid.uuid5(_NAMESPACE, f"{name}\n{text}")
+    identity = uuid_of(origin, name)
     with uproot.recreate(
         path, compression=uproot.ZLIB(_ZLIB_LEVEL), uuid_function=lambda: identity
     ) as file:
@@ -108,8 +107,16 @@ def write(
             "genEventSumw2": np.array([float(generated)]),
         }
         file.mktree("Runs", {key: values.dtype for key, values in runs.items()}).extend(runs)
-        file[ORIGIN] = text
-    return identity
+        file[ORIGIN] = _text(origin)
+
+
+def uuid_of(origin: Mapping[str, Any], name: str) -> uuid.UUID:
+    """The UUID of a file: the same for the same events under the same name."""
+    return uuid.uuid5(_NAMESPACE, f"{name}\n{_text(origin)}")
+
+
+def _text(origin: Mapping[str, Any]) -> str:
+    return json.dumps(origin, sort_keys=True)
 
 
 def branches_of(events: Events) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, SupportsIndex
 
 from agc_ml.errors import UsageError
 from agc_ml.generate.manifest import Request
@@ -47,15 +48,18 @@ def shared(samples: Sequence[Sample], events: int | Mapping[str, int]) -> dict[s
         There are too few or too many events.
     """
     if isinstance(events, Mapping):
-        numbers = {sample.name: events.get(sample.name, 0) for sample in samples}
-        for name, number in numbers.items():
-            if int(number) != number or number < 1:
-                raise UsageError(f"{name}: {number!r} events; a number of one or more is needed")
+        numbers = {sample.name: _whole(sample.name, events.get(sample.name)) for sample in samples}
     else:
         numbers = _shares(samples, events)
     if sum(numbers.values()) > MOST_EVENTS:
         raise UsageError(f"{sum(numbers.values()):,} events; up to {MOST_EVENTS:,} make sense")
     return numbers
+
+
+def _whole(name: str, number: object) -> int:
+    if not isinstance(number, SupportsIndex) or (whole := operator.index(number)) < 1:
+        raise UsageError(f"{name}: {number!r} events; a number of one or more is needed")
+    return whole
 
 
 def _shares(samples: Sequence[Sample], events: int) -> dict[str, int]:
@@ -111,7 +115,6 @@ def settings_digest(samples: Sequence[Sample]) -> str:
 
     content = {
         "samples": [_deciding(sample) for sample in samples],
-        "common": [setting.line for setting in COMMON],
         "code": code_digest(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -125,7 +128,7 @@ def _deciding(sample: Sample) -> dict[str, Any]:
     return content
 
 
-def skim(request: Request) -> str:
+def skim_in_words(request: Request) -> str:
     """What an event needs to be kept, in words."""
     leptons = "electron or muon" if request.muons else "electron"
     return (
@@ -146,6 +149,6 @@ def origin(request: Request, file: PlannedFile) -> dict[str, Any]:
         "units": [file.units[0].number, file.units[-1].number],
         "events": file.events,
         "pythia": [setting.line for setting in (*COMMON, *file.sample.settings)],
-        "skim": skim(request),
+        "skim": skim_in_words(request),
         "settings": request.settings,
     }

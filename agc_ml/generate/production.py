@@ -11,16 +11,16 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from agc_ml import agc, cluster, execution, folders, progress
 from agc_ml.account import Tick
 from agc_ml.checkpoints import seal, unseal
 from agc_ml.errors import GenerateError, UsageError
+from agc_ml.execution import Lost
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate import plan
 from agc_ml.generate.manifest import (
@@ -50,6 +50,10 @@ _UNITS: Final = "units"
 _PACKAGES: Final = ("agc-ml", "pythia8mc", "fastjet", "numpy", "numba", "awkward", "uproot")
 
 
+class OtherRequestError(UsageError):
+    """A folder was begun with another request, or by another version."""
+
+
 @dataclass
 class _State:
     """How far a production has come."""
@@ -58,7 +62,7 @@ class _State:
     request: Request
     files: tuple[PlannedFile, ...]
     written: dict[str, FileRecord]
-    on_tick: Callable[[Tick], None]
+    on_tick: Callable[[Tick], None] = lambda _: None
     failures: int = 0
     have: dict[Unit, Path] = field(default_factory=dict)
     units_done: int = 0
@@ -129,9 +133,15 @@ def generate(
         Set all identification flags of muons to zero, as they are in CMS's 2015 files.
     client, site, workers
         As in `agc_ml.run`.
+    resume
+        Go on in a folder where the same request was begun.
+    quiet
+        Show no progress.
 
     Raises
     ------
+    OtherRequestError
+        The folder was begun with another request, or by another version.
     AgcError
         One line that says what is wrong and the way out. What is finished is kept.
     """
@@ -151,14 +161,15 @@ def generate(
     files = plan.planned(samples, request)
     folder = Path(output)
     _refuse(folder, resume=resume)
-    with ExitStack() as stack:
-        stack.enter_context(folders.owned(folder))
+    with folders.owned(folder):
         written = _written(folder, request, files) if resume else {}
-        executor, _ = stack.enter_context(execution.connected(client, site, workers))
-        on_tick = stack.enter_context(progress.shown(quiet=quiet, pieces="units"))
-        state = _State(folder, request, files, written, on_tick)
+        state = _State(folder, request, files, written)
         if len(written) < len(files):
-            _produce(state, executor)
+            with (
+                execution.connected(client, site, workers) as (executor, _),
+                progress.shown(quiet=quiet, pieces="units") as state.on_tick,
+            ):
+                _produce(state, executor)
         done = _manifest(state, "complete")
         manifests.save(done, folder)
         with folders.store_errors(folder):
@@ -198,26 +209,33 @@ def _written(folder: Path, request: Request, files: Sequence[PlannedFile]) -> di
     """Files that an interrupted production has finished; clears what it left half-done."""
     if folders.is_unused(folder):
         return {}
+    from agc_ml.generate import nanoaod  # noqa: PLC0415 - heavy
+
     earlier = manifests.load(folder)
     for name, asked in request:
         if getattr(earlier.request, name) != asked:
-            told = "settings, code or versions" if name == "settings" else _FLAGS.get(name, name)
-            raise UsageError(
-                f"{folder}: begun with other {told}; ask for the same, or name another folder "
-                "with -o"
-            )
+            raise _other(folder, _VERSIONS if name == "settings" else _FLAGS.get(name, name))
     with folders.store_errors(folder):
-        for path in folder.glob(".*.root"):  # of a process that was killed while it wrote
-            path.unlink()
-    names = {file.name for file in files}
+        for path in (*folder.glob(".*.root"), *folder.glob(".*.json")):
+            path.unlink()  # of a process that was killed while it wrote
+    uuids = {f.name: str(nanoaod.uuid_of(plan.origin(request, f), f.name)) for f in files}
     records = [r for dataset in earlier.datasets.values() for r in dataset.files]
+    if any(uuids.get(record.name) != record.uuid for record in records):
+        raise _other(folder, _VERSIONS)  # its files are cut otherwise
     return {
         record.name: record
         for record in records
-        if record.name in names and manifests.problem_of(folder / record.name, record) is None
+        if manifests.problem_of(folder / record.name, record) is None
     }
 
 
+def _other(folder: Path, what: str) -> OtherRequestError:
+    return OtherRequestError(
+        f"{folder}: begun with other {what}; ask for the same, or name another folder with -o"
+    )
+
+
+_VERSIONS: Final = "settings, code or versions"
 _FLAGS: Final = {
     "events": "--events or --datasets",
     "muons": "leptons",
@@ -230,9 +248,10 @@ _FLAGS: Final = {
 
 def _produce(state: _State, executor: execution.Executor) -> None:
     """Make what is missing, in rounds over units whose worker died, and write files when whole."""
-    manifests.save(_manifest(state, "partial"), state.folder)
     with folders.store_errors(state.folder):
         (state.folder / manifests.FILESET).unlink(missing_ok=True)
+    manifests.save(_manifest(state, "partial"), state.folder)
+    with folders.store_errors(state.folder):
         (state.folder / _UNITS).mkdir(exist_ok=True)
     for file in state.files:
         for unit in file.units:
@@ -249,9 +268,7 @@ def _produce(state: _State, executor: execution.Executor) -> None:
         for key, outcome in executor.outcomes(make, jobs):
             _accept(state, *missing[key], outcome)
     for name in _missing(state):
-        raise GenerateError(
-            f"{name}: its worker dies each time; see its memory and log, and go on with --resume"
-        )
+        raise GenerateError(f"{name}: its worker dies each time; see its memory and log")
 
 
 def _missing(state: _State) -> dict[str, tuple[Unit, PlannedFile]]:
@@ -265,10 +282,11 @@ def _missing(state: _State) -> dict[str, tuple[Unit, PlannedFile]]:
     }
 
 
-def _accept(state: _State, unit: Unit, file: PlannedFile, outcome: Made | Failure | Any) -> None:
+def _accept(state: _State, unit: Unit, file: PlannedFile, outcome: Made | Failure | Lost) -> None:
     if isinstance(outcome, Failure):
+        logger.debug("%s\n%s", unit, outcome.details)
         raise GenerateError(f"{unit}: {outcome.reason}")
-    if not isinstance(outcome, Made):
+    if isinstance(outcome, Lost):
         state.failures += 1
         logger.info("%s: its worker died; it is made again", unit)
         return
@@ -289,19 +307,14 @@ def _write_if_whole(state: _State, file: PlannedFile) -> None:
     generated = sum(_unit(state, unit)[0]["generated"] for unit in file.units)
     path = state.folder / file.name
     origin = plan.origin(state.request, file)
-    identity = {}
-
-    def writer(temporary: Path) -> None:
-        clusters = _clusters(state, file)
-        identity["uuid"] = nanoaod.write(temporary, clusters, generated, origin, file.name)
-
-    write(path, writer)
+    clusters = _clusters(state, file)
+    write(path, lambda hidden: nanoaod.write(hidden, clusters, generated, origin, file.name))
     with folders.store_errors(state.folder):
         state.written[file.name] = FileRecord(
             name=file.name,
             sha256=manifests.sha256(path),
             size=path.stat().st_size,
-            uuid=str(identity["uuid"]),
+            uuid=str(nanoaod.uuid_of(origin, file.name)),
             entries=file.events,
             generated=generated,
             sumw=float(generated),
@@ -314,7 +327,7 @@ def _write_if_whole(state: _State, file: PlannedFile) -> None:
 def _unit(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes]:
     found = unseal(state.have[unit])
     if found is None or found[0]["events"] != unit.events:
-        raise GenerateError(f"{unit}: damaged on disk; go on with --resume")
+        raise GenerateError(f"{unit}: damaged on disk, made again when it is gone on with")
     return found
 
 
@@ -333,7 +346,7 @@ def _clusters(state: _State, file: PlannedFile) -> Iterator[Events]:
         yield concatenate(held)
 
 
-def _manifest(state: _State, status: Any) -> Manifest:
+def _manifest(state: _State, status: Literal["complete", "partial"]) -> Manifest:
     datasets = {}
     for sample in dict.fromkeys(file.sample for file in state.files):
         names = [file.name for file in state.files if file.sample is sample]
@@ -357,7 +370,7 @@ def _manifest(state: _State, status: Any) -> Manifest:
         schema=manifests.SCHEMA,
         status=status,
         request=state.request,
-        skim=plan.skim(state.request),
+        skim=plan.skim_in_words(state.request),
         detector={name: part._asdict() for name, part in DETECTOR._asdict().items()},
         versions={name: version(name) for name in _PACKAGES},
         datasets=datasets,

@@ -145,6 +145,16 @@ def is_charged(pdg: Any) -> Any:
 
 
 @kernel
+def charge(pdg: Any) -> Any:
+    """Charge of a stable particle that leaves a track, 0 of others."""
+    if not is_charged(pdg):
+        return 0
+    code = abs(pdg)
+    is_negative = code == 11 or code == 13 or code == 3112 or code == 3312 or code == 3334
+    return -1 if is_negative == (pdg > 0) else 1
+
+
+@kernel
 def delta_phi(a: Any, b: Any) -> Any:
     """Difference of two azimuths, from -pi to pi."""
     difference = a - b

@@ -369,10 +369,12 @@ def choose(patterns: Sequence[str] | None) -> tuple[Sample, ...]:
     Raises
     ------
     UsageError
-        A pattern matches none.
+        A pattern matches none, or there is none.
     """
     if patterns is None:
         return SAMPLES
+    if not patterns:
+        raise UsageError("no dataset is chosen")
     for pattern in patterns:
         if not any(fnmatchcase(sample.name, pattern) for sample in SAMPLES):
             raise _none(pattern)
