@@ -32,8 +32,10 @@ def owned(folder: Path) -> Iterator[None]:
     with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        yield
-        (folder / LOCK).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
 
 
 def _locked(folder: Path) -> IO[str]:
