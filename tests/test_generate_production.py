@@ -353,14 +353,31 @@ def test_a_unit_that_kills_its_worker(tmp_path: Path, monkeypatch: pytest.Monkey
         )
 
 
-def test_a_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pythia.quiet_fastjet.cache_clear()
-    monkeypatch.setitem(sys.modules, "fastjet", None)
-    called = agc("generate", "--events", 9, "--seed", 1, "-o", tmp_path / "set")
-    assert called.code == 1
-    assert "fastjet is not installed where events are generated" in called.error
-    assert "pip install 'agc-ml[generate]'" in called.error
-    assert not (tmp_path / "set").exists()
+@pytest.mark.parametrize("name", ["pythia8mc", "fastjet"])
+@pytest.mark.parametrize("command", [["--events", "9", "-o", "set"], ["check"]])
+def test_a_library_is_missing(name: str, command: list[str], tmp_path: Path) -> None:
+    """In a process of its own, where neither the module nor its metadata is found."""
+    script = (
+        "import importlib.metadata as metadata, sys\n"
+        "version = metadata.version\n"
+        "def installed(name):\n"
+        f"    if name == {name!r}:\n"
+        "        raise metadata.PackageNotFoundError(name)\n"
+        "    return version(name)\n"
+        "metadata.version = installed\n"
+        f"sys.modules[{name!r}] = None\n"
+        "from agc_ml.cli import main\n"
+        f"sys.argv = ['agc-ml', 'generate', *{command!r}]\n"
+        "main()\n"
+    )
+    called = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert called.returncode == 1
+    (line,) = called.stderr.splitlines()
+    assert f"{name} is not installed where events are generated" in line
+    assert "pip install 'agc-ml[generate]'" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_pythia_that_does_not_know_a_setting() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +41,8 @@ def code_digest() -> str:
     for setting in COMMON:
         digest.update(f"{setting.line}\0".encode())
     for name in PACKAGES:
-        digest.update(f"{name} {version(name)}\0".encode())
+        with suppress(PackageNotFoundError):  # it is told of where it is needed
+            digest.update(f"{name} {version(name)}\0".encode())
     return digest.hexdigest()
 
 
