@@ -342,7 +342,7 @@ SAMPLES: Final = (
             "the published cross-section is of all W bosons, these are W bosons with a jet above "
             f"30 GeV; and {_LO_RATE}"
         ),
-        veto_loss=0.0,
+        veto_loss=0.02,
         selected=0.15,
     ),
 )
