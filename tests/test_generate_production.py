@@ -506,7 +506,7 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
         ({"ttbar__nominal": 1.5}, "ttbar__nominal: 1.5 events"),
         ({"ttbar__nominal": 10**10}, "up to 1,000,000,000 make sense"),
         ({"nothing": 5}, "no dataset matches 'nothing'"),
-        ({"ttbar*": 5}, "ttbar__nominal: 0 events"),
+        ({"ttbar*": 5}, "ttbar__nominal: no number of events; each dataset's own goes by its name"),
     ],
 )
 def test_wrong_numbers_in_python(tmp_path: Path, events: Any, message: str) -> None:
