@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 INPUTS := pyproject.toml constraints.txt
 export AGC_ML_REAL_DATA ?= $(abspath ../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Dozens of processes are started; without bytecode, importing costs each of them three times as much.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint clean
 .DEFAULT_GOAL := demo

@@ -69,6 +69,7 @@ def _local(workers: int | None) -> Client:
     import dask  # noqa: PLC0415 - heavy
     from dask.system import CPU_COUNT  # noqa: PLC0415 - heavy
     from distributed import Client  # noqa: PLC0415 - heavy
+    from distributed.gc import disable_gc_diagnosis  # noqa: PLC0415 - heavy
 
     if workers is not None and workers < 1:
         raise UsageError(f"at least one worker is needed, not {workers}")
@@ -82,6 +83,9 @@ def _local(workers: int | None) -> Client:
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     )
+    # The scheduler, here in the driver, times garbage collections. Python drops a Ctrl-C that comes
+    # while such a callback runs.
+    disable_gc_diagnosis(force=True)
     client.register_plugin(_ignore_interrupts())
     return client
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import inspect
 import json
 import os
 import shutil
@@ -394,6 +396,12 @@ def test_killed_scheduler_then_resumed_on_another(
     result = RunResult.load(folder)
     complete(result)
     same_bits(result, baseline)
+
+
+def test_no_interrupt_is_lost_in_a_callback(client: object) -> None:
+    """Python drops what is raised in a callback of the garbage collector, Ctrl-C too."""
+    modules = {inspect.getmodule(callback) for callback in gc.callbacks}
+    assert not [m for m in modules if m is not None and m.__name__.startswith("distributed")]
 
 
 def test_machinery_is_cheap(tmp_path: Path) -> None:
