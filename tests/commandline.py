@@ -1,4 +1,4 @@
-"""Calling the command line inside the test's process."""
+"""Calling the command line, inside the test's process or as a process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import io
 import logging
 import signal
 import sys
+from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 from agc_ml import cli
+
+# Not ``python -m agc_ml``: an interrupt in the middle of an ``exec``, of which importing does many,
+# makes CPython end that with the signal in place of the exit code.
+PROGRAM = str(Path(sys.executable).with_name("agc-ml"))
 
 
 class Called(NamedTuple):

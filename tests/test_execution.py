@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import pytest
 import uproot
+from commandline import PROGRAM
 
 import agc_ml as agc
 from agc_ml import catalogue
@@ -330,7 +331,7 @@ def dask_cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 def start(folder: Path, fileset_path: Path, cluster: str, *more: str) -> subprocess.Popen[str]:
     command = [
-        *(sys.executable, "-m", "agc_ml", "run", "faulty:Spectrum", str(fileset_path)),
+        *(PROGRAM, "run", "faulty:Spectrum", str(fileset_path)),
         *("--set", "sleep=0.3", "--chunk-size", str(CHUNK), "--cluster", cluster),
         *("-o", str(folder), *more),
     ]

@@ -19,7 +19,7 @@ import awkward as ak
 import numpy as np
 import pytest
 import uproot
-from commandline import agc
+from commandline import PROGRAM, agc
 from conftest import GENERATED as EVENTS
 from conftest import UNIT
 
@@ -245,7 +245,7 @@ def test_a_killed_worker_changes_nothing(made: Path, tmp_path: Path, small_units
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     command = [
-        *(sys.executable, "-m", "agc_ml", "generate", "--events", "260", "--seed", "3"),
+        *(PROGRAM, "generate", "--events", "260", "--seed", "3"),
         *("--datasets", "single_top_tW__nominal,ttbar__scaledown", "-o", str(folder)),
         *("--workers", "1"),
     ]
@@ -264,7 +264,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     assert not (folder / "fileset.json").exists()
     with pytest.raises(GenerateError, match="not complete"):
         manifests.verify(folder, manifests.load(folder))
-    again = [argument for argument in command[3:] if argument not in {"--workers", "1"}]
+    again = [argument for argument in command[1:] if argument not in {"--workers", "1"}]
     refused = agc(*again, "--cluster", "inline")
     assert refused.code == 2
     assert "there is a set in it" in refused.error

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from commandline import agc
+from commandline import PROGRAM, agc
 
 from agc_ml import catalogue, stats
 from agc_ml.datasets import Fileset
@@ -20,7 +19,7 @@ from agc_ml.results import RunResult
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
     """Run directory, standard output and wall seconds of what ``make demo`` runs."""
     folder = tmp_path_factory.mktemp("measure") / "run"
-    command = [sys.executable, "-m", "agc_ml", "measure", "--pseudodata", "complete"]
+    command = [PROGRAM, "measure", "--pseudodata", "complete"]
     start = time.monotonic()
     done = subprocess.run(
         [*command, "--workers", "2", "-o", folder],
