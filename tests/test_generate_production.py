@@ -479,6 +479,25 @@ def test_what_a_killed_process_left_is_cleared(
     assert not list(copied.glob(".*"))
 
 
+def test_a_set_that_is_repaired_is_none_until_it_is_whole(
+    copied: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    (copied / "ttbar__scaleup.root").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(InlineExecutor, "outcomes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            production.generate(
+                copied, events=EVENTS, seed=7, site="inline", quiet=True, resume=True
+            )
+    assert not (copied / "fileset.json").exists()
+    assert manifests.load(copied).status == "partial"
+    production.generate(copied, events=EVENTS, seed=7, site="inline", quiet=True, resume=True)
+    whole(copied)
+
+
 def test_two_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     with folders.owned(folder):

@@ -218,6 +218,25 @@ def test_published_model_finds_the_jets_of_generated_top_pairs(real_data: Path) 
     assert 0.76 <= right.mean() <= 0.83, right.mean()
 
 
+def test_labels_of_generated_top_pairs_are_as_in_real_ones(real_data: Path) -> None:
+    """Kinds of labels, and fully matched events, within three standard errors of CMS's few."""
+    found, uncertainty = [], None
+    for path in (
+        real_data / "unroot_NanoAODv5_sample.root",
+        catalogue.demo().parent / "ttbar__nominal.root",
+    ):
+        events, _, jets = signal_region(path)
+        labels = jet_assignment.jet_labels(jets[:, : jet_assignment.N_JETS], events.GenPart)
+        labels = ak.to_numpy(labels)
+        kinds = [(labels == kind).mean(axis=1) for kind in (24, 6, -6, 100)]
+        of_event = np.array([*kinds, labels.sum(axis=1) == jet_assignment.FULLY_MATCHED])
+        assert np.allclose(of_event[:4].sum(axis=0), 1)
+        found.append(of_event.mean(axis=1))
+        if uncertainty is None:  # of the real ones; the others are many
+            uncertainty = of_event.std(axis=1) / np.sqrt(of_event.shape[1])
+    assert np.all(np.abs(found[1] - found[0]) < 3 * uncertainty), (*found, uncertainty)
+
+
 def test_slim_truth_gives_the_same_labels(generated_set: Path, tmp_path: Path) -> None:
     events = {"ttbar__nominal": 25}
     production.generate(

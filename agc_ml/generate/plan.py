@@ -48,8 +48,11 @@ def shared(samples: Sequence[Sample], events: int | Mapping[str, int]) -> dict[s
         There are too few or too many events.
     """
     if isinstance(events, Mapping):
-        for name in (sample.name for sample in samples if sample.name not in events):
-            raise UsageError(f"{name}: no number of events; each dataset's own goes by its name")
+        without = [sample.name for sample in samples if sample.name not in events]
+        if without:
+            raise UsageError(
+                f"{without[0]}: no number of events; each dataset's own goes by its name"
+            )
         numbers = {sample.name: _whole(sample.name, events[sample.name]) for sample in samples}
     else:
         numbers = _shares(samples, events)

@@ -1,0 +1,51 @@
+"""Folders have one owner at a time."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agc_ml import folders
+from agc_ml.errors import UsageError
+
+
+def refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="another agc-ml is at work in it"), folders.owned(folder):
+        pass
+
+
+def test_one_owner_at_a_time(tmp_path: Path) -> None:
+    with folders.owned(tmp_path):
+        refused(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with folders.owned(tmp_path):
+        refused(tmp_path)
+
+
+def test_an_owner_that_leaves_while_another_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one must not hold a lock on a file that is gone: a third would get another."""
+    real, calls = fcntl.flock, []
+
+    def flock(lock: Any, operation: int) -> None:
+        if not calls:
+            (tmp_path / folders.LOCK).unlink()
+        calls.append(operation)
+        real(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with folders.owned(tmp_path):
+        refused(tmp_path)
+    assert len(calls) == 3
+
+
+def test_what_is_unused(tmp_path: Path) -> None:
+    assert folders.is_unused(tmp_path / "none")
+    (tmp_path / ".half.root").touch()
+    assert folders.is_unused(tmp_path)
+    (tmp_path / "whole.root").touch()
+    assert not folders.is_unused(tmp_path)
