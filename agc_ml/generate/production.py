@@ -64,7 +64,7 @@ class _State:
     written: dict[str, FileRecord]
     on_tick: Callable[[Tick], None] = lambda _: None
     failures: int = 0
-    have: dict[Unit, Path] = field(default_factory=dict)
+    have: set[Unit] = field(default_factory=set)
     units_done: int = 0
     events_done: int = 0
 
@@ -257,8 +257,8 @@ def _produce(state: _State, executor: execution.Executor) -> None:
         for unit in file.units:
             if file.name in state.written:
                 state.done(unit)
-            elif unseal(state.path(unit)) is not None:
-                state.have[unit] = state.path(unit)
+            elif _kept(state, unit) is not None:
+                state.have.add(unit)
                 state.done(unit)
         _write_if_whole(state, file)
     state.tick()
@@ -292,7 +292,7 @@ def _accept(state: _State, unit: Unit, file: PlannedFile, outcome: Made | Failur
         return
     header = {"events": outcome.events, "generated": outcome.generated}
     seal(state.path(unit), header, outcome.blob)
-    state.have[unit] = state.path(unit)
+    state.have.add(unit)
     state.done(unit)
     _write_if_whole(state, file)
     state.tick()
@@ -321,14 +321,21 @@ def _write_if_whole(state: _State, file: PlannedFile) -> None:
         )
         manifests.save(_manifest(state, "partial"), state.folder)
         for unit in file.units:
-            state.have.pop(unit).unlink()
+            state.have.remove(unit)
+            state.path(unit).unlink()
 
 
 def _unit(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes]:
-    found = unseal(state.have[unit])
-    if found is None or found[0]["events"] != unit.events:
+    found = _kept(state, unit)
+    if found is None:
         raise GenerateError(f"{unit}: damaged on disk, made again when it is gone on with")
     return found
+
+
+def _kept(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes] | None:
+    """What is on disk of a unit; None where it is not there, not whole, or of other events."""
+    found = unseal(state.path(unit))
+    return found if found is not None and found[0]["events"] == unit.events else None
 
 
 def _clusters(state: _State, file: PlannedFile) -> Iterator[Events]:
