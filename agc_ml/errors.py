@@ -13,6 +13,7 @@
     ├── RunDirectoryError a run directory is damaged or of another version
     ├── HistogramError    histograms are missing, damaged or don't fit together
     ├── FitError          a fit configuration or a fit is wrong
+    ├── ModelError        a model is not what it should be, or can't score what it is given
     ├── GenerateError     events can't be generated, or a generated set is not what it says
     └── Interrupted       exit code 130: by Ctrl-C or SIGTERM; what is finished is kept
 """
@@ -68,6 +69,10 @@ class HistogramError(AgcError):
 
 class FitError(AgcError):
     """A fit configuration is wrong or a fit failed."""
+
+
+class ModelError(AgcError):
+    """A model is missing, damaged or of another kind, or can't score; the message names it."""
 
 
 class GenerateError(AgcError):

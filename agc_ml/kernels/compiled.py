@@ -1,0 +1,31 @@
+"""How kernels are compiled: once, cached on disk, without the interpreter's lock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function for the types it is called with, cached until any of the kernels changes.
+
+    Arithmetic is what the source says, in its order and precision. numba's own cache looks at the
+    file of a function only, but kernels call each other across files.
+    """
+    compiled = njit(function, nogil=True, error_model="numpy")
+    compiled.enable_caching()
+    compiled._cache._cache_file._source_stamp = _digest()  # noqa: SLF001 - numba has no option
+    return compiled
+
+
+@cache
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Machine learning in processors: models pinned to their bytes, scored in batches."""
