@@ -33,7 +33,8 @@ class Account:
     """All that is known of the files and chunks of a run.
 
     ``started`` counts how often workers began with a chunk, ``errors`` holds the reasons of failed
-    attempts by chunk or file, ``poison`` the chunks that kill their worker.
+    attempts by chunk or file, ``poison`` the chunks that kill their worker, ``notes`` what workers
+    say of their models.
     """
 
     fileset: Fileset
@@ -48,6 +49,7 @@ class Account:
     started: Counter[str] = field(default_factory=Counter)
     errors: dict[str, list[str]] = field(default_factory=dict)
     poison: set[Chunk] = field(default_factory=set)
+    notes: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.metadata = {d.name: self.fileset.metadata(d) for d in self.fileset.datasets}

@@ -91,7 +91,10 @@ def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
     output = Path(given["output"]) if given["output"] else default_output(name)
     if not given["quiet"]:
         click.echo(f"run directory: {output}", err=True)
-    kept = ("site", "workers", "chunk_size", "resume", "overwrite", "allow_missing", "quiet")
+    kept = (
+        *("site", "workers", "model", "chunk_size", "resume", "overwrite", "allow_missing"),
+        "quiet",
+    )
     return {
         **{key: given[key] for key in kept},
         "output": output,
@@ -182,6 +185,7 @@ def plan(**given: Any) -> None:
         given["processor"],
         _chosen(given),
         settings=_settings(given["settings"]),
+        model=given["model"],
         chunk_size=given["chunk_size"],
         site=given["site"],
         workers=given["workers"],

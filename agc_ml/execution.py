@@ -25,10 +25,13 @@ from agc_ml.errors import (
     ClusterError,
     FilesetError,
     InputFileError,
+    ModelError,
     ProcessorError,
     StoreError,
     UsageError,
 )
+from agc_ml.ml import hook
+from agc_ml.ml.hook import Content
 from agc_ml.results import ClusterSummary
 from agc_ml.worker import Failure, FileInfo, Finished, Job, inspect_file, process_chunk
 
@@ -61,6 +64,9 @@ class Executor(Protocol):
     def report(self, path: Path) -> AbstractContextManager[None]:
         """Write a report of what happens inside the block to ``path``, if there is any."""
 
+    def provide(self, models: Mapping[str, Content]) -> None:
+        """Give every process that works, now or later, the content of models."""
+
     def outcomes(
         self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
     ) -> Iterator[tuple[str, Result | Failure | Lost]]:
@@ -78,6 +84,9 @@ class InlineExecutor:
         """Do nothing: there is no cluster to report on."""
         return contextlib.nullcontext()
 
+    def provide(self, models: Mapping[str, Content]) -> None:
+        """This process has them: it made the processor."""
+
     def outcomes(
         self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
     ) -> Iterator[tuple[str, Result | Failure | Lost]]:
@@ -93,12 +102,22 @@ class DaskExecutor:
         self._client = client
         self.topic: str | None = f"agc-ml-{uuid4().hex}"
         self.started: Counter[str] = Counter()
+        self._plugins: list[str] = []
         client.subscribe_topic(self.topic, lambda event: self.started.update([event[1]]))
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and give models to new workers no more."""
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.topic)
+            for name in self._plugins:
+                self._client.unregister_worker_plugin(name)
+
+    def provide(self, models: Mapping[str, Content]) -> None:
+        """Give every worker the content of models, also those that join later."""
+        if models:
+            plugin = _models_plugin(models)
+            self._client.register_plugin(plugin)
+            self._plugins.append(plugin.name)
 
     @contextlib.contextmanager
     def report(self, path: Path) -> Iterator[None]:
@@ -186,6 +205,18 @@ def connected(
     finally:
         if own is not None:
             own.close(timeout=cluster.CLOSE_TIMEOUT_S)
+
+
+def _models_plugin(models: Mapping[str, Content]) -> Any:
+    from distributed import WorkerPlugin  # noqa: PLC0415 - heavy
+
+    class ProvideModels(WorkerPlugin):  # type: ignore[misc]
+        name = f"agc-ml-models-{uuid4().hex}"
+
+        def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask calls it so
+            hook.provide(models)
+
+    return ProvideModels()
 
 
 def _outcome(future: Future) -> Failure | Lost:
@@ -294,12 +325,15 @@ def process(account: Account, executor: Executor) -> None:
     ------
     ProcessorError
         The processor raised: it would again.
+    ModelError
+        A model can't score: its server is gone, or it is not given what it takes.
     StoreError
         A finished chunk can't be written.
     ClusterError
         The scheduler is gone.
     """
     _recall(account)
+    executor.provide(hook.contents(account.shipment.models))
     for attempt in range(ROUNDS):
         if attempt:
             time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
@@ -334,9 +368,11 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
         if isinstance(outcome, Finished):
             _accept(account, chunk, outcome)
         elif isinstance(outcome, Failure):
-            if outcome.kind == "processor":
+            if outcome.kind in {"model", "processor"}:
                 account.errors.setdefault(key, []).append(outcome.reason)
                 logger.debug("%s\n%s", chunk, outcome.details)
+                if outcome.kind == "model":
+                    raise ModelError(f"{chunk}: {outcome.reason}")
                 raise ProcessorError(
                     f"{chunk}: processor {account.shipment.name}: {outcome.reason} (traceback: -v)"
                 )
@@ -364,6 +400,7 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
         account.store.save(account.path(chunk), finished.receipt, finished.blob)
     except StoreError as error:
         raise StoreError(f"{error}; {len(account.done)} finished chunks are kept") from error
+    account.notes |= dict.fromkeys(finished.notes)
     account.finish(chunk, finished.receipt)
 
 
@@ -380,4 +417,5 @@ def _job(account: Account, chunk: Chunk) -> Job:
         modules=shipment.modules,
         module=shipment.module,
         source=shipment.source,
+        models=tuple(model.sha256 for model in shipment.models),
     )

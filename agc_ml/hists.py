@@ -8,13 +8,15 @@ Grand Challenge uses), and a zip file of UHI-serialised histograms that keeps th
 
 from __future__ import annotations
 
+import copy
 import itertools
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import hist
+import numpy as np
 
 from agc_ml.errors import HistogramError
 from agc_ml.variations import NOMINAL
@@ -42,6 +44,76 @@ def book(
         hist.axis.StrCategory(variations, growth=True, name="variation", label="variation"),
         storage=hist.storage.Weight(),
     )
+
+
+class DenseHist:
+    """What `book` gives, as a plain array while chunks are filled and added up.
+
+    ``bins`` has shape ``(n_variations, n_bins + 2, 2)``: sums of weights and of squared weights, with
+    flow. `hist` makes the histogram of it.
+    """
+
+    def __init__(
+        self,
+        n_bins: int,
+        start: float,
+        stop: float,
+        *,
+        label: str,
+        process: str,
+        variations: Iterable[str],
+    ) -> None:
+        self.axis = (n_bins, float(start), float(stop))
+        self.label = label
+        self.process = process
+        self.variations = tuple(variations)
+        self.bins = np.zeros((len(self.variations), n_bins + 2, 2))
+
+    def fill(self, variation: str, values: Any, weights: Any) -> None:
+        """Add values of one variation, with a weight each; both of shape ``(n,)``."""
+        from agc_ml.kernels.filling import fill  # noqa: PLC0415 - heavy
+
+        _, start, stop = self.axis
+        fill(self.bins[self.variations.index(variation)], start, stop, values, weights)
+
+    def __iadd__(self, other: DenseHist) -> DenseHist:
+        if not isinstance(other, DenseHist) or self._booking() != other._booking():
+            raise ValueError("histograms that were booked differently")
+        self.bins += other.bins
+        return self
+
+    def __add__(self, other: DenseHist) -> DenseHist:
+        total = copy.deepcopy(self)
+        total += other
+        return total
+
+    def _booking(self) -> tuple[Any, ...]:
+        return self.axis, self.label, self.process, self.variations
+
+    def hist(self) -> hist.Hist[Any]:
+        """The same as a histogram with the axes observable, process and variation."""
+        n_bins, start, stop = self.axis
+        booked = book(
+            *(n_bins, start, stop),
+            label=self.label,
+            process=self.process,
+            variations=self.variations,
+        )
+        view: Any = booked.view(flow=True)
+        n = len(self.variations)
+        view["value"][:, 0, :n] = self.bins[:, :, 0].T
+        view["variance"][:, 0, :n] = self.bins[:, :, 1].T
+        return booked
+
+
+def materialised(output: Any) -> Any:
+    """A processor's output, nested as it is, with histograms in place of dense ones."""
+    if isinstance(output, DenseHist):
+        return output.hist()
+    if isinstance(output, MutableMapping):
+        for key, value in output.items():
+            output[key] = materialised(value)
+    return output
 
 
 def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:

@@ -237,6 +237,9 @@ def canonical(value: Any) -> Any:
         return ["set", *sorted((canonical(item) for item in value), key=repr)]
     if isinstance(value, Mapping):
         return {str(key): canonical(item) for key, item in value.items()}
+    describe = getattr(value, "canonical", None)
+    if callable(describe) and not isinstance(value, type):
+        return canonical(describe())
     return _opaque(value)
 
 

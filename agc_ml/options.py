@@ -69,6 +69,11 @@ plan_options = together(
         metavar="FIELD=VALUE",
         help="A parameter of the processor; may be repeated.",
     ),
+    click.option(
+        "--model",
+        metavar="MODEL",
+        help="What the processor scores with: a file, a card, a folder, or grpc://host:port/name.",
+    ),
     click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
     cluster_options,
 )

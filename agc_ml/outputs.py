@@ -11,7 +11,7 @@ import hist
 import numpy as np
 
 from agc_ml.errors import ProcessorError
-from agc_ml.hists import flatten
+from agc_ml.hists import DenseHist, flatten
 
 _LEVELS = 2  # of a cutflow: dataset -> cut
 
@@ -39,10 +39,11 @@ def check(output: Any) -> None:
         raise ProcessorError("its 'warnings' must be a list of lines")
     histograms = collect(output)
     for name, histogram in histograms.items():
-        values = np.asarray(histogram.values(flow=True))
+        dense = isinstance(histogram, DenseHist)
+        values = np.asarray(histogram.bins if dense else histogram.values(flow=True))
         if not np.isfinite(values).all():
             raise ProcessorError(f"its histogram {name} holds NaN or infinite contents")
-    flatten(histograms)
+    flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})
 
 
 def _is_numbers(value: Any, levels: int) -> bool:
@@ -64,7 +65,7 @@ def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, hist.Hist[
         name = f"{prefix}{key}"
         inner = (
             {name: value}
-            if isinstance(value, hist.Hist)
+            if isinstance(value, hist.Hist | DenseHist)
             else collect(value, f"{name}/")
             if isinstance(value, Mapping)
             else {}

@@ -11,6 +11,7 @@ from agc_ml import catalogue, cluster, execution
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
+from agc_ml.ml.hook import Bundle, Model
 from agc_ml.running import CHUNK_SIZE
 from agc_ml.shipping import declared_columns, prepare
 from agc_ml.worker import Failure, FileInfo, inspect_file
@@ -58,6 +59,7 @@ def plan(
     fileset: Fileset | str | Path = catalogue.DEMO,
     *,
     settings: Mapping[str, str] | None = None,
+    model: str | Path | Model | Bundle | None = None,
     chunk_size: int | None = None,
     site: str = cluster.LOCAL,
     workers: int | None = None,
@@ -69,7 +71,7 @@ def plan(
     AgcError
         What is wrong with processor, fileset or files.
     """
-    shipment = prepare(processor, settings)
+    shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     account = Account(
         fileset=loaded,

@@ -92,6 +92,7 @@ def collect(
             for dataset in fileset.datasets
         ),
         processor=processor_summary(shipment),
+        models={f"{m.name}@{m.version}": m.sha256 for m in shipment.models},
         versions=versions(),
         git=git_state(getattr(module, "__file__", None)),
         cluster=where,

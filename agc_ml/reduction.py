@@ -12,7 +12,7 @@ import hist
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
-from agc_ml.hists import flatten
+from agc_ml.hists import flatten, materialised
 from agc_ml.outputs import check, collect
 from agc_ml.worker import unpack
 
@@ -53,6 +53,7 @@ def reduce(account: Account) -> Reduced:
                 f"dataset {dataset.name}: nothing of it could be processed, and without it the "
                 "result means nothing; use --resume, or leave it out with --datasets"
             )
+        part = materialised(part)
         efficiency = _filter_efficiency(account, dataset)
         part = _normalised(part, dataset, account.fileset.luminosity, efficiency)
         booked.update(flatten(collect(part)))

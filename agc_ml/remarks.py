@@ -15,6 +15,7 @@ def remarks(account: Account) -> tuple[str, ...]:
         *_alike_datasets(account),
         *_shared_files(account),
         *_filtered_files(account),
+        *account.notes,
         *(f"missing: {reason}" for reason in account.reasons()),
     )
 

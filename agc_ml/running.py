@@ -21,6 +21,7 @@ from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
 from agc_ml.errors import IncompleteError, ProcessorError, StoreError, UsageError
 from agc_ml.ledger import Ledger, merge_attempts
+from agc_ml.ml.hook import Bundle, Model
 from agc_ml.reduction import Reduced, reduce
 from agc_ml.remarks import remarks
 from agc_ml.results import ClusterSummary, Metrics, RunRecord, RunResult, Status, load_record
@@ -66,6 +67,7 @@ def run(
     workers: int | None = None,
     output: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
+    model: str | Path | Model | Bundle | None = None,
     chunk_size: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -85,6 +87,9 @@ def run(
     client
         A Dask client to use. Without it ``site`` is: ``local`` starts ``workers`` processes,
         ``inline`` stays in this process, an address names a scheduler.
+    model
+        What the processor scores with, if it takes a model: what `agc_ml.ml.cards.load` takes, or
+        what it gives.
     output
         The run directory; default ``runs/<processor>-<UTC time>``. One that is not empty is refused
         without ``resume`` (go on where it stopped) or ``overwrite``.
@@ -100,7 +105,7 @@ def run(
     AgcError
         One line that says what is wrong and the way out. What is finished is kept on disk.
     """
-    shipment = prepare(processor, settings)
+    shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")

@@ -17,8 +17,10 @@ import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from agc_ml.errors import ProcessorError, UsageError
+from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.identity import canonical, code_of
+from agc_ml.ml.cards import load as load_model
+from agc_ml.ml.hook import Bundle, Model, by_reference
 
 ENTRY_POINTS: Final = "agc_ml.processors"
 _USER_MODULE: Final = "agc_ml_user_"
@@ -30,7 +32,8 @@ class Shipment:
 
     ``blob`` is the pickled processor; ``module`` and ``source`` are the module that a loose file
     becomes on every worker, named by its digest so that an edited file is another module;
-    ``modules`` are the other sources that decide, by sha256, which workers compare with theirs.
+    ``modules`` are the other sources that decide, by sha256, which workers compare with theirs;
+    ``models`` are those in it, whose content travels apart.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Shipment:
     modules: dict[str, str]
     module: str | None = None
     source: bytes = b""
+    models: tuple[Model, ...] = ()
 
 
 def registered() -> dict[str, str]:
@@ -48,7 +52,11 @@ def registered() -> dict[str, str]:
     return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
 
 
-def prepare(processor: Any, settings: Mapping[str, str] | None = None) -> Shipment:
+def prepare(
+    processor: Any,
+    settings: Mapping[str, str] | None = None,
+    model: str | Path | Model | Bundle | None = None,
+) -> Shipment:
     """Make a processor and all that workers need of it.
 
     Parameters
@@ -57,17 +65,23 @@ def prepare(processor: Any, settings: Mapping[str, str] | None = None) -> Shipme
         A registered name, ``module:Class``, ``path/to/file.py:Class``, or a processor itself.
     settings
         Values of the class's parameters as text, from a command line.
+    model
+        A model, or where to find one: the parameter ``model`` of the class.
 
     Raises
     ------
     UsageError
         There is no such processor or parameter, or a value is of the wrong type.
+    ModelError
+        There is no such model, or it is not one for this processor.
     ProcessorError
         The processor's code can't be imported or made.
     """
     if not isinstance(processor, str):
         if isinstance(processor, type) or not callable(getattr(processor, "process", None)):
             raise UsageError(f"{processor!r} is no processor: an object with process(events) is")
+        if model is not None:
+            raise UsageError("a processor that is made already takes no other model; make it with it")
         return _shipment(type(processor).__name__, processor)
     spec = registered().get(processor, processor)
     where, separator, class_name = spec.rpartition(":")
@@ -82,7 +96,7 @@ def prepare(processor: Any, settings: Mapping[str, str] | None = None) -> Shipme
     cls = getattr(module, class_name, None)
     if not isinstance(cls, type) or not callable(getattr(cls, "process", None)):
         raise UsageError(f"{processor}: {where} has no processor class {class_name!r}")
-    shipment = _shipment(processor, _make(processor, cls, settings or {}))
+    shipment = _shipment(processor, _make(processor, cls, settings or {}, model))
     if source is None:
         return shipment
     modules = {name: sha for name, sha in shipment.modules.items() if name != module.__name__}
@@ -130,9 +144,13 @@ def load_source(where: str, source: bytes) -> ModuleType:
     return module
 
 
-def _make(processor: str, cls: type, settings: Mapping[str, str]) -> Any:
+def _make(processor: str, cls: type, settings: Mapping[str, str], model: Any) -> Any:
     parameters = inspect.signature(cls).parameters
-    values = {}
+    values: dict[str, Any] = {}
+    if model is not None:
+        if "model" not in parameters:
+            raise UsageError(f"--model: {processor} takes no model (a parameter of that name)")
+        values["model"] = load_model(model) if isinstance(model, str | Path) else model
     for name, text in settings.items():
         if name not in parameters:
             known = ", ".join(parameters) or "none"
@@ -148,6 +166,8 @@ def _make(processor: str, cls: type, settings: Mapping[str, str]) -> Any:
             ) from error
     try:
         return cls(**values)
+    except AgcError:
+        raise
     except (Exception, SystemExit) as error:  # a constructor may raise anything
         raise ProcessorError(f"{processor}: can't be made: {error!r}") from error
 
@@ -170,7 +190,8 @@ def _shipment(name: str, processor: Any) -> Shipment:
     state = {name: getattr(processor, name) for name in _slots(processor)}
     state |= getattr(processor, "__dict__", {})
     try:
-        blob = cloudpickle.dumps(processor)
+        with by_reference() as models:
+            blob = cloudpickle.dumps(processor)
     except Exception as error:  # pickling runs code of any object
         raise ProcessorError(f"{name}: can't be sent to workers: {error}") from error
     return Shipment(
@@ -180,6 +201,7 @@ def _shipment(name: str, processor: Any) -> Shipment:
         code=code.digest,
         blob=blob,
         modules=code.modules,
+        models=tuple(models),
     )
 
 

@@ -21,12 +21,14 @@ import lz4.frame
 
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import File
-from agc_ml.errors import AgcError, InputFileError, ProcessorError
+from agc_ml.errors import AgcError, InputFileError, ModelError, ProcessorError
 from agc_ml.identity import ensure
+from agc_ml.ml import hook
 from agc_ml.outputs import check
+from agc_ml.reading import Columns
 from agc_ml.shipping import load_source
 
-Kind = Literal["input", "definite", "processor"]
+Kind = Literal["input", "definite", "model", "processor"]
 
 OPEN_TIMEOUT_S: Final = 60
 EVENT_ID: Final = ("run", "luminosityBlock", "event")
@@ -55,7 +57,7 @@ class Failure:
     """Why a file or chunk failed.
 
     ``input``: it can't be read now, and may be later; ``definite``: it is not what is needed, and
-    won't be; ``processor``: the processor raised.
+    won't be; ``model``: a model can't score; ``processor``: the processor raised.
     """
 
     kind: Kind
@@ -65,11 +67,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A processed chunk: its receipt, its packed output, and whether it asks for normalisation."""
+    """A processed chunk: its receipt, its packed output, and whether it asks for normalisation.
+
+    ``notes`` are what a reader should know of how its models were scored.
+    """
 
     receipt: Receipt
     blob: bytes
     has_sumw: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,7 @@ class Job:
     modules: Mapping[str, str]
     module: str | None
     source: bytes
+    models: tuple[str, ...] = ()
 
 
 def pack(output: Any) -> bytes:
@@ -212,7 +219,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         bytes=n_bytes,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
     )
-    return Finished(receipt, blob, "sumw" in output)
+    return Finished(receipt, blob, "sumw" in output, hook.notes(job.models))
 
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
@@ -220,18 +227,40 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     chunk = job.chunk
     file = _opened(job.url, chunk.uuid)
     bytes_before = int(file.file.source.num_requested_bytes)
-    events = _events(file, job, clock)
+    columns = _columns(file, job) if getattr(processor, "flat", False) else None
+    read_before = (columns.seconds, columns.bytes) if columns is not None else (0.0, 0)
+    metadata = _metadata(job)
+    events = (
+        _events(file, job, metadata, clock)
+        if columns is None
+        else columns.stream(chunk.start, chunk.stop, metadata)
+    )
     opened = time.perf_counter()
     n_events = len(events)
     output = processor.process(events)
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
+    if columns is not None:
+        clock.seconds += columns.seconds - read_before[0]
+        n_bytes = columns.bytes - read_before[1]
     if n_events != chunk.events:
         raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
     check(output)
     return output, opened, n_bytes
 
 
-def _events(file: Any, job: Job, clock: _ReadClock) -> Any:
+def _metadata(job: Job) -> dict[str, Any]:
+    chunk = job.chunk
+    return {
+        **job.metadata,
+        "filename": chunk.lfn,
+        "treename": chunk.tree,
+        "fileuuid": chunk.uuid,
+        "entrystart": chunk.start,
+        "entrystop": chunk.stop,
+    }
+
+
+def _events(file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock) -> Any:
     from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: PLC0415 - heavy
 
     chunk = job.chunk
@@ -245,14 +274,7 @@ def _events(file: Any, job: Job, clock: _ReadClock) -> Any:
             mode="virtual",
             entry_start=chunk.start,
             entry_stop=chunk.stop,
-            metadata={
-                **job.metadata,
-                "filename": chunk.lfn,
-                "treename": chunk.tree,
-                "fileuuid": chunk.uuid,
-                "entrystart": chunk.start,
-                "entrystop": chunk.stop,
-            },
+            metadata=metadata,
             iteritems_options=_only(job.columns),
             decompression_executor=clock,
             interpretation_executor=clock,
@@ -278,11 +300,25 @@ def _opened(url: str, uuid: str) -> Any:
     return file
 
 
+def _columns(file: Any, job: Job) -> Columns:
+    """Reader of flat columns of the file that is kept open."""
+    names = tuple(with_counters(job.columns))
+    what = (job.chunk.tree, names)
+    if getattr(_kept, "what", None) != what:
+        _kept.columns = Columns(file, job.chunk.tree, job.url, names)
+        _kept.what = what
+    return _kept.columns
+
+
 def _close_kept() -> None:
     kept = getattr(_kept, "file", None)
     if kept is not None:
         kept.close()
         _kept.file = None
+    columns = getattr(_kept, "columns", None)
+    if columns is not None:
+        columns.close()
+        _kept.columns = _kept.what = None
 
 
 class _ReadClock:
@@ -335,6 +371,8 @@ def _kind(error: BaseException) -> Kind:
     for cause in _chain(error):
         if isinstance(cause, MemoryError | ProcessorError):
             return "processor"
+        if isinstance(cause, ModelError):
+            return "model"
         if isinstance(cause, InputFileError):
             return "input"
         files = (frame.filename for frame in traceback.extract_tb(cause.__traceback__))

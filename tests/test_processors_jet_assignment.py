@@ -18,7 +18,7 @@ from conftest import absent
 from agc_ml import catalogue
 from agc_ml.generate import production
 from processors import jet_assignment
-from processors.ttbar import selection
+from processors.ttbar import assignment, selection
 
 NanoAODSchema.warn_missing_crossrefs = False
 
@@ -30,24 +30,21 @@ def signal_region(path: Path) -> tuple[Any, Any, Any]:
         mode="virtual",
         iteritems_options={
             "filter_name": [
-                *selection.COLUMNS, "Jet_qgl", "GenPart_*",
+                *selection.COLUMNS, *assignment.COLUMNS, "GenPart_*", "*_charge",
                 *("nElectron", "nMuon", "nJet", "nGenPart"),
             ]
         },
     ).events()  # fmt: skip
-    electrons, muons = selection.electrons(events.Electron), selection.muons(events.Muon)
+    electrons = events.Electron[selection.electrons(events.Electron)]
+    muons = events.Muon[selection.muons(events.Muon)]
+    jets = events.Jet[selection.jets(events.Jet) & (events.Jet.pt > selection.JET_PT)]
+    n_btags = ak.sum(jets.btagCSVV2 > selection.B_TAG, axis=1)
     one_lepton = ak.num(electrons) + ak.num(muons) == 1
-    jets = selection.jets(events.Jet, None)
-    passed = selection.regions(one_lepton, jets)["4j2b"]
-    jets = ak.with_field(jets, events.Jet.qgl[_selected(events.Jet)], "qgl")
+    passed = one_lepton & selection.regions(ak.num(jets), n_btags)["4j2b"]
     fields = ("pt", "eta", "phi", "mass")
     leptons = [ak.zip({f: part[f] for f in fields}) for part in (electrons, muons)]
     lepton = ak.firsts(ak.concatenate(leptons, axis=1))
     return events[passed], lepton[passed], jets[passed]
-
-
-def _selected(jet: Any) -> Any:
-    return (jet.pt > 30) & (abs(jet.eta) < 2.4) & ((jet.jetId & 4) > 0)
 
 
 @pytest.mark.filterwarnings("ignore:Branch Photon_.* already exists:RuntimeWarning")
@@ -159,7 +156,7 @@ def test_an_event_without_quarks(tmp_path: Path) -> None:
 def features(lepton: Any, jets: Any) -> np.ndarray:
     """The twenty features of the reference, (n_events, 12, 20), without wrapping phi, as there."""
     order = np.array(jet_assignment.PERMUTATIONS)
-    column = {f: ak.to_numpy(jets[f])[:, order].astype(float) for f in (*P4, "btag", "qgl")}
+    column = {f: ak.to_numpy(jets[f])[:, order].astype(float) for f in (*P4, "btagCSVV2", "qgl")}
     w1, w2, top, other = ({f: values[:, :, k] for f, values in column.items()} for k in range(4))
     one = {f: ak.to_numpy(lepton[f]).astype(float)[:, None] for f in P4}
 
@@ -177,7 +174,7 @@ def features(lepton: Any, jets: Any) -> np.ndarray:
         [
             delta_r(one, other), delta_r(w1, w2), delta_r(w1, top), delta_r(w2, top),
             total(one, other)[0], total(w1, w2)[0], *total(w1, w2, top),
-            *(quark[f] for f in ("pt", "btag", "qgl") for quark in quarks),
+            *(quark[f] for f in ("pt", "btagCSVV2", "qgl") for quark in quarks),
         ],
         axis=2,
     )  # fmt: skip

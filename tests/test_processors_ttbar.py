@@ -20,7 +20,10 @@ import agc_ml as agc
 from agc_ml import agc as published
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import InputFileError
-from agc_ml.worker import with_counters
+from agc_ml.hists import materialised
+from agc_ml.kernels.flat import FlatEvents, blocks
+from agc_ml.kernels.jagged import count
+from agc_ml.worker import EVENT_ID, with_counters
 from processors.ttbar import TtbarProcessor, selection, systematics
 from processors.ttbar.observables import OBSERVABLES, h_t, m_bjj
 
@@ -40,16 +43,40 @@ def one_file(path: Path, process: str, variation: str = "nominal") -> Fileset:
 
 
 def nanoevents(path: Path, **metadata: Any) -> Any:
-    metadata = {"dataset": "d", "process": "ttbar", "variation": "nominal", **metadata}
-    file = uproot.open(path)
-    columns = (*TtbarProcessor.columns, *TtbarProcessor.simulation_columns)
+    """Events as coffea gives them."""
+    of_events = (*EVENT_ID, *TtbarProcessor.simulation_columns)
+    objects = [name for kind in nanoaod.COLLECTIONS for name in (f"n{kind}", f"{kind}_*")]
     return NanoEventsFactory.from_root(
-        file,
+        uproot.open(path),
         treepath="Events",
         mode="virtual",
-        metadata={"filename": path.name, **metadata},
-        iteritems_options={"filter_name": with_counters(columns)},
+        metadata={**METADATA, "filename": path.name, **metadata},
+        iteritems_options={"filter_name": [*of_events, *objects]},
     ).events()
+
+
+METADATA = {"dataset": "d", "process": "ttbar", "variation": "nominal"}
+
+
+def flat(path: Path) -> Any:
+    """Events as flat columns."""
+    (events,) = blocks(nanoevents(path))
+    return events
+
+
+def selected(events: Any, vary: Any) -> dict[str, tuple[Any, Any]]:
+    """Rows and jets of the events of each region, for one kinematic variation."""
+    leptons = (
+        (events.Electron, selection.electrons(events.Electron)),
+        (events.Muon, selection.muons(events.Muon)),
+    )
+    rows = np.flatnonzero(sum(count(kind.offsets, good) for kind, good in leptons) == 1)
+    jets = events.Jet.take(rows, selection.jets(events.Jet))
+    jets = vary(events, rows, jets.converted(np.float64, "pt", "eta", "phi", "mass"))
+    passed = jets.pt > selection.JET_PT
+    n_btags = count(jets.offsets, passed & (jets.btagCSVV2 > selection.B_TAG))
+    masks = selection.regions(count(jets.offsets, passed), n_btags)
+    return {region: (rows[mask], jets.take(mask, passed)) for region, mask in masks.items()}
 
 
 def compare(result: agc.RunResult, reference: dict[str, Any], skip: set[str] = frozenset()) -> int:
@@ -142,28 +169,20 @@ def test_reproducible_smearing_is_the_same_in_any_chunk(real_data: Path, tmp_pat
 
 def test_observables_of_every_event(reference: dict[str, Any], real_data: Path) -> None:
     """Observables, jets and regions of each selected event, for each kinematic variation."""
-    events = nanoevents(real_data / SAMPLE)
-    electrons, muons = selection.electrons(events.Electron), selection.muons(events.Muon)
-    one_lepton = ak.num(electrons) + ak.num(muons) == 1
+    events = flat(real_data / SAMPLE)
     seed = SEEDS[reference["meta"]["process"]]
-    expected = reference["events"]
-    for name, factor in systematics.kinematic(events, "nominal", seed):
-        jets = selection.jets(events.Jet, factor)
-        for region, mask in selection.regions(one_lepton, jets).items():
-            rows = [e for e in expected if e["region"] == region and e["syst"] == name]
-            selected = jets[mask]
-            assert ak.to_list(events.event[mask]) == [row["event"] for row in rows]
-            assert ak.to_list(ak.num(selected)) == [row["n_jets"] for row in rows]
+    for name, vary in systematics.kinematic("nominal", seed).items():
+        for region, (rows_in, jets) in selected(events, vary).items():
+            rows = [
+                e for e in reference["events"] if e["region"] == region and e["syst"] == name
+            ]
+            assert events.event[rows_in].tolist() == [row["event"] for row in rows]
+            assert jets.counts.tolist() == [row["n_jets"] for row in rows]
             np.testing.assert_allclose(
-                ak.to_numpy(OBSERVABLES[region].values(selected)),
-                [row["observable"] for row in rows],
-                rtol=1e-5,
+                OBSERVABLES[region].values(jets), [row["observable"] for row in rows], rtol=1e-5
             )
-            np.testing.assert_allclose(
-                ak.to_numpy(ak.flatten(selected.pt)),
-                [pt for row in rows for pt in row["jet_pt"]],
-                rtol=1e-6,
-            )
+            expected = [pt for row in rows for pt in row["jet_pt"]]
+            np.testing.assert_allclose(jets.pt, expected, rtol=1e-6)
 
 
 def test_file_in_which_nothing_passes(real_data: Path, tmp_path: Path) -> None:
@@ -209,7 +228,7 @@ def test_other_campaign_is_told_what_it_lacks(real_data: Path, tmp_path: Path) -
 def test_only_the_declared_columns_are_read(real_data: Path, tmp_path: Path) -> None:
     path = real_data / SAMPLE
     result = agc.run("ttbar", one_file(path, "ttbar"), site="inline", output=tmp_path, quiet=True)
-    columns = {*with_counters((*TtbarProcessor.columns, "genWeight"))}
+    columns = {*with_counters((*TtbarProcessor().columns, "genWeight"))}
     with uproot.open(path) as file:
         tree = file["Events"]
         metadata = file.file.source.num_requested_bytes
@@ -237,14 +256,11 @@ def test_generator_weights_are_used_and_normalised_to(real_data: Path, tmp_path:
     result = agc.run(
         "ttbar", one_file(real_data / SAMPLE, "ttbar"), site="inline", output=tmp_path, quiet=True
     )
-    events = nanoevents(real_data / SAMPLE)
-    one_lepton = (
-        ak.num(selection.electrons(events.Electron)) + ak.num(selection.muons(events.Muon)) == 1
-    )
-    masks = selection.regions(one_lepton, selection.jets(events.Jet, None))
-    weights = ak.to_numpy(events.genWeight).astype(float)
-    for region, mask in masks.items():
-        fraction = weights[ak.to_numpy(mask)].sum() / weights.sum()
+    events = flat(real_data / SAMPLE)
+    weights = events.genWeight.astype(float)
+    chosen = selected(events, lambda events, rows, jets: jets)
+    for region, (rows, _) in chosen.items():
+        fraction = weights[rows].sum() / weights.sum()
         expected = fraction * published.CROSS_SECTIONS["ttbar"] * published.LUMINOSITY
         assert result.yields()[region]["ttbar"].value == pytest.approx(expected, rel=1e-12)
 
@@ -283,7 +299,8 @@ def event(**changes: Any) -> dict[str, Any]:
 
 
 def processed(tmp_path: Path, *made: dict[str, Any]) -> dict[str, Any]:
-    return TtbarProcessor(compat=True).process(nanoevents(written(tmp_path, *made)))
+    output = TtbarProcessor(compat=True).process(nanoevents(written(tmp_path, *made)))
+    return materialised(output)
 
 
 def written(tmp_path: Path, *made: dict[str, Any]) -> Path:
@@ -392,9 +409,9 @@ def test_energy_scale_acts_before_the_selection_and_is_not_rounded(tmp_path: Pat
     output = processed(tmp_path, event(Jet_pt=[100, 80, 60, pt]))
     assert output["4j1b"][:, "ttbar", "nominal"].sum(flow=True).value == 0
     assert output["4j1b"][:, "ttbar", "pt_scale_up"].sum(flow=True).value == 1
-    events = nanoevents(tmp_path / "made.root")
-    jets = selection.jets(events.Jet, systematics.JET_ENERGY_SCALE, single_precision=True)
-    assert jets.pt[0, 3] == np.float64(pt) * 1.03
+    jets = flat(tmp_path / "made.root").Jet
+    scaled = systematics.scaled(jets, systematics.JET_ENERGY_SCALE)
+    assert scaled.pt[3] == np.float64(pt) * 1.03
 
 
 def test_m_bjj_is_the_mass_of_the_hardest_b_tagged_trijet(tmp_path: Path) -> None:
@@ -403,9 +420,9 @@ def test_m_bjj_is_the_mass_of_the_hardest_b_tagged_trijet(tmp_path: Path) -> Non
         Jet_phi=[0.0, 0.2, -0.2, 3.1],
         Jet_btagCSVV2=[0.1, 0.2, 0.3, 0.9],
     )
-    events = nanoevents(written(tmp_path, made))
-    jets = selection.jets(events.Jet, None)
-    pt, eta, phi, mass = (np.asarray(jets[f][0]) for f in ("pt", "eta", "phi", "mass"))
+    fields = ("pt", "eta", "phi", "mass")
+    jets = flat(written(tmp_path, made)).Jet.converted(np.float64, *fields)
+    pt, eta, phi, mass = (getattr(jets, field) for field in fields)
     p = np.stack([pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta)])
     energy = np.sqrt((p**2).sum(axis=0) + mass**2)
     best = max(((0, 1, 3), (0, 2, 3), (1, 2, 3)), key=lambda c: np.hypot(*p[:2, list(c)].sum(1)))
@@ -434,31 +451,37 @@ def test_cutflow_counts_each_step(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def random_events(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("smearing") / "random.root"
-    return nanoevents(nanoaod.write(path, nanoaod.events(4000, 3)))
+    return flat(nanoaod.write(path, nanoaod.events(4000, 3)))
+
+
+def smearing(events: Any, rows: Any) -> tuple[Any, Any]:
+    """Factors of all jets of some events, and the offsets of these."""
+    jets = events.Jet.take(np.asarray(rows), np.ones(len(events.Jet.pt), bool))
+    return systematics.resolution_smearing(events, np.asarray(rows), jets), jets.offsets
 
 
 @settings(max_examples=25, deadline=None)
 @given(start=st.integers(0, 3999), length=st.integers(1, 300))
 def test_smearing_depends_on_the_jet_alone(random_events: Any, start: int, length: int) -> None:
-    whole = systematics.resolution_smearing(random_events)
-    part = systematics.resolution_smearing(random_events[start : start + length])
-    assert ak.to_list(part) == ak.to_list(whole[start : start + length])
+    whole, offsets = smearing(random_events, range(4000))
+    stop = min(start + length, 4000)
+    part, _ = smearing(random_events, range(start, stop))
+    np.testing.assert_array_equal(part, whole[offsets[start] : offsets[stop]])
 
 
 def test_smearing_is_normal_with_five_percent(random_events: Any) -> None:
-    factors = ak.to_numpy(ak.flatten(systematics.resolution_smearing(random_events)))
+    factors, _ = smearing(random_events, range(4000))
     assert len(np.unique(factors)) == len(factors)
     assert stats.kstest((factors - 1) / 0.05, "norm").pvalue > 1e-3
 
 
 def test_smearing_tells_large_event_numbers_apart() -> None:
-    numbers = np.array([1, 1 + 2**32, 2**53 + 1, 2**53 + 2], dtype=np.uint64)
-    events = ak.Array(
-        {
-            "run": [1] * 4,
-            "luminosityBlock": [1] * 4,
-            "event": numbers,
-            "Jet": ak.zip({"pt": [[50.0]] * 4}, depth_limit=2),
-        }
-    )
-    assert len(set(ak.to_list(ak.flatten(systematics.resolution_smearing(events))))) == 4
+    columns = {
+        "run": np.ones(4, np.uint32),
+        "luminosityBlock": np.ones(4, np.uint32),
+        "event": np.array([1, 1 + 2**32, 2**53 + 1, 2**53 + 2], dtype=np.uint64),
+        "nJet": np.ones(4, np.uint32),
+        "Jet_pt": np.full(4, 50, np.float32),
+    }
+    events = FlatEvents(4, columns.__getitem__, ["Jet"], {})
+    assert len(set(smearing(events, range(4))[0].tolist())) == 4

@@ -181,7 +181,7 @@ def test_digest_of_a_class_without_a_file() -> None:
 def test_parameters_are_typed() -> None:
     shipment = shipping.prepare("ttbar", {"compat": "yes", "seed": "7"})
     assert shipment.processor == TtbarProcessor(compat=True, seed=7)
-    assert shipment.parameters == {"compat": True, "muons": True, "seed": 7}
+    assert shipment.parameters == {"compat": True, "model": None, "muons": True, "seed": 7}
     assert cloudpickle.loads(shipment.blob) == shipment.processor
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import awkward as ak
-import numpy as np
-
+from agc_ml.kernels.combinatorics import best_trijet_mass
+from agc_ml.kernels.jagged import total
+from agc_ml.kernels.kinematics import cartesian
 from processors.ttbar.selection import B_TAG
 
 
@@ -20,16 +20,13 @@ class Observable(NamedTuple):
 
 def h_t(jets: Any) -> Any:
     """Scalar sum of the jets' pt, in GeV; shape ``(n_events,)``."""
-    return ak.sum(jets.pt, axis=1)
+    return total(jets.offsets, jets.pt)
 
 
 def m_bjj(jets: Any) -> Any:
     """Mass of the three-jet system with the highest pt among those with a b-tag, in GeV."""
-    a, b, c = ak.unzip(ak.combinations(jets, 3))
-    trijet = a + b + c
-    b_tagged = np.maximum(np.maximum(a.btag, b.btag), c.btag) > B_TAG
-    trijet = trijet[b_tagged]
-    return ak.flatten(trijet[ak.argmax(trijet.pt, axis=1, keepdims=True)].mass)
+    momenta = cartesian(jets.pt, jets.eta, jets.phi, jets.mass)
+    return best_trijet_mass(jets.offsets, *momenta, jets.btagCSVV2 > B_TAG)
 
 
 OBSERVABLES: Final = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import awkward as ak
 import numpy as np
 
 B_TAG: Final = 0.5
+JET_PT: Final = 30
+N_JETS: Final = 4
 TIGHT_LEPTON_VETO: Final = 4
 
-LEPTON: Final = ("pt", "eta", "phi", "mass", "charge", "sip3d")
+LEPTON: Final = ("pt", "eta", "sip3d")
 COLUMNS: Final = (
     *("run", "luminosityBlock", "event"),
     *(f"Electron_{field}" for field in (*LEPTON, "cutBased")),
@@ -20,52 +21,46 @@ COLUMNS: Final = (
 
 
 def electrons(electron: Any) -> Any:
-    """Tight, isolated, prompt electrons."""
-    return electron[
+    """Whether each electron is tight, isolated and prompt."""
+    return (
         (electron.pt > 30)
         & (abs(electron.eta) < 2.1)
         & (electron.cutBased == 4)
         & (electron.sip3d < 4)
-    ]
+    )
 
 
 def muons(muon: Any) -> Any:
-    """Tight, isolated, prompt muons."""
-    return muon[
+    """Whether each muon is tight, isolated and prompt."""
+    return (
         (muon.pt > 30)
         & (abs(muon.eta) < 2.1)
         & muon.tightId
         & (muon.sip3d < 4)
         & (muon.pfRelIso04_all < 0.15)
-    ]
-
-
-def jets(jet: Any, factor: Any | None, *, single_precision: bool = False) -> Any:
-    """Jets with tight lepton veto, in file order, their pt times ``factor`` (None: as measured).
-
-    Only pt is scaled, not the mass. ``nominal_pt`` is the pt before scaling. Four-momenta are
-    float64 unless ``single_precision``, which keeps float32 where the file has it.
-    """
-    dtype = np.float32 if single_precision else np.float64
-    pt = jet.pt if factor is None else ak.values_astype(jet.pt, np.float64) * factor
-    scaled = ak.zip(
-        {
-            "pt": pt if single_precision else ak.values_astype(pt, np.float64),
-            "eta": ak.values_astype(jet.eta, dtype),
-            "phi": ak.values_astype(jet.phi, dtype),
-            "mass": ak.values_astype(jet.mass, dtype),
-            "nominal_pt": jet.pt,
-            "btag": jet.btagCSVV2,
-        },
-        with_name="PtEtaPhiMLorentzVector",
-        behavior=jet.behavior,
     )
-    passed = (pt > 30) & (abs(jet.eta) < 2.4) & ((jet.jetId & TIGHT_LEPTON_VETO) > 0)
-    return scaled[passed]
 
 
-def regions(one_lepton: Any, jet: Any) -> dict[str, Any]:
+def jets(jet: Any) -> Any:
+    """Whether each jet is central and passes the tight lepton veto, whatever its pt."""
+    return (abs(jet.eta) < 2.4) & ((jet.jetId & TIGHT_LEPTON_VETO) > 0)
+
+
+def regions(n_jets: Any, n_btags: Any) -> dict[str, Any]:
     """Masks of the control region 4j1b and the signal region 4j2b, shape ``(n_events,)``."""
-    four_jets = one_lepton & (ak.num(jet) >= 4)
-    n_btags = ak.sum(jet.btag > B_TAG, axis=1)
+    four_jets = n_jets >= N_JETS
     return {"4j1b": four_jets & (n_btags == 1), "4j2b": four_jets & (n_btags >= 2)}
+
+
+def lepton(leptons: list[tuple[Any, Any]], rows: Any, dtype: type) -> tuple[Any, ...]:
+    """Pt, eta, phi and mass of the only lepton of the given events, each of shape ``(n_rows,)``.
+
+    ``leptons``: electrons and muons, and which of them are selected.
+    """
+    found = tuple(np.empty(len(rows), dtype) for _ in range(4))
+    for lepton, selected in leptons:
+        chosen = lepton.take(rows, selected)
+        has_one = chosen.counts == 1
+        for values, field in zip(found, ("pt", "eta", "phi", "mass"), strict=True):
+            values[has_one] = getattr(chosen, field)
+    return found

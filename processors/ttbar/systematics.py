@@ -6,13 +6,19 @@ version 2.
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Final
 
-import awkward as ak
 import numpy as np
 
-from agc_ml.variations import NOMINAL, Direction, WeightVariation
+from agc_ml.variations import (
+    DIRECTIONS,
+    NOMINAL,
+    Direction,
+    WeightVariation,
+    variation_name,
+)
 
 JET_ENERGY_SCALE: Final = 1.03
 JET_ENERGY_RESOLUTION: Final = 0.05
@@ -21,36 +27,47 @@ W_SCALE_UNCERTAINTY: Final = 0.025
 N_B_TAG_SOURCES: Final = 4
 
 
-def kinematic(events: Any, variation: str, seed: int | None) -> list[tuple[str, Any | None]]:
-    """Name and factor on the jets' pt of each kinematic variation; nominal first, without factor.
+Variation = Callable[[Any, Any, Any], Any]
+"""Of events, the rows of those with candidate jets, and these jets: the jets with another pt."""
+
+
+def kinematic(variation: str, seed: int | None) -> dict[str, Variation]:
+    """What each kinematic variation makes of the jets; nominal, which comes first, changes nothing.
 
     A dataset that is itself a variation has only that one. ``seed`` asks for the reference's
     smearing; None gives the reproducible one.
     """
     if variation != NOMINAL:
-        return [(variation, None)]
-    smearing = resolution_smearing(events) if seed is None else global_smearing(events, seed)
-    return [(NOMINAL, None), ("pt_scale_up", JET_ENERGY_SCALE), ("pt_res_up", smearing)]
+        return {variation: lambda events, rows, jets: jets}  # noqa: ARG005 - as the others
+    smearing = resolution_smearing if seed is None else global_smearing(seed)
+    return {
+        NOMINAL: lambda events, rows, jets: jets,  # noqa: ARG005 - as the others
+        "pt_scale_up": lambda events, rows, jets: scaled(jets, JET_ENERGY_SCALE),  # noqa: ARG005
+        "pt_res_up": lambda events, rows, jets: scaled(jets, smearing(events, rows, jets)),
+    }
 
 
-def resolution_smearing(events: Any) -> Any:
+def scaled(jets: Any, factor: Any) -> Any:
+    """Jets with their pt times a factor, in double precision; the mass stays what it is."""
+    return jets.replaced(pt=jets.pt.astype(np.float64) * factor)
+
+
+def resolution_smearing(events: Any, rows: Any, jets: Any) -> Any:
     """Factor N(1, 0.05) on each jet's pt, from a generator keyed on the event and the jet's index.
 
     The same for any chunking, order and worker: run, luminosity block, both halves of the event
     number and the index are hashed to seed a draw of their own (correctionlib's HashPRNG).
     """
-    event = np.asarray(events.event, dtype=np.uint64)
-    index = ak.local_index(events.Jet.pt, axis=1)
+    event = events.event[rows].astype(np.uint64)
     keys = (
-        np.asarray(events.run),
-        np.asarray(events.luminosityBlock),
+        events.run[rows],
+        events.luminosityBlock[rows],
         event >> np.uint64(32),
         event & np.uint64(0xFFFFFFFF),
     )
-    n_jets = ak.to_numpy(ak.num(index))
-    per_jet = [np.repeat(key, n_jets).astype(np.float64) for key in keys]
-    normal = _keyed_normal().evaluate(*per_jet, ak.to_numpy(ak.flatten(index)).astype(np.float64))
-    return ak.unflatten(1 + JET_ENERGY_RESOLUTION * np.asarray(normal), n_jets)
+    per_jet = [np.repeat(key.astype(np.float64), jets.counts) for key in keys]
+    place = jets.index - np.repeat(events.Jet.offsets[rows], jets.counts)
+    return 1 + JET_ENERGY_RESOLUTION * _keyed_normal().evaluate(*per_jet, place.astype(np.float64))
 
 
 @cache
@@ -67,11 +84,15 @@ def _keyed_normal() -> Any:
     ).to_evaluator()
 
 
-def global_smearing(events: Any, seed: int) -> Any:
-    """Factor N(1, 0.05) on each jet's pt as the reference draws it: once, over a whole chunk."""
-    n_jets = ak.to_numpy(ak.num(events.Jet.pt))
-    draw = np.random.RandomState(seed).normal(1, JET_ENERGY_RESOLUTION, n_jets.sum())
-    return ak.unflatten(draw, n_jets)
+def global_smearing(seed: int) -> Variation:
+    """Factor N(1, 0.05) on each jet's pt as the reference draws it: from one generator, in order."""
+    generator = np.random.RandomState(seed)
+
+    def smearing(events: Any, rows: Any, jets: Any) -> Any:  # noqa: ARG001 - as the other one
+        normal = generator.standard_normal(events.Jet.offsets[-1])
+        return 1 + JET_ENERGY_RESOLUTION * normal[jets.index]
+
+    return smearing
 
 
 def b_tag(index: int) -> WeightVariation:
@@ -82,7 +103,7 @@ def b_tag(index: int) -> WeightVariation:
 
     def factor(jets: Any, direction: Direction) -> Any:
         sign = 1 if direction == "up" else -1
-        pt = np.asarray(jets.nominal_pt[:, index], dtype=np.float64)
+        pt = jets.pt[jets.offsets[:-1] + index].astype(np.float64)
         return 1 + sign * B_TAG_UNCERTAINTY * pt / 50
 
     return WeightVariation(f"btag_var_{index}", factor)
@@ -100,6 +121,11 @@ WEIGHTS: Final = (
 )
 
 
-def weights(process: str, variation: str) -> list[WeightVariation]:
-    """Weight variations of a dataset: none if it is itself a variation."""
-    return [w for w in WEIGHTS if variation == NOMINAL and w.applies_to(process)]
+def weights(process: str, variation: str) -> dict[str, Callable[[Any], Any]]:
+    """Factor on the weights of nominal jets' events, by variation; none for varied datasets."""
+    return {
+        variation_name(weight.source, direction): partial(weight.factor, direction=direction)
+        for weight in WEIGHTS
+        if variation == NOMINAL and weight.applies_to(process)
+        for direction in DIRECTIONS
+    }

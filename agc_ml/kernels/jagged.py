@@ -1,0 +1,123 @@
+"""Lists of objects as flat arrays: contents of all events behind each other, and where each begins.
+
+``offsets`` has shape ``(n_events + 1,)``: the objects of event i are ``[offsets[i], offsets[i + 1])``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml.kernels.compiled import kernel
+
+Array = NDArray[Any]
+
+
+def offsets_of(counts: Array) -> Array:
+    """Offsets of lists with so many objects each, int64, shape ``(n_events + 1,)``."""
+    offsets = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    return offsets
+
+
+@kernel
+def count(offsets: Array, passed: Array) -> Array:
+    """Number of objects of each event that passed, int64, shape ``(n_events,)``."""
+    counts = np.empty(len(offsets) - 1, np.int64)
+    for event in range(len(counts)):
+        n = 0
+        for i in range(offsets[event], offsets[event + 1]):
+            n += passed[i]
+        counts[event] = n
+    return counts
+
+
+@kernel
+def chosen(offsets: Array, events: Array, passed: Array) -> tuple[Array, Array]:
+    """Objects that passed, of the given events.
+
+    ``events`` are indices, ``passed`` a mask of all objects. Returns offsets of the remaining
+    lists, and the index of each remaining object.
+    """
+    kept = np.zeros(len(events) + 1, np.int64)
+    index = np.empty(len(passed), np.int64)
+    n = 0
+    for k in range(len(events)):
+        for i in range(offsets[events[k]], offsets[events[k] + 1]):
+            if passed[i]:
+                index[n] = i
+                n += 1
+        kept[k + 1] = n
+    return kept, index[:n].copy()
+
+
+@kernel
+def total(offsets: Array, values: Array) -> Array:
+    """Sum over the objects of each event, in their order and precision, shape ``(n_events,)``."""
+    sums = np.zeros(len(offsets) - 1, values.dtype)
+    for event in range(len(sums)):
+        for i in range(offsets[event], offsets[event + 1]):
+            sums[event] += values[i]
+    return sums
+
+
+class Collection:
+    """Objects of a kind: ``jet.pt`` has shape ``(n_jets,)``, all events behind each other.
+
+    ``column(field)`` gives the values of a field; they are kept. ``index`` tells which objects they
+    are of the collection that they were taken from.
+    """
+
+    def __init__(
+        self, offsets: Array, column: Callable[[str], Array], index: Array | None = None
+    ) -> None:
+        self.offsets = offsets
+        self.index = index
+        self._column = column
+
+    def __getattr__(self, field: str) -> Any:
+        if field.startswith("_"):  # unpickling asks before there is anything
+            raise AttributeError(field)
+        values = self._column(field)
+        setattr(self, field, values)
+        return values
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> Array:
+        """Number of objects of each event, shape ``(n_events,)``."""
+        return np.diff(self.offsets)
+
+    def take(self, events: Array, passed: Array) -> Collection:
+        """Objects that passed (a mask), of the given events (indices, or a mask)."""
+        indices = np.flatnonzero(events) if events.dtype == bool else events
+        offsets, index = chosen(self.offsets, indices, passed)
+        return Collection(offsets, lambda field: getattr(self, field)[index], index)
+
+    def part(self, first: int, last: int) -> Collection:
+        """The objects of the events [first, last)."""
+        start, stop = self.offsets[first], self.offsets[last]
+        return Collection(
+            self.offsets[first : last + 1] - start, lambda field: getattr(self, field)[start:stop]
+        )
+
+    def replaced(self, **fields: Array) -> Collection:
+        """The same objects with other values of some fields."""
+        changed = Collection(self.offsets, lambda field: getattr(self, field), self.index)
+        for name, values in fields.items():
+            setattr(changed, name, values)
+        return changed
+
+    def converted(self, dtype: type, *fields: str) -> Collection:
+        """The same objects, some fields in another precision."""
+
+        def column(field: str) -> Array:
+            values = getattr(self, field)
+            return values.astype(dtype, copy=False) if field in fields else values
+
+        return Collection(self.offsets, column, self.index)

@@ -1,0 +1,183 @@
+"""What scores the rows of a model: chosen by the format of its content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml.errors import ModelError
+from agc_ml.ml.hook import Content, Format, Golden, Model
+
+Array = NDArray[Any]
+Backend = Callable[[Array], Any]
+Note = Callable[[str], Any]
+
+GOLDEN_ROWS: Final = 256
+
+
+def open_model(model: Model, content: Content, note: Note) -> Backend:
+    """Make what scores rows, ``(n, k) float32 -> (n,)``; n is never zero.
+
+    ``note`` is told what a user should know.
+
+    Raises
+    ------
+    ModelError
+        The content is not what the model says, or a library or server is missing.
+    """
+    return _OPENERS[model.format](model, content, note)
+
+
+def _open_xgboost(model: Model, content: Content, note: Note) -> Backend:
+    """Our forest kernel where it gives the very margins of xgboost, else xgboost itself."""
+    from agc_ml.kernels import forest  # noqa: PLC0415 - heavy
+
+    try:
+        trees = forest.read_xgboost(content.data)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        golden = content.golden
+        if golden is None:
+            reason = "there are no golden rows to check it with"
+        elif np.array_equal(forest.margins(trees, golden.rows), golden.values):
+            return lambda rows: forest.scores(trees, rows)
+        else:
+            reason = "it gives other margins for the golden rows"
+    booster = _booster(content.data, str(model))
+    note(f"{model}: scored by xgboost, not by the faster forest kernel: {reason}")
+    return lambda rows: booster.inplace_predict(rows)
+
+
+def _booster(data: bytes, name: str) -> Any:
+    try:
+        import xgboost  # noqa: PLC0415 - heavy
+    except ImportError as error:
+        raise ModelError(f"{name}: xgboost is needed for it: pip install 'agc-ml[ml]'") from error
+    booster = xgboost.Booster()
+    try:
+        booster.load_model(bytearray(data))
+    except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name}: xgboost can't read it ({reason}); train or copy it anew") from error
+    booster.set_param({"nthread": 1})
+    return booster
+
+
+def _open_onnx(model: Model, content: Content, note: Note) -> Backend:  # noqa: ARG001 - as others
+    session, name, output = _session(content.data, str(model))
+
+    def score(rows: Array) -> Array:
+        (scores,) = session.run([output], {name: rows})
+        if scores.ndim == 2:  # noqa: PLR2004 - one column, or those of two classes
+            scores = scores[:, -1]
+        return np.asarray(scores)
+
+    return score
+
+
+def _session(data: bytes, label: str) -> tuple[Any, str, str]:
+    """Session of one thread, and the names of its input and of the output with the scores."""
+    try:
+        import onnxruntime  # noqa: PLC0415 - heavy
+    except ImportError as error:
+        raise ModelError(
+            f"{label}: ONNX Runtime is needed for it: pip install 'agc-ml[ml]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # its errors share no base but this
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{label}: ONNX Runtime can't read it ({reason}); export it anew") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    scores = [one for one in outputs if one.type == "tensor(float)"]
+    shapes = [one.shape for one in (*inputs, *scores)]
+    if len(inputs) != 1 or len(scores) != 1 or inputs[0].type != "tensor(float)":
+        raise ModelError(
+            f"{label}: one input and one output of float32 are needed, it has "
+            f"{_described(inputs)} -> {_described(outputs)}; export it with those"
+        )
+    columns = shapes[1][1:]
+    if len(shapes[0]) != 2 or columns not in ([], [1], [2]):  # noqa: PLR2004
+        raise ModelError(
+            f"{label}: input (n, k) and output (n,), (n, 1) or (n, 2) are needed, it has "
+            f"{_described(inputs)} -> {_described(scores)}; export it with those"
+        )
+    return session, inputs[0].name, scores[0].name
+
+
+def _described(tensors: list[Any]) -> str:
+    return ", ".join(f"{one.name} {one.type} {one.shape}" for one in tensors)
+
+
+def _open_kserve(model: Model, content: Content, note: Note) -> Backend:  # noqa: ARG001 - as others
+    from agc_ml.ml.kserve import Endpoint, Remote  # noqa: PLC0415 - on demand
+
+    return Remote(Endpoint.parse(content.data.decode()), model.n_features)
+
+
+_OPENERS: Final[dict[Format, Callable[[Model, Content, Note], Backend]]] = {
+    "xgboost": _open_xgboost,
+    "onnx": _open_onnx,
+    "kserve": _open_kserve,
+}
+
+
+def n_features(data: bytes, format: Format, label: str) -> int:  # noqa: A002 - as in Model
+    """Number of features that a model takes.
+
+    Raises
+    ------
+    ModelError
+        The content can't be read.
+    """
+    if format == "onnx":
+        session, name, _ = _session(data, label)
+        size = next(one.shape[1] for one in session.get_inputs() if one.name == name)
+        if not isinstance(size, int):
+            raise ModelError(f"{label}: its number of features is not fixed; export it with one")
+        return size
+    if format == "kserve":
+        from agc_ml.ml.kserve import Endpoint, n_features_of  # noqa: PLC0415 - on demand
+
+        return n_features_of(Endpoint.parse(data.decode()))
+    try:
+        return int(json.loads(data)["learner"]["learner_model_param"]["num_feature"])
+    except (ValueError, KeyError, TypeError):  # binary JSON, or not whole: xgboost says which
+        return int(_booster(data, label).num_features())
+
+
+def golden(data: bytes, label: str) -> Golden | None:
+    """Rows on both sides of a forest's thresholds, and xgboost's margins for them.
+
+    None for models that are not JSON: they are scored by xgboost anyway.
+
+    Raises
+    ------
+    ModelError
+        xgboost is not installed, or can't read the model.
+    """
+    try:
+        trees = json.loads(data)["learner"]["gradient_booster"]["model"]["trees"]
+        feature = np.concatenate([tree["split_indices"] for tree in trees])
+        value = np.concatenate([tree["split_conditions"] for tree in trees])
+        is_split = np.concatenate([tree["left_children"] for tree in trees]) >= 0
+    except (ValueError, KeyError, TypeError):
+        return None
+    booster = _booster(data, label)
+    rng = np.random.default_rng(len(data))
+    rows = np.empty((GOLDEN_ROWS, booster.num_features()), np.float32)
+    for column in range(rows.shape[1]):
+        at = np.unique(value[is_split & (feature == column)].astype(np.float32))
+        places = np.concatenate([at, np.nextafter(at, np.float32(-np.inf)), [at.min(initial=0) - 1]])
+        rows[:, column] = rng.choice(places, GOLDEN_ROWS)
+    return Golden(rows, booster.inplace_predict(rows, predict_type="margin"))

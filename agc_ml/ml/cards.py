@@ -1,0 +1,273 @@
+"""Finding models: a file, a card that describes one or two of them, a server."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agc_ml.errors import ModelError
+from agc_ml.ml import backends
+from agc_ml.ml.hook import Bundle, Content, DeltaPhi, Format, Golden, Model, Parity, provide
+
+CARD: Final = ("model.yaml", "model.yml", "model.json")
+"""What the card in a folder is called."""
+
+FORMATS: Final[dict[str, Format]] = {".json": "xgboost", ".ubj": "xgboost", ".onnx": "onnx"}
+_PICKLES: Final = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_EXPORT: Final = (
+    "give xgboost's .json or .ubj, or ONNX (Keras: model.export(file, format='onnx')), or the "
+    "address of a server"
+)
+
+
+class _Described(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GoldenRows(_Described):
+    """Rows to check a forest with, and xgboost's margins for them."""
+
+    rows: tuple[tuple[float, ...], ...]
+    margins: tuple[float, ...]
+
+
+class CardEntry(_Described):
+    """One of the models of a card."""
+
+    file: str | None = Field(None, description="its file, relative to the card")
+    uri: str | None = Field(
+        None, description="or where it is served: grpc://host:port[,other:port]/model?version=1"
+    )
+    sha256: str | None = Field(None, description="of the file; another file is refused")
+    trained_on: Parity | None = Field(None, description="parity of the events it was trained on")
+    golden: GoldenRows | None = Field(None, description="rows that it is checked with")
+
+
+class Card(_Described):
+    """What a model is: one, or two of which each scores the events that the other was trained on."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    name: str
+    version: str
+    task: str = Field("", description="what it is for [jet_assignment]")
+    delta_phi: DeltaPhi = Field(
+        "wrapped", description="whether its Delta R features wrap phi to [-pi, pi], or leave it raw"
+    )
+    features: tuple[str, ...] = Field((), description="names of its features, in order")
+    models: tuple[CardEntry, ...] = Field(min_length=1, max_length=2)
+
+
+def load(spec: str | Path) -> Model | Bundle:
+    """Find a model and pin it to its bytes.
+
+    Parameters
+    ----------
+    spec
+        A model's file (xgboost .json or .ubj, ONNX); a card, or a folder with a card or with the
+        two models that the Analysis Grand Challenge published; or a server's
+        ``grpc://host:port/model?version=1``.
+
+    Raises
+    ------
+    ModelError
+        There is none, it is damaged, of another kind, or not what its card says.
+    """
+    if isinstance(spec, str) and "://" in spec:
+        return _served(spec)
+    path = Path(spec)
+    if path.is_dir():
+        return _in_folder(path)
+    data = _read(path)
+    if path.suffix in {".yaml", ".yml"} or _is_card(data):
+        return _from_card(_card(path, data), path)
+    return _from_file(path, data)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"model {path}: can't be read ({error.strerror or error}); give a model's file, a "
+            "card, a folder, or grpc://host:port/model?version=1"
+        ) from error
+
+
+def _is_card(data: bytes) -> bool:
+    try:
+        content = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "schema" in content and "models" in content
+
+
+def _in_folder(folder: Path) -> Model | Bundle:
+    for name in CARD:
+        if (folder / name).exists():
+            return _from_card(_card(folder / name, _read(folder / name)), folder / name)
+    published = published_card()
+    found = {
+        hashlib.sha256(data).hexdigest(): path.name
+        for path in sorted(folder.glob("*.json"))
+        if not _is_card(data := _read(path))
+    }
+    if all(entry.sha256 in found for entry in published.models):
+        entries = tuple(
+            entry.model_copy(update={"file": found[str(entry.sha256)]})
+            for entry in published.models
+        )
+        return _from_card(published.model_copy(update={"models": entries}), folder / CARD[0])
+    raise ModelError(
+        f"model {folder}: no card ({CARD[0]}) in it, nor the published models; describe yours in a "
+        "card, or give a model's file"
+    )
+
+
+def published_card() -> Card:
+    """The card of the jet assignment models that the Analysis Grand Challenge published."""
+    file = importlib.resources.files("agc_ml") / "data" / "agc_jet_assignment.json"
+    return Card.model_validate_json(file.read_text(encoding="utf-8"))
+
+
+def _card(path: Path, data: bytes) -> Card:
+    try:
+        parse = json.loads if path.suffix == ".json" else yaml.safe_load  # of which one is slow
+        return Card.model_validate(parse(data))
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not YAML or JSON ({reason}); mend the card") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the card"
+        raise ModelError(f"{path}: {where}: {first['msg']}; mend the card") from error
+
+
+def _from_card(card: Card, path: Path) -> Model | Bundle:
+    models = [_member(card, entry, path) for entry in card.models]
+    if len(models) == 1:
+        return models[0]
+    by_parity = {model.trained_on: model for model in models}
+    if set(by_parity) != {"even", "odd"}:
+        raise ModelError(
+            f"{path}: of two models one must be trained_on even events, the other one on odd ones"
+        )
+    return Bundle(card.name, card.version, even=by_parity["even"], odd=by_parity["odd"])
+
+
+def _member(card: Card, entry: CardEntry, path: Path) -> Model:
+    if (entry.file is None) == (entry.uri is None):
+        raise ModelError(f"{path}: each of its models needs either a file or a uri")
+    parity = f"-{entry.trained_on}" if entry.trained_on else ""
+    if entry.uri is not None:
+        data, format = entry.uri.encode(), _KSERVE  # noqa: A001 - as in Model
+        label = entry.uri
+    else:
+        file = path.parent / str(entry.file)
+        data, label = _read(file), f"model {file}"
+        format = _format(file, data)  # noqa: A001
+    sha256 = hashlib.sha256(data).hexdigest()
+    if entry.sha256 is not None and entry.sha256 != sha256:
+        raise ModelError(
+            f"{label}: its sha256 is {sha256}, but {path} says {entry.sha256}; it is another model "
+            "or damaged"
+        )
+    given = entry.golden
+    checks = None
+    if given is not None:
+        checks = Golden(np.array(given.rows, np.float32), np.array(given.margins, np.float32))
+    return _pinned(
+        Model(
+            name=f"{card.name}{parity}",
+            version=card.version,
+            sha256=sha256,
+            format=format,
+            n_features=_checked_number(label, data, format, len(card.features)),
+            features=card.features,
+            trained_on=entry.trained_on,
+            task=card.task,
+            delta_phi=card.delta_phi,
+        ),
+        data,
+        checks,
+    )
+
+
+def _checked_number(label: str, data: bytes, format: Format, named: int) -> int:  # noqa: A002
+    number = backends.n_features(data, format, label)
+    if named and named != number:
+        raise ModelError(
+            f"{label}: it takes {number} features, but its card names {named}; mend the card"
+        )
+    return number
+
+
+def _from_file(path: Path, data: bytes) -> Model:
+    format = _format(path, data)  # noqa: A001 - as in Model
+    sha256 = hashlib.sha256(data).hexdigest()
+    label = f"model {path}"
+    model = Model(
+        name=path.stem,
+        version=sha256[:12],
+        sha256=sha256,
+        format=format,
+        n_features=backends.n_features(data, format, label),
+    )
+    return _pinned(model, data, None)
+
+
+def _served(uri: str) -> Model:
+    scheme = urlsplit(uri).scheme
+    if scheme not in {"grpc", "grpcs"}:
+        raise ModelError(
+            f"model {uri}: no {scheme}:// models; served ones are grpc://host:port/model?version=1"
+        )
+    from agc_ml.ml.kserve import Endpoint  # noqa: PLC0415 - on demand
+
+    endpoint, data = Endpoint.parse(uri), uri.encode()
+    model = Model(
+        name=endpoint.model,
+        version=endpoint.version,
+        sha256=hashlib.sha256(data).hexdigest(),
+        format=_KSERVE,
+        n_features=backends.n_features(data, _KSERVE, uri),
+    )
+    return _pinned(model, data, None)
+
+
+def _format(path: Path, data: bytes) -> Format:
+    if data.startswith(_PICKLES):
+        raise ModelError(f"model {path}: a pickle, which runs whatever is in it; {_EXPORT}")
+    if path.suffix not in FORMATS:
+        raise ModelError(f"model {path}: {path.suffix or 'no ending'}: not a format; {_EXPORT}")
+    return FORMATS[path.suffix]
+
+
+def _pinned(model: Model, data: bytes, golden: Golden | None) -> Model:
+    """Take a model's content into this process, with rows to check it; see that it can be scored."""
+    if golden is None and model.format == "xgboost":
+        golden = backends.golden(data, f"model {model.name}")
+    provide({model.sha256: Content(data, golden)})
+    return model
+
+
+_KSERVE: Final = "kserve"
+
+
+def describe(model: Model | Bundle) -> dict[str, Any]:
+    """What a model is, for tables and JSON."""
+    first = model.members[0]
+    return {
+        "name": model.name,
+        "version": model.version,
+        "task": first.task,
+        "features": first.n_features,
+        "models": {member.name: member.sha256 for member in model.members},
+    }

@@ -1,0 +1,291 @@
+"""Models in processors: pinned to their bytes, loaded once a process, scored in batches.
+
+::
+
+    class Mine(ProcessorABC):
+        def __init__(self, model):                  # agc-ml run mine.py:Mine --model mine.onnx
+            self.model = model
+
+        def process(self, events):
+            scores = self.model(features)           # (n, k) float32 -> (n,) float32
+
+A model travels to workers as a reference; its content follows once, checked by its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml.errors import ModelError
+
+Parity = Literal["even", "odd"]
+Format = Literal["xgboost", "onnx", "kserve"]
+DeltaPhi = Literal["wrapped", "raw"]
+Array = NDArray[Any]
+
+BATCH_ROWS: Final = 32_768
+"""Rows that are scored at once, where there are so many: more than 4,000 cost no less a row."""
+
+
+class Golden(NamedTuple):
+    """Rows, float32, shape ``(n, k)``, and what the model's own library gives for them, ``(n,)``.
+
+    For forests it is the margins, before the sigmoid.
+    """
+
+    rows: Array
+    values: Array
+
+
+class Content(NamedTuple):
+    """What a model is made of: the bytes of its file, and rows to check it with."""
+
+    data: bytes
+    golden: Golden | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model: ``model(features)`` scores rows, ``(n, k) float32 -> (n,) float32``.
+
+    Attributes
+    ----------
+    sha256
+        Of its file: what is scored with is these bytes, or nothing.
+    format
+        ``xgboost`` (JSON or UBJ), ``onnx``, or ``kserve``, a model on a server.
+    n_features
+        Number of features k.
+    features
+        Their names, where they are known.
+    trained_on
+        The parity of the numbers of the events it was trained on, None if of both.
+    task
+        What it was trained for, "" where that is not stated.
+    delta_phi
+        Whether its Delta R features were made with phi wrapped to [-pi, pi], or raw.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    format: Format
+    n_features: int
+    features: tuple[str, ...] = ()
+    trained_on: Parity | None = None
+    task: str = ""
+    delta_phi: DeltaPhi = "wrapped"
+
+    def __str__(self) -> str:
+        return f"model {self.name} (version {self.version})"
+
+    def canonical(self) -> str:
+        """What tells it from other models, the same in any process."""
+        return f"{self.name}@{self.version} sha256:{self.sha256}"
+
+    @property
+    def members(self) -> tuple[Model, ...]:
+        """Itself: a bundle has two."""
+        return (self,)
+
+    def __call__(self, features: Any) -> Array:
+        """Score rows.
+
+        Raises
+        ------
+        ModelError
+            The rows are of another shape or hold NaN or infinite values, or it can't be scored.
+        """
+        rows = np.ascontiguousarray(features, dtype=np.float32)
+        if rows.ndim != 2 or rows.shape[1] != self.n_features:
+            raise ModelError(
+                f"{self}: it takes rows of {self.n_features} features, not an array of shape "
+                f"{rows.shape}; give it those it was trained on"
+            )
+        if not len(rows):
+            return np.empty(0, np.float32)
+        if not np.isfinite(rows).all():
+            row, column = np.argwhere(~np.isfinite(rows))[0]
+            feature = self.features[column] if self.features else f"number {column}"
+            raise ModelError(
+                f"{self}: feature {feature} of row {row} is {rows[row, column]}; select events in "
+                "which it is defined, or give it a number"
+            )
+        scores = np.asarray(_backend(self)(rows))
+        if scores.shape != (len(rows),) or not np.isfinite(scores).all():
+            raise ModelError(
+                f"{self}: gave scores of shape {scores.shape}, finite or not, for {len(rows)} "
+                "rows; one finite score a row is needed"
+            )
+        return scores.astype(np.float32, copy=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = tuple(getattr(self, one.name) for one in fields(self))
+        content = _contents.get(self.sha256)
+        gathered = _gathered.get()
+        if gathered is None:
+            return _restored, (values, content)
+        gathered.append(self)
+        return _restored, (values, None)
+
+
+def _restored(values: tuple[Any, ...], content: Content | None) -> Model:
+    model = Model(*values)
+    if content is not None:
+        provide({model.sha256: content})
+    return model
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Two models, trained on even and on odd events; each scores the events it never saw."""
+
+    name: str
+    version: str
+    even: Model
+    odd: Model
+
+    def __post_init__(self) -> None:
+        """Refuse models that are not what their place says."""
+        for parity, model in (("even", self.even), ("odd", self.odd)):
+            if model.trained_on != parity:
+                raise ModelError(
+                    f"model {self.name}: the one for {parity} events says it was trained on "
+                    f"{model.trained_on} ones; state trained_on of each in the card"
+                )
+
+    def __str__(self) -> str:
+        return f"model {self.name} (version {self.version})"
+
+    def canonical(self) -> list[str]:
+        """What tells it from other bundles, the same in any process."""
+        return [model.canonical() for model in self.members]
+
+    @property
+    def members(self) -> tuple[Model, ...]:
+        """The model trained on even events, and the one trained on odd ones."""
+        return (self.even, self.odd)
+
+    @property
+    def delta_phi(self) -> DeltaPhi:
+        """How the Delta R features of both are made."""
+        return self.even.delta_phi
+
+    def __call__(self, features: Any, event: Any) -> Array:
+        """Score rows, of which ``event`` gives the event numbers, shape ``(n,)``.
+
+        Raises
+        ------
+        ModelError
+            As of `Model`.
+        """
+        rows = np.asarray(features)
+        is_even = np.asarray(event) % 2 == 0
+        scores = np.empty(len(rows), np.float32)
+        scores[is_even] = self.odd(rows[is_even])
+        scores[~is_even] = self.even(rows[~is_even])
+        return scores
+
+
+class Batches:
+    """Gathers rows of many places, and scores them together.
+
+    ``add`` takes rows, their event numbers, and what is to be done with their scores. What is left
+    over at the end `flush` scores.
+    """
+
+    def __init__(self, model: Bundle, rows: int = BATCH_ROWS) -> None:
+        self._model = model
+        self._most = rows
+        self._waiting: list[tuple[Array, Array, Callable[[Array], None]]] = []
+
+    def add(self, features: Array, event: Array, use: Callable[[Array], None]) -> None:
+        """Take rows; ``use`` is called with their scores, now or later."""
+        self._waiting.append((features, event, use))
+        if sum(len(rows) for rows, _, _ in self._waiting) >= self._most:
+            self.flush()
+
+    def flush(self) -> None:
+        """Score what is waiting."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        features, events = (np.concatenate([part[i] for part in waiting]) for i in (0, 1))
+        scores = self._model(features, events)
+        ends = np.cumsum([len(rows) for rows, _, _ in waiting])
+        for part, (_, _, use) in zip(np.split(scores, ends[:-1]), waiting, strict=True):
+            use(part)
+
+
+# What this process holds, by sha256.
+_contents: dict[str, Content] = {}
+_backends: dict[str, Callable[[Array], Any]] = {}
+_notes: dict[str, str] = {}
+_lock: Final = threading.RLock()
+_gathered: ContextVar[list[Model] | None] = ContextVar("gathered", default=None)
+
+
+def provide(contents: Mapping[str, Content]) -> None:
+    """Give this process the content of models, by sha256.
+
+    Raises
+    ------
+    ModelError
+        A content is not what its sha256 says.
+    """
+    for sha256, content in contents.items():
+        if sha256 not in _contents:
+            if hashlib.sha256(content.data).hexdigest() != sha256:
+                raise ModelError(f"a model's content is not what its sha256 {sha256} says")
+            _contents[sha256] = content
+
+
+@contextmanager
+def by_reference() -> Iterator[list[Model]]:
+    """Inside it, models that are pickled leave their content behind; gives those models."""
+    gathered: list[Model] = []
+    token = _gathered.set(gathered)
+    try:
+        yield gathered
+    finally:
+        _gathered.reset(token)
+
+
+def contents(models: Iterable[Model]) -> dict[str, Content]:
+    """Content of models that this process holds, by sha256."""
+    return {model.sha256: _contents[model.sha256] for model in models}
+
+
+def notes(models: Iterable[str]) -> tuple[str, ...]:
+    """What a user should know of how these models, by sha256, are scored in this process."""
+    return tuple(_notes[sha256] for sha256 in models if sha256 in _notes)
+
+
+def _backend(model: Model) -> Callable[[Array], Any]:
+    found = _backends.get(model.sha256)
+    if found is not None:
+        return found
+    from agc_ml.ml import backends  # noqa: PLC0415 - heavy
+
+    with _lock:  # loaded once, also when threads ask at once
+        if model.sha256 not in _backends:
+            content = _contents.get(model.sha256)
+            if content is None:
+                raise ModelError(
+                    f"{model}: its content never came to this process; run it with agc-ml, or load "
+                    "it here"
+                )
+            _backends[model.sha256] = backends.open_model(
+                model, content, partial(_notes.__setitem__, model.sha256)
+            )
+        return _backends[model.sha256]

@@ -1,0 +1,317 @@
+"""Columns of trees as flat arrays, straight from the baskets that uproot finds.
+
+Where reading with uproot builds lists first and then takes them apart, a basket is decompressed
+here into the array in which it ends up. Each column's first basket is compared with what uproot
+makes of it; what is not known here (RNTuples, types other than numbers and lists of them, baskets
+inside the tree's own record) is read with uproot altogether.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml.errors import InputFileError
+from agc_ml.kernels.flat import FlatEvents
+
+_ZLIB: Final = b"ZL"
+_HEADER: Final = 9  # bytes before each compressed part
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+BLOCK: Final = 20_000
+"""Least number of events that are handed on at once, where clusters are smaller."""
+
+
+class _Baskets(NamedTuple):
+    """Where the baskets of a branch are, and what is in them.
+
+    Basket i holds the entries [bounds[i], bounds[i + 1]) in ``sizes[i]`` bytes from ``seeks[i]`` on.
+    """
+
+    seeks: Array
+    sizes: Array
+    bounds: Array
+    dtype: np.dtype[Any]
+    is_jagged: bool
+
+
+class Columns:
+    """Columns of an open tree.
+
+    ``seconds`` and ``bytes`` count the time spent on reading, and what was read, checks left out.
+    """
+
+    def __init__(self, file: Any, tree: str, url: str, names: tuple[str, ...]) -> None:
+        self.file = file
+        self.seconds = 0.0
+        self.bytes = 0
+        self._tree = file[tree]
+        self._source = file.file.source
+        self._names = names
+        self._known: dict[str, _Baskets | None] = {}
+        self._checked: set[str] = set()
+        self._descriptor = _local(url)
+        self._fetched: dict[int, Any] = {}
+        self._compared: dict[tuple[str, int], Array] = {}
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        self.file.close()
+
+    def stream(self, start: int, stop: int, metadata: Mapping[str, Any]) -> Stream:
+        """The events [start, stop), to be had in parts."""
+        return Stream(self, start, stop, metadata)
+
+    def cuts(self, start: int, stop: int) -> list[int]:
+        """Where to cut [start, stop) so that no basket is in two parts, if that can be."""
+        known = [self._baskets(name) for name in self._names]
+        bounds = [baskets.bounds for baskets in known if baskets is not None]
+        common = reduce(np.intersect1d, bounds) if bounds else np.arange(0)
+        cuts = [start]
+        for cut in common[(common > start) & (common < stop)].tolist():
+            if cut - cuts[-1] >= BLOCK:
+                cuts.append(cut)
+        return [*cuts, stop]
+
+    def fetch(self, start: int, stop: int) -> None:
+        """Get all that is needed of the entries [start, stop) from a remote file, in one go."""
+        if self._descriptor is not None:
+            return
+        ranges = {}
+        for name in self._names:
+            baskets = self._baskets(name)
+            if baskets is not None:
+                for i in _touched(baskets, start, stop):
+                    seek = int(baskets.seeks[i])
+                    ranges[seek] = (seek, seek + int(baskets.sizes[i]))
+        begun = time.perf_counter()
+        chunks = self._source.chunks(list(ranges.values()), notifications=_Ignored())
+        self._fetched = dict(zip(ranges, chunks, strict=True))
+        self.seconds += time.perf_counter() - begun
+
+    def read(self, name: str, start: int, stop: int) -> Array:
+        """Content of a branch for the entries [start, stop), of all events behind each other."""
+        if name not in self._names:
+            raise AttributeError(f"column {name} is not among those that the processor declares")
+        begun = time.perf_counter()
+        try:
+            baskets = self._baskets(name)
+            if baskets is None:
+                return self._with_uproot(name, start, stop)
+            if name not in self._checked:
+                self._check(name, baskets, start)
+                return self.read(name, start, stop)
+            return self._trimmed(name, baskets, start, stop)
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+    def _trimmed(self, name: str, baskets: _Baskets, start: int, stop: int) -> Array:
+        touched = _touched(baskets, start, stop)
+        content = self._content(name, baskets, touched)
+        first, last = int(baskets.bounds[touched[0]]), int(baskets.bounds[touched[-1] + 1])
+        if (first, last) == (start, stop):
+            return content
+        if not baskets.is_jagged:
+            return content[start - first : stop - first]
+        before, inside = self._objects(name, first, start), self._objects(name, start, stop)
+        return content[before : before + inside]
+
+    def _objects(self, name: str, start: int, stop: int) -> int:
+        """Number of objects of a collection in the entries [start, stop)."""
+        counter = f"n{name.partition('_')[0]}"
+        return int(self.read(counter, start, stop).sum()) if stop > start else 0
+
+    def _content(self, name: str, baskets: _Baskets, touched: range) -> Array:
+        parts = [
+            self._compared.pop((name, i)) if (name, i) in self._compared else self._basket(baskets, i)
+            for i in touched
+        ]
+        content = np.empty(sum(map(len, parts)), baskets.dtype.newbyteorder("="))
+        place = 0
+        for part in parts:
+            content[place : place + len(part)] = part
+            place += len(part)
+        return content
+
+    def _basket(self, baskets: _Baskets, i: int) -> Array:
+        """Content of a basket, in the byte order of the file."""
+        seek, size = int(baskets.seeks[i]), int(baskets.sizes[i])
+        if self._descriptor is not None:
+            try:
+                raw = memoryview(os.pread(self._descriptor, size, seek))
+            except OSError as error:
+                raise InputFileError(f"can't be read at {seek}: {error.strerror}") from error
+            if len(raw) != size:
+                raise InputFileError(f"cut off: {len(raw)} of {size} bytes at {seek} are there")
+        else:
+            chunk = self._fetched.pop(seek, None) or self._source.chunk(seek, seek + size)
+            raw = memoryview(chunk.raw_data)
+        self.bytes += size
+        payload, n_bytes = _unpacked(raw)
+        return np.frombuffer(payload, baskets.dtype, n_bytes // baskets.dtype.itemsize)
+
+    def _check(self, name: str, baskets: _Baskets, start: int) -> None:
+        """Compare the first basket that is read of a branch with what uproot makes of it."""
+        (i,) = _touched(baskets, start, start + 1)
+        ours = self._basket(baskets, i)
+        theirs = self._with_uproot(name, int(baskets.bounds[i]), int(baskets.bounds[i + 1]))
+        same_type = theirs.dtype == baskets.dtype.newbyteorder("=")
+        if same_type and ours.tobytes() == theirs.astype(baskets.dtype).tobytes():
+            self._checked.add(name)
+            self._compared[name, i] = ours
+        else:
+            logger.warning(
+                "%s: branch %s is not what it seems, so uproot reads it: please report this",
+                self.file.file_path,
+                name,
+            )
+            self._known[name] = None
+
+    def _with_uproot(self, name: str, start: int, stop: int) -> Array:
+        import awkward as ak  # noqa: PLC0415 - heavy
+
+        if name in self._tree:
+            array = self._tree[name].array(entry_start=start, entry_stop=stop)
+        else:  # a counter that the file does without
+            member = next(n for n in self._names if n.startswith(f"{name[1:]}_"))
+            array = ak.num(self._tree[member].array(entry_start=start, entry_stop=stop))
+        return np.asarray(ak.flatten(array) if array.ndim > 1 else array)
+
+    def _baskets(self, name: str) -> _Baskets | None:
+        if name not in self._known:
+            self._known[name] = _baskets_of(self._tree, name)
+        return self._known[name]
+
+
+class Stream:
+    """The events of a chunk, for processors that take flat columns: `blocks` gives its parts."""
+
+    def __init__(
+        self, columns: Columns, start: int, stop: int, metadata: Mapping[str, Any]
+    ) -> None:
+        self.metadata = metadata
+        self._columns = columns
+        self._range = (start, stop)
+
+    def __len__(self) -> int:
+        start, stop = self._range
+        return stop - start
+
+    def blocks(self) -> Iterator[FlatEvents]:
+        """The events in parts of some 20,000, or as many as lie together in the file."""
+        columns = self._columns
+        collections = {name[1:] for name in columns._names if name.startswith("n")}
+        cuts = columns.cuts(*self._range)
+        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            columns.fetch(start, stop)
+
+            def column(name: str, start: int = start, stop: int = stop) -> Array:
+                return columns.read(name, start, stop)
+
+            yield FlatEvents(stop - start, column, collections, self.metadata)
+
+
+class _Ignored:
+    """A queue for uproot's notifications, which nobody reads."""
+
+    def put(self, item: Any) -> None:
+        """Forget it."""
+
+
+def _local(url: str) -> int | None:
+    parts = urlsplit(url)
+    if parts.scheme not in {"", "file"}:
+        return None
+    return os.open(Path(unquote(parts.path) if parts.scheme else url), os.O_RDONLY)
+
+
+def _touched(baskets: _Baskets, start: int, stop: int) -> range:
+    """Numbers of the baskets that hold the entries [start, stop), one at least."""
+    first = int(np.searchsorted(baskets.bounds, start, "right")) - 1
+    last = int(np.searchsorted(baskets.bounds, stop, "left"))
+    return range(first, max(last, first + 1))
+
+
+def _baskets_of(tree: Any, name: str) -> _Baskets | None:
+    """Directory of a branch; None for one that only uproot can read."""
+    import uproot  # noqa: PLC0415 - heavy
+
+    branch = tree[name] if name in tree else None
+    if not isinstance(branch, uproot.TBranch):
+        return None
+    interpretation = branch.interpretation
+    is_jagged = isinstance(interpretation, uproot.AsJagged)
+    content = interpretation.content if is_jagged else interpretation
+    n = branch.num_baskets
+    seeks = np.asarray(branch.member("fBasketSeek")[:n], np.int64)
+    if (
+        type(content) is not uproot.AsDtype
+        or content.from_dtype.shape
+        or (is_jagged and interpretation.header_bytes)
+        or not n
+        or not seeks.all()
+    ):
+        return None
+    return _Baskets(
+        seeks=seeks,
+        sizes=np.asarray(branch.member("fBasketBytes")[:n], np.int64),
+        bounds=np.asarray(branch.entry_offsets, np.int64),
+        dtype=np.dtype(content.from_dtype),
+        is_jagged=is_jagged,
+    )
+
+
+def _unpacked(raw: memoryview) -> tuple[Any, int]:
+    """Content of a basket's record, and how many bytes of it are values; offsets come after these.
+
+    Source: ROOT's TKey, TBasket and RZip.
+    """
+    n_bytes, length = (int.from_bytes(raw[i : i + 4], "big") for i in (0, 6))
+    key_length = int.from_bytes(raw[14:16], "big")
+    border = int.from_bytes(raw[key_length - 5 : key_length - 1], "big") - key_length
+    if not 0 <= border <= length or n_bytes != len(raw):
+        raise InputFileError("a basket's header is damaged")
+    payload = raw[key_length:]
+    if len(payload) == length:
+        return payload, border
+    content = _decompressed(payload, length)
+    if len(content) != length:
+        raise InputFileError(f"a basket is damaged: {len(content)} of {length} bytes are in it")
+    return content, border
+
+
+def _decompressed(payload: memoryview, length: int) -> Any:
+    import deflate  # noqa: PLC0415 - only here
+    from uproot.compression import decompress  # noqa: PLC0415 - heavy
+    from uproot.source.chunk import Chunk  # noqa: PLC0415 - heavy
+    from uproot.source.cursor import Cursor  # noqa: PLC0415 - heavy
+
+    if bytes(payload[:2]) != _ZLIB:
+        whole = np.frombuffer(payload, np.uint8)
+        chunk = decompress(Chunk.wrap(None, whole), Cursor(0), {}, len(payload), length)
+        return chunk.raw_data
+    parts = []
+    while payload:
+        packed, unpacked = (int.from_bytes(payload[i : i + 3], "little") for i in (3, 6))
+        try:
+            part = payload[_HEADER : _HEADER + packed]
+            parts.append(deflate.zlib_decompress(part, unpacked))
+        except deflate.DeflateError as error:
+            raise InputFileError(f"a basket is damaged: {error}") from error
+        payload = payload[_HEADER + packed :]
+    return parts[0] if len(parts) == 1 else b"".join(parts)

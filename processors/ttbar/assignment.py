@@ -1,0 +1,178 @@
+"""Which jet comes from which quark: what a model is given, and what is filled of its best answer.
+
+A permutation assigns four of the leading six selected jets to the two quarks of the hadronic W, the b
+of the hadronic top and the b of the leptonic top. Source of features, order and ranges: the CMS Open
+Data ttbar analysis of the IRIS-HEP Analysis Grand Challenge, version 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from agc_ml.errors import ModelError
+from agc_ml.hists import DenseHist
+from agc_ml.kernels import combinatorics
+from agc_ml.kernels.jagged import Collection, offsets_of
+from agc_ml.kernels.kinematics import cartesian, pair_mass
+from agc_ml.ml.hook import Batches, Bundle
+
+TASK: Final = "jet_assignment"
+REGION: Final = "4j2b"
+COLUMNS: Final = (
+    "Jet_qgl",
+    *(f"{lepton}_{field}" for lepton in ("Electron", "Muon") for field in ("phi", "mass")),
+)
+
+ROWS_AT_ONCE: Final = 16_384
+
+
+class Feature(NamedTuple):
+    """Range of a feature's histogram, and its label with its unit."""
+
+    start: float
+    stop: float
+    label: str
+
+
+FEATURES: Final = {
+    "deltar_leptonbtoplep": Feature(0, 6, r"$\Delta R(\ell, b_{lep})$"),
+    "deltar_w1w2": Feature(0, 6, r"$\Delta R(W_1, W_2)$"),
+    "deltar_w1btophad": Feature(0, 6, r"$\Delta R(W_1, b_{had})$"),
+    "deltar_w2btophad": Feature(0, 6, r"$\Delta R(W_2, b_{had})$"),
+    "mass_leptonbtoplep": Feature(50, 300, r"$m(\ell, b_{lep})$ [GeV]"),
+    "mass_w1w2": Feature(50, 300, "$m(W_1, W_2)$ [GeV]"),
+    "mass_w1w2btophad": Feature(50, 550, "$m(W_1, W_2, b_{had})$ [GeV]"),
+    "pt_w1w2btophad": Feature(50, 550, "$p_T(W_1, W_2, b_{had})$ [GeV]"),
+    "pt_w1": Feature(25, 300, "$p_T(W_1)$ [GeV]"),
+    "pt_w2": Feature(25, 300, "$p_T(W_2)$ [GeV]"),
+    "pt_btophad": Feature(25, 300, "$p_T(b_{had})$ [GeV]"),
+    "pt_btoplep": Feature(25, 300, "$p_T(b_{lep})$ [GeV]"),
+    "btag_w1": Feature(0, 1, "b-tag of $W_1$"),
+    "btag_w2": Feature(0, 1, "b-tag of $W_2$"),
+    "btag_btophad": Feature(0, 1, "b-tag of $b_{had}$"),
+    "btag_btoplep": Feature(0, 1, "b-tag of $b_{lep}$"),
+    "qgl_w1": Feature(-1, 1, "quark-gluon likelihood of $W_1$"),
+    "qgl_w2": Feature(-1, 1, "quark-gluon likelihood of $W_2$"),
+    "qgl_btophad": Feature(-1, 1, "quark-gluon likelihood of $b_{had}$"),
+    "qgl_btoplep": Feature(-1, 1, "quark-gluon likelihood of $b_{lep}$"),
+}
+
+
+def check(model: Bundle) -> None:
+    """Make sure that a model assigns jets, and has one part for events of each parity.
+
+    Raises
+    ------
+    ModelError
+        It is of another kind.
+    """
+    needs = f"jet assignment needs two models of {len(FEATURES)} features, trained on even and odd"
+    if not isinstance(model, Bundle):
+        raise ModelError(
+            f"{model}: {needs} events: one that scores events it was trained on would flatter "
+            "itself; describe both in a card (docs/models.md)"
+        )
+    for member in model.members:
+        if member.task not in {"", TASK}:
+            raise ModelError(f"{member}: made for the task {member.task!r}, not for {TASK!r}")
+        if member.n_features != len(FEATURES) or member.features not in {(), tuple(FEATURES)}:
+            raise ModelError(
+                f"{member}: other features than those of {TASK}: {', '.join(FEATURES)}"
+            )
+
+
+class Candidates(NamedTuple):
+    """Events of the signal region: selected jets, lepton (pt, eta, phi, mass) and event number."""
+
+    jets: Collection
+    lepton: tuple[Any, ...]
+    event: Any
+
+    def part(self, first: int, until: int) -> Candidates:
+        """The events [first, until)."""
+        return Candidates(
+            self.jets.part(first, until),
+            tuple(values[first:until] for values in self.lepton),
+            self.event[first:until],
+        )
+
+
+def permutations(candidates: Candidates, *, wraps: bool) -> tuple[Any, Any]:
+    """Features of each permutation, float32, shape ``(n_rows, 20)``, and where events begin in it.
+
+    ``wraps``: Delta R with phi wrapped to [-pi, pi], which the published models were not given.
+    """
+    jets, lepton = candidates.jets, candidates.lepton
+    rows = offsets_of(combinatorics.n_permutations(jets.counts))
+    of_jet = tuple(np.repeat(values, jets.counts) for values in lepton)
+    _, eta, phi, _ = of_jet
+    polar = (jets.pt, jets.eta, jets.phi, jets.mass)
+    with_lepton = (
+        combinatorics.distances(eta - jets.eta, phi - jets.phi, wraps),
+        pair_mass(of_jet, polar),
+    )
+    features = combinatorics.assignment_features(
+        jets.offsets,
+        (*cartesian(*polar), jets.pt, jets.eta, jets.phi, jets.btagCSVV2, jets.qgl),
+        with_lepton,
+        wraps,
+        combinatorics.FIRST,
+        combinatorics.PERMUTATIONS,
+        rows,
+    )
+    return features, rows
+
+
+def book(process: str, variations: list[str]) -> dict[str, DenseHist]:
+    """Histogram of each feature of the best permutation."""
+    return {
+        name: DenseHist(
+            *(25, feature.start, feature.stop),
+            label=feature.label,
+            process=process,
+            variations=variations,
+        )
+        for name, feature in FEATURES.items()
+    }
+
+
+class BestPermutation:
+    """Fills the features of each event's permutation with the highest score.
+
+    Events of all variations and blocks are scored together; `finish` scores the last ones.
+    """
+
+    def __init__(self, model: Bundle, hists: dict[str, DenseHist]) -> None:
+        self._hists = hists
+        self._wraps = model.delta_phi == "wrapped"
+        self._batches = Batches(model)
+
+    def add(self, candidates: Candidates, weights: dict[str, Any]) -> None:
+        """Take events of one kinematic variation, and their weights in each one that they fill."""
+        rows = offsets_of(combinatorics.n_permutations(candidates.jets.counts))
+        last = len(rows) - 1
+        first = 0
+        while first < last:
+            until = np.searchsorted(rows, rows[first] + ROWS_AT_ONCE, "right") - 1
+            self._add_part(candidates.part(first, until), first, until, weights)
+            first = until
+
+    def _add_part(
+        self, candidates: Candidates, first: int, until: int, weights: dict[str, Any]
+    ) -> None:
+        features, rows = permutations(candidates, wraps=self._wraps)
+        own = {name: values[first:until] for name, values in weights.items()}
+
+        def use(scores: Any) -> None:
+            best = features[combinatorics.highest(rows, scores)]
+            for column, histogram in enumerate(self._hists.values()):
+                for name, values in own.items():
+                    histogram.fill(name, best[:, column], values)
+
+        self._batches.add(features, np.repeat(candidates.event, np.diff(rows)), use)
+
+    def finish(self) -> None:
+        """Score and fill what is waiting."""
+        self._batches.flush()
