@@ -85,7 +85,7 @@ class InlineExecutor:
         return contextlib.nullcontext()
 
     def provide(self, models: Mapping[str, Content]) -> None:
-        """This process has them: it made the processor."""
+        """Do nothing: the process that made the processor has them."""
 
     def outcomes(
         self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]

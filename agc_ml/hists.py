@@ -13,7 +13,7 @@ import itertools
 import zipfile
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import hist
 import numpy as np
@@ -49,8 +49,8 @@ def book(
 class DenseHist:
     """What `book` gives, as a plain array while chunks are filled and added up.
 
-    ``bins`` has shape ``(n_variations, n_bins + 2, 2)``: sums of weights and of squared weights, with
-    flow. `hist` makes the histogram of it.
+    ``bins`` has shape ``(n_variations, n_bins + 2, 2)``: sums of weights and of squared weights,
+    with flow. `hist` makes the histogram of it.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class DenseHist:
         _, start, stop = self.axis
         fill(self.bins[self.variations.index(variation)], start, stop, values, weights)
 
-    def __iadd__(self, other: DenseHist) -> DenseHist:
+    def __iadd__(self, other: Any) -> Self:
         if not isinstance(other, DenseHist) or self._booking() != other._booking():
             raise ValueError("histograms that were booked differently")
         self.bins += other.bins
         return self
 
-    def __add__(self, other: DenseHist) -> DenseHist:
+    def __add__(self, other: Any) -> DenseHist:
         total = copy.deepcopy(self)
         total += other
         return total

@@ -145,7 +145,7 @@ def _imports(module: str, path: Path) -> Iterator[str]:
     except (OSError, SyntaxError):  # a broken module that is imported in a try block
         return
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in _walk_what_runs(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -158,6 +158,17 @@ def _imports(module: str, path: Path) -> Iterator[str]:
         for name in names:
             parts = name.split(".")
             yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1) if parts[0])
+
+
+def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes of a module but those that only a type checker sees."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        is_typing = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        children = node.orelse if is_typing else ast.iter_child_nodes(node)
+        waiting += children
 
 
 @cache
@@ -227,10 +238,9 @@ def _code(code: CodeType) -> list[Any]:
 
 def canonical(value: Any) -> Any:
     """The same JSON for the same value, in any process; of other objects the digest of a pickle."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
+    if value is None or isinstance(value, bool | int | str | float):
+        is_finite = not isinstance(value, float) or math.isfinite(value)
+        return value if is_finite else repr(value)
     if isinstance(value, list | tuple):
         return [canonical(item) for item in value]
     if isinstance(value, set | frozenset):

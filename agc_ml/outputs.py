@@ -52,15 +52,15 @@ def _is_numbers(value: Any, levels: int) -> bool:
     return isinstance(value, Mapping) and all(_is_numbers(v, levels - 1) for v in value.values())
 
 
-def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, hist.Hist[Any]]:
-    """All histograms of a nested output; the names of nested ones are joined by ``/``.
+def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """All histograms of a nested output, dense ones too; names of nested ones are joined by ``/``.
 
     Raises
     ------
     ProcessorError
         Two have the same name.
     """
-    found: dict[str, hist.Hist[Any]] = {}
+    found: dict[str, Any] = {}
     for key, value in output.items():
         name = f"{prefix}{key}"
         inner = (

@@ -8,6 +8,7 @@ inside the tree's own record) is read with uproot altogether.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -30,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
-BLOCK: Final = 20_000
+BLOCK: Final = 50_000
 """Least number of events that are handed on at once, where clusters are smaller."""
 
 
 class _Baskets(NamedTuple):
     """Where the baskets of a branch are, and what is in them.
 
-    Basket i holds the entries [bounds[i], bounds[i + 1]) in ``sizes[i]`` bytes from ``seeks[i]`` on.
+    Basket i holds the entries [bounds[i], bounds[i + 1]) in ``sizes[i]`` bytes from ``seeks[i]``.
     """
 
     seeks: Array
@@ -50,7 +51,8 @@ class _Baskets(NamedTuple):
 class Columns:
     """Columns of an open tree.
 
-    ``seconds`` and ``bytes`` count the time spent on reading, and what was read, checks left out.
+    ``collections`` are the names that have a counter. ``seconds`` and ``bytes`` count the time
+    spent on reading, and what was read, checks left out.
     """
 
     def __init__(self, file: Any, tree: str, url: str, names: tuple[str, ...]) -> None:
@@ -59,6 +61,7 @@ class Columns:
         self.bytes = 0
         self._tree = file[tree]
         self._source = file.file.source
+        self.collections = frozenset(name[1:] for name in names if name.startswith("n"))
         self._names = names
         self._known: dict[str, _Baskets | None] = {}
         self._checked: set[str] = set()
@@ -138,7 +141,9 @@ class Columns:
 
     def _content(self, name: str, baskets: _Baskets, touched: range) -> Array:
         parts = [
-            self._compared.pop((name, i)) if (name, i) in self._compared else self._basket(baskets, i)
+            self._compared.pop((name, i))
+            if (name, i) in self._compared
+            else self._basket(baskets, i)
             for i in touched
         ]
         content = np.empty(sum(map(len, parts)), baskets.dtype.newbyteorder("="))
@@ -213,17 +218,16 @@ class Stream:
         return stop - start
 
     def blocks(self) -> Iterator[FlatEvents]:
-        """The events in parts of some 20,000, or as many as lie together in the file."""
+        """The events in parts of some 50,000, or as many as lie together in the file."""
         columns = self._columns
-        collections = {name[1:] for name in columns._names if name.startswith("n")}
         cuts = columns.cuts(*self._range)
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in itertools.pairwise(cuts):
             columns.fetch(start, stop)
 
             def column(name: str, start: int = start, stop: int = stop) -> Array:
                 return columns.read(name, start, stop)
 
-            yield FlatEvents(stop - start, column, collections, self.metadata)
+            yield FlatEvents(stop - start, column, columns.collections, self.metadata)
 
 
 class _Ignored:
@@ -251,7 +255,7 @@ def _baskets_of(tree: Any, name: str) -> _Baskets | None:
     """Directory of a branch; None for one that only uproot can read."""
     import uproot  # noqa: PLC0415 - heavy
 
-    branch = tree[name] if name in tree else None
+    branch = tree.get(name)
     if not isinstance(branch, uproot.TBranch):
         return None
     interpretation = branch.interpretation

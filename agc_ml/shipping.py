@@ -81,7 +81,9 @@ def prepare(
         if isinstance(processor, type) or not callable(getattr(processor, "process", None)):
             raise UsageError(f"{processor!r} is no processor: an object with process(events) is")
         if model is not None:
-            raise UsageError("a processor that is made already takes no other model; make it with it")
+            raise UsageError(
+                "a processor that is made already takes no other model; make it with it"
+            )
         return _shipment(type(processor).__name__, processor)
     spec = registered().get(processor, processor)
     where, separator, class_name = spec.rpartition(":")

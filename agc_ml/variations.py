@@ -47,6 +47,10 @@ class WeightVariation:
     factor: Callable[[Any, Direction], Any]
     processes: frozenset[str] | None = None
 
+    def along(self, direction: Direction) -> Callable[[Any], Any]:
+        """The factor in one direction, as a function of the jets."""
+        return lambda jets: self.factor(jets, direction)
+
     def applies_to(self, process: str) -> bool:
         """Whether this source of uncertainty exists for ``process``."""
         return self.processes is None or process in self.processes

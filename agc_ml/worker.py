@@ -307,7 +307,8 @@ def _columns(file: Any, job: Job) -> Columns:
     if getattr(_kept, "what", None) != what:
         _kept.columns = Columns(file, job.chunk.tree, job.url, names)
         _kept.what = what
-    return _kept.columns
+    columns: Columns = _kept.columns
+    return columns
 
 
 def _close_kept() -> None:

@@ -99,10 +99,13 @@ def veto_loss(chosen: Sample, events: int, seed: int) -> dict[str, float]:
 def passes(events: Any) -> Any:
     """The selection of the ttbar measurement, without variations."""
     arrays = nanoaod.branches_of(nanoaod.stored(events))
-    leptons = ak.num(selection.electrons(arrays["Electron"]))
-    leptons = leptons + ak.num(selection.muons(arrays["Muon"]))
-    regions = selection.regions(leptons == 1, selection.jets(arrays["Jet"], None))
-    return ak.to_numpy(regions["4j1b"] | regions["4j2b"])
+    jets = arrays["Jet"]
+    leptons = ak.sum(selection.electrons(arrays["Electron"]), axis=1)
+    leptons = leptons + ak.sum(selection.muons(arrays["Muon"]), axis=1)
+    jets = jets[selection.jets(jets) & (jets.pt > selection.JET_PT)]
+    n_btags = ak.sum(jets.btagCSVV2 > selection.B_TAG, axis=1)
+    regions = selection.regions(ak.num(jets), n_btags)
+    return ak.to_numpy((leptons == 1) & (regions["4j1b"] | regions["4j2b"]))
 
 
 def print_rates(seconds: float) -> None:

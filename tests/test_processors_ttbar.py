@@ -11,7 +11,7 @@ import nanoaod
 import numpy as np
 import pytest
 import uproot
-from coffea.nanoevents import NanoEventsFactory
+from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -26,6 +26,8 @@ from agc_ml.kernels.jagged import count
 from agc_ml.worker import EVENT_ID, with_counters
 from processors.ttbar import TtbarProcessor, selection, systematics
 from processors.ttbar.observables import OBSERVABLES, h_t, m_bjj
+
+NanoAODSchema.warn_missing_crossrefs = False
 
 SEEDS = {"ttbar": 42, "wjets": 7}
 SAMPLE = "unroot_NanoAODv5_sample.root"
@@ -173,9 +175,7 @@ def test_observables_of_every_event(reference: dict[str, Any], real_data: Path) 
     seed = SEEDS[reference["meta"]["process"]]
     for name, vary in systematics.kinematic("nominal", seed).items():
         for region, (rows_in, jets) in selected(events, vary).items():
-            rows = [
-                e for e in reference["events"] if e["region"] == region and e["syst"] == name
-            ]
+            rows = [e for e in reference["events"] if e["region"] == region and e["syst"] == name]
             assert events.event[rows_in].tolist() == [row["event"] for row in rows]
             assert jets.counts.tolist() == [row["n_jets"] for row in rows]
             np.testing.assert_allclose(

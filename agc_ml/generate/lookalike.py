@@ -37,6 +37,7 @@ BASE_EVENTS: Final = 2_000
 FILE_EVENTS: Final = 1_000_000
 _BATCH: Final = 250  # events that Pythia is asked for at once
 _REPEAT: Final = 1 << 32  # event numbers: repeat x this + the number of the generated event
+_PART: Final = 1 << 29  # added to the numbers of each part of a mixture
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,19 @@ def real_branches() -> Branches:
     return Branches(branches.pop(""), branches, content["means"])
 
 
+@dataclass(frozen=True)
+class Part:
+    """Events of another kind among those of a dataset.
+
+    ``share`` is their fraction; ``vetoed``: only such as the sample's vetoes let pass, of which
+    many are selected.
+    """
+
+    dataset: str
+    share: float
+    vetoed: bool = False
+
+
 def generate(
     output: str | Path,
     *,
@@ -73,11 +87,13 @@ def generate(
     seed: int,
     dataset: str = "ttbar__nominal",
     cluster_size: int = 20_000,
+    mixed_with: tuple[Part, ...] = (),
 ) -> Fileset:
     """Write ``events`` events of a dataset into files with all branches of the real ones.
 
-    They are not filtered: as in the real files, few of them are selected. ``cluster_size`` is the
-    number of events whose columns lie together.
+    They are not filtered: as in the real files, few of them are selected. ``mixed_with`` takes the
+    place of some of them, to have more or fewer selected. ``cluster_size`` is the number of events
+    whose columns lie together.
 
     Raises
     ------
@@ -100,7 +116,7 @@ def generate(
     n_files = -(-events // FILE_EVENTS)
     bounds = [events * index // n_files for index in range(n_files + 1)]
     with folders.owned(folder):
-        base = _base(sample, seed, min(events, BASE_EVENTS))
+        base = _mixture(sample, seed, min(events, BASE_EVENTS), mixed_with)
         files = tuple(
             _write(
                 folder / f"{dataset}_{index}.root",
@@ -124,11 +140,20 @@ class _Base:
         return np.concatenate([numbers for _, numbers in self.batches])
 
 
-def _base(sample: samples.Sample, seed: int, events: int) -> _Base:
+def _mixture(sample: samples.Sample, seed: int, events: int, mixed_with: tuple[Part, ...]) -> _Base:
+    others = [round(part.share * events) for part in mixed_with]
+    batches = list(_base(sample, seed, events - sum(others), vetoed=False).batches)
+    for place, (part, number) in enumerate(zip(mixed_with, others, strict=True), 1):
+        added = _base(samples.sample(part.dataset), seed, number, vetoed=part.vetoed)
+        batches += [(truth, numbers + np.uint64(place * _PART)) for truth, numbers in added.batches]
+    return _Base(tuple(batches))
+
+
+def _base(sample: samples.Sample, seed: int, events: int, *, vetoed: bool) -> _Base:
     from agc_ml.generate import detector, record  # noqa: PLC0415 - heavy
     from agc_ml.generate.pythia import Source  # noqa: PLC0415 - heavy
 
-    source = Source(sample, seed, 0, enforced=None)
+    source = Source(sample, seed, 0, enforced="own" if vetoed else None)
     batches = []
     for start in range(0, events, _BATCH):
         batch = source.batch(min(_BATCH, events - start))

@@ -1,6 +1,6 @@
 """Choosing among the combinations of an event's jets.
 
-Momenta are Cartesian, in GeV, in the precision of which sums are to be. `offsets` are as in `jagged`.
+Momenta are Cartesian, in GeV, in the precision of which sums are to be; offsets as in `jagged`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TABLES: Final = tuple(
     for n in range(FEW, MANY + 1)
 )
 PERMUTATIONS: Final = np.concatenate(_TABLES)
-"""Places (W1, W2, b of the hadronic top, b of the leptonic top) for 4, 5 and 6 jets: 12, 60, 180."""
+"""Places (W1, W2, b of hadronic top, b of leptonic top) for 4, 5 and 6 jets: 12, 60 and 180."""
 
 FIRST: Final = np.cumsum([0, *map(len, _TABLES)])
 """Where the permutations of 4, 5 and 6 jets begin in `PERMUTATIONS`, and where they end."""
@@ -33,7 +33,8 @@ FIRST: Final = np.cumsum([0, *map(len, _TABLES)])
 
 def n_permutations(n_jets: Array) -> Array:
     """Number of permutations of the leading six of so many jets, four at least."""
-    return np.diff(FIRST)[np.minimum(n_jets, MANY) - FEW]
+    numbers: Array = np.diff(FIRST)[np.minimum(n_jets, MANY) - FEW]
+    return numbers
 
 
 @kernel

@@ -16,8 +16,8 @@ Array = NDArray[Any]
 def fill(bins: Array, start: float, stop: float, values: Array, weights: Array) -> None:
     """Add values to equal bins from ``start`` to ``stop``.
 
-    ``bins`` has shape ``(n_bins + 2, 2)``: sum of weights and of squared weights, with underflow and
-    overflow. A value is in the bin in which Boost.Histogram puts it, NaN in the overflow.
+    ``bins`` has shape ``(n_bins + 2, 2)``: sums of weights and of squared weights, with underflow
+    and overflow. A value is in the bin in which Boost.Histogram puts it, NaN in the overflow.
     """
     n_bins = len(bins) - 2
     width = stop - start

@@ -11,7 +11,7 @@ from agc_ml.kernels.jagged import Array, Collection, offsets_of
 
 
 class FlatEvents:
-    """Events as flat columns: ``events.event`` has shape ``(n_events,)``, ``events.Jet.pt`` ``(n_jets,)``.
+    """Flat columns: ``events.event`` has shape ``(n_events,)``, ``events.Jet.pt`` ``(n_jets,)``.
 
     ``column(name)`` gives a branch; ``collections`` are the names that have a counter.
     """
@@ -62,7 +62,7 @@ def _of_records(events: Any) -> FlatEvents:
         if name[1:] in collections:
             return np.asarray(ak.num(events[name[1:]]))
         collection, _, field = name.partition("_")
-        if collection not in collections:
+        if collection not in collections or field not in events[collection].fields:
             raise AttributeError(f"there is no column {name}")
         return np.asarray(ak.flatten(events[collection][field]))
 

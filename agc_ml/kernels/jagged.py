@@ -1,6 +1,7 @@
 """Lists of objects as flat arrays: contents of all events behind each other, and where each begins.
 
-``offsets`` has shape ``(n_events + 1,)``: the objects of event i are ``[offsets[i], offsets[i + 1])``.
+``offsets`` has shape ``(n_events + 1,)``: the objects of event i are
+``[offsets[i], offsets[i + 1])``.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Collection:
         """The same objects, some fields in another precision."""
 
         def column(field: str) -> Array:
-            values = getattr(self, field)
+            values: Array = getattr(self, field)
             return values.astype(dtype, copy=False) if field in fields else values
 
         return Collection(self.offsets, column, self.index)

@@ -1,7 +1,7 @@
 """Four-momenta as plain arrays; energies, momenta and masses in GeV, angles in radians.
 
-The arithmetic is that of the records of vector and coffea, to the last bit: in the precision of what
-comes in, and in the order of these formulas. A negative mass stands for one whose square is negative.
+The arithmetic is that of the records of vector and coffea, to the last bit: in the precision of
+what comes in, and in the order of these formulas. A negative mass is one whose square is negative.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+Array = Any
 
 
 class Momenta(NamedTuple):
@@ -25,9 +24,7 @@ class Momenta(NamedTuple):
 
 def cartesian(pt: Array, eta: Array, phi: Array, mass: Array) -> Momenta:
     """Components of momenta given by pt, eta, phi and mass."""
-    return Momenta(
-        pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta), energy(pt, eta, mass)
-    )
+    return Momenta(pt * np.cos(phi), pt * np.sin(phi), pt * np.sinh(eta), energy(pt, eta, mass))
 
 
 def energy(pt: Array, eta: Array, mass: Array) -> Array:

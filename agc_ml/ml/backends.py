@@ -50,7 +50,8 @@ def _open_xgboost(model: Model, content: Content, note: Note) -> Backend:
             reason = "it gives other margins for the golden rows"
     booster = _booster(content.data, str(model))
     note(f"{model}: scored by xgboost, not by the faster forest kernel: {reason}")
-    return lambda rows: booster.inplace_predict(rows)
+    predict: Backend = booster.inplace_predict
+    return predict
 
 
 def _booster(data: bytes, name: str) -> Any:
@@ -63,7 +64,9 @@ def _booster(data: bytes, name: str) -> Any:
         booster.load_model(bytearray(data))
     except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{name}: xgboost can't read it ({reason}); train or copy it anew") from error
+        raise ModelError(
+            f"{name}: xgboost can't read it ({reason}); train or copy it anew"
+        ) from error
     booster.set_param({"nthread": 1})
     return booster
 
@@ -92,12 +95,12 @@ def _session(data: bytes, label: str) -> tuple[Any, str, str]:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            data, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no base but this
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{label}: ONNX Runtime can't read it ({reason}); export it anew") from error
+        raise ModelError(
+            f"{label}: ONNX Runtime can't read it ({reason}); export it anew"
+        ) from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     scores = [one for one in outputs if one.type == "tensor(float)"]
     shapes = [one.shape for one in (*inputs, *scores)]
@@ -122,7 +125,8 @@ def _described(tensors: list[Any]) -> str:
 def _open_kserve(model: Model, content: Content, note: Note) -> Backend:  # noqa: ARG001 - as others
     from agc_ml.ml.kserve import Endpoint, Remote  # noqa: PLC0415 - on demand
 
-    return Remote(Endpoint.parse(content.data.decode()), model.n_features)
+    remote: Backend = Remote(Endpoint.parse(content.data.decode()), model.n_features)
+    return remote
 
 
 _OPENERS: Final[dict[Format, Callable[[Model, Content, Note], Backend]]] = {
@@ -145,11 +149,11 @@ def n_features(data: bytes, format: Format, label: str) -> int:  # noqa: A002 - 
         size = next(one.shape[1] for one in session.get_inputs() if one.name == name)
         if not isinstance(size, int):
             raise ModelError(f"{label}: its number of features is not fixed; export it with one")
-        return size
+        return int(size)
     if format == "kserve":
         from agc_ml.ml.kserve import Endpoint, n_features_of  # noqa: PLC0415 - on demand
 
-        return n_features_of(Endpoint.parse(data.decode()))
+        return int(n_features_of(Endpoint.parse(data.decode())))
     try:
         return int(json.loads(data)["learner"]["learner_model_param"]["num_feature"])
     except (ValueError, KeyError, TypeError):  # binary JSON, or not whole: xgboost says which
@@ -178,6 +182,8 @@ def golden(data: bytes, label: str) -> Golden | None:
     rows = np.empty((GOLDEN_ROWS, booster.num_features()), np.float32)
     for column in range(rows.shape[1]):
         at = np.unique(value[is_split & (feature == column)].astype(np.float32))
-        places = np.concatenate([at, np.nextafter(at, np.float32(-np.inf)), [at.min(initial=0) - 1]])
+        places = np.concatenate(
+            [at, np.nextafter(at, np.float32(-np.inf)), [at.min(initial=0) - 1]]
+        )
         rows[:, column] = rng.choice(places, GOLDEN_ROWS)
     return Golden(rows, booster.inplace_predict(rows, predict_type="margin"))

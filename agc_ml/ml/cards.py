@@ -21,6 +21,7 @@ CARD: Final = ("model.yaml", "model.yml", "model.json")
 """What the card in a folder is called."""
 
 FORMATS: Final[dict[str, Format]] = {".json": "xgboost", ".ubj": "xgboost", ".onnx": "onnx"}
+_KSERVE: Final = "kserve"
 _PICKLES: Final = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _EXPORT: Final = (
     "give xgboost's .json or .ubj, or ONNX (Keras: model.export(file, format='onnx')), or the "
@@ -52,7 +53,7 @@ class CardEntry(_Described):
 
 
 class Card(_Described):
-    """What a model is: one, or two of which each scores the events that the other was trained on."""
+    """What a model is: one, or two that score the events that the other one was trained on."""
 
     schema_version: Literal[1] = Field(alias="schema")
     name: str
@@ -166,13 +167,13 @@ def _member(card: Card, entry: CardEntry, path: Path) -> Model:
     if (entry.file is None) == (entry.uri is None):
         raise ModelError(f"{path}: each of its models needs either a file or a uri")
     parity = f"-{entry.trained_on}" if entry.trained_on else ""
+    format: Format = _KSERVE  # noqa: A001 - as in Model
     if entry.uri is not None:
-        data, format = entry.uri.encode(), _KSERVE  # noqa: A001 - as in Model
-        label = entry.uri
+        data, label = entry.uri.encode(), entry.uri
     else:
         file = path.parent / str(entry.file)
         data, label = _read(file), f"model {file}"
-        format = _format(file, data)  # noqa: A001
+        format = _format(file, data)  # noqa: A001 - as in Model
     sha256 = hashlib.sha256(data).hexdigest()
     if entry.sha256 is not None and entry.sha256 != sha256:
         raise ModelError(
@@ -251,14 +252,11 @@ def _format(path: Path, data: bytes) -> Format:
 
 
 def _pinned(model: Model, data: bytes, golden: Golden | None) -> Model:
-    """Take a model's content into this process, with rows to check it; see that it can be scored."""
+    """Take a model's content into this process, with rows to check it."""
     if golden is None and model.format == "xgboost":
         golden = backends.golden(data, f"model {model.name}")
     provide({model.sha256: Content(data, golden)})
     return model
-
-
-_KSERVE: Final = "kserve"
 
 
 def describe(model: Model | Bundle) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Model:
             The rows are of another shape or hold NaN or infinite values, or it can't be scored.
         """
         rows = np.ascontiguousarray(features, dtype=np.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.n_features:
+        if rows.shape[1:] != (self.n_features,):
             raise ModelError(
                 f"{self}: it takes rows of {self.n_features} features, not an array of shape "
                 f"{rows.shape}; give it those it was trained on"

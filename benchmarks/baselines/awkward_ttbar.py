@@ -1,9 +1,9 @@
-"""The ttbar measurement as analyses are commonly written today: whole records, one variation a pass.
+"""The ttbar measurement as analyses are commonly written: whole records, a pass a variation.
 
 It has the structure of the reference implementation of the Analysis Grand Challenge: objects,
-selection, observables and inference run again for every source of uncertainty, seven times (eight for
-W+jets), on awkward records of all that NanoAOD holds. It is what `processors.ttbar` is compared with:
-its histograms must be the same, and its cost is what speed is counted in.
+selection, observables and inference run again for every source of uncertainty, seven times (eight
+for W+jets), on awkward records of all that NanoAOD holds. It is what `processors.ttbar` is compared
+with: its histograms must be the same, and its cost is what speed is counted in.
 """
 
 from __future__ import annotations

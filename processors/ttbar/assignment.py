@@ -1,8 +1,8 @@
 """Which jet comes from which quark: what a model is given, and what is filled of its best answer.
 
-A permutation assigns four of the leading six selected jets to the two quarks of the hadronic W, the b
-of the hadronic top and the b of the leptonic top. Source of features, order and ranges: the CMS Open
-Data ttbar analysis of the IRIS-HEP Analysis Grand Challenge, version 2.
+A permutation assigns four of the leading six selected jets to the two quarks of the hadronic W, the
+b of the hadronic top and the b of the leptonic top. Source of features, order and ranges: the CMS
+Open Data ttbar analysis of the IRIS-HEP Analysis Grand Challenge, version 2.
 """
 
 from __future__ import annotations
@@ -106,12 +106,11 @@ def permutations(candidates: Candidates, *, wraps: bool) -> tuple[Any, Any]:
     """
     jets, lepton = candidates.jets, candidates.lepton
     rows = offsets_of(combinatorics.n_permutations(jets.counts))
-    of_jet = tuple(np.repeat(values, jets.counts) for values in lepton)
-    _, eta, phi, _ = of_jet
+    pt, eta, phi, mass = (np.repeat(values, jets.counts) for values in lepton)
     polar = (jets.pt, jets.eta, jets.phi, jets.mass)
     with_lepton = (
         combinatorics.distances(eta - jets.eta, phi - jets.phi, wraps),
-        pair_mass(of_jet, polar),
+        pair_mass((pt, eta, phi, mass), polar),
     )
     features = combinatorics.assignment_features(
         jets.offsets,

@@ -41,6 +41,14 @@ def muons(muon: Any) -> Any:
     )
 
 
+def leptons(events: Any, *, with_muons: bool) -> list[tuple[Any, Any]]:
+    """Electrons, and muons if they are wanted, each with which of them are selected."""
+    found = [(events.Electron, electrons(events.Electron))]
+    if with_muons:
+        found.append((events.Muon, muons(events.Muon)))
+    return found
+
+
 def jets(jet: Any) -> Any:
     """Whether each jet is central and passes the tight lepton veto, whatever its pt."""
     return (abs(jet.eta) < 2.4) & ((jet.jetId & TIGHT_LEPTON_VETO) > 0)
@@ -57,7 +65,7 @@ def lepton(leptons: list[tuple[Any, Any]], rows: Any, dtype: type) -> tuple[Any,
 
     ``leptons``: electrons and muons, and which of them are selected.
     """
-    found = tuple(np.empty(len(rows), dtype) for _ in range(4))
+    found: tuple[Any, ...] = tuple(np.empty(len(rows), dtype) for _ in range(4))
     for lepton, selected in leptons:
         chosen = lepton.take(rows, selected)
         has_one = chosen.counts == 1

@@ -7,7 +7,7 @@ version 2.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -85,7 +85,7 @@ def _keyed_normal() -> Any:
 
 
 def global_smearing(seed: int) -> Variation:
-    """Factor N(1, 0.05) on each jet's pt as the reference draws it: from one generator, in order."""
+    """Factor N(1, 0.05) on each jet's pt as the reference draws it: one generator, in order."""
     generator = np.random.RandomState(seed)
 
     def smearing(events: Any, rows: Any, jets: Any) -> Any:  # noqa: ARG001 - as the other one
@@ -124,7 +124,7 @@ WEIGHTS: Final = (
 def weights(process: str, variation: str) -> dict[str, Callable[[Any], Any]]:
     """Factor on the weights of nominal jets' events, by variation; none for varied datasets."""
     return {
-        variation_name(weight.source, direction): partial(weight.factor, direction=direction)
+        variation_name(weight.source, direction): weight.along(direction)
         for weight in WEIGHTS
         if variation == NOMINAL and weight.applies_to(process)
         for direction in DIRECTIONS

@@ -1,0 +1,126 @@
+"""From a block of events to filled histograms: selection, variations, observables, weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from agc_ml.hists import DenseHist
+from agc_ml.kernels.jagged import count
+from agc_ml.ml.hook import Bundle
+from agc_ml.variations import NOMINAL
+from processors.ttbar import assignment, selection, systematics
+from processors.ttbar.observables import OBSERVABLES
+
+
+class Settings(Protocol):
+    """Parameters of the processor."""
+
+    @property
+    def compat(self) -> bool:
+        """Whether to do as the reference does."""
+
+    @property
+    def muons(self) -> bool:
+        """Whether to select muons."""
+
+    @property
+    def seed(self) -> int:
+        """Of the reference's smearing."""
+
+    @property
+    def model(self) -> Bundle | None:
+        """What assigns jets to quarks."""
+
+
+class Filling:
+    """The histograms and counts of a chunk, while its blocks are added."""
+
+    def __init__(self, settings: Settings, metadata: Mapping[str, Any]) -> None:
+        self._settings = settings
+        self._metadata = metadata
+        self._variation, process = metadata["variation"], metadata["process"]
+        self._precision = np.float32 if settings.compat else np.float64
+        seed = settings.seed if settings.compat else None
+        self._kinematic = systematics.kinematic(self._variation, seed)
+        self._factors = systematics.weights(process, self._variation)
+        names = [*self._kinematic, *self._factors]
+        self._hists = {
+            region: DenseHist(
+                *(25, 50, 550), label=observable.label, process=process, variations=names
+            )
+            for region, observable in OBSERVABLES.items()
+        }
+        self._assigned: dict[str, DenseHist] = {}
+        self._best: assignment.BestPermutation | None = None
+        if settings.model is not None:
+            self._assigned = assignment.book(process, names)
+            self._best = assignment.BestPermutation(settings.model, self._assigned)
+        self._cuts = Counter(dict.fromkeys(("all events", "one lepton", "four jets"), 0))
+        self._muons: Counter[str] = Counter()
+        self._sumw = 0.0
+
+    def add(self, events: Any) -> None:
+        """Select and fill a block of events."""
+        weight = self._generator_weight(events)
+        leptons = selection.leptons(events, with_muons=self._settings.muons)
+        one_lepton = sum(count(kind.offsets, good) for kind, good in leptons) == 1
+        good = selection.jets(events.Jet)
+        # whatever their pt is: a variation may lift it
+        four_jets = count(events.Jet.offsets, good) >= selection.N_JETS
+        rows = np.flatnonzero(one_lepton & four_jets)
+        jets = events.Jet.take(rows, good).converted(self._precision, "pt", "eta", "phi", "mass")
+        for name, vary in self._kinematic.items():
+            varied = vary(events, rows, jets)
+            passed = varied.pt > selection.JET_PT
+            n_jets = count(jets.offsets, passed)
+            n_btags = count(jets.offsets, passed & (jets.btagCSVV2 > selection.B_TAG))
+            regions = selection.regions(n_jets, n_btags)
+            for region, mask in regions.items():
+                selected, rows_in = varied.take(mask, passed), rows[mask]
+                weights = self._weights(name, selected, weight[rows_in])
+                self._fill(region, selected, weights)
+                if self._best is not None and region == assignment.REGION:
+                    lepton = selection.lepton(leptons, rows_in, self._precision)
+                    candidates = assignment.Candidates(selected, lepton, events.event[rows_in])
+                    self._best.add(candidates, weights)
+            if name == self._variation:
+                self._cuts["four jets"] += int(np.sum(n_jets >= selection.N_JETS))
+                self._cuts.update({region: int(mask.sum()) for region, mask in regions.items()})
+        self._cuts.update({"all events": len(events), "one lepton": int(one_lepton.sum())})
+        has_id = events.Muon.tightId
+        self._muons.update({"muons": len(has_id), "tight": int(has_id.sum())})
+        self._sumw += float(np.sum(weight))
+
+    def _generator_weight(self, events: Any) -> Any:
+        """Weight of each event before normalisation, float64, shape ``(n_events,)``."""
+        if self._settings.compat or self._metadata.get("is_data"):
+            return np.ones(len(events))
+        return events.genWeight.astype(np.float64)
+
+    def _weights(self, name: str, jets: Any, weight: Any) -> dict[str, Any]:
+        """Weights of selected events in each variation that a kinematic one fills."""
+        if name != NOMINAL:
+            return {name: weight}
+        varied = {variation: weight * factor(jets) for variation, factor in self._factors.items()}
+        return {name: weight, **varied}
+
+    def _fill(self, region: str, jets: Any, weights: Mapping[str, Any]) -> None:
+        values = OBSERVABLES[region].values(jets)
+        for variation, weight in weights.items():
+            self._hists[region].fill(variation, values, weight)
+
+    def output(self) -> dict[str, Any]:
+        """What a processor returns."""
+        if self._best is not None:
+            self._best.finish()
+        return {
+            **self._hists,
+            **self._assigned,
+            "cutflow": {self._metadata["dataset"]: dict(self._cuts)},
+            "sumw": self._sumw,
+            "muon_ids": {self._metadata["filename"]: dict(self._muons)},
+        }

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import awkward as ak
+import nanoaod
+import numpy as np
+import pytest
+from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
+
+from agc_ml.kernels.flat import FlatEvents, blocks
+
+NanoAODSchema.warn_missing_crossrefs = False
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = nanoaod.write(tmp_path_factory.mktemp("flat") / "x.root", nanoaod.events(300, 1))
+    return NanoEventsFactory.from_root(
+        {str(path): "Events"}, mode="virtual", metadata={"dataset": "d"}
+    ).events()
+
+
+def test_records_as_flat_columns(records: Any) -> None:
+    (events,) = blocks(records)
+    assert len(events) == 300
+    assert events.metadata["dataset"] == "d"
+    assert events.event.tolist() == records.event.tolist()
+    assert events.Jet.counts.tolist() == ak.num(records.Jet).tolist()
+    assert events.Jet.pt.tolist() == ak.flatten(records.Jet.pt).tolist()
+    assert events.Jet.pt.dtype == np.float32
+    assert events.Muon.tightId.dtype == bool
+
+
+def test_what_is_not_there_is_said(records: Any) -> None:
+    (events,) = blocks(records)
+    for owner, name in ((events, "Photon_pt"), (events.Jet, "nonsense")):
+        with pytest.raises(AttributeError, match=name):
+            getattr(owner, name)
+
+
+def test_parts_of_a_stream_are_handed_on() -> None:
+    parts = [FlatEvents(n, dict.__getitem__, [], {}) for n in (3, 4)]
+
+    class Stream:
+        def blocks(self) -> list[FlatEvents]:
+            return parts
+
+    assert list(blocks(Stream())) == parts

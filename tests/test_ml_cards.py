@@ -1,0 +1,189 @@
+"""Finding models, and refusing what is not one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from models import forest, linear_onnx
+
+from agc_ml.errors import ModelError
+from agc_ml.ml import cards, hook
+from agc_ml.ml.hook import Bundle, Model
+
+
+def card(folder: Path, **changes: Any) -> Path:
+    """A card of two small ONNX models."""
+    for parity, weight in (("even", 1.0), ("odd", 2.0)):
+        (folder / f"{parity}.onnx").write_bytes(linear_onnx([weight, weight]))
+    content = {
+        "schema": 1,
+        "name": "mine",
+        "version": "7",
+        "task": "a task",
+        "features": ["a", "b"],
+        "models": [{"file": f"{p}.onnx", "trained_on": p} for p in ("even", "odd")],
+        **changes,
+    }
+    path = folder / "model.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_a_file_alone_is_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    path.write_bytes(linear_onnx([1, 2]))
+    model = cards.load(str(path))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert isinstance(model, Model)
+    assert (model.name, model.version, model.sha256) == ("x", sha256[:12], sha256)
+    assert (model.format, model.n_features, model.trained_on) == ("onnx", 2, None)
+    assert model.members == (model,)
+
+
+@pytest.mark.parametrize("ending", [".json", ".ubj"])
+def test_xgboost_models(tmp_path: Path, ending: str) -> None:
+    import xgboost  # noqa: PLC0415 - heavy
+
+    path = forest(tmp_path / f"trees{ending}", n_features=5)
+    model = cards.load(path)
+    rows = np.random.default_rng(2).normal(size=(50, 5)).astype(np.float32)
+    booster = xgboost.Booster()
+    booster.load_model(path)
+    np.testing.assert_array_equal(model(rows), booster.inplace_predict(rows))
+    notes = hook.notes([model.sha256])
+    if ending == ".json":
+        assert notes == ()
+    else:
+        assert "scored by xgboost, not by the faster forest kernel" in notes[0]
+
+
+@pytest.mark.parametrize("what", ["card", "folder"])
+def test_a_card_of_two_is_a_bundle(tmp_path: Path, what: str) -> None:
+    path = card(tmp_path, delta_phi="raw")
+    found = cards.load(path if what == "card" else tmp_path)
+    assert isinstance(found, Bundle)
+    assert (found.name, found.version, found.delta_phi) == ("mine", "7", "raw")
+    assert [m.name for m in found.members] == ["mine-even", "mine-odd"]
+    assert found.even.features == ("a", "b")
+    assert found(np.ones((2, 2)), np.array([0, 1])).tolist() == [4, 2]
+    assert cards.describe(found)["features"] == 2
+
+
+def test_a_card_of_one_is_a_model(tmp_path: Path) -> None:
+    found = cards.load(card(tmp_path, models=[{"file": "odd.onnx", "trained_on": "odd"}]))
+    assert isinstance(found, Model)
+    assert (found.name, found.trained_on, found.task) == ("mine-odd", "odd", "a task")
+
+
+def test_the_published_models_are_known_by_their_bytes(real_data: Path) -> None:
+    found = cards.load(real_data)
+    assert isinstance(found, Bundle)
+    assert (found.name, found.delta_phi, found.even.task) == (
+        *("agc_jet_assignment", "raw"),
+        "jet_assignment",
+    )
+    assert found.even.features[4] == "mass_leptonbtoplep"
+    for model in found.members:
+        path = real_data / f"model_{model.trained_on}.json"
+        assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_golden_rows_of_the_published_models_are_those_of_xgboost(real_data: Path) -> None:
+    import xgboost  # noqa: PLC0415 - heavy
+
+    for entry in cards.published_card().models:
+        booster = xgboost.Booster()
+        booster.load_model(real_data / str(entry.file))
+        assert entry.golden is not None
+        rows = np.array(entry.golden.rows, np.float32)
+        margins = booster.inplace_predict(rows, predict_type="margin")
+        assert margins.tolist() == np.array(entry.golden.margins, np.float32).tolist()
+
+
+PICKLE = pickle.dumps({"a": "model"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.pkl", PICKLE, r"m\.pkl: a pickle, which runs whatever is in it; give xgboost's"),
+        ("m.json", PICKLE, r"m\.json: a pickle"),
+        ("m.keras", b"PK\x03\x04", r"m\.keras: \.keras: not a format; .*model\.export"),
+        ("m", b"x", "no ending: not a format"),
+        ("m.onnx", linear_onnx([1])[:40], "ONNX Runtime can't read it .*export it anew"),
+        ("m.onnx", b"", "ONNX Runtime can't read it"),
+        ("m.json", b'{"learner": ', "xgboost can't read it .*train or copy it anew"),
+        ("m.json", b"[1, 2]", "xgboost can't read it"),
+        ("m.ubj", b"{L\x00", "xgboost can't read it"),
+        ("m.onnx", linear_onnx([1], columns=3), r"input \(n, k\) and output .* are needed"),
+        ("m.onnx", linear_onnx([1], kind=11), "one input and one output of float32 are needed"),
+        ("m.onnx", linear_onnx([1], k=None), "its number of features is not fixed"),
+    ],
+)
+def test_what_is_no_model_is_refused(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=message) as caught:
+        cards.load(path)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, "schema: "),
+        ({"colour": "red"}, "colour: .*mend the card"),
+        ({"models": []}, "models: "),
+        ({"models": [{"file": "odd.onnx"}] * 2}, "one must be trained_on even events"),
+        ({"models": [{"file": "odd.onnx", "trained_on": "odd"}] * 2}, "trained_on even"),
+        ({"models": [{"trained_on": "odd"}]}, "needs either a file or a uri"),
+        ({"models": [{"file": "gone.onnx"}]}, r"gone\.onnx: can't be read"),
+        ({"models": [{"file": "odd.onnx", "sha256": "0" * 64}]}, "sha256 is .* but .* says 000"),
+        ({"features": ["a"]}, "takes 2 features, but its card names 1"),
+    ],
+)
+def test_wrong_cards_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        cards.load(card(tmp_path, **changes))
+
+
+def test_a_damaged_model_of_the_published_pair_is_not_taken_for_it(
+    real_data: Path, tmp_path: Path
+) -> None:
+    for parity in ("even", "odd"):
+        content = (real_data / f"model_{parity}.json").read_bytes()
+        (tmp_path / f"model_{parity}.json").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match=r"no card .* in it, nor the published models"):
+        cards.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gone", "gone: can't be read .*give a model's file, a card, a folder"),
+        ("s3://bucket/model.onnx", "no s3:// models; served ones are grpc://"),
+        ("{not yaml", "can't be read"),
+    ],
+)
+def test_wrong_places_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        cards.load(spec)
+
+
+def test_cards_may_be_json(tmp_path: Path) -> None:
+    content = yaml.safe_load(card(tmp_path).read_text())
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    assert isinstance(cards.load(tmp_path / "mine.json"), Bundle)
+    (tmp_path / "model.yaml").write_text("a: [")
+    with pytest.raises(ModelError, match=r"model\.yaml: not YAML or JSON"):
+        cards.load(tmp_path / "model.yaml")

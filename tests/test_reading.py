@@ -1,0 +1,226 @@
+"""Flat columns straight from baskets, against what uproot reads."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import nanoaod
+import numpy as np
+import pytest
+import uproot
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agc_ml import reading
+from agc_ml.errors import InputFileError
+from agc_ml.reading import Columns
+
+NAMES = ("event", "genWeight", "nJet", "Jet_pt", "Jet_jetId", "nMuon", "Muon_tightId")
+CODECS = {
+    "zlib": uproot.ZLIB(1),
+    "lz4": uproot.LZ4(1),
+    "zstd": uproot.ZSTD(1),
+    "lzma": uproot.LZMA(1),
+    "none": None,
+}
+
+
+def made(path: Path, clusters: list[int], codec: Any = CODECS["zlib"]) -> Path:
+    """A file of clusters of so many events each."""
+    whole = nanoaod.events(sum(clusters), 5)
+    types = {
+        name: values.dtype if isinstance(values, np.ndarray) else ak.type(values).content
+        for name, values in whole.items()
+    }
+    with uproot.recreate(path, compression=codec) as file:
+        tree = file.mktree(
+            "Events",
+            types,
+            counter_name=lambda name: f"n{name}",
+            field_name=lambda outer, inner: inner if outer == "" else f"{outer}_{inner}",
+        )
+        start = 0
+        for n in clusters:
+            tree.extend({name: values[start : start + n] for name, values in whole.items()})
+            start += n
+    return path
+
+
+def columns(path: Path) -> Columns:
+    file = uproot.open({str(path): None}, array_cache=None)
+    return Columns(file, "Events", str(path), NAMES)
+
+
+def expected(path: Path, name: str, start: int, stop: int) -> Any:
+    with uproot.open(path) as file:
+        array = file["Events"][name].array(entry_start=start, entry_stop=stop)
+    return ak.to_numpy(ak.flatten(array) if array.ndim > 1 else array)
+
+
+def assert_reads(path: Path, start: int, stop: int) -> Columns:
+    read = columns(path)
+    for name in NAMES:
+        found, right = read.read(name, start, stop), expected(path, name, start, stop)
+        assert found.dtype == right.dtype
+        assert found.dtype.isnative
+        np.testing.assert_array_equal(found, right)
+    return read
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_all_codecs(codec: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = made(tmp_path / "x.root", [70, 30, 50], CODECS[codec])
+    read = assert_reads(path, 0, 150)
+    assert all(read._known.values()), "something was left to uproot"
+    assert caplog.messages == []
+    read.close()
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made(tmp_path_factory.mktemp("reading") / "x.root", [40, 1, 25, 60, 24])
+
+
+@given(start=st.integers(0, 149), length=st.integers(1, 150))
+def test_any_range(clustered: Path, start: int, length: int) -> None:
+    assert_reads(clustered, start, min(150, start + length)).close()
+
+
+def test_a_file_of_many_baskets_a_cluster(real_data: Path) -> None:
+    """A real one, whose baskets end elsewhere in every branch."""
+    path = real_data / "unroot_NanoAODv5_sample.root"
+    assert_reads(path, 0, 1000).close()
+    assert_reads(path, 123, 789).close()
+
+
+def test_rntuples_are_left_to_uproot(real_data: Path) -> None:
+    (path,) = real_data.glob("*rntuple*.root")
+    read = assert_reads(path, 2, 9)
+    assert not any(read._known.values())
+    read.close()
+
+
+def test_blocks_end_where_clusters_do(clustered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BLOCK", 41)
+    read = columns(clustered)
+    assert read.cuts(0, 150) == [0, 41, 126, 150]
+    assert read.cuts(50, 140) == [50, 126, 140]
+    stream = read.stream(0, 150, {"dataset": "d"})
+    parts = list(stream.blocks())
+    assert [len(part) for part in parts] == [41, 85, 24]
+    assert len(stream) == 150
+    assert all(part.metadata == {"dataset": "d"} for part in parts)
+    pt = np.concatenate([part.Jet.pt for part in parts])
+    np.testing.assert_array_equal(pt, expected(clustered, "Jet_pt", 0, 150))
+    read.close()
+
+
+def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
+    clustered: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = reading._unpacked
+
+    def wrong(raw: memoryview) -> tuple[Any, int]:
+        payload, border = right(raw)
+        return bytes(len(payload)), border
+
+    monkeypatch.setattr(reading, "_unpacked", wrong)
+    with caplog.at_level(logging.WARNING, logger="agc_ml"):
+        assert_reads(clustered, 0, 150).close()
+    assert "branch Jet_pt is not what it seems, so uproot reads it" in caplog.text
+
+
+def test_columns_are_checked_once(clustered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = columns(clustered)
+    calls = []
+    right = Columns._with_uproot
+
+    def spy(self: Columns, name: str, start: int, stop: int) -> Any:
+        calls.append(name)
+        return right(self, name, start, stop)
+
+    monkeypatch.setattr(Columns, "_with_uproot", spy)
+    for start in range(0, 150, 30):
+        read.read("Jet_pt", start, start + 30)
+    assert sorted(calls) == ["Jet_pt", "nJet"]
+    read.close()
+
+
+def test_undeclared_columns_are_refused(clustered: Path) -> None:
+    read = columns(clustered)
+    with pytest.raises(AttributeError, match="column Jet_eta is not among those"):
+        read.read("Jet_eta", 0, 10)
+    read.close()
+
+
+@pytest.mark.parametrize("place", range(0, 80, 2))
+def test_flipped_bits_are_noticed(place: int, clustered: Path, tmp_path: Path) -> None:
+    with uproot.open(clustered) as file:
+        branch = file["Events"]["Jet_pt"]
+        seek, size = int(branch.member("fBasketSeek")[3]), int(branch.member("fBasketBytes")[3])
+    content = bytearray(clustered.read_bytes())
+    rng = np.random.default_rng(place)
+    at = seek + size - 1 - int(rng.integers(size // 2))  # in what is compressed
+    content[at] ^= 1 << int(rng.integers(8))
+    damaged = tmp_path / "damaged.root"
+    damaged.write_bytes(content)
+    read = columns(damaged)
+    read.read("Jet_pt", 0, 40)
+    with pytest.raises(InputFileError, match="basket"):
+        read.read("Jet_pt", 66, 126)
+    read.close()
+
+
+def test_a_file_that_was_cut_off_while_it_was_open(clustered: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.root"
+    path.write_bytes(clustered.read_bytes())
+    read = columns(path)
+    read.read("Jet_pt", 0, 40)
+    with path.open("r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(InputFileError, match="cut off"):
+        read.read("Jet_pt", 66, 150)
+    read.close()
+
+
+def test_bytes_are_counted(clustered: Path) -> None:
+    with uproot.open(clustered) as file:
+        size = sum(file["Events"][name].compressed_bytes for name in ("nJet", "Jet_pt"))
+    read = columns(clustered)
+    (block,) = read.stream(0, 150, {}).blocks()
+    assert len(block.Jet.pt)
+    assert 0.5 * size < read.bytes < 1.5 * size  # uproot's sizes leave out the headers
+    assert read.seconds > 0
+    read.close()
+
+
+def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
+    import fsspec  # noqa: PLC0415 - only here
+
+    url = "memory://reading.root"
+    with fsspec.open(url, "wb") as target:
+        target.write(clustered.read_bytes())
+    file = uproot.open({url: None}, array_cache=None)
+    read = Columns(file, "Events", url, NAMES)
+    requests = []
+    chunks = file.file.source.chunks
+
+    def spy(ranges: Any, notifications: Any) -> Any:
+        requests.append(len(ranges))
+        return chunks(ranges, notifications=notifications)
+
+    file.file.source.chunks = spy
+    for _ in range(2):  # the second time without the checks, which read for themselves
+        requests.clear()
+        (block,) = read.stream(0, 150, {}).blocks()
+        for collection, field, name in (
+            ("Jet", "pt", "Jet_pt"),
+            ("Muon", "tightId", "Muon_tightId"),
+        ):
+            found = getattr(getattr(block, collection), field)
+            np.testing.assert_array_equal(found, expected(clustered, name, 0, 150))
+    assert requests == [5 * len(NAMES)]
+    read.close()
