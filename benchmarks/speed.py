@@ -1,28 +1,31 @@
 """Events/s of the ttbar measurement: ours against the way it is commonly written.
 
-    make bench-speed                      # or: python benchmarks/speed.py [--quick] [--models FOLDER]
+    make bench-speed            # or: python benchmarks/speed.py --models FOLDER [--rounds 7]
 
 CPU time of one thread, in alternated pairs in one process, over files like CMS's (947 branches,
 about 2 kB an event): 3 % of the events selected, 11 %, and W+jets, of which next to none are. The
 baseline (`baselines/awkward_ttbar.py`) runs in two forms: ``runner`` opens the file and builds the
 whole schema for each chunk, as the published analysis does; ``filtered`` has the file open and sets
-up the branches it needs. Histograms of both are compared bin by bin. The last line is JSON.
+up the branches that it needs. Histograms of both are compared bin by bin. The last line is JSON;
+the record, with every sample, goes to ``benchmarks/results/``.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -31,23 +34,26 @@ from unittest import mock
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# libraries read these when they are imported
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
 
-import numpy as np
-import uproot
-from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
+import numpy as np  # noqa: E402 - after the settings above, as all that follows
+import uproot  # noqa: E402
+from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: E402
+from coffea.processor.accumulator import iadd  # noqa: E402
 
-from agc_ml import catalogue, provenance, reading, worker
-from agc_ml.checkpoints import Chunk
-from agc_ml.generate.lookalike import Part, generate
-from agc_ml.hists import materialised
-from agc_ml.kernels import combinatorics, forest
-from agc_ml.ml import cards, hook
-from agc_ml.shipping import prepare
-from agc_ml.worker import Job, process_chunk, unpack, with_counters
-from benchmarks.baselines.awkward_ttbar import AwkwardTtbar
-from processors.ttbar import TtbarProcessor, assignment
+from agc_ml import catalogue, provenance, reading, worker  # noqa: E402
+from agc_ml.checkpoints import Chunk  # noqa: E402
+from agc_ml.generate.lookalike import Part, generate  # noqa: E402
+from agc_ml.hists import materialised  # noqa: E402
+from agc_ml.kernels import forest  # noqa: E402
+from agc_ml.ml import cards, hook  # noqa: E402
+from agc_ml.shipping import prepare  # noqa: E402
+from agc_ml.variations import NOMINAL  # noqa: E402
+from agc_ml.worker import Job, process_chunk, unpack, with_counters  # noqa: E402
+from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
+from processors.ttbar import TtbarProcessor, assignment, systematics  # noqa: E402
 
 EVENTS: Final = 200_000
 SEED: Final = 5
@@ -70,8 +76,8 @@ class Sample:
 
 
 SAMPLES: Final = (
-    Sample("3%", "ttbar__nominal", "ttbar", 0.03, (Part("wjets__nominal", 0.54),)),
-    Sample("11%", "ttbar__nominal", "ttbar", 0.11, (Part("ttbar__nominal", 0.36, vetoed=True),)),
+    Sample("3%", "ttbar__nominal", "ttbar", 0.03, (Part("wjets__nominal", 0.525),)),
+    Sample("11%", "ttbar__nominal", "ttbar", 0.11, (Part("ttbar__nominal", 0.29, vetoed=True),)),
     Sample("W", "wjets__nominal", "wjets", 0.0002),
 )
 
@@ -92,7 +98,7 @@ def file_of(sample: Sample) -> Path:
     return Path(dataset.files[0].url)
 
 
-# -- the two ways -----------------------------------------------------------------------------------
+# -- the two ways ----------------------------------------------------------------------------------
 
 
 class Ours:
@@ -102,27 +108,26 @@ class Ours:
         self.processor = TtbarProcessor(compat=compat, model=models)
         shipment = prepare(self.processor)
         with uproot.open(path) as file:
-            self.uuid = str(file.file.uuid)
-        self.path = path
+            uuid = str(file.file.uuid)
         self._job = Job(
-            chunk=Chunk("d", path.name, "Events", self.uuid, EVENTS, 0, EVENTS),
+            chunk=Chunk("d", path.name, "Events", uuid, EVENTS, 0, EVENTS),
             url=str(path),
             metadata=metadata(process),
             columns=(*self.processor.columns, *self.processor.simulation_columns),
             processor=shipment.blob,
-            code=shipment.code,
+            code=f"{shipment.code} {models}",
             modules={},
             module=None,
             source=b"",
         )
 
-    def __call__(self, start: int, stop: int) -> dict[str, Any]:
-        chunk = Chunk("d", self.path.name, "Events", self.uuid, EVENTS, start, stop)
-        job = Job(**{**{f: getattr(self._job, f) for f in Job.__slots__}, "chunk": chunk})
-        outcome = process_chunk(job)
+    def __call__(self, start: int, stop: int) -> worker.Finished:
+        """Process the events [start, stop)."""
+        chunk = replace(self._job.chunk, start=start, stop=stop)
+        outcome = process_chunk(replace(self._job, chunk=chunk))
         if not isinstance(outcome, worker.Finished):
             raise SystemExit(f"{outcome.reason}\n{outcome.details}")
-        return {"blob": outcome.blob}
+        return outcome
 
 
 class Theirs:
@@ -139,6 +144,7 @@ class Theirs:
         self._file = None if whole else uproot.open({str(path): None}, array_cache=None)
 
     def __call__(self, start: int, stop: int) -> dict[str, Any]:
+        """Process the events [start, stop)."""
         options = {} if self.whole else {"filter_name": self._needed}
         file = uproot.open({str(self.path): None}) if self.whole else self._file
         events = NanoEventsFactory.from_root(
@@ -161,7 +167,7 @@ def metadata(process: str) -> dict[str, Any]:
     return {"dataset": "d", "process": process, "variation": "nominal", "filename": "f"}
 
 
-# -- measuring --------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -189,9 +195,8 @@ def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
     rng = np.random.default_rng(1)
     a, b = np.array(slow), np.array(fast)
     picks = rng.integers(len(a), size=(4000, len(a)))
-    low, high = np.quantile(
-        np.median(a[picks], axis=1) / np.median(b[picks], axis=1), [0.025, 0.975]
-    )
+    ratios = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
+    low, high = np.quantile(ratios, [0.025, 0.975])
     return {
         "ratio": float(np.median(a) / np.median(b)),
         "low": float(low),
@@ -226,7 +231,7 @@ def equality(sample: Sample, models: Any, boosters: dict[str, Any]) -> dict[str,
     """Compare all histograms of ours, as the reference does it, with the baseline's."""
     path = file_of(sample)
     ours = Ours(path, sample.process, models, compat=True)(0, EVENTS)
-    output = materialised(unpack(ours["blob"]))
+    output = materialised(unpack(ours.blob))
     theirs = Theirs(path, sample.process, boosters, whole=False)(0, EVENTS)
     bins, bad = differing(output, theirs, sample.process)
     (cuts,) = output["cutflow"].values()
@@ -240,7 +245,7 @@ def floor(path: Path, names: tuple[str, ...]) -> Callable[[], Any]:
 
     def work() -> None:
         cuts = columns.cuts(0, EVENTS)
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+        for start, stop in itertools.pairwise(cuts):
             for name in names:
                 columns.read(name, start, stop)
 
@@ -289,18 +294,18 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
             (assignment.DenseHist, "fill", "fill"),
             (worker, "pack", "pack"),
         )
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             for owner, name, stage in watched:
                 stack.enter_context(stopwatch(totals, owner, name, stage))
             outcome = way(0, EVENTS)
         start = cpu()
-        iadd(unpack(outcome["blob"]), unpack(outcome["blob"]))
+        iadd(unpack(outcome.blob), unpack(outcome.blob))
         totals["merge"] = (cpu() - start) / 2
         found.append(totals)
     return {stage: float(np.median([t[stage] for t in found])) / EVENTS * 1e6 for stage in STAGES}
 
 
-# -- growth -----------------------------------------------------------------------------------------
+# -- growth ----------------------------------------------------------------------------------------
 
 
 def growth(models: Any, boosters: dict[str, Any], rounds: int) -> dict[str, Any]:
@@ -315,7 +320,7 @@ def growth(models: Any, boosters: dict[str, Any], rounds: int) -> dict[str, Any]
             "ours": lambda size=size: ours(0, size),
             "runner": lambda size=size: theirs(0, size),
         }
-        samples = alternated(ways, 2 if size > 40_000 else 3)
+        samples = alternated(ways, 3)
         chunks[size] = {n: float(np.median(s)) / size * 1e6 for n, s in samples.items()}
     right, weights = systematics.kinematic, systematics.weights
     kinds = {
@@ -332,56 +337,311 @@ def growth(models: Any, boosters: dict[str, Any], rounds: int) -> dict[str, Any]
                 mock.patch.object(systematics, "kinematic", kinematic),
                 mock.patch.object(systematics, "weights", weighted),
             ):
-                times = [seconds(lambda: way(0, EVENTS)) for _ in range(rounds)]
+                times = [seconds(lambda way=way: way(0, EVENTS)) for _ in range(rounds)]
             label = "ml" if with_model else "no_ml"
             variations.setdefault(name, {})[label] = float(np.median(times)) / EVENTS * 1e6
-    return {"chunk_us_per_event": chunks, "variations_us_per_event": variations, "jets": jets()}
+    return {
+        "chunk_us_per_event": chunks,
+        "variations_us_per_event": variations,
+        "jets_us": jets(models, rounds),
+    }
 
 
-def rows_of(sample: Sample, models: Any) -> dict[int, Any]:
-    """Features of the nominal events of the signal region, by their number of rows."""
-    taken: dict[int, list[Any]] = {12: [], 60: [], 180: []}
+def rows_of(sample: Sample, models: Any) -> list[Any]:
+    """Features of each nominal event of the signal region that one of the models scores."""
+    taken: list[Any] = []
     right = assignment.permutations
+    only_nominal = {NOMINAL: systematics.kinematic(NOMINAL, 0)[NOMINAL]}
 
     def spy(candidates: Any, *, wraps: bool) -> Any:
         features, rows = right(candidates, wraps=wraps)
-        for first, last in zip(rows[:-1], rows[1:], strict=True):
-            taken[int(last - first)].append(features[first:last])
+        events = np.split(features, rows[1:-1])
+        taken.extend(x for x, e in zip(events, candidates.event, strict=True) if e % 2 == 0)
         return features, rows
 
-    with mock.patch.object(assignment, "permutations", spy):
-        way = Ours(file_of(sample), sample.process, models, compat=False)
-        way(0, EVENTS)
-    return {n: np.concatenate(parts) for n, parts in taken.items() if parts}
+    with (
+        mock.patch.object(assignment, "permutations", spy),
+        mock.patch.object(systematics, "kinematic", return_value=only_nominal),
+    ):
+        Ours(file_of(sample), sample.process, models, compat=True)(0, EVENTS)
+    return taken
 
 
 def forests(models: Any, booster: Any, rounds: int) -> dict[str, Any]:
-    """Our forest kernel against xgboost, on the rows of the 11 % sample, as they come and by kind."""
-    by_kind = rows_of(SAMPLES[1], models)
-    trees = forest.read_xgboost(hook.contents([models.odd])[models.odd.sha256].data)
-    kinds = {f"{n} rows an event": rows[:100_000] for n, rows in by_kind.items()}
-    return {
-        name: {
+    """Our forest kernel against xgboost: rows as they come, and by rows an event."""
+    events = rows_of(SAMPLES[1], models)
+    content = hook.contents([models.odd])[models.odd.sha256]
+    trees = forest.read_xgboost(content.data)
+    kinds = {"as they come": events}
+    kinds |= {f"{n} an event": [e for e in events if len(e) == n] for n in (12, 60, 180)}
+    found = {}
+    for name, chosen in kinds.items():
+        rows = np.concatenate(chosen)[: hook.BATCH_ROWS]
+
+        def of_xgboost(rows: Any = rows) -> Any:
+            return booster.inplace_predict(rows, predict_type="margin")
+
+        def of_ours(rows: Any = rows) -> Any:
+            return forest.margins(trees, rows)
+
+        samples = alternated({"xgboost": of_xgboost, "ours": of_ours}, rounds)
+        found[name] = {
             **ratio(samples["xgboost"], samples["ours"]),
             "ns_per_row": float(np.median(samples["ours"])) / len(rows) * 1e9,
             "rows": len(rows),
-            "equal": bool(
-                np.array_equal(
-                    forest.margins(trees, rows),
-                    booster.inplace_predict(rows, predict_type="margin"),
-                )
-            ),
+            "equal": bool(np.array_equal(of_ours(), of_xgboost())),
         }
-        for name, rows in kinds.items()
-        for samples in [
-            alternated(
-                {
-                    "xgboost": lambda rows=rows: booster.inplace_predict(
-                        rows, predict_type="margin"
-                    ),
-                    "ours": lambda rows=rows: forest.margins(trees, rows),
-                },
-                rounds,
-            )
+    return found
+
+
+def jets(models: Any, rounds: int) -> dict[str, float]:
+    """CPU us of inference for an event of 4, 5 and 6 or more jets, features included."""
+    events = rows_of(SAMPLES[1], models)
+    found = {}
+    for n_jets, n in ((4, 12), (5, 60), (6, 180)):
+        chosen = [e for e in events if len(e) == n]
+        rows = np.concatenate(chosen)
+        times = [seconds(lambda rows=rows: models.odd(rows)) for _ in range(rounds)]
+        found[str(n_jets)] = float(np.median(times)) / len(chosen) * 1e6
+    return found
+
+
+# -- processes of their own ------------------------------------------------------------------------
+
+
+def fresh(task: str, *arguments: str, **environment: str) -> dict[str, float]:
+    """Run one of the tasks below in a new process; what it prints last is JSON."""
+    done = subprocess.run(  # noqa: S603 - ourselves
+        [sys.executable, __file__, "--task", task, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    if done.returncode:
+        raise SystemExit(f"{task} failed:\n{done.stderr}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def compilation(folder: str) -> dict[str, float]:
+    """CPU s of a process' first chunk beyond that of its second one, of the same events."""
+    models = cards.load(folder)
+    way = Ours(file_of(SAMPLES[0]), "ttbar", models, compat=False)
+    warm_up_reading(way)
+    first = seconds(lambda: way(0, 20_000))
+    second = seconds(lambda: way(0, 20_000))
+    return {"seconds": first - second}
+
+
+def warm_up_reading(way: Ours) -> None:
+    """Open the file and read its columns once: what has nothing to do with kernels."""
+    processor = way.processor
+    names = tuple(with_counters((*processor.columns, *processor.simulation_columns)))
+    way_job = way._job  # noqa: SLF001 - ours
+    file = worker._opened(way_job.url, way_job.chunk.uuid)  # noqa: SLF001 - what a worker does
+    columns = worker._columns(file, way_job)  # noqa: SLF001 - what a worker does
+    for name in names:
+        columns.read(name, 0, 20_000)
+
+
+def first_open(folder: str) -> dict[str, float]:
+    """CPU ms of a chunk of a file that is not open yet, beyond that of one that is."""
+    models = cards.load(folder)
+    one, other = file_of(SAMPLES[0]), file_of(SAMPLES[1])
+    ways = [Ours(path, "ttbar", models, compat=False) for path in (one, other)]
+    ways[0](0, 20_000)
+    first = [seconds(lambda: ways[1](0, 20_000)), seconds(lambda: ways[1](0, 20_000))]
+    return {"milliseconds": (first[0] - first[1]) * 1e3}
+
+
+def memory(folder: str) -> dict[str, float]:
+    """Resident MB of a chunk of 200k events at 11 % with inference, over those before it."""
+    models = cards.load(folder)
+    path = file_of(SAMPLES[1])
+    way = Ours(path, "ttbar", models, compat=False)
+    way(0, 20_000)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+    before = resident("VmHWM")
+    way(0, EVENTS)
+    return {"over_base_mb": resident("VmHWM") - before, "base_mb": before}
+
+
+def resident(field: str) -> float:
+    """A size of this process in MB, from the kernel."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+TASKS: Final = {"compilation": compilation, "first_open": first_open, "memory": memory}
+
+
+def chunk_overhead(rounds: int) -> float:
+    """CPU ms of a chunk whatever its size: the intercept of a line through sizes."""
+    sample = SAMPLES[0]
+    way = Ours(file_of(sample), sample.process, None, compat=False)
+    sizes = [20_000, 40_000, 60_000, 100_000, 140_000, EVENTS]
+    way(0, EVENTS)
+    times = [
+        float(np.median([seconds(lambda size=size: way(0, size)) for _ in range(rounds)]))
+        for size in sizes
+    ]
+    return float(np.polyfit(sizes, times, 1)[1] * 1e3)
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+
+def boosters(folder: Path) -> dict[str, Any]:
+    """Published models as xgboost has them, by the parity of the events that they score."""
+    import xgboost  # noqa: PLC0415 - heavy
+
+    found = {}
+    for scored, trained in (("even", "odd"), ("odd", "even")):
+        found[scored] = xgboost.Booster()
+        found[scored].load_model(folder / f"model_{trained}.json")
+        found[scored].set_param({"nthread": 1})
+    return found
+
+
+def pairs(models: Any, theirs: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """Samples and ratios of ours against both forms of the baseline, for each file."""
+    found: dict[str, Any] = {}
+    for sample, with_ml in itertools.product(SAMPLES, (False, True)):
+        path, used = file_of(sample), theirs if with_ml else {}
+        ours = Ours(path, sample.process, models if with_ml else None, compat=False)
+        forms = {
+            "runner": Theirs(path, sample.process, used, whole=True),
+            "filtered": Theirs(path, sample.process, used, whole=False),
+        }
+        for size in (EVENTS, 50_000) if sample is SAMPLES[0] else (EVENTS,):
+            ways = {"ours": in_chunks(ours, size)}
+            ways |= {name: in_chunks(form, size) for name, form in forms.items()}
+            samples = alternated(ways, rounds)
+            label = f"{sample.name}{' ml' if with_ml else ''}, {size // 1000}k"
+            found[label] = {
+                "samples": samples,
+                "us_per_event": {n: float(np.median(x)) / EVENTS * 1e6 for n, x in samples.items()},
+                **{name: ratio(samples[name], samples["ours"]) for name in forms},
+            }
+            print_pair(label, found[label])
+    return found
+
+
+def print_pair(label: str, pair: dict[str, Any]) -> None:
+    """A line of the table."""
+    cost = pair["us_per_event"]
+    against = "".join(
+        f"{pair[n]['ratio']:8.1f} [{pair[n]['low']:.1f}, {pair[n]['high']:.1f}]"
+        for n in ("runner", "filtered")
+    )
+    print(
+        f"{label:14}{cost['ours']:9.3f}{cost['runner']:9.2f}{cost['filtered']:10.2f}{against}",
+        flush=True,
+    )
+
+
+def read_fractions(rounds: int) -> dict[str, float]:
+    """Reading the columns and nothing else, over all without inference, in alternated pairs."""
+    found = {}
+    for sample in SAMPLES[:2]:
+        path = file_of(sample)
+        ours = Ours(path, sample.process, None, compat=False)
+        columns = (*ours.processor.columns, *ours.processor.simulation_columns)
+        ways = {
+            "floor": floor(path, tuple(with_counters(columns))),
+            "ours": in_chunks(ours, EVENTS),
+        }
+        samples = alternated(ways, 2 * rounds)
+        found[sample.name] = float(np.median(samples["floor"]) / np.median(samples["ours"]))
+    return found
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    """Everything, as a record."""
+    models, theirs = cards.load(folder), boosters(folder)
+    print(f"{'':14}{'ours':>9}{'runner':>9}{'filtered':>10}   us/event; ratios to runner, filtered")
+    measured = pairs(models, theirs, rounds)
+    equal = {sample.name: equality(sample, models, theirs) for sample in SAMPLES}
+    with tempfile.TemporaryDirectory() as cache:
+        cold = fresh("compilation", str(folder), NUMBA_CACHE_DIR=cache)["seconds"]
+        warm = [
+            fresh("compilation", str(folder), NUMBA_CACHE_DIR=cache)["seconds"] for _ in range(3)
         ]
+    opened = [fresh("first_open", str(folder))["milliseconds"] for _ in range(3)]
+    return {
+        "schema": 1,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": provenance.versions(),
+        "git": vars(provenance.git_state(__file__) or object()) or None,
+        "hardware": {
+            "machine": platform.machine(),
+            "cpu": processor_name(),
+            "load": os.getloadavg(),
+        },
+        "pairs": measured,
+        "equality": equal,
+        "read_fractions": read_fractions(rounds),
+        "chunk_overhead_ms": chunk_overhead(rounds),
+        "first_open_ms": opened,
+        "memory": fresh("memory", str(folder)),
+        "jit_cold_s": cold,
+        "jit_warm_s": warm,
+        "forest": forests(models, theirs["even"], 3 * rounds),
+        "stages_us_per_event": {s.name: stages(s, models, rounds) for s in SAMPLES},
+        "growth": growth(models, theirs, rounds),
     }
+
+
+def processor_name() -> str:
+    """What the kernel calls the processor."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "")
+
+
+def summary(record: dict[str, Any]) -> dict[str, float]:
+    """The figures that are compared between versions."""
+    of = record["pairs"]
+    return {
+        "no_ml": of["3%, 200k"]["runner"]["ratio"],
+        "no_ml_filtered": of["3%, 200k"]["filtered"]["ratio"],
+        "ml": of["3% ml, 200k"]["runner"]["ratio"],
+        "ml_filtered": of["3% ml, 200k"]["filtered"]["ratio"],
+        "wjets": of["W, 200k"]["runner"]["ratio"],
+        "wjets_ml": of["W ml, 200k"]["runner"]["ratio"],
+        "differing_bins": sum(one["differing"] for one in record["equality"].values()),
+        "read_fraction": record["read_fractions"]["3%"],
+        "read_fraction_11": record["read_fractions"]["11%"],
+        "chunk_overhead_ms": record["chunk_overhead_ms"],
+        "first_open_ms": float(np.median(record["first_open_ms"])),
+        "rss_over_base_mb": record["memory"]["over_base_mb"],
+        "jit_warm_s": float(np.median(record["jit_warm_s"])),
+        "forest_vs_xgboost": record["forest"]["as they come"]["ratio"],
+    }
+
+
+def main() -> None:
+    """Measure, write the record, print the line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, help="folder of the published models")
+    parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the record goes")
+    parser.add_argument("--task", nargs=2, metavar=("TASK", "FOLDER"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    NanoAODSchema.warn_missing_crossrefs = False
+    if given.task:
+        print(json.dumps(TASKS[given.task[0]](given.task[1])))
+        return
+    if given.models is None:
+        parser.error("--models FOLDER is needed: model_even.json and model_odd.json, as published")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of what coffea's schema leaves out
+        record = measure(given.models, given.rounds)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({k: round(v, 4) for k, v in summary(record).items()}))
+
+
+if __name__ == "__main__":
+    main()
