@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agc_ml.datasets import Dataset, File, Fileset
     from agc_ml.errors import AgcError
     from agc_ml.measurement import measure
+    from agc_ml.ml.cards import load_model
     from agc_ml.planning import plan
     from agc_ml.results import RunResult
     from agc_ml.running import run
@@ -41,6 +42,7 @@ __all__ = [
     "compare",
     "connect",
     "fit",
+    "load_model",
     "measure",
     "plan",
     "run",
@@ -56,6 +58,7 @@ _HOMES = {
     "compare": "templates",
     "connect": "cluster",
     "fit": "stats",
+    "load_model": "ml.cards",
     "measure": "measurement",
     "plan": "planning",
     "run": "running",

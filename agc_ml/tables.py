@@ -234,6 +234,8 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     made = record.provenance
     yield "processor", made.processor.name
     yield "parameters", ", ".join(f"{k}={v}" for k, v in made.processor.parameters.items())
+    for name, sha256 in made.models.items():
+        yield f"model {name}", sha256
     yield "code", made.processor.code
     yield "fileset", made.fileset
     yield "luminosity", "not stated" if made.luminosity is None else f"{made.luminosity:g} /pb"

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from agc_ml.catalogue import FORMATS, read_mapping
 from agc_ml.datasets import Fileset
 from agc_ml.errors import AgcError
 from agc_ml.generate import manifest
 from agc_ml.generate.manifest import MANIFEST
+from agc_ml.ml import cards
 from agc_ml.results import RunResult
+
+
+MODELS: Final = (".onnx", ".ubj", ".keras", ".h5", ".pkl", ".pickle", ".joblib")
+"""Endings of models, and of what is mistaken for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class Verdict:
 
 
 def validate(path: Path) -> Verdict:
-    """Recognise and check a fileset, generated set, fit configuration, run, fit or histograms."""
+    """Recognise and check filesets, generated sets, fit configurations, models, runs, fits, histograms."""
     if not path.exists():
         return Verdict(path, "nothing", "", "no such file or folder")
     kind, summarise = _recognise(path)
@@ -38,12 +44,16 @@ def validate(path: Path) -> Verdict:
 def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
     if path.is_dir() or path.name == MANIFEST:
         return _recognise_folder(path)
+    if path.suffix in MODELS:
+        return "model", _model
     if path.suffix.lower() not in FORMATS:
         return "histograms", _histograms
     try:
         content = read_mapping(path)
     except AgcError:
         return "fileset", _fileset  # which says what is wrong with it
+    if "learner" in content or {"schema", "models"} <= content.keys():
+        return "model", _model
     if {"poi", "parameters"} <= content.keys():
         return "fit", lambda path: _fit(path.parent)
     if all(isinstance(value, dict) and "contents" in value for value in content.values()):
@@ -55,7 +65,10 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
 def _recognise_folder(path: Path) -> tuple[str, Callable[[Path], str]]:
     if path.name == MANIFEST or (path / MANIFEST).exists():
         return "generated set", _generated
-    return ("fit", _fit) if (path / "fit.json").exists() else ("run directory", _run)
+    if (path / "fit.json").exists():
+        return "fit", _fit
+    is_model = any((path / name).exists() for name in (*cards.CARD, "model_even.json"))
+    return ("model", _model) if is_model else ("run directory", _run)
 
 
 def _run(path: Path) -> str:
@@ -69,6 +82,13 @@ def _generated(path: Path) -> str:
     manifest.verify(folder, made)
     events = sum(dataset.events for dataset in made.datasets.values())
     return f"{len(made.datasets)} datasets, {events:,} events"
+
+
+def _model(path: Path) -> str:
+    found = cards.load_model(path)
+    first, *others = found.members
+    parts = f"two models of {first.n_features}" if others else f"{first.n_features}"
+    return f"{found.name}, version {found.version}: {parts} features"
 
 
 def _fileset(path: Path) -> str:

@@ -426,7 +426,7 @@ def fresh(task: str, *arguments: str, **environment: str) -> dict[str, float]:
 
 def compilation(folder: str) -> dict[str, float]:
     """CPU s of a process' first chunk beyond that of its second one, of the same events."""
-    models = cards.load(folder)
+    models = cards.load_model(folder)
     way = Ours(file_of(SAMPLES[0]), "ttbar", models, compat=False)
     warm_up_reading(way)
     first = seconds(lambda: way(0, 20_000))
@@ -447,7 +447,7 @@ def warm_up_reading(way: Ours) -> None:
 
 def first_open(folder: str) -> dict[str, float]:
     """CPU ms of a chunk of a file that is not open yet, beyond that of one that is."""
-    models = cards.load(folder)
+    models = cards.load_model(folder)
     one, other = file_of(SAMPLES[0]), file_of(SAMPLES[1])
     ways = [Ours(path, "ttbar", models, compat=False) for path in (one, other)]
     ways[0](0, 20_000)
@@ -457,7 +457,7 @@ def first_open(folder: str) -> dict[str, float]:
 
 def memory(folder: str) -> dict[str, float]:
     """Resident MB of a chunk of 200k events at 11 % with inference, over those before it."""
-    models = cards.load(folder)
+    models = cards.load_model(folder)
     path = file_of(SAMPLES[1])
     way = Ours(path, "ttbar", models, compat=False)
     way(0, 20_000)
@@ -560,7 +560,7 @@ def read_fractions(rounds: int) -> dict[str, float]:
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
     """Everything, as a record."""
-    models, theirs = cards.load(folder), boosters(folder)
+    models, theirs = cards.load_model(folder), boosters(folder)
     print(f"{'':14}{'ours':>9}{'runner':>9}{'filtered':>10}   us/event; ratios to runner, filtered")
     measured = pairs(models, theirs, rounds)
     equal = {sample.name: equality(sample, models, theirs) for sample in SAMPLES}

@@ -39,7 +39,7 @@ def card(folder: Path, **changes: Any) -> Path:
 def test_a_file_alone_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(linear_onnx([1, 2]))
-    model = cards.load(str(path))
+    model = cards.load_model(str(path))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert isinstance(model, Model)
     assert (model.name, model.version, model.sha256) == ("x", sha256[:12], sha256)
@@ -52,7 +52,7 @@ def test_xgboost_models(tmp_path: Path, ending: str) -> None:
     import xgboost  # noqa: PLC0415 - heavy
 
     path = forest(tmp_path / f"trees{ending}", n_features=5)
-    model = cards.load(path)
+    model = cards.load_model(path)
     rows = np.random.default_rng(2).normal(size=(50, 5)).astype(np.float32)
     booster = xgboost.Booster()
     booster.load_model(path)
@@ -67,7 +67,7 @@ def test_xgboost_models(tmp_path: Path, ending: str) -> None:
 @pytest.mark.parametrize("what", ["card", "folder"])
 def test_a_card_of_two_is_a_bundle(tmp_path: Path, what: str) -> None:
     path = card(tmp_path, delta_phi="raw")
-    found = cards.load(path if what == "card" else tmp_path)
+    found = cards.load_model(path if what == "card" else tmp_path)
     assert isinstance(found, Bundle)
     assert (found.name, found.version, found.delta_phi) == ("mine", "7", "raw")
     assert [m.name for m in found.members] == ["mine-even", "mine-odd"]
@@ -77,13 +77,13 @@ def test_a_card_of_two_is_a_bundle(tmp_path: Path, what: str) -> None:
 
 
 def test_a_card_of_one_is_a_model(tmp_path: Path) -> None:
-    found = cards.load(card(tmp_path, models=[{"file": "odd.onnx", "trained_on": "odd"}]))
+    found = cards.load_model(card(tmp_path, models=[{"file": "odd.onnx", "trained_on": "odd"}]))
     assert isinstance(found, Model)
     assert (found.name, found.trained_on, found.task) == ("mine-odd", "odd", "a task")
 
 
 def test_the_published_models_are_known_by_their_bytes(real_data: Path) -> None:
-    found = cards.load(real_data)
+    found = cards.load_model(real_data)
     assert isinstance(found, Bundle)
     assert (found.name, found.delta_phi, found.even.task) == (
         *("agc_jet_assignment", "raw"),
@@ -133,7 +133,7 @@ def test_what_is_no_model_is_refused(
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ModelError, match=message) as caught:
-        cards.load(path)
+        cards.load_model(path)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -154,7 +154,7 @@ def test_what_is_no_model_is_refused(
 )
 def test_wrong_cards_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
-        cards.load(card(tmp_path, **changes))
+        cards.load_model(card(tmp_path, **changes))
 
 
 def test_a_damaged_model_of_the_published_pair_is_not_taken_for_it(
@@ -164,7 +164,7 @@ def test_a_damaged_model_of_the_published_pair_is_not_taken_for_it(
         content = (real_data / f"model_{parity}.json").read_bytes()
         (tmp_path / f"model_{parity}.json").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match=r"no card .* in it, nor the published models"):
-        cards.load(tmp_path)
+        cards.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,13 @@ def test_a_damaged_model_of_the_published_pair_is_not_taken_for_it(
 )
 def test_wrong_places_are_refused(spec: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        cards.load(spec)
+        cards.load_model(spec)
 
 
 def test_cards_may_be_json(tmp_path: Path) -> None:
     content = yaml.safe_load(card(tmp_path).read_text())
     (tmp_path / "mine.json").write_text(json.dumps(content))
-    assert isinstance(cards.load(tmp_path / "mine.json"), Bundle)
+    assert isinstance(cards.load_model(tmp_path / "mine.json"), Bundle)
     (tmp_path / "model.yaml").write_text("a: [")
     with pytest.raises(ModelError, match=r"model\.yaml: not YAML or JSON"):
-        cards.load(tmp_path / "model.yaml")
+        cards.load_model(tmp_path / "model.yaml")

@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Model:
     """Scores rows of three features by 1, 2, 3 times them."""
     path = tmp_path / "linear.onnx"
     path.write_bytes(linear_onnx([1, 2, 3]))
-    return cards.load(path)
+    return cards.load_model(path)
 
 
 def test_rows_are_scored(model: Model) -> None:

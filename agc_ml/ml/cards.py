@@ -66,7 +66,7 @@ class Card(_Described):
     models: tuple[CardEntry, ...] = Field(min_length=1, max_length=2)
 
 
-def load(spec: str | Path) -> Model | Bundle:
+def load_model(spec: str | Path) -> Model | Bundle:
     """Find a model and pin it to its bytes.
 
     Parameters

@@ -167,9 +167,9 @@ class Bundle:
     def __str__(self) -> str:
         return f"model {self.name} (version {self.version})"
 
-    def canonical(self) -> list[str]:
+    def canonical(self) -> str:
         """What tells it from other bundles, the same in any process."""
-        return [model.canonical() for model in self.members]
+        return ", ".join(model.canonical() for model in self.members)
 
     @property
     def members(self) -> tuple[Model, ...]:

@@ -69,8 +69,8 @@ class AwkwardTtbar(ProcessorABC):
 
     def _global_smearing(self, events: Any) -> Any:
         counts = ak.num(events.Jet.pt)
-        draw = np.random.RandomState(self.seed).normal(1, 0.05, ak.sum(counts))
-        return ak.unflatten(draw, counts)
+        ones = np.ones_like(ak.flatten(events.Jet.pt))
+        return ak.unflatten(np.random.RandomState(self.seed).normal(ones, 0.05), counts)
 
     def _one_pass(
         self, events: Any, process: str, source: str, hists: dict[str, Any], assigned: Any
@@ -107,6 +107,8 @@ class AwkwardTtbar(ProcessorABC):
                 ak.sum(region_jets.pt, axis=-1) if region == "4j1b" else _trijet_mass(region_jets)
             )
             values = [(hists[region], observable)]
+            if region == "4j2b" and sum(selected) == 0:  # Python's own sum, as the reference has it
+                continue
             if region == "4j2b" and self.models:
                 event = np.asarray(events.event[selected])
                 best = self._best_features(region_jets, region_electrons, region_muons, event)
