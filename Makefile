@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Dozens of processes are started; without bytecode, importing costs each of them three times as much.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean bench-speed
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.for-demo
@@ -24,6 +24,10 @@ lint: $(VENV)/.for-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Of the published models, which are not part of the repository.
+bench-speed: $(VENV)/.for-dev
+	$(BIN)/python benchmarks/speed.py --models $(AGC_ML_REAL_DATA)
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

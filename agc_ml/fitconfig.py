@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
@@ -144,19 +146,38 @@ def shipped_config(processor: str) -> dict[str, Any]:
         There is no such processor, or it ships none.
     """
     way_out = "give a configuration: agc-ml fit RUN CONFIG.yml"
-    registered = {entry.name: entry.module for entry in entry_points(group="agc_ml.processors")}
-    module = registered.get(processor, processor.partition(":")[0])
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
-        known = ", ".join(sorted(registered))
+    if _package(processor) is None:
+        known = ", ".join(sorted(_registered()))
         raise FitError(f"no processor {processor!r} with a fit ({known} are registered); {way_out}")
-    if spec.submodule_search_locations is not None:
-        # the module is not run: a processor needs much that a fit does not
-        folder = importlib.resources.files(importlib.util.module_from_spec(spec))
-        if (folder / FILE_NAME).is_file():
-            with importlib.resources.as_file(folder / FILE_NAME) as path:
-                return load_config(path)
-    raise FitError(f"the processor {processor!r} ships no fit configuration; {way_out}")
+    file = shipped_file(processor, FILE_NAME)
+    if file is None:
+        raise FitError(f"the processor {processor!r} ships no fit configuration; {way_out}")
+    with importlib.resources.as_file(file) as path:
+        return load_config(path)
+
+
+def shipped_file(processor: str, name: str) -> Traversable | None:
+    """Find a file that a processor ships beside its code; None where there is none."""
+    spec = _package(processor)
+    if spec is None or spec.submodule_search_locations is None:
+        return None
+    # the module is not run: a processor needs much that a fit does not
+    file = importlib.resources.files(importlib.util.module_from_spec(spec)) / name
+    return file if file.is_file() else None
+
+
+def _registered() -> dict[str, str]:
+    """Modules of the registered processors, by name."""
+    return {entry.name: entry.module for entry in entry_points(group="agc_ml.processors")}
+
+
+def _package(processor: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(_registered().get(processor, processor.partition(":")[0]))
+    except (ImportError, ValueError):
+        return None
+
+
+def region_paths(config: Config) -> tuple[str, ...]:
+    """What the regions of a configuration are called in the names of histograms."""
+    return tuple(region.get("RegionPath", region["Name"]) for region in config["Regions"])

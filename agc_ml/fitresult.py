@@ -44,15 +44,22 @@ class Impact(NamedTuple):
 
 
 class GoodnessOfFit(NamedTuple):
-    """Likelihood-ratio test against the saturated model.
+    """A chi2 test; ``p_value`` is None when there are no degrees of freedom.
 
-    ``chi2`` is the difference of twice the negative log-likelihoods; ``p_value`` is None when there
-    are no degrees of freedom.
+    That of a fit is the likelihood-ratio test against the saturated model: ``chi2`` is the
+    difference of twice the negative log-likelihoods.
     """
 
     chi2: float
     ndof: int
     p_value: float | None
+
+
+def chi2_test(chi2: float, ndof: int) -> GoodnessOfFit:
+    """Judge a chi2 by the chi2 distribution with ``ndof`` degrees of freedom."""
+    from scipy.special import gammaincc  # noqa: PLC0415 - heavy
+
+    return GoodnessOfFit(chi2, ndof, float(gammaincc(ndof / 2, chi2 / 2)) if ndof > 0 else None)
 
 
 class RegionYields(NamedTuple):
@@ -68,6 +75,25 @@ class RegionYields(NamedTuple):
     uncertainty: NDArray[np.float64]
     data: NDArray[np.float64]
 
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """Sum of the samples."""
+        total: NDArray[np.float64] = np.sum(list(self.samples.values()), axis=0)
+        return total
+
+
+class CarriedOver(NamedTuple):
+    """A fit carried over to an observable that it did not use: model and data, and tests of them.
+
+    ``prefit`` and ``postfit`` have all bins and ``region`` is the observable's name; how the tests
+    are made, `agc_ml.carryover` says.
+    """
+
+    prefit: RegionYields
+    postfit: RegionYields
+    prefit_test: GoodnessOfFit
+    postfit_test: GoodnessOfFit
+
 
 class FitResult(NamedTuple):
     """The result of a fit, with all that its figures need.
@@ -75,7 +101,8 @@ class FitResult(NamedTuple):
     ``parameters`` are in the model's order, which is that of ``correlation``, shape ``(n, n)``;
     ``impacts`` are sorted, the largest first. ``twice_nll`` is twice the negative log-likelihood at
     the minimum. ``minimizer`` is "newton" (exact) or "minuit" (approximate); ``pseudodata`` says
-    which, or "data"; ``inputs`` are sha256 digests; ``notes`` what a reader must know.
+    which, or "data"; ``inputs`` are sha256 digests; ``notes`` what a reader must know;
+    ``carried_over`` is empty where there are no observables for it.
     """
 
     poi: Parameter
@@ -92,6 +119,12 @@ class FitResult(NamedTuple):
     workspace: dict[str, Any]
     inputs: dict[str, str]
     notes: tuple[str, ...]
+    carried_over: tuple[CarriedOver, ...] = ()
+
+    @property
+    def points(self) -> str:
+        """What was fitted: pseudodata, or data."""
+        return "data" if self.pseudodata == "data" else "pseudodata"
 
     def __str__(self) -> str:
         state = "" if self.converged else " (NOT CONVERGED)"
@@ -131,7 +164,7 @@ class ParameterRecord(PoiRecord):
 
 
 class GoodnessOfFitRecord(_Record):
-    """Likelihood-ratio test against the saturated model."""
+    """A chi2 test."""
 
     chi2: float
     ndof: int
@@ -159,6 +192,15 @@ class RegionRecord(_Record):
     data: list[float]
 
 
+class CarriedOverRecord(_Record):
+    """Model and data of an observable that was not fitted, before and after the fit."""
+
+    prefit: RegionRecord
+    postfit: RegionRecord
+    prefit_test: GoodnessOfFitRecord = Field(description="of the data against the model")
+    postfit_test: GoodnessOfFitRecord
+
+
 class FitRecord(_Record):
     """The content of ``fit.json``."""
 
@@ -166,7 +208,9 @@ class FitRecord(_Record):
     poi: PoiRecord
     parameters: list[ParameterRecord]
     correlation: list[list[float]] = Field(description="in the order of the parameters")
-    goodness_of_fit: GoodnessOfFitRecord
+    goodness_of_fit: GoodnessOfFitRecord = Field(
+        description="likelihood-ratio test against the saturated model"
+    )
     twice_nll: float = Field(description="twice the negative log-likelihood at the minimum")
     minimizer: str
     converged: bool
@@ -176,6 +220,9 @@ class FitRecord(_Record):
     postfit: list[RegionRecord]
     inputs: dict[str, str] = Field(description="sha256 of the templates and of the configuration")
     notes: list[str]
+    carried_over: list[CarriedOverRecord] = Field(
+        default_factory=list, description="the result carried over to observables not fitted"
+    )
 
 
 def save(result: FitResult, directory: str | Path) -> None:
@@ -215,6 +262,15 @@ def _record(result: FitResult) -> FitRecord:
             "prefit": [_plain(region) for region in result.prefit],
             "postfit": [_plain(region) for region in result.postfit],
             "notes": list(result.notes),
+            "carried_over": [
+                {
+                    "prefit": _plain(carried.prefit),
+                    "postfit": _plain(carried.postfit),
+                    "prefit_test": carried.prefit_test._asdict(),
+                    "postfit_test": carried.postfit_test._asdict(),
+                }
+                for carried in result.carried_over
+            ],
         }
     )
 
@@ -244,7 +300,7 @@ def load(path: str | Path) -> FitResult:
         poi=next(p for p in _loaded_parameters(record) if p.name == record.poi.name),
         parameters=_loaded_parameters(record),
         correlation=np.array(record.correlation, dtype=np.float64),
-        goodness_of_fit=GoodnessOfFit(**record.goodness_of_fit.model_dump()),
+        goodness_of_fit=_loaded_test(record.goodness_of_fit),
         twice_nll=record.twice_nll,
         minimizer=record.minimizer,
         converged=record.converged,
@@ -255,6 +311,15 @@ def load(path: str | Path) -> FitResult:
         workspace=workspace,
         inputs=record.inputs,
         notes=tuple(record.notes),
+        carried_over=tuple(
+            CarriedOver(
+                prefit=_loaded_region(carried.prefit),
+                postfit=_loaded_region(carried.postfit),
+                prefit_test=_loaded_test(carried.prefit_test),
+                postfit_test=_loaded_test(carried.postfit_test),
+            )
+            for carried in record.carried_over
+        ),
     )
 
 
@@ -280,6 +345,10 @@ def _load_record(path: Path) -> FitRecord:
 
 def _loaded_parameters(record: FitRecord) -> tuple[Parameter, ...]:
     return tuple(Parameter(**parameter.model_dump()) for parameter in record.parameters)
+
+
+def _loaded_test(test: GoodnessOfFitRecord) -> GoodnessOfFit:
+    return GoodnessOfFit(**test.model_dump())
 
 
 def _loaded_region(region: RegionRecord) -> RegionYields:

@@ -113,7 +113,7 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
     import cabinetry  # noqa: PLC0415 - heavy
 
     with backend("numpy"), quiet():
-        model, data = _model(workspace)
+        model, data = model_and_data(workspace)
         start = np.asarray(model.config.suggested_init(), dtype=np.float64)
         bins = np.asarray(model.expected_actualdata(start)) > 0
         if not bins.any():
@@ -143,12 +143,20 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
     )
 
 
-def _model(workspace: Mapping[str, Any]) -> tuple[Any, _Array]:
+def model_and_data(workspace: Mapping[str, Any]) -> tuple[Any, _Array]:
+    """Make the pyhf model of a workspace, for numpy, and the data with the auxiliary ones.
+
+    Raises
+    ------
+    FitError
+        The workspace is not valid.
+    """
     import cabinetry  # noqa: PLC0415 - heavy
     import pyhf.exceptions as problems  # noqa: PLC0415 - heavy
 
     try:
-        model, data = cabinetry.model_utils.model_and_data(workspace)
+        with backend("numpy"), quiet():
+            model, data = cabinetry.model_utils.model_and_data(workspace)
     except (
         problems.InvalidSpecification,
         problems.InvalidModel,

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 PROCESSOR: Final = "ttbar"
 INDEX: Final = "figures.json"
+FEW: Final = 6
+"""So many histograms of a run are all shown large."""
 
 
 class Measurement(NamedTuple):
@@ -88,11 +90,12 @@ def plot(
     folder = _output(source, output) / "figures"
     if source.is_dir():
         result = RunResult.load(source)
-        figures = plots.draw_run(result, folder, _pseudodata(dict(result.templates), pseudodata))
+        data = _pseudodata(dict(result.templates), pseudodata)
+        figures = plots.draw_run(result, folder, data, _large(result, config))
     else:
         flat = templates.load(source)
         described = stats.load_config(config) if config else stats.shipped_config(PROCESSOR)
-        regions = [region.get("RegionPath", region["Name"]) for region in described["Regions"]]
+        regions = stats.region_paths(described)
         samples = [
             s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")
         ]
@@ -100,6 +103,21 @@ def plot(
         figures = plots.draw_templates(flat, folder, samples, regions, data=data)
     _write_index(folder, figures)
     return folder
+
+
+def _large(result: RunResult, config: Path | None = None) -> tuple[str, ...] | None:
+    """Which of many histograms are shown large: the regions of the fit; None for all."""
+    from agc_ml import stats  # noqa: PLC0415 - heavy
+
+    if len(result.hists) <= FEW:
+        return None
+    if config is not None:
+        return stats.region_paths(stats.load_config(config))
+    try:
+        return stats.region_paths(stats.shipped_config(result.provenance.processor.name))
+    except FitError as error:
+        logger.info("all histograms are shown large: %s", error)
+        return None
 
 
 def _pseudodata(flat: dict[str, Any], kind: Pseudodata) -> dict[str, Any] | None:
@@ -164,7 +182,7 @@ def report(source: Path, output: Path | None = None) -> Path:
         plot(source)
     fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
     figures = [*_read_index(source / "figures"), *_read_index(source / "fit" / "figures")]
-    pages.write_report(result, fitted, figures, page)
+    pages.write_report(result, fitted, figures, page, _large(result))
     return page
 
 

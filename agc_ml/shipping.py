@@ -19,7 +19,7 @@ from pydantic.errors import PydanticUserError
 
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.identity import canonical, code_of
-from agc_ml.ml.cards import load as load_model
+from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle, Model, by_reference
 
 ENTRY_POINTS: Final = "agc_ml.processors"

@@ -17,24 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml import likelihood as lk
-from agc_ml.fitconfig import Config, load_config, shipped_config
+from agc_ml.carryover import carry_over, prepare_unfitted, shipped_observables
+from agc_ml.fitconfig import Config, load_config, region_paths, shipped_config
 from agc_ml.fitresult import (
+    CarriedOver,
     FitRecord,
     FitResult,
     GoodnessOfFit,
     Impact,
     Parameter,
     RegionYields,
+    chi2_test,
     load,
     save,
 )
 from agc_ml.minimum import Minimum, impacts, minimise
+from agc_ml.prediction import before_and_after
 from agc_ml.results import RunResult
 from agc_ml.templates import Pseudodata, digest
 from agc_ml.templates import load as load_templates
 from agc_ml.workspace import Workspace, build_workspace, prepare
 
 __all__ = [
+    "CarriedOver",
     "FitRecord",
     "FitResult",
     "GoodnessOfFit",
@@ -45,6 +50,7 @@ __all__ = [
     "fit",
     "load",
     "load_config",
+    "region_paths",
     "save",
     "shipped_config",
 ]
@@ -84,11 +90,15 @@ def fit(
     else:
         settings = load_config(config) if isinstance(config, str | Path) else config
     workspace = prepare(templates, settings, pseudodata)
+    # now, so that what is wrong with their histograms is told before the fit
+    unfitted = prepare_unfitted(templates, shipped_observables(processor), settings, pseudodata)
     likelihood = lk.build(workspace.spec)
     minimum = minimise(likelihood)
     poi = settings["General"]["POI"]
     moved = impacts(likelihood, minimum, poi)
     notes += [*workspace.notes, *_left_out(likelihood, workspace), *minimum.notes]
+    if unfitted is not None:
+        notes += unfitted.notes
     quality = _goodness_of_fit(likelihood, minimum)
     if quality.p_value is not None and quality.p_value < POOR:
         notes.append(f"the model does not describe the data (p-value {quality.p_value:.1g})")
@@ -98,7 +108,8 @@ def fit(
     for note in notes:
         _log.info(note)
     parameters = _parameters(likelihood, minimum)
-    prefit, postfit = _yields(likelihood, minimum, workspace, settings)
+    predictions = before_and_after(likelihood.model, minimum, workspace, settings["Regions"])
+    prefit, postfit = (tuple(one.yields for one in regions) for regions in predictions)
     return FitResult(
         poi=next(parameter for parameter in parameters if parameter.name == poi),
         parameters=parameters,
@@ -115,8 +126,10 @@ def fit(
         inputs={
             "templates": digest(workspace.templates),
             "config": _digest_of_config(settings),
+            **({} if unfitted is None else {"observables": digest(unfitted.templates)}),
         },
         notes=tuple(notes),
+        carried_over=() if unfitted is None else carry_over(unfitted, minimum),
     )
 
 
@@ -187,67 +200,9 @@ def _sorted_impacts(moved: Mapping[str, NDArray[np.float64]]) -> tuple[Impact, .
 
 def _goodness_of_fit(likelihood: lk.Likelihood, minimum: Minimum) -> GoodnessOfFit:
     """Compare with the saturated model; each free parameter without a constraint costs a bin."""
-    from scipy.special import gammaincc  # noqa: PLC0415 - heavy
-
     unconstrained = int(np.sum(~likelihood.fixed & (likelihood.prefit == 0)))
     ndof = int(likelihood.bins.sum()) - unconstrained
-    chi2 = max(minimum.chi2, 0.0)  # a perfect fit, but for rounding
-    p_value = float(gammaincc(ndof / 2, chi2 / 2)) if ndof > 0 else None
-    return GoodnessOfFit(chi2=chi2, ndof=ndof, p_value=p_value)
-
-
-def _yields(
-    likelihood: lk.Likelihood, minimum: Minimum, workspace: Workspace, settings: Config
-) -> tuple[tuple[RegionYields, ...], tuple[RegionYields, ...]]:
-    """Model and data of each region before and after the fit, as cabinetry predicts them."""
-    import cabinetry  # noqa: PLC0415 - heavy
-
-    model = likelihood.model
-    results = cabinetry.fit.FitResults(
-        minimum.values,
-        minimum.uncertainties,
-        list(minimum.names),
-        minimum.correlation,
-        minimum.twice_nll,
-    )
-    with lk.backend("numpy"), lk.quiet(), np.errstate(invalid="ignore"):
-        before = cabinetry.model_utils.prediction(model)
-        after = cabinetry.model_utils.prediction(model, fit_results=results)
-    prefit, postfit = (
-        tuple(_region(prediction, workspace, region, settings) for region in settings["Regions"])
-        for prediction in (before, after)
-    )
-    return prefit, postfit
-
-
-def _region(
-    prediction: Any, workspace: Workspace, region: Config, settings: Config
-) -> RegionYields:
-    name = region["Name"]
-    config = prediction.model.config
-    channel = config.channels.index(name)
-    entering = {
-        sample["name"]
-        for one in workspace.spec["channels"]
-        for sample in one["samples"]
-        if one["name"] == name
-    }
-    data = next(one["data"] for one in workspace.spec["observations"] if one["name"] == name)
-    return RegionYields(
-        region=name,
-        label=region.get("Variable", name),
-        edges=workspace.edges[name],
-        samples={
-            sample["Name"]: np.asarray(
-                prediction.model_yields[channel][config.samples.index(sample["Name"])]
-            )
-            for sample in settings["Samples"]
-            if sample["Name"] in entering
-        },
-        # a variance of zero can come out just below it
-        uncertainty=np.nan_to_num(np.asarray(prediction.total_stdev_model_bins[channel][-1])),
-        data=np.asarray(data, dtype=np.float64),
-    )
+    return chi2_test(max(minimum.chi2, 0.0), ndof)  # a perfect fit, but for rounding
 
 
 def _digest_of_config(settings: Config) -> str:

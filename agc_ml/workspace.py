@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,9 +69,14 @@ class _Need(NamedTuple):
 
 
 def prepare(
-    templates: Mapping[str, hist.Hist[Any]], config: Config, kind: Pseudodata = "published"
+    templates: Mapping[str, hist.Hist[Any]],
+    config: Config,
+    kind: Pseudodata = "published",
+    regions: Collection[str] | None = None,
 ) -> Workspace:
     """Build a workspace; ``kind`` says which pseudodata, if the configuration wants any.
+
+    ``regions`` are the names of those that enter, None for all of the configuration.
 
     A sample's data are made of the templates when its SamplePath is "pseudodata", and taken from
     the templates otherwise.
@@ -85,6 +90,8 @@ def prepare(
         A histogram holds NaN, or its bins can't be merged to the configured ones.
     """
     check_config(config, "fit configuration")
+    if regions is not None:
+        config = {**config, "Regions": [r for r in config["Regions"] if r["Name"] in regions]}
     needs = _needs(config)
     of_model = [need for need in needs if not need.is_data]
     of_data = [need for need in needs if need.is_data]

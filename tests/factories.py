@@ -19,7 +19,14 @@ from agc_ml.results import (
     Provenance,
     RunResult,
 )
-from agc_ml.stats import FitResult, GoodnessOfFit, Impact, Parameter, RegionYields
+from agc_ml.stats import (
+    CarriedOver,
+    FitResult,
+    GoodnessOfFit,
+    Impact,
+    Parameter,
+    RegionYields,
+)
 
 REGIONS = {"4j1b": "$H_T$ [GeV]", "4j2b": "$m_{bjj}$ [GeV]"}
 YIELDS = {
@@ -29,6 +36,32 @@ YIELDS = {
     "single_top_tW": 5_000,
     "wjets": 20_000,
 }
+ML_RANGES = {
+    "deltar_leptonbtoplep": (0, 6, r"$\Delta R(\ell, b_{lep})$"),
+    "deltar_w1w2": (0, 6, r"$\Delta R(W_1, W_2)$"),
+    "deltar_w1btophad": (0, 6, r"$\Delta R(W_1, b_{had})$"),
+    "deltar_w2btophad": (0, 6, r"$\Delta R(W_2, b_{had})$"),
+    "mass_leptonbtoplep": (50, 300, r"$m(\ell, b_{lep})$ [GeV]"),
+    "mass_w1w2": (50, 300, "$m(W_1, W_2)$ [GeV]"),
+    "mass_w1w2btophad": (50, 550, "$m(W_1, W_2, b_{had})$ [GeV]"),
+    "pt_w1w2btophad": (50, 550, "$p_T(W_1, W_2, b_{had})$ [GeV]"),
+    "pt_w1": (25, 300, "$p_T(W_1)$ [GeV]"),
+    "pt_w2": (25, 300, "$p_T(W_2)$ [GeV]"),
+    "pt_btophad": (25, 300, "$p_T(b_{had})$ [GeV]"),
+    "pt_btoplep": (25, 300, "$p_T(b_{lep})$ [GeV]"),
+    "btag_w1": (0, 1, "b-tag of $W_1$"),
+    "btag_w2": (0, 1, "b-tag of $W_2$"),
+    "btag_btophad": (0, 1, "b-tag of $b_{had}$"),
+    "btag_btoplep": (0, 1, "b-tag of $b_{lep}$"),
+    "qgl_w1": (-1, 1, "quark-gluon likelihood of $W_1$"),
+    "qgl_w2": (-1, 1, "quark-gluon likelihood of $W_2$"),
+    "qgl_btophad": (-1, 1, "quark-gluon likelihood of $b_{had}$"),
+    "qgl_btoplep": (-1, 1, "quark-gluon likelihood of $b_{lep}$"),
+}
+CARRIED = (
+    *("deltar_leptonbtoplep", "deltar_w1w2", "deltar_w1btophad", "mass_leptonbtoplep"),
+    *("mass_w1w2", "mass_w1w2btophad", "pt_w1w2btophad"),
+)
 TWO_SIDED = ("btag_var_0", "btag_var_1", "btag_var_2", "btag_var_3")
 ONE_SIDED = ("pt_scale_up", "pt_res_up")
 OWN = {
@@ -73,9 +106,70 @@ def ttbar_hists(processes: Iterable[str] = YIELDS) -> dict[str, hist.Hist[Any]]:
     return hists
 
 
+def _draws(name: str, process: str, number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What a feature could be in simulated events; shape ``(number,)``."""
+    random = np.random.default_rng([len(name), *map(ord, name), *map(ord, process)])
+    has_w = process.startswith(("ttbar", "single_top_tW"))
+    if name.startswith("deltar"):
+        return random.gamma(4 if "lepton" in name else 6, 0.4, number)
+    if name.startswith("btag"):
+        tail = random.beta(0.4, 4, number)
+        is_b = random.uniform(size=number) < (0.9 if "top" in name else 0.15)
+        return np.where(is_b, 1 - tail, tail)
+    if name.startswith("qgl"):
+        return np.where(random.uniform(size=number) < 0.07, -1, random.beta(2, 0.8, number))
+    if "btop" in name and name.startswith("mass"):
+        peak, width = (172, 25) if "w1" in name else (110, 35)
+        return 40 + np.abs(random.normal(peak - 40, width * (1 if has_w else 3), number))
+    if name == "mass_w1w2":
+        return np.abs(random.normal(82, 15 if has_w else 50, number))
+    return 30 + random.exponential(60, number)
+
+
+def ml_hists(
+    names: Iterable[str] = ML_RANGES,
+    processes: Iterable[str] = YIELDS,
+    *,
+    events: int = 40_000,
+) -> dict[str, hist.Hist[Any]]:
+    """Histograms of features of the best assignment of jets, of some 40,000 ttbar events.
+
+    The processes have event weights, the datasets of other generators their own events, and b-tag
+    weights some negative ones.
+    """
+    hists = {}
+    for name in names:
+        low, high, label = ML_RANGES[name]
+        parts = []
+        for process in processes:
+            labels = variations_of(process)
+            part = book(25, low, high, label=label, process=process, variations=labels)
+            number = max(events * YIELDS[process] // YIELDS["ttbar"] // 3, 1)
+            for variation in labels:
+                own = variation in OWN["ttbar"]
+                values = _draws(name, process + variation * own, number)
+                factors = _factors(variation, number)
+                part.fill(
+                    observable=values * (1.03 if variation == "pt_scale_up" else 1.0),
+                    process=process,
+                    variation=variation,
+                    weight=shape(process, variation).sum() * factors / factors.sum(),
+                )
+            parts.append(part)
+        hists[name] = sum(parts[1:], start=parts[0])
+    return hists
+
+
+def _factors(variation: str, number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Weight of each event in a variation, but for a factor; some of b-tagging are negative."""
+    pt = np.random.default_rng(4).exponential(60, number)
+    sign = -1 if variation.endswith("down") else 1
+    return 1 + sign * 0.075 * pt / 50 * variation.startswith("btag")
+
+
 def true_templates(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
     """Take histograms apart, without the combinations that no dataset has."""
-    if not set(hists) <= set(REGIONS):
+    if not set(hists) <= {*REGIONS, *ML_RANGES}:
         return flatten(hists)
     names = {
         f"{region}_{process}" + ("" if variation == "nominal" else f"_{variation}")
@@ -228,6 +322,25 @@ def _yields(region: str, factor: float, relative: float) -> RegionYields:
         uncertainty=relative * total,
         data=total * (1 + 0.03 * np.sin(np.arange(11))) / factor,
     )
+
+
+def carried_over(name: str, **values: Any) -> CarriedOver:
+    """A fit carried over to a feature, whose last bins hold nothing but what is added to each."""
+    low, high, label = ML_RANGES[name]
+    edges = np.linspace(low, high, 26)
+    samples = {process: shape(process, "nominal") / 2 for process in YIELDS}
+    for contents in samples.values():
+        contents[-3:] = 1e-6
+    total = np.sum(list(samples.values()), axis=0)
+    data = total * (1 + 0.1 * np.cos(np.arange(25)))
+    yields = [
+        RegionYields(
+            name, label, edges, {p: f * v for p, v in samples.items()}, relative * f * total, data
+        )
+        for f, relative in ((1.1, 0.15), (1.0, 0.04))
+    ]
+    tests = (GoodnessOfFit(31.25, 22, 0.0912), GoodnessOfFit(17.5, 22, 0.7346))
+    return CarriedOver(*yields, *tests)._replace(**values)
 
 
 def fit_result(**values: Any) -> FitResult:

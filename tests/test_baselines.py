@@ -67,7 +67,9 @@ def test_every_bin_of_generated_events_is_the_same(
 ) -> None:
     path = catalogue.demo().parent / f"{process}__nominal.root"
     metadata = {"dataset": "d", "process": process, "variation": variation, "filename": "f"}
-    ours = of_kernels(path, TtbarProcessor(compat=True, model=cards.load_model(real_data)), metadata)
+    ours = of_kernels(
+        path, TtbarProcessor(compat=True, model=cards.load_model(real_data)), metadata
+    )
     theirs = of_records(path, AwkwardTtbar(models=boosters(real_data)), metadata)
     assert len(theirs) == 22
     n_variations = (13 if process == "wjets" else 11) if variation == "nominal" else 1

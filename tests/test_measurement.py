@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import factories
 import pytest
+import yaml
 from commandline import PROGRAM, agc
 
-from agc_ml import catalogue, stats
+from agc_ml import catalogue, measurement, stats
 from agc_ml.datasets import Fileset
 from agc_ml.results import RunResult
 
@@ -95,6 +98,51 @@ def test_steps_can_be_taken_one_by_one(measured: tuple[Path, str, float], tmp_pa
     again = agc("report", folder, "-o", tmp_path)
     assert again.code == 0
     assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+@pytest.fixture(scope="module")
+def with_observables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a made-up run with the features of the best assignment of jets."""
+    folder = tmp_path_factory.mktemp("observables") / "run"
+    folder.mkdir()
+    names = [*factories.CARRIED, "btag_w1"]
+    hists = {**factories.ttbar_hists(), **factories.ml_hists(names, events=2000)}
+    factories.run_result(hists).save(folder)
+    return folder
+
+
+def test_a_fit_is_carried_over_to_what_the_run_has(with_observables: Path) -> None:
+    measurement.fit(with_observables)
+    fitted = stats.load(with_observables / "fit")
+    assert tuple(one.prefit.region for one in fitted.carried_over) == factories.CARRIED
+    drawn = {path.name for path in (with_observables / "fit" / "figures").glob("*_carried_over.p*")}
+    assert drawn == {
+        f"{n}_carried_over.{kind}" for n in factories.CARRIED for kind in ("png", "pdf")
+    }
+    page = measurement.report(with_observables).read_text()
+    assert "Agreement in observables that were not fitted" in page
+    assert "8 more observables" in page
+
+
+def test_regions_of_the_fit_are_drawn_large(with_observables: Path, tmp_path: Path) -> None:
+    result = RunResult.load(with_observables)
+    assert measurement._large(result) == ("4j1b", "4j2b")
+    config = tmp_path / "my.yml"
+    described = stats.shipped_config("ttbar")
+    config.write_text(yaml.safe_dump({**described, "Regions": described["Regions"][1:]}))
+    assert measurement._large(result, config) == ("4j2b",)
+
+
+@pytest.mark.parametrize("processor", ["dimuon", "my.py:Mine"])
+def test_without_a_fit_all_are_drawn_large(with_observables: Path, processor: str) -> None:
+    result = RunResult.load(with_observables)
+    summary = result.provenance.processor.model_copy(update={"name": processor})
+    made = result.provenance.model_copy(update={"processor": summary})
+    assert measurement._large(replace(result, provenance=made)) is None
+
+
+def test_few_histograms_are_all_drawn_large() -> None:
+    assert measurement._large(factories.run_result()) is None
 
 
 def test_measurement_without_what_the_fit_needs_still_reports(tmp_path: Path) -> None:

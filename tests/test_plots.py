@@ -14,10 +14,10 @@ from PIL import Image
 
 from agc_ml.errors import HistogramError, StoreError
 from agc_ml.hists import book, flatten
-from agc_ml.plots import FigureInfo, draw_fit, draw_run, draw_templates, style
+from agc_ml.plots import FigureInfo, carryover, draw_fit, draw_run, draw_templates, style
 from agc_ml.plots.fit import pull_uncertainty
 from agc_ml.results import DatasetSummary
-from agc_ml.stats import Parameter
+from agc_ml.stats import GoodnessOfFit, Parameter
 
 
 def is_drawn(figure: FigureInfo) -> bool:
@@ -59,6 +59,32 @@ def test_run_gives_a_stack_and_the_variations_of_each_process(tmp_path):
     assert all(is_drawn(figure) for figure in figures)
     assert "pseudodata" in figures[0].caption
     assert "Not shown: 25 events" in figures[0].caption  # 12.5 in each overflow bin
+
+
+def test_many_histograms_share_an_overview(tmp_path):
+    few = ["wjets", "single_top_tW"]
+    names_of_small = [*factories.CARRIED, "btag_w1", "qgl_w1"]
+    small = factories.ml_hists(names_of_small, few, events=1000)
+    small["qgl_w1"].reset()
+    hists = {"4j2b": factories.ttbar_hists(few)["4j2b"], **small}
+    data = factories.pseudodata(hists)
+    figures = draw_run(factories.run_result(hists), tmp_path, data, large=["4j2b"])
+    assert names(figures) == [
+        "4j2b_stack",
+        "overview",
+        "4j2b_wjets_variations",
+        "4j2b_single_top_tW_variations",
+    ]
+    assert all(is_drawn(figure) for figure in figures)
+    assert figures[1].title == "9 more observables"
+    assert figures[1].caption.startswith(f"Row by row: {', '.join(names_of_small)}. ")
+    assert "Points: pseudodata" in figures[1].caption
+
+
+def test_overview_of_one_histogram(tmp_path):
+    figures = draw_run(small_run(), tmp_path, large=[])
+    assert names(figures) == ["overview"]
+    assert is_drawn(figures[0])
 
 
 def test_matplotlib_is_left_as_it_was(tmp_path):
@@ -196,10 +222,47 @@ def test_fit_gives_all_figures(fit_figures):
     assert "parameters without a larger one are hidden" in captions["correlations"]
 
 
+def test_what_a_fit_was_carried_over_to(tmp_path):
+    carried = tuple(factories.carried_over(name) for name in factories.CARRIED[3:5])
+    fit = factories.fit_result(prefit=(), postfit=(), carried_over=carried)
+    figures = draw_fit(fit, tmp_path, 3378.0)[:2]
+    assert names(figures) == ["mass_leptonbtoplep_carried_over", "mass_w1w2_carried_over"]
+    assert all(is_drawn(figure) for figure in figures)
+    assert figures[1].title == "mass_w1w2: before and after the fit"
+    assert "mass_w1w2, which was not fitted" in figures[1].caption
+    assert "pseudodata with the square root" in figures[1].caption
+
+
+def test_both_panels_have_the_same_scales_and_say_what_the_test_gives():
+    carried = factories.carried_over("mass_w1w2", postfit_test=GoodnessOfFit(0.0, 0, None))
+    with style.applied():
+        figure = carryover.draw(carried, "data", style.Label(None, simulation=False))
+    before, after, *ratios = figure.axes[1:5]
+    assert before.get_ylim() == after.get_ylim()
+    assert ratios[0].get_ylim() == ratios[1].get_ylim()
+    texts = [text.get_text() for axes in (before, after) for text in axes.texts]
+    assert "before the fit\n$\\chi^2$ = 31.2 / 22,  p = 0.091" in texts
+    assert "after the fit\ntoo few events for a test" in texts
+
+
+def test_what_was_added_to_empty_bins_is_not_drawn():
+    yields = factories.carried_over("mass_w1w2").prefit
+    drawn = carryover._stack(yields, "", "data")
+    assert (yields.total[-3:] > 0).all()
+    assert (drawn.total[-3:] == 0).all()
+    np.testing.assert_array_equal(drawn.total[:-3], yields.total[:-3])
+    assert (drawn.uncertainty[-3:] == 0).all()
+    assert (drawn.data[-3:] == 0).all()
+
+
 def test_fit_without_constraints_or_impacts(tmp_path):
     fit = factories.fit_result()
     alone = fit._replace(
-        parameters=fit.parameters[:1], correlation=np.eye(1), impacts=(), prefit=(), pseudodata=""
+        parameters=fit.parameters[:1],
+        correlation=np.eye(1),
+        impacts=(),
+        prefit=(),
+        pseudodata="data",
     )
     figures = draw_fit(alone, tmp_path, None)
     assert names(figures) == ["4j1b_post-fit", "4j2b_post-fit"]

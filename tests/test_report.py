@@ -18,6 +18,7 @@ from agc_ml.ledger import Ledger
 from agc_ml.plots import FigureInfo
 from agc_ml.report import write_report
 from agc_ml.report.content import number_with_uncertainty
+from agc_ml.stats import GoodnessOfFit
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
@@ -219,6 +220,32 @@ def test_fit_that_did_not_converge_is_told_first(written):
     assert text.index("The fit did not converge") < text.index("ttbar_norm =")
     assert "Fit of histograms" in text
     assert "Provenance" not in text
+
+
+def test_agreement_in_what_was_not_fitted(written):
+    none = GoodnessOfFit(0.0, 0, None)
+    carried = (
+        factories.carried_over("mass_w1w2"),
+        factories.carried_over("deltar_w1w2", prefit_test=none, postfit_test=none),
+    )
+    text = written(None, factories.fit_result(carried_over=carried)).text
+    assert "observable χ² before χ² after p-value mass_w1w2 31.2 / 22 17.5 / 22 0.73" in text
+    assert "deltar_w1w2 – – –" in text  # noqa: RUF001
+    assert "Pseudodata are mixed" in text
+    recorded = factories.fit_result(carried_over=carried, pseudodata="data")
+    text = written(None, recorded).text
+    assert "fitted to data" in text
+    assert "Pseudodata" not in text
+    assert "not fitted" not in written(None, factories.fit_result()).text
+
+
+def test_yields_of_many_histograms_stay_in_their_file(tmp_path):
+    hists = {**factories.ttbar_hists(), **factories.ml_hists(events=100)}
+    path = tmp_path / "report.html"
+    write_report(factories.run_result(hists), None, [], path, large=("4j1b", "4j2b"))
+    text = Parsed(path.read_text(encoding="utf-8")).text
+    assert "process 4j1b 4j2b ttbar 60,012.5 ± 346.4" in text
+    assert "Those of 20 more histograms are in run.json." in text
 
 
 def test_fit_without_a_p_value(written):

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from agc_ml.plots import stack, style
-from agc_ml.stats import FitResult, Impact, Parameter, RegionYields
+from agc_ml.plots import carryover, stack, style
+from agc_ml.stats import CarriedOver, FitResult, Impact, Parameter, RegionYields
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +31,11 @@ BIN_BY_BIN: Final = "staterror"  # pyhf's prefix; such a parameter multiplies a 
 def draw_fit(
     fit: FitResult, directory: Path, luminosity: float | None, source: str | None = None
 ) -> list[FigureInfo]:
-    """Draw a fit: regions before and after, pulls, ranking and correlations.
+    """Draw a fit: regions and other observables before and after, pulls, ranking, correlations.
 
     ``luminosity`` in 1/pb, None when it is not known; ``source``: whose events they are, None for
-    CMS Open Data. What the fit does not have (impacts,
-    constrained parameters) is left out, with a line in the log.
+    CMS Open Data. What the fit does not have (impacts, constrained parameters, observables that it
+    was carried over to) is left out, impacts with a line in the log.
 
     Raises
     ------
@@ -44,10 +44,11 @@ def draw_fit(
     """
     style.make_folder(directory)
     figures = []
-    label = style.Label(luminosity, bool(fit.pseudodata), source)
+    label = style.Label(luminosity, fit.points == "pseudodata", source)
     with style.applied():
         for when, regions in (("pre-fit", fit.prefit), ("post-fit", fit.postfit)):
             figures += [_region(r, when, fit, directory, label) for r in regions]
+        figures += [_carried_over(one, fit, directory, label) for one in fit.carried_over]
         if any(parameter.pull is not None for parameter in fit.parameters):
             figures.append(_save_pulls(fit, directory, label))
         if fit.impacts:
@@ -62,7 +63,6 @@ def draw_fit(
 def _region(
     region: RegionYields, when: str, fit: FitResult, directory: Path, label: style.Label
 ) -> FigureInfo:
-    points = "pseudodata" if fit.pseudodata else "data"
     content = stack.Stack(
         note=f"{region.region}, {when}",
         label=region.label,
@@ -71,15 +71,32 @@ def _region(
         uncertainty=region.uncertainty,
         uncertainty_label="uncertainty",
         data=region.data,
-        data_label=points,
+        data_label=fit.points,
     )
     caption = (
-        f"{region.region}, {when}: the model with its total uncertainty (hatched), and {points} "
-        "with the square root of their number as uncertainty. All bins of the fit are shown."
+        f"{region.region}, {when}: the model with its total uncertainty (hatched), and "
+        f"{fit.points} with the square root of their number as uncertainty. All bins of the fit "
+        "are shown."
     )
     name = f"{region.region}_{when}"
     figure = stack.draw(content, label)
     return style.save(figure, directory, name, f"{region.region}: {when}", caption)
+
+
+def _carried_over(
+    carried: CarriedOver, fit: FitResult, directory: Path, label: style.Label
+) -> FigureInfo:
+    name = carried.prefit.region
+    caption = (
+        f"{name}, which was not fitted: the model with its total uncertainty (hatched) before the "
+        f"fit and with its result, and {fit.points} with the square root of their number as "
+        "uncertainty. The tests take neighbouring bins with few events together, and count the "
+        "uncertainty of the model with its correlations."
+    )
+    figure = carryover.draw(carried, fit.points, label)
+    return style.save(
+        figure, directory, f"{name}_carried_over", f"{name}: before and after the fit", caption
+    )
 
 
 def pull_uncertainty(parameter: Parameter) -> float | None:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import mplhep
+import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from agc_ml.plots import style
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from agc_ml.plots.style import Array
 
+RELEVANT: Final = 0.01  # bins below this share of the fullest one don't set the range of a ratio
+LEGEND_COLUMNS: Final = 7
 SPIKY: Final = 100  # largest over median bin, from where only a logarithmic axis shows both
 
 
@@ -64,7 +69,7 @@ def draw(stack: Stack, label: style.Label) -> Figure:
         bottom=0.1,
     )
     main = figure.add_subplot(grid[0])
-    _draw_samples(main, stack)
+    draw_samples(main, stack)
     _decorate(main, stack)
     # now, while there are few axes: mplhep draws the whole figure to place the label
     style.experiment(main, label)
@@ -72,27 +77,29 @@ def draw(stack: Stack, label: style.Label) -> Figure:
     if has_ratio:
         main.tick_params(labelbottom=False)
         bottom = figure.add_subplot(grid[1])
-        _draw_ratio(bottom, stack)
+        set_ratio_range(bottom, draw_ratio(bottom, stack))
     bottom.set_xlabel(style.formula(stack.label))
     figure.align_ylabels()
     return figure
 
 
-def _draw_samples(axes: Axes, stack: Stack) -> None:
+def draw_samples(axes: Axes, stack: Stack) -> None:
+    """Draw samples on top of each other, the uncertainty of their sum, and the data."""
     total, edges = stack.total, stack.edges
-    order = stack.order
     colors = style.process_colors(stack.samples)
-    if order:
-        mplhep.histplot(
-            [stack.samples[name] for name in order],
+    below = np.zeros(len(edges) - 1)
+    for name in stack.order:
+        above = below + stack.samples[name]
+        axes.stairs(
+            above,
             edges,
-            stack=True,
-            histtype="fill",
-            color=[colors[name] for name in order],
-            label=[style.process_label(name) for name in order],
-            flow="none",
-            ax=axes,
+            baseline=below,
+            fill=True,
+            color=colors[name],
+            label=style.process_label(name),
         )
+        below = above
+    if stack.samples:
         axes.stairs(
             total + stack.uncertainty,
             edges,
@@ -106,71 +113,110 @@ def _draw_samples(axes: Axes, stack: Stack) -> None:
             label=stack.uncertainty_label,
         )
     if stack.data is not None:
-        _points(axes, edges, stack.data, np.sqrt(np.maximum(stack.data, 0)), stack.data_label)
+        _points(axes, edges, stack.data, _poisson(stack.data), stack.data_label)
 
 
 def _points(axes: Axes, edges: Array, values: Array, errors: Array, label: str | None) -> None:
-    centers = (edges[:-1] + edges[1:]) / 2
+    bin_width = 72 * axes.bbox.width / mpl.rcParams["figure.dpi"] / len(values)
     axes.errorbar(
-        centers,
+        (edges[:-1] + edges[1:]) / 2,
         values,
         yerr=errors,
         fmt="o",
         color="black",
-        markersize=4 if len(centers) <= 60 else 2,  # noqa: PLR2004 - points must not merge
+        markersize=np.clip(bin_width / 2, 2, 4),  # points, which must not merge
         elinewidth=1,
         label=label,
     )
 
 
 def _decorate(axes: Axes, stack: Stack) -> None:
-    edges = stack.edges
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_ylabel(_events_per_bin(edges, stack.label))
+    axes.set_ylabel(events_per_bin(stack))
     axes.text(0.04, 0.96, style.plain(stack.note), transform=axes.transAxes, va="top")
-    points = np.zeros(1) if stack.data is None else stack.data + np.sqrt(np.maximum(stack.data, 0))
-    highest = style.largest(stack.total + stack.uncertainty, points)
-    lowest = -style.largest(stack.uncertainty - stack.total)
-    if highest == lowest:
-        axes.set_ylim(0, 1)
-        style.say_no_events(axes)
-        return
-    room = 0.12 + 0.062 * _legend(axes, stack)  # share of the height that the legend needs
-    filled = stack.total[stack.total > 0]
+    handles, labels = _legend_entries(axes, stack)
+    axes.legend(handles, labels, loc="upper right", ncols=2, columnspacing=1.2)
+    set_range([axes], [stack], room=0.12 + 0.062 * ((len(labels) + 1) // 2))
+
+
+def set_range(panels: Sequence[Axes], stacks: Sequence[Stack], room: float) -> None:
+    """Give panels the same range of events, with ``room`` (a share of the height) on top.
+
+    It is logarithmic where the largest bin would hide the others.
+    """
+    points = [np.zeros(1) if s.data is None else s.data + _poisson(s.data) for s in stacks]
+    highest = style.largest(*(s.total + s.uncertainty for s in stacks), *points)
+    lowest = -style.largest(*(s.uncertainty - s.total for s in stacks))
+    floor = _logarithmic_floor(stacks)
+    for axes, stack in zip(panels, stacks, strict=True):
+        axes.set_xlim(stack.edges[0], stack.edges[-1])
+        if highest == lowest:
+            axes.set_ylim(0, 1)
+            style.say_no_events(axes)
+        elif floor is not None:
+            axes.set_yscale("log")
+            axes.set_ylim(floor, floor * (highest / floor) ** (1 / (1 - room)))
+        else:
+            axes.set_ylim(1.05 * lowest, lowest + (highest - lowest) / (1 - room))
+            style.short_numbers(axes, highest - lowest)
+
+
+def _logarithmic_floor(stacks: Sequence[Stack]) -> float | None:
+    """Lower end of a logarithmic axis, None where a linear one shows all bins."""
+    filled = np.concatenate([stack.total[stack.total > 0] for stack in stacks])
     if len(filled) and float(np.max(filled)) > SPIKY * float(np.median(filled)):
-        floor = float(np.min(filled)) / 2
-        axes.set_yscale("log")
-        axes.set_ylim(floor, floor * (highest / floor) ** (1 / (1 - room)))
-    else:
-        axes.set_ylim(1.05 * lowest, lowest + (highest - lowest) / (1 - room))
-        style.short_numbers(axes, highest - lowest)
+        return float(np.min(filled)) / 2
+    return None
 
 
-def _legend(axes: Axes, stack: Stack) -> int:
-    """Make the legend, samples in the order of the stack; gives its number of rows."""
+def _poisson(data: Array) -> Array:
+    """Square root of numbers of events, 0 for negative ones."""
+    return np.sqrt(np.maximum(data, 0))
+
+
+def legend_height(stack: Stack) -> float:
+    """Inches that `legend_above` needs."""
+    entries = len(stack.samples) + (stack.data is not None) + bool(stack.samples)
+    return 0.27 * -(-entries // LEGEND_COLUMNS)
+
+
+def legend_above(figure: Figure, axes: Axes, stack: Stack) -> None:
+    """Write the legend of one of a figure's stacked plots above all of them."""
+    handles, labels = _legend_entries(axes, stack)
+    figure.legend(
+        *(handles, labels),
+        loc="lower center",
+        bbox_to_anchor=(0.52, axes.get_position().y1),
+        ncols=min(len(labels), LEGEND_COLUMNS),
+        fontsize="small",
+        columnspacing=1.2,
+        borderaxespad=0.2,
+    )
+
+
+def _legend_entries(axes: Axes, stack: Stack) -> tuple[list[Artist], list[str]]:
+    """Handles and labels of what was drawn: data, samples in the order of the stack, band."""
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
     samples = [style.process_label(name) for name in reversed(stack.order)]
     wanted = [stack.data_label, *samples, stack.uncertainty_label]
     shown = [label for label in wanted if label in entries]
-    axes.legend(
-        [entries[label] for label in shown], shown, loc="upper right", ncols=2, columnspacing=1.2
-    )
-    return (len(shown) + 1) // 2
+    return [entries[label] for label in shown], shown
 
 
-def _draw_ratio(axes: Axes, stack: Stack) -> None:
+def draw_ratio(axes: Axes, stack: Stack) -> float:
+    """Draw data over prediction; gives the largest deviation from 1, in relevant bins."""
     total, edges = stack.total, stack.edges
     data = np.zeros(len(total)) if stack.data is None else stack.data
     ratio = style.divide(data, total)
-    errors = style.divide(np.sqrt(np.maximum(data, 0)), total)
+    errors = style.divide(_poisson(data), total)
     band = np.nan_to_num(style.divide(stack.uncertainty, total))
     axes.stairs(1 + band, edges, baseline=1 - band, fill=True, color=style.BAND, alpha=0.4, lw=0)
     axes.axhline(1, color="black", linewidth=0.8)
     _points(axes, edges, ratio, errors, None)
     axes.set_xlim(edges[0], edges[-1])
-    set_ratio_range(axes, style.largest(np.abs(ratio - 1) + errors, band))
     axes.set_ylabel("Data / pred.", loc="center")
+    relevant = total > RELEVANT * style.largest(total)
+    return style.largest(np.abs(ratio - 1)[relevant] + errors[relevant], band[relevant])
 
 
 def set_ratio_range(axes: Axes, largest: float) -> None:
@@ -180,9 +226,10 @@ def set_ratio_range(axes: Axes, largest: float) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(4, prune="both", steps=[1, 2, 5, 10]))
 
 
-def _events_per_bin(edges: Array, label: str) -> str:
-    widths = np.diff(edges)
+def events_per_bin(stack: Stack) -> str:
+    """Label of the axis of events, with the width of the bins and its unit."""
+    widths = np.diff(stack.edges)
     if not np.allclose(widths, widths[0]):
         return "Events / bin"
-    unit = re.search(r"\[([^\]]+)\]\s*$", label)
+    unit = re.search(r"\[([^\]]+)\]\s*$", stack.label)
     return f"Events / {widths[0]:.4g}" + (f" {style.formula(unit[1])}" if unit else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hist
 import numpy as np
@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from agc_ml.errors import HistogramError
-from agc_ml.plots import stack, style
+from agc_ml.plots import overview, stack, style
 from agc_ml.variations import NOMINAL, Direction, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 Histogram = hist.Hist[Any]
 
-RELEVANT: Final = 0.01  # bins below this share of the fullest one don't set the range of a ratio
-
 
 class Region(NamedTuple):
     """One-dimensional histograms of a region: process -> variation -> histogram."""
@@ -39,7 +37,10 @@ class Region(NamedTuple):
 
 
 def draw_run(
-    result: RunResult, directory: Path, data: Mapping[str, Histogram] | None = None
+    result: RunResult,
+    directory: Path,
+    data: Mapping[str, Histogram] | None = None,
+    large: Collection[str] | None = None,
 ) -> list[FigureInfo]:
     """Draw the histograms of a run: stacked plots, and the shapes of its variations.
 
@@ -53,6 +54,9 @@ def draw_run(
     data
         Histogram of each region that is drawn as points, such as pseudodata; without it, the
         run's datasets of recorded collisions.
+    large
+        Names of the histograms that get figures of their own, None for all; the others go into
+        one overview, without their variations.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def draw_run(
         regions.append(region)
     made = result.provenance
     label = style.Label(made.luminosity, data is not None or not recorded, made.label)
-    return _draw(regions, directory, points, label)
+    return _draw(regions, directory, points, label, large)
 
 
 def draw_templates(
@@ -146,12 +150,16 @@ def _draw(
     directory: Path,
     data: Mapping[str, Histogram],
     label: style.Label,
+    large: Collection[str] | None = None,
 ) -> list[FigureInfo]:
     style.make_folder(directory)
-    stacks, shapes = [], []
+    stacks, small, shapes = [], [], []
     with style.applied():
         for region in regions:
             content = _stack(region, data.get(region.name), label)
+            if large is not None and region.name not in large:
+                small += [] if content is None else [content]
+                continue
             if content is not None:
                 stacks.append(_save_stack(content, region, directory, label))
             for process, variations in region.processes.items():
@@ -159,6 +167,8 @@ def _draw(
                     logger.info("%s: %s has no nominal histogram, not drawn", region.name, process)
                 elif len(variations) > 1:
                     shapes.append(_save_shapes(region, process, directory, label))
+        if small:
+            stacks.append(_save_overview(small, directory, label))
     return stacks + shapes
 
 
@@ -191,20 +201,30 @@ def _stack(region: Region, points: Histogram | None, label: style.Label) -> stac
 def _save_stack(
     content: stack.Stack, region: Region, directory: Path, label: style.Label
 ) -> FigureInfo:
-    parts = [f"Events in {region.name}."]
-    if content.samples:
-        parts.append(
-            "The processes are on top of each other, the hatched band is the statistical "
-            "uncertainty of the simulation."
-        )
-    if content.data is not None:
-        parts.append(
-            f"Points: {content.data_label}, with the square root of their number as uncertainty."
-        )
+    parts = [f"Events in {region.name}.", *_legend_in_words(content)]
     parts.append(_flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v]))
     figure = stack.draw(content, label)
     name = f"{region.name}_stack"
     return style.save(figure, directory, name, f"{region.name}: stacked", " ".join(parts).strip())
+
+
+def _save_overview(small: Sequence[stack.Stack], directory: Path, label: style.Label) -> FigureInfo:
+    names = ", ".join(content.note for content in small)
+    parts = [f"Row by row: {names}.", *_legend_in_words(small[0])]
+    parts.append("Underflow and overflow are not shown.")
+    figure = overview.draw(small, label)
+    title = f"{len(small)} more observables"
+    return style.save(figure, directory, "overview", title, " ".join(parts))
+
+
+def _legend_in_words(content: stack.Stack) -> Iterator[str]:
+    if content.samples:
+        yield (
+            "The processes are on top of each other, the hatched band is the statistical "
+            "uncertainty of the simulation."
+        )
+    if content.data is not None:
+        yield f"Points: {content.data_label}, with the square root of their number as uncertainty."
 
 
 def _flow_note(histograms: Sequence[Histogram]) -> str:
@@ -297,7 +317,7 @@ def _panel(
     ratio.axhline(1, color="black", linewidth=1)
     main.stairs(center, edges, color="black", linewidth=1)
     lowest, highest, farthest = -style.largest(-center), style.largest(center), 0.0
-    relevant = center > RELEVANT * highest
+    relevant = center > stack.RELEVANT * highest
     for direction, histogram in sides.items():
         values = _values(histogram)
         color = style.DOWN if direction == "down" else style.UP

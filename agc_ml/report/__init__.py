@@ -15,7 +15,7 @@ from agc_ml.report import content
 from agc_ml.results import write
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from agc_ml.plots import FigureInfo
@@ -37,9 +37,15 @@ class _Image(NamedTuple):
 
 
 def write_report(
-    result: RunResult | None, fit: FitResult | None, figures: Sequence[FigureInfo], path: Path
+    result: RunResult | None,
+    fit: FitResult | None,
+    figures: Sequence[FigureInfo],
+    path: Path,
+    large: Collection[str] | None = None,
 ) -> None:
     """Write the report of a run, its fit, or a fit of bare histograms (without a run).
+
+    ``large`` are the histograms whose yields are shown, None for all.
 
     Raises
     ------
@@ -58,7 +64,7 @@ def write_report(
         lstrip_blocks=True,
     )
     text = environment.get_template("report.html.j2").render(
-        page=content.page(result, fit),
+        page=content.page(result, fit, large),
         images=[_image(figure) for figure in figures],
         version=__version__,
     )

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from agc_ml.results import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from agc_ml.ledger import Entry
     from agc_ml.results import Provenance, RunResult
-    from agc_ml.stats import FitResult
+    from agc_ml.stats import FitResult, GoodnessOfFit
 
 NAMED_AT_ONCE: Final = 10  # missing ranges in the notice on top
 ROWS: Final = 200  # of a table that grows with the number of chunks
@@ -59,18 +59,23 @@ class Page(NamedTuple):
     details: list[Table]
 
 
-def page(result: RunResult | None, fit: FitResult | None) -> Page:
-    """Collect the content of the report of a run, its fit, or a fit alone."""
+def page(
+    result: RunResult | None, fit: FitResult | None, large: Collection[str] | None = None
+) -> Page:
+    """Collect the content of the report of a run, its fit, or a fit alone.
+
+    ``large`` are the histograms whose yields are shown, None for all.
+    """
     notices: list[Notice] = []
     main, details = [], []
     if result is not None:
         notices += _run_notices(result)
     if fit is not None:
         notices += _fit_notices(fit)
-        main.append(_fit_quality(fit))
+        main += [_fit_quality(fit), _carried_over(fit)]
         details.append(_parameters(fit))
     if result is not None:
-        (details if fit else main).append(_yields(result))
+        (details if fit else main).append(_yields(result, large))
         details += [*_cutflow(result), *_completeness(result), _metrics(result), *_outputs(result)]
         details += _provenance(result.provenance)
     if fit is not None and fit.inputs:
@@ -135,21 +140,50 @@ def _fit_notices(fit: FitResult) -> Iterable[Notice]:
 
 def _headline(fit: FitResult) -> tuple[str, str, str]:
     value = number_with_uncertainty(fit.poi.value, fit.poi.uncertainty)
-    source = f"pseudodata: {fit.pseudodata}" if fit.pseudodata else "data"
-    return fit.poi.name, value, f"fitted to {source}"
+    which = "" if fit.points == "data" else f": {fit.pseudodata}"
+    return fit.poi.name, value, f"fitted to {fit.points}{which}"
 
 
 def _fit_quality(fit: FitResult) -> Table:
-    chi2, ndof, p_value = fit.goodness_of_fit
+    test = fit.goodness_of_fit
     rows = [
-        ("goodness of fit", f"χ² = {chi2:.2f} for {ndof} degrees of freedom"),
-        ("p-value", NONE if p_value is None else f"{p_value:.4g}"),
+        ("goodness of fit", f"χ² = {test.chi2:.2f} for {test.ndof} degrees of freedom"),
+        ("p-value", _p_value(test)),
         ("twice the negative log-likelihood", f"{fit.twice_nll:.5f}"),
         ("minimizer", fit.minimizer),
         ("converged", "yes" if fit.converged else "no"),
-        ("fitted to", fit.pseudodata or "data"),
+        ("fitted to", fit.pseudodata),
     ]
     return Table("Quality of the fit", ("", ""), rows, text=2)
+
+
+def _carried_over(fit: FitResult) -> Table:
+    rows = [
+        (
+            carried.prefit.region,
+            *(
+                NONE if test.p_value is None else f"{test.chi2:.1f} / {test.ndof}"
+                for test in (carried.prefit_test, carried.postfit_test)
+            ),
+            _p_value(carried.postfit_test, digits=2),
+        )
+        for carried in fit.carried_over
+    ]
+    note = (
+        "χ² over degrees of freedom before and after the fit, and the p-value after it, with the "
+        "uncertainty of the model and its correlations; bins with few events are taken together."
+    )
+    if fit.points == "pseudodata":
+        note += (
+            " Pseudodata are mixed from templates that the model has as variations, and do not "
+            "fluctuate as data do: χ² may be far below the degrees of freedom."
+        )
+    columns = ("observable", "χ² before", "χ² after", "p-value")
+    return Table("Agreement in observables that were not fitted", columns, rows, note=note)
+
+
+def _p_value(test: GoodnessOfFit, digits: int = 4) -> str:
+    return NONE if test.p_value is None else f"{test.p_value:.{digits}g}"
 
 
 def _parameters(fit: FitResult) -> Table:
@@ -168,8 +202,9 @@ def _parameters(fit: FitResult) -> Table:
     )
 
 
-def _yields(result: RunResult) -> Table:
-    yields = result.yields()
+def _yields(result: RunResult, large: Collection[str] | None) -> Table:
+    found = result.yields()
+    yields = {name: row for name, row in found.items() if large is None or name in large}
     processes = dict.fromkeys(process for row in yields.values() for process in row)
     rows = [
         (
@@ -184,6 +219,8 @@ def _yields(result: RunResult) -> Table:
         for process in processes
     ]
     note = "Nominal, with underflow and overflow; uncertainties are those of the event numbers."
+    if len(yields) < len(found):
+        note += f" Those of {len(found) - len(yields)} more histograms are in run.json."
     return Table("Yields in events", ("process", *yields), rows, note=note)
 
 

@@ -1,0 +1,118 @@
+"""What a model predicts for each region before and after a fit, with the uncertainty of the sum.
+
+The uncertainty is propagated as cabinetry does: a parameter moves the yields by half of what they
+differ between one standard deviation up and one down, and these moves are added with the
+correlations of the parameters. Here that gives the covariance of all bins of a region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml import likelihood as lk
+from agc_ml.fitconfig import Config
+from agc_ml.fitresult import RegionYields
+from agc_ml.minimum import Minimum
+from agc_ml.workspace import Workspace
+
+_Array = NDArray[np.float64]
+
+
+class Prediction(NamedTuple):
+    """Model and data of a region, and the covariance of the total, shape ``(n_bins, n_bins)``."""
+
+    yields: RegionYields
+    covariance: _Array
+
+
+def before_and_after(
+    model: Any, minimum: Minimum, workspace: Workspace, regions: Sequence[Config]
+) -> tuple[tuple[Prediction, ...], tuple[Prediction, ...]]:
+    """Predict regions of a workspace before and after a fit.
+
+    ``model`` is the pyhf model of the workspace; the one that was fitted may be another. Parameters
+    that were not fitted stay nominal, with the uncertainty that they had before.
+    """
+    with lk.backend("numpy"), lk.quiet(), np.errstate(invalid="ignore"):
+        before, after = (
+            _predict(model, point, workspace, regions)
+            for point in (_nominal(model), _fitted(model, minimum))
+        )
+    return before, after
+
+
+class _Point(NamedTuple):
+    """Values of a model's parameters and their uncertainties ``(n,)``, correlation ``(n, n)``."""
+
+    values: _Array
+    uncertainties: _Array
+    correlation: _Array
+
+
+def _nominal(model: Any) -> _Point:
+    import cabinetry  # noqa: PLC0415 - heavy
+
+    values = np.asarray(cabinetry.model_utils.asimov_parameters(model), dtype=np.float64)
+    return _Point(
+        values,
+        np.asarray(cabinetry.model_utils.prefit_uncertainties(model), dtype=np.float64),
+        np.eye(len(values)),
+    )
+
+
+def _fitted(model: Any, minimum: Minimum) -> _Point:
+    import cabinetry  # noqa: PLC0415 - heavy
+
+    fitted = cabinetry.fit.FitResults(
+        minimum.values,
+        minimum.uncertainties,
+        list(minimum.names),
+        minimum.correlation,
+        minimum.twice_nll,
+    )
+    matched = cabinetry.model_utils.match_fit_results(model, fitted)
+    return _Point(matched.bestfit, matched.uncertainty, matched.corr_mat)
+
+
+def _predict(
+    model: Any, point: _Point, workspace: Workspace, regions: Sequence[Config]
+) -> tuple[Prediction, ...]:
+    by_sample = np.asarray(model.main_model.expected_data(point.values, return_by_sample=True))
+    moves = np.array(list(_moves(model, point)))
+    found = []
+    for region in regions:
+        bins = model.config.channel_slices[region["Name"]]
+        samples = dict(zip(model.config.samples, by_sample[:, bins], strict=True))
+        covariance = moves[:, bins].T @ point.correlation @ moves[:, bins]
+        found.append(Prediction(_yields(region, samples, covariance, workspace), covariance))
+    return tuple(found)
+
+
+def _moves(model: Any, point: _Point) -> Iterator[_Array]:
+    """Change of all bins by one standard deviation of each parameter, shape ``(n_bins,)``."""
+    for index, size in enumerate(point.uncertainties):
+        step = np.zeros_like(point.values)
+        step[index] = size
+        up, down = (model.expected_actualdata(point.values + sign * step) for sign in (1, -1))
+        yield (np.asarray(up) - np.asarray(down)) / 2
+
+
+def _yields(
+    region: Config, samples: Mapping[str, _Array], covariance: _Array, workspace: Workspace
+) -> RegionYields:
+    name = region["Name"]
+    channel = next(one for one in workspace.spec["channels"] if one["name"] == name)
+    data = next(one["data"] for one in workspace.spec["observations"] if one["name"] == name)
+    return RegionYields(
+        region=name,
+        label=region.get("Variable", name),
+        edges=workspace.edges[name],
+        samples={sample["name"]: samples[sample["name"]] for sample in channel["samples"]},
+        # a variance of zero can come out just below it
+        uncertainty=np.sqrt(np.maximum(np.diag(covariance), 0)),
+        data=np.asarray(data, dtype=np.float64),
+    )
