@@ -1,10 +1,10 @@
 """Gradient boosted trees on one thread, with the very bits of xgboost.
 
-The rows are taken 64 at a time, as sets: the bits of a word. First, each test of the forest, feature
-< cut, is made a set of the rows that pass. Then the sets go down all trees at once, level by level:
-a node splits its set with one `and`. Neighbouring rows are often alike, such as the permutations of
-an event's jets; then a node is visited once for many of them. All without branches that a processor
-could guess wrong, but for a few. At last the leaves are added up row by row, in the order of trees.
+Rows are taken 64 at a time, as sets: the bits of a word. First, each test of the forest, feature <
+cut, becomes the set of rows that pass it. Then sets go down all trees at once, level by level: a
+node splits its set with one `and`, one visit for all rows that come to it, and neighbours are often
+alike, as the permutations of an event are. It hardly ever branches where a processor has to guess.
+At last the leaves are added up row by row, in the order of the trees.
 """
 
 from __future__ import annotations
@@ -36,15 +36,14 @@ _BITS_AT_ONCE: Final = 8
 
 
 class Cuts(NamedTuple):
-    """What the features are compared with: those of a feature ascend, and end with infinity.
+    """What features are compared with: the cuts of a feature ascend, and end with infinity.
 
-    To find where a value is among those of feature j, equal cells divide their range. In a cell
-    there are ``window[j]`` cuts at most, and they are the cut ``first[4 * begin[j] + cell]`` and
-    those after it.
+    To find the place of a value among them, equal cells divide the range of a feature's cuts. Those
+    of a cell are the cut ``first[4 * begin[j] + cell]`` and some after it, ``window[j]`` at most.
     """
 
-    feature: Array  # (n_used,) columns that are compared with something
-    begin: Array  # (n_used + 1,) where the cuts of each one begin
+    feature: Array  # (n_used,) the columns that are compared with something
+    begin: Array  # (n_used + 1,) where the cuts of each begin
     value: Array  # (n_cuts,) float32
     scale: Array  # (n_used,) float32, cells in a unit of the feature
     window: Array  # (n_used,)
@@ -54,7 +53,7 @@ class Cuts(NamedTuple):
 class Trees(NamedTuple):
     """Nodes of all trees: first the roots, then pairs of children, left and right.
 
-    ``node`` is the left child * 2^32 + its cut. For a leaf it is the number of cuts + its tree.
+    ``node`` is the left child * 2^32 + the cut; of a leaf it is the number of cuts + the tree.
     """
 
     n_trees: int
@@ -80,12 +79,12 @@ class Forest:
 def read_xgboost(content: bytes) -> Forest:
     """Read a model that xgboost saved as JSON.
 
-    All its trees are used, also where it remembers a best iteration, as xgboost does by default.
+    All its trees count, also where it remembers a best iteration: so does ``inplace_predict``.
 
     Raises
     ------
     ValueError
-        It is no such model, or one of a kind that can't be done here. The message says which.
+        It is no such model, or of a kind that can't be done here. The message says which.
     """
     try:
         model = json.loads(content)
@@ -95,7 +94,8 @@ def read_xgboost(content: bytes) -> Forest:
         learner = model["learner"]
         obstacle = _obstacle(learner)
         if not obstacle:
-            return _forest(learner)
+            with np.errstate(all="ignore"):  # numbers out of range are refused
+                return _forest(learner)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError("it is not a model of xgboost, or a damaged one") from error
     raise ValueError(obstacle)
@@ -104,10 +104,10 @@ def read_xgboost(content: bytes) -> Forest:
 def margins(forest: Forest, features: Array) -> Array:
     """Margins of rows, ``(n, n_features) float32 -> (n,) float32``: those of xgboost, bit by bit.
 
-    Rows that are alike should be neighbours. There may be no NaN: it would count as low.
+    Rows that are alike should be neighbours. NaN is not looked for: it counts as low.
     """
-    rows = np.require(features, np.float32, ["C", "W"])  # numba would compile for others once more
-    if rows.ndim != 2 or rows.shape[1] != forest.n_features:
+    rows = np.require(features, np.float32, ["C", "W"])  # others would be compiled for
+    if rows.shape != (len(rows), forest.n_features):
         raise ValueError(f"rows of {forest.n_features} features, not an array {rows.shape}")
     found: Array = _margins(forest.base_margin, forest.cuts, forest.trees, rows)
     return found
@@ -145,6 +145,8 @@ def _obstacle(learner: dict[str, Any]) -> str:
     if int(sizes["num_class"]) > 1 or int(sizes.get("num_target", 1)) > 1:
         return "it has several classes or targets; only one value a row can be done"
     trees = learner["gradient_booster"]["model"]["trees"]
+    if not trees:
+        return "it has no trees"
     if any(any(tree.get("split_type", ())) for tree in trees):
         return "it has categorical features; only numbers can be compared"
     return ""
@@ -152,8 +154,7 @@ def _obstacle(learner: dict[str, Any]) -> str:
 
 def _forest(learner: dict[str, Any]) -> Forest:
     objective, sizes = learner["objective"]["name"], learner["learner_model_param"]
-    n_features = int(sizes["num_feature"])
-    base = np.float32(str(sizes["base_score"]).strip("[]"))
+    base = np.float32(sizes["base_score"].strip("[]"))
     if objective in LOGISTIC:
         base = np.float32(_logit(base))
     trees = []
@@ -161,118 +162,95 @@ def _forest(learner: dict[str, Any]) -> Forest:
         if len(tree["left_children"]) > 1 or tree["split_conditions"][0]:
             trees.append(tree)
         else:
-            base += np.float32(tree["split_conditions"][0])  # to -0 this makes a difference
+            base += np.float32(tree["split_conditions"][0])  # makes a difference to -0
+    n_features = int(sizes["num_feature"])
     return Forest(n_features, objective, base, *_packed(trees, n_features))
 
 
 def _packed(trees: list[dict[str, Any]], n_features: int) -> tuple[Cuts, Trees]:
-    sizes = [len(tree["left_children"]) for tree in trees]
-    tree = np.repeat(np.arange(len(trees)), sizes)
-    root = np.cumsum([0, *sizes])[:-1]
-    left, right = (_flat(trees, f"{side}_children", np.int64) for side in ("left", "right"))
-    value = _flat(trees, "split_conditions", np.float32)
-    feature = _flat(trees, "split_indices", np.int64)
+    sizes = np.array([len(tree["left_children"]) for tree in trees], np.int64)
+    root, tree = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(trees)), sizes)
+    left, right, feature = (
+        np.array([number for tree in trees for number in tree[field]], np.int64)
+        for field in ("left_children", "right_children", "split_indices")
+    )
+    value = np.array([number for tree in trees for number in tree["split_conditions"]], np.float32)
     inner = np.flatnonzero(left >= 0)
-    children = np.stack([left[inner], right[inner]], axis=1)
-    within = np.repeat(np.array(sizes)[tree[inner], None], 2, axis=1)
-    _ensure(((children > 0) & (children < within)).all())
-    _ensure(((feature[inner] >= 0) & (feature[inner] < n_features)).all())
-    _ensure(np.isfinite(value).all())
-    children += root[tree[inner], None]
-    _ensure(len(np.unique(children)) == children.size)  # one parent each: no way leads back
+    children = np.stack([left[inner], right[inner]])
+    is_sound = (
+        len(left) == len(right) == len(feature) == len(value)
+        and ((children > 0) & (children < sizes[tree[inner]])).all()
+        and ((feature[inner] >= 0) & (feature[inner] < n_features)).all()
+        and np.isfinite(value).all()
+    )
+    children += root[tree[inner]]
+    reached = np.concatenate([root, children.T.ravel()])  # not those that were pruned
+    if not is_sound or len(np.unique(reached)) < len(reached):  # two ways to a node, or a circle
+        raise ValueError("not trees")
 
-    place = np.full(len(left), -1)  # stays so for nodes that were pruned
-    place[np.concatenate([root, children.ravel()])] = np.arange(len(root) + children.size)
-    _ensure((place[inner] >= 0).all())
     cuts, cut = _cuts(feature[inner], value[inner])
-    leaf = np.flatnonzero((left < 0) & (place >= 0))
-    node = np.empty(len(root) + children.size, np.uint64)
-    node[place[inner]] = (place[children[:, 0]] << 32) | cut
-    node[place[leaf]] = len(cuts.value) + tree[leaf]
-    values = np.zeros(len(node), np.float32)
-    values[place[leaf]] = value[leaf]
-    return cuts, Trees(len(root), node, values)
-
-
-def _flat(trees: list[dict[str, Any]], field: str, dtype: type) -> Array:
-    return np.array([value for tree in trees for value in tree[field]], dtype)
-
-
-def _ensure(is_sound: Any) -> None:
-    if not is_sound:
-        raise ValueError("not a forest")
+    place = np.empty_like(left)
+    place[reached] = np.arange(len(reached))
+    node = len(cuts.value) + tree
+    node[inner] = (place[children[0]] << 32) | cut
+    return cuts, Trees(len(trees), node[reached].astype(np.uint64), value[reached])
 
 
 def _cuts(feature: Array, value: Array) -> tuple[Cuts, Array]:
-    """Cuts of tests of a feature against a value, and the number of the cut of each test."""
-    order = np.argsort(feature, kind="stable")
-    columns, starts = np.unique(feature[order], return_index=True)
-    cut = np.empty(len(feature), np.int64)
-    begin, values, scales, windows, firsts = [0], [], [], [], []
-    for tests in np.split(order, starts[1:])[: len(columns)]:
-        own, which = np.unique(value[tests], return_inverse=True)
-        cut[tests] = begin[-1] + which
-        scale, window, first = _cells(own)
-        firsts.append(begin[-1] + first)
-        begin.append(begin[-1] + len(own) + 1)
-        values.append(np.append(own, np.float32(np.inf)))
-        scales.append(scale)
-        windows.append(window)
-    return Cuts(
-        columns,
-        np.array(begin),
-        np.concatenate([np.empty(0, np.float32), *values]),
-        np.array(scales, np.float32),
-        np.array(windows, np.int64),
-        np.concatenate([np.empty(0, np.uint32), *firsts]).astype(np.uint32),
-    ), cut
+    """Cuts of tests, of a feature against a value each, and the number of each test's cut."""
+    order = np.lexsort((value, feature))
+    feature, value = feature[order], value[order]
+    is_first = np.diff(feature, prepend=-1) > 0
+    is_new = is_first | (np.diff(value, prepend=value[:1]) > 0)
+    which = np.cumsum(is_first) - 1
+    place = np.cumsum(is_new) - 1 + which  # there is an infinity after each feature
+    begin = np.append(place[is_first], is_new.sum() + is_first.sum())
+    values = np.full(begin[-1], np.inf, np.float32)
+    values[place] = value
+    cut = np.empty_like(place)
+    cut[order] = place
 
-
-def _cells(values: Array) -> tuple[np.float32, int, Array]:
-    """Scale, window and first cut of each cell, of one feature; as in `Cuts`."""
-    last = _CELLS * (len(values) + 1) - 1
-    with np.errstate(over="ignore", divide="ignore"):
-        scale = np.float32(last) / (values[-1] - values[0])
-    if not np.isfinite(scale):
-        scale = np.float32(0)  # one cell has them all
-    cells = np.minimum((values - values[0]) * scale, np.float32(last)).astype(np.int64)
-    counts = np.bincount(cells, minlength=last + 1)
-    window = counts.max()
-    return scale, window, np.minimum(np.cumsum(counts) - counts, len(values) - window)
+    size = np.diff(begin)
+    low, last = values[begin[:-1]], (_CELLS * size - 1).astype(np.float32)
+    scale = last / (values[begin[1:] - 2] - low)
+    scale[~np.isfinite(scale)] = 0  # one cell for all
+    cell = np.minimum(np.fmax((value - low[which]) * scale[which], 0), last[which])
+    cells = (_CELLS * begin[which] + cell.astype(np.int64))[is_new]
+    count = np.bincount(cells, minlength=_CELLS * begin[-1])
+    window = np.maximum.reduceat(count, _CELLS * begin[:-1])
+    before = np.cumsum(count) - count + np.repeat(np.arange(len(size)), _CELLS * size)
+    first = np.minimum(before, np.repeat(begin[1:] - 1 - window, _CELLS * size))
+    return Cuts(feature[is_first], begin, values, scale, window, first.astype(np.uint32)), cut
 
 
 @kernel
-def _find(cuts: Cuts, j: int, rows: Array, x: Array, place: Array) -> None:
-    """Find the first cut that each row is below in the j-th feature that is compared."""
+def _find(cuts: Cuts, j: int, x: Array, place: Array) -> None:
+    """Find the first cut that each value is below, of the j-th feature that is compared."""
     begin = cuts.begin[j]
-    column, low, scale = cuts.feature[j], cuts.value[begin], cuts.scale[j]
+    low, scale = cuts.value[begin], cuts.scale[j]
     last = np.float32(_CELLS * (cuts.begin[j + 1] - begin) - 1)
-    for r in range(len(rows)):
-        x[r] = rows[r, column]
+    for r in range(len(x)):
         cell = (x[r] - low) * scale
         cell = min(cell, last) if cell > np.float32(0) else np.float32(0)
         place[r] = cuts.first[_CELLS * begin + np.uint32(cell)]
     window = cuts.window[j]
-    while window > 1:
-        half = window // 2
-        for r in range(len(rows)):
+    while window:
+        half = (window + 1) // 2
+        for r in range(len(x)):
             is_above = cuts.value[place[r] + np.uint32(half - 1)] <= x[r]
             place[r] += np.uint32(half) if is_above else np.uint32(0)
         window -= half
-    for r in range(len(rows)):
-        place[r] += np.uint32(cuts.value[place[r]] <= x[r])
 
 
 @kernel
-def _compare(cuts: Cuts, rows: Array, x: Array, place: Array, below: Array) -> None:
+def _compare(cuts: Cuts, rows: Array, place: Array, below: Array) -> None:
     """Find which rows are below each cut."""
     below[: len(cuts.value)] = _NONE
     for j in range(len(cuts.feature)):
-        _find(cuts, j, rows, x, place)
+        _find(cuts, j, rows[:, cuts.feature[j]], place)
         for r in range(len(rows)):
             below[place[r]] |= _ONE << np.uint64(r)
-        own = below[cuts.begin[j] : cuts.begin[j + 1]]
-        so_far = _NONE
+        own, so_far = below[cuts.begin[j] : cuts.begin[j + 1]], _NONE
         for i in range(len(own)):
             so_far |= own[i]
             own[i] = so_far
@@ -280,13 +258,12 @@ def _compare(cuts: Cuts, rows: Array, x: Array, place: Array, below: Array) -> N
 
 @kernel
 def _descend(trees: Trees, below: Array, at: Array, sets: Array, leaves: Array) -> Any:
-    """Send the set that is first down all trees; how many leaves were found, and where they are.
+    """Send the first set down all trees; the number of ``leaves`` where rows come to an end.
 
-    The node ``at[i]`` is reached by the rows ``sets[i]``.
+    The rows ``sets[i]`` come to the node ``at[i]``.
     """
     for tree in range(trees.n_trees):
-        at[tree] = tree
-        sets[tree] = sets[0]
+        at[tree], sets[tree] = tree, sets[0]
     i, end, n_leaves = _NONE, np.uint64(trees.n_trees), _NONE
     while i < end:
         node, rows = trees.node[at[i]], sets[i]
@@ -296,18 +273,17 @@ def _descend(trees: Trees, below: Array, at: Array, sets: Array, leaves: Array) 
         n_leaves += _ONE - goes_on
         # of a leaf all are below, so that none goes right
         to_left = rows & below[node & np.uint64(0xFFFFFFFF)]
-        to_right = rows ^ to_left
         at[end], sets[end] = left, to_left
         end += np.uint64(to_left != _NONE) & goes_on
-        at[end], sets[end] = left + _ONE, to_right
-        end += np.uint64(to_right != _NONE)
+        at[end], sets[end] = left + _ONE, rows ^ to_left
+        end += np.uint64(rows != to_left)
         i += _ONE
     return n_leaves
 
 
 @kernel
 def _lowest(bits: Any) -> Any:
-    """Place of the lowest bit, 64 if there is none: the number of those under it, added in pairs."""
+    """Place of the lowest bit, 64 if there is none: how many are under it, added in pairs."""
     n = ~bits & (bits - _ONE)
     n -= (n >> _ONE) & np.uint64(0x5555555555555555)
     n = (n & np.uint64(0x3333333333333333)) + ((n >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -317,28 +293,24 @@ def _lowest(bits: Any) -> Any:
 
 @kernel
 def _margins(base: Any, cuts: Cuts, trees: Trees, features: Array) -> Array:
-    margins = np.empty(len(features), np.float32)
-    n_cuts, n_nodes = len(cuts.value), len(trees.node)
-    x, place = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.uint32)
-    below = np.full(n_cuts + trees.n_trees, _ALL)
-    at, leaves = np.empty(n_nodes + 2, np.uint32), np.empty(n_nodes + 2, np.uint32)
-    sets = np.empty(n_nodes + 2, np.uint64)
-    found = np.zeros((trees.n_trees, _ROWS + 1), np.float32)  # the last is for no row
-    total = np.empty(_ROWS, np.float32)
+    n_cuts, room = np.uint64(len(cuts.value)), len(trees.node) + 2
+    at, sets = np.empty(room, np.uint32), np.empty(room, np.uint64)
+    leaves, place = np.empty(room, np.uint32), np.empty(_ROWS, np.uint32)
+    below = np.full(n_cuts + np.uint64(trees.n_trees), _ALL)
+    found = np.zeros((trees.n_trees, _ROWS + 1), np.float32)  # the last is of no row
+    margins = np.full(len(features), base)
     for start in range(0, len(features), _ROWS):
-        rows = features[start : start + _ROWS]
-        _compare(cuts, rows, x, place, below)
+        rows, total = features[start : start + _ROWS], margins[start : start + _ROWS]
+        _compare(cuts, rows, place, below)
         sets[0] = _ALL >> np.uint64(_ROWS - len(rows))
         for k in range(_descend(trees, below, at, sets, leaves)):
-            leaf, left_over = at[leaves[k]], sets[leaves[k]]
-            tree, value = trees.node[leaf] - np.uint64(n_cuts), trees.value[leaf]
-            while left_over != _NONE:
+            node, rest = at[leaves[k]], sets[leaves[k]]
+            tree, value = trees.node[node] - n_cuts, trees.value[node]
+            while rest != _NONE:
                 for _ in range(_BITS_AT_ONCE):  # too many cost less than to guess how many
-                    found[tree, _lowest(left_over)] = value
-                    left_over &= left_over - _ONE
-        total[:] = base
+                    found[tree, _lowest(rest)] = value
+                    rest &= rest - _ONE
         for tree in range(trees.n_trees):
-            for r in range(_ROWS):
+            for r in range(len(total)):
                 total[r] += found[tree, r]
-        margins[start : start + _ROWS] = total[: len(rows)]
     return margins
