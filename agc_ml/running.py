@@ -88,8 +88,8 @@ def run(
         A Dask client to use. Without it ``site`` is: ``local`` starts ``workers`` processes,
         ``inline`` stays in this process, an address names a scheduler.
     model
-        What the processor scores with, if it takes a model: what `agc_ml.ml.cards.load_model` takes, or
-        what it gives.
+        What the processor scores with, if it takes a model: where `load_model` finds one, or what
+        it gives.
     output
         The run directory; default ``runs/<processor>-<UTC time>``. One that is not empty is refused
         without ``resume`` (go on where it stopped) or ``overwrite``.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from agc_ml.catalogue import FORMATS, read_mapping
 from agc_ml.datasets import Fileset
@@ -14,7 +14,6 @@ from agc_ml.generate import manifest
 from agc_ml.generate.manifest import MANIFEST
 from agc_ml.ml import cards
 from agc_ml.results import RunResult
-
 
 MODELS: Final = (".onnx", ".ubj", ".keras", ".h5", ".pkl", ".pickle", ".joblib")
 """Endings of models, and of what is mistaken for one."""
@@ -31,7 +30,7 @@ class Verdict:
 
 
 def validate(path: Path) -> Verdict:
-    """Recognise and check filesets, generated sets, fit configurations, models, runs, fits, histograms."""
+    """Recognise and check filesets, generated sets, fit configurations, models, runs and the like."""
     if not path.exists():
         return Verdict(path, "nothing", "", "no such file or folder")
     kind, summarise = _recognise(path)
@@ -52,6 +51,10 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
         content = read_mapping(path)
     except AgcError:
         return "fileset", _fileset  # which says what is wrong with it
+    return _recognise_content(content)
+
+
+def _recognise_content(content: Mapping[str, Any]) -> tuple[str, Callable[[Path], str]]:
     if "learner" in content or {"schema", "models"} <= content.keys():
         return "model", _model
     if {"poi", "parameters"} <= content.keys():

@@ -49,6 +49,7 @@ from agc_ml.generate.lookalike import Part, generate  # noqa: E402
 from agc_ml.hists import materialised  # noqa: E402
 from agc_ml.kernels import forest  # noqa: E402
 from agc_ml.ml import cards, hook  # noqa: E402
+from agc_ml.ml.trees import read_xgboost  # noqa: E402
 from agc_ml.shipping import prepare  # noqa: E402
 from agc_ml.variations import NOMINAL  # noqa: E402
 from agc_ml.worker import Job, process_chunk, unpack, with_counters  # noqa: E402
@@ -371,7 +372,7 @@ def forests(models: Any, booster: Any, rounds: int) -> dict[str, Any]:
     """Our forest kernel against xgboost: rows as they come, and by rows an event."""
     events = rows_of(SAMPLES[1], models)
     content = hook.contents([models.odd])[models.odd.sha256]
-    trees = forest.read_xgboost(content.data)
+    trees = read_xgboost(content.data)
     kinds = {"as they come": events}
     kinds |= {f"{n} an event": [e for e in events if len(e) == n] for n in (12, 60, 180)}
     found = {}

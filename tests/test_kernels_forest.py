@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agc_ml.kernels import forest
-from agc_ml.kernels.forest import read_xgboost
+from agc_ml.ml.trees import read_xgboost
 
 PARITIES = ("even", "odd")
 

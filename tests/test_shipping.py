@@ -167,6 +167,7 @@ def test_digest_covers_all_of_the_ttbar_physics() -> None:
         "combinatorics.py",
         "kinematics.py",
         "forest.py",
+        "trees.py",
         "hook.py",
         "backends.py",
         "hists.py",

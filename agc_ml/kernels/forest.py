@@ -9,7 +9,6 @@ At last the leaves are added up row by row, in the order of the trees.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -31,7 +30,7 @@ _ROWS: Final = 64  # bits of a word
 _NONE: Final = np.uint64(0)
 _ONE: Final = np.uint64(1)
 _ALL: Final = ~_NONE
-_CELLS: Final = 4  # a cut: more make the look-up of a cut shorter, and its table longer
+CELLS: Final = 4  # a cut: more make the look-up of a cut shorter, and its table longer
 _BITS_AT_ONCE: Final = 8
 
 
@@ -76,31 +75,6 @@ class Forest:
     trees: Trees
 
 
-def read_xgboost(content: bytes) -> Forest:
-    """Read a model that xgboost saved as JSON.
-
-    All its trees count, also where it remembers a best iteration: so does ``inplace_predict``.
-
-    Raises
-    ------
-    ValueError
-        It is no such model, or of a kind that can't be done here. The message says which.
-    """
-    try:
-        model = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("it is not JSON, or cut off") from error
-    try:
-        learner = model["learner"]
-        obstacle = _obstacle(learner)
-        if not obstacle:
-            with np.errstate(all="ignore"):  # numbers out of range are refused
-                return _forest(learner)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError("it is not a model of xgboost, or a damaged one") from error
-    raise ValueError(obstacle)
-
-
 def margins(forest: Forest, features: Array) -> Array:
     """Margins of rows, ``(n, n_features) float32 -> (n,) float32``: those of xgboost, bit by bit.
 
@@ -130,97 +104,9 @@ def probabilities(margins: Array) -> Array:
 
 
 @kernel
-def _logit(probability: Any) -> Any:
+def logit(probability: Any) -> Any:
+    """Margin of a probability, float32, with the bits of xgboost."""
     return -math.log(np.float32(1) / probability - np.float32(1))
-
-
-def _obstacle(learner: dict[str, Any]) -> str:
-    """Why a model of xgboost can't be done here, "" if it can."""
-    booster, objective = learner["gradient_booster"]["name"], learner["objective"]["name"]
-    if booster != "gbtree":
-        return f"its booster is {booster}; only gbtree can be done"
-    if objective not in OBJECTIVES:
-        return f"its objective is {objective}; only {', '.join(OBJECTIVES)} can be done"
-    sizes = learner["learner_model_param"]
-    if int(sizes["num_class"]) > 1 or int(sizes.get("num_target", 1)) > 1:
-        return "it has several classes or targets; only one value a row can be done"
-    trees = learner["gradient_booster"]["model"]["trees"]
-    if not trees:
-        return "it has no trees"
-    if any(any(tree.get("split_type", ())) for tree in trees):
-        return "it has categorical features; only numbers can be compared"
-    return ""
-
-
-def _forest(learner: dict[str, Any]) -> Forest:
-    objective, sizes = learner["objective"]["name"], learner["learner_model_param"]
-    base = np.float32(sizes["base_score"].strip("[]"))
-    if objective in LOGISTIC:
-        base = np.float32(_logit(base))
-    trees = []
-    for tree in learner["gradient_booster"]["model"]["trees"]:
-        if len(tree["left_children"]) > 1 or tree["split_conditions"][0]:
-            trees.append(tree)
-        else:
-            base += np.float32(tree["split_conditions"][0])  # makes a difference to -0
-    n_features = int(sizes["num_feature"])
-    return Forest(n_features, objective, base, *_packed(trees, n_features))
-
-
-def _packed(trees: list[dict[str, Any]], n_features: int) -> tuple[Cuts, Trees]:
-    sizes = np.array([len(tree["left_children"]) for tree in trees], np.int64)
-    root, tree = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(trees)), sizes)
-    left, right, feature = (
-        np.array([number for tree in trees for number in tree[field]], np.int64)
-        for field in ("left_children", "right_children", "split_indices")
-    )
-    value = np.array([number for tree in trees for number in tree["split_conditions"]], np.float32)
-    inner = np.flatnonzero(left >= 0)
-    children = np.stack([left[inner], right[inner]])
-    is_sound = (
-        len(left) == len(right) == len(feature) == len(value)
-        and ((children > 0) & (children < sizes[tree[inner]])).all()
-        and ((feature[inner] >= 0) & (feature[inner] < n_features)).all()
-        and np.isfinite(value).all()
-    )
-    children += root[tree[inner]]
-    reached = np.concatenate([root, children.T.ravel()])  # not those that were pruned
-    if not is_sound or len(np.unique(reached)) < len(reached):  # two ways to a node, or a circle
-        raise ValueError("not trees")
-
-    cuts, cut = _cuts(feature[inner], value[inner])
-    place = np.empty_like(left)
-    place[reached] = np.arange(len(reached))
-    node = len(cuts.value) + tree
-    node[inner] = (place[children[0]] << 32) | cut
-    return cuts, Trees(len(trees), node[reached].astype(np.uint64), value[reached])
-
-
-def _cuts(feature: Array, value: Array) -> tuple[Cuts, Array]:
-    """Cuts of tests, of a feature against a value each, and the number of each test's cut."""
-    order = np.lexsort((value, feature))
-    feature, value = feature[order], value[order]
-    is_first = np.diff(feature, prepend=-1) > 0
-    is_new = is_first | (np.diff(value, prepend=value[:1]) > 0)
-    which = np.cumsum(is_first) - 1
-    place = np.cumsum(is_new) - 1 + which  # there is an infinity after each feature
-    begin = np.append(place[is_first], is_new.sum() + is_first.sum())
-    values = np.full(begin[-1], np.inf, np.float32)
-    values[place] = value
-    cut = np.empty_like(place)
-    cut[order] = place
-
-    size = np.diff(begin)
-    low, last = values[begin[:-1]], (_CELLS * size - 1).astype(np.float32)
-    scale = last / (values[begin[1:] - 2] - low)
-    scale[~np.isfinite(scale)] = 0  # one cell for all
-    cell = np.minimum(np.fmax((value - low[which]) * scale[which], 0), last[which])
-    cells = (_CELLS * begin[which] + cell.astype(np.int64))[is_new]
-    count = np.bincount(cells, minlength=_CELLS * begin[-1])
-    window = np.maximum.reduceat(count, _CELLS * begin[:-1])
-    before = np.cumsum(count) - count + np.repeat(np.arange(len(size)), _CELLS * size)
-    first = np.minimum(before, np.repeat(begin[1:] - 1 - window, _CELLS * size))
-    return Cuts(feature[is_first], begin, values, scale, window, first.astype(np.uint32)), cut
 
 
 @kernel
@@ -228,11 +114,11 @@ def _find(cuts: Cuts, j: int, x: Array, place: Array) -> None:
     """Find the first cut that each value is below, of the j-th feature that is compared."""
     begin = cuts.begin[j]
     low, scale = cuts.value[begin], cuts.scale[j]
-    last = np.float32(_CELLS * (cuts.begin[j + 1] - begin) - 1)
+    last = np.float32(CELLS * (cuts.begin[j + 1] - begin) - 1)
     for r in range(len(x)):
         cell = (x[r] - low) * scale
         cell = min(cell, last) if cell > np.float32(0) else np.float32(0)
-        place[r] = cuts.first[_CELLS * begin + np.uint32(cell)]
+        place[r] = cuts.first[CELLS * begin + np.uint32(cell)]
     window = cuts.window[j]
     while window:
         half = (window + 1) // 2

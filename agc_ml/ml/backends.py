@@ -35,9 +35,10 @@ def open_model(model: Model, content: Content, note: Note) -> Backend:
 def _open_xgboost(model: Model, content: Content, note: Note) -> Backend:
     """Our forest kernel where it gives the very margins of xgboost, else xgboost itself."""
     from agc_ml.kernels import forest  # noqa: PLC0415 - heavy
+    from agc_ml.ml.trees import read_xgboost  # noqa: PLC0415 - heavy
 
     try:
-        trees = forest.read_xgboost(content.data)
+        trees = read_xgboost(content.data)
     except ValueError as error:
         reason = str(error)
     else:
