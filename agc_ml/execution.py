@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
@@ -32,7 +33,9 @@ from agc_ml.errors import (
 )
 from agc_ml.ml import hook
 from agc_ml.ml.hook import Content
+from agc_ml.reading import part_of
 from agc_ml.results import ClusterSummary
+from agc_ml.shipping import is_flat
 from agc_ml.worker import Failure, FileInfo, Finished, Job, inspect_file, process_chunk
 
 if TYPE_CHECKING:
@@ -140,6 +143,7 @@ class DaskExecutor:
         ClusterError
             The scheduler is gone.
         """
+        from dask.utils import funcname  # noqa: PLC0415 - heavy
         from distributed import as_completed  # noqa: PLC0415 - heavy
         from distributed.client import FutureCancelledError  # noqa: PLC0415 - heavy
 
@@ -149,7 +153,7 @@ class DaskExecutor:
         futures = self._client.map(
             function,
             *zip(*jobs.values(), strict=True),
-            key=[f"{function.__name__}-{round_id}-{index}" for index in range(len(jobs))],
+            key=[f"{funcname(function)}-{round_id}-{index}" for index in range(len(jobs))],
             retries=0,
             pure=False,
             batch_size=500,
@@ -252,7 +256,8 @@ def open_files(account: Account, executor: Executor) -> None:
         if (d.name, f.lfn) not in account.files
     }
     jobs = {key: (file, account.columns(dataset)) for key, (dataset, file) in files.items()}
-    for key, outcome in executor.outcomes(inspect_file, jobs):
+    inspect = partial(inspect_file, flat=is_flat(account.shipment.processor))
+    for key, outcome in executor.outcomes(inspect, jobs):
         dataset, file = files[key]
         if isinstance(outcome, FileInfo):
             account.files[dataset.name, file.lfn] = outcome
@@ -407,6 +412,7 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
 def _job(account: Account, chunk: Chunk) -> Job:
     dataset = account.dataset(chunk.dataset)
     shipment = account.shipment
+    whole = account.files[chunk.dataset, chunk.lfn].directory
     return Job(
         chunk=chunk,
         url=account.urls[dataset.name, chunk.lfn],
@@ -418,4 +424,5 @@ def _job(account: Account, chunk: Chunk) -> Job:
         module=shipment.module,
         source=shipment.source,
         models=tuple(model.sha256 for model in shipment.models),
+        directory=None if whole is None else part_of(whole, chunk.start, chunk.stop),
     )

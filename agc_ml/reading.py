@@ -9,10 +9,9 @@ inside the tree's own record) is read with uproot altogether.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,15 +26,13 @@ from agc_ml.kernels.flat import FlatEvents
 _ZLIB: Final = b"ZL"
 _HEADER: Final = 9  # bytes before each compressed part
 
-logger = logging.getLogger(__name__)
-
 Array = NDArray[Any]
 
 BLOCK: Final = 50_000
 """Least number of events that are handed on at once, where clusters are smaller."""
 
 
-class _Baskets(NamedTuple):
+class Baskets(NamedTuple):
     """Where the baskets of a branch are, and what is in them.
 
     Basket i holds the entries [bounds[i], bounds[i + 1]) in ``sizes[i]`` bytes from ``seeks[i]``.
@@ -47,34 +44,80 @@ class _Baskets(NamedTuple):
     dtype: np.dtype[Any]
     is_jagged: bool
 
+    def touched(self, start: int, stop: int) -> range:
+        """Numbers of the baskets that hold the entries [start, stop), one at least."""
+        first = int(np.searchsorted(self.bounds, start, "right")) - 1
+        last = int(np.searchsorted(self.bounds, stop, "left"))
+        return range(first, max(last, first + 1))
+
+    def within(self, start: int, stop: int) -> Baskets:
+        """Those that hold the entries [start, stop)."""
+        kept = self.touched(start, stop)
+        return self._replace(
+            seeks=self.seeks[kept.start : kept.stop],
+            sizes=self.sizes[kept.start : kept.stop],
+            bounds=self.bounds[kept.start : kept.stop + 1],
+        )
+
+
+Directory = Mapping[str, Baskets | None]
+"""Baskets of each branch, None for one that only uproot can read."""
+
+
+def directory(file: Any, tree: str, url: str, names: Iterable[str]) -> tuple[Directory, list[str]]:
+    """Find the baskets of branches, and see that they hold what uproot reads.
+
+    Returns them, and the names of branches for which that is not so: uproot has to read those.
+    """
+    found = {name: _baskets_of(file[tree], name) for name in names}
+    columns = Columns(file, tree, url, found)
+    wrong = [name for name, baskets in found.items() if baskets and not columns.agrees(name)]
+    columns.close()
+    return {name: None if name in wrong else baskets for name, baskets in found.items()}, wrong
+
+
+def part_of(directory: Directory, start: int, stop: int) -> Directory:
+    """What is needed of a directory to read the entries [start, stop)."""
+    known = {name: baskets for name, baskets in directory.items() if baskets is not None}
+    if not known:
+        return directory
+    ends = [
+        (b.bounds[r.start], b.bounds[r.stop])
+        for b in known.values()
+        for r in [b.touched(start, stop)]
+    ]
+    first, last = min(a for a, _ in ends), max(b for _, b in ends)
+    return {
+        # counters tell where entries begin in baskets that hold others too
+        name: baskets.within(*((first, last) if name.startswith("n") else (start, stop)))
+        if baskets is not None
+        else None
+        for name, baskets in directory.items()
+    }
+
 
 class Columns:
-    """Columns of an open tree.
+    """Columns of an open file's tree.
 
     ``collections`` are the names that have a counter. ``seconds`` and ``bytes`` count the time
-    spent on reading, and what was read, checks left out.
+    spent on reading, and what was read.
     """
 
-    def __init__(self, file: Any, tree: str, url: str, names: tuple[str, ...]) -> None:
-        self.file = file
+    def __init__(self, file: Any, tree: str, url: str, directory: Directory) -> None:
         self.seconds = 0.0
         self.bytes = 0
-        self._tree = file[tree]
-        self._source = file.file.source
-        self.collections = frozenset(name[1:] for name in names if name.startswith("n"))
-        self._names = names
-        self._known: dict[str, _Baskets | None] = {}
-        self._checked: set[str] = set()
+        self.collections = frozenset(name[1:] for name in directory if name.startswith("n"))
+        self._file = file
+        self._tree = tree
+        self._directory = directory
         self._descriptor = _local(url)
         self._fetched: dict[int, Any] = {}
-        self._compared: dict[tuple[str, int], Array] = {}
 
     def close(self) -> None:
-        """Close the file."""
+        """Let go of what it opened itself; the file stays open."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        self.file.close()
 
     def stream(self, start: int, stop: int, metadata: Mapping[str, Any]) -> Stream:
         """The events [start, stop), to be had in parts."""
@@ -82,8 +125,7 @@ class Columns:
 
     def cuts(self, start: int, stop: int) -> list[int]:
         """Where to cut [start, stop) so that no basket is in two parts, if that can be."""
-        known = [self._baskets(name) for name in self._names]
-        bounds = [baskets.bounds for baskets in known if baskets is not None]
+        bounds = [baskets.bounds for baskets in self._directory.values() if baskets is not None]
         common = reduce(np.intersect1d, bounds) if bounds else np.arange(0)
         cuts = [start]
         for cut in common[(common > start) & (common < stop)].tolist():
@@ -96,37 +138,34 @@ class Columns:
         if self._descriptor is not None:
             return
         ranges = {}
-        for name in self._names:
-            baskets = self._baskets(name)
+        for baskets in self._directory.values():
             if baskets is not None:
-                for i in _touched(baskets, start, stop):
+                for i in baskets.touched(start, stop):
                     seek = int(baskets.seeks[i])
                     ranges[seek] = (seek, seek + int(baskets.sizes[i]))
         begun = time.perf_counter()
-        chunks = self._source.chunks(list(ranges.values()), notifications=_Ignored())
+        chunks = self._file.file.source.chunks(list(ranges.values()), notifications=_Ignored())
         self._fetched = dict(zip(ranges, chunks, strict=True))
         self.seconds += time.perf_counter() - begun
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Content of a branch for the entries [start, stop), of all events behind each other."""
-        if name not in self._names:
+        if name not in self._directory:
             raise AttributeError(f"column {name} is not among those that the processor declares")
         begun = time.perf_counter()
-        try:
-            baskets = self._baskets(name)
-            if baskets is None:
-                return self._with_uproot(name, start, stop)
-            if name not in self._checked:
-                self._check(name, baskets, start)
-                return self.read(name, start, stop)
-            return self._trimmed(name, baskets, start, stop)
-        finally:
-            self.seconds += time.perf_counter() - begun
+        baskets = self._directory[name]
+        content = (
+            self._with_uproot(name, start, stop)
+            if baskets is None
+            else self._with_baskets(name, baskets, start, stop)
+        )
+        self.seconds += time.perf_counter() - begun
+        return content
 
-    def _trimmed(self, name: str, baskets: _Baskets, start: int, stop: int) -> Array:
-        touched = _touched(baskets, start, stop)
-        content = self._content(name, baskets, touched)
-        first, last = int(baskets.bounds[touched[0]]), int(baskets.bounds[touched[-1] + 1])
+    def _with_baskets(self, name: str, baskets: Baskets, start: int, stop: int) -> Array:
+        touched = baskets.touched(start, stop)
+        content = self._content(baskets, touched)
+        first, last = int(baskets.bounds[touched.start]), int(baskets.bounds[touched.stop])
         if (first, last) == (start, stop):
             return content
         if not baskets.is_jagged:
@@ -139,13 +178,8 @@ class Columns:
         counter = f"n{name.partition('_')[0]}"
         return int(self.read(counter, start, stop).sum()) if stop > start else 0
 
-    def _content(self, name: str, baskets: _Baskets, touched: range) -> Array:
-        parts = [
-            self._compared.pop((name, i))
-            if (name, i) in self._compared
-            else self._basket(baskets, i)
-            for i in touched
-        ]
+    def _content(self, baskets: Baskets, touched: range) -> Array:
+        parts = [self._basket(baskets, i) for i in touched]
         content = np.empty(sum(map(len, parts)), baskets.dtype.newbyteorder("="))
         place = 0
         for part in parts:
@@ -153,7 +187,7 @@ class Columns:
             place += len(part)
         return content
 
-    def _basket(self, baskets: _Baskets, i: int) -> Array:
+    def _basket(self, baskets: Baskets, i: int) -> Array:
         """Content of a basket, in the byte order of the file."""
         seek, size = int(baskets.seeks[i]), int(baskets.sizes[i])
         if self._descriptor is not None:
@@ -164,43 +198,34 @@ class Columns:
             if len(raw) != size:
                 raise InputFileError(f"cut off: {len(raw)} of {size} bytes at {seek} are there")
         else:
-            chunk = self._fetched.pop(seek, None) or self._source.chunk(seek, seek + size)
+            chunk = self._fetched.pop(seek, None)
+            if chunk is None:
+                chunk = self._file.file.source.chunk(seek, seek + size)
             raw = memoryview(chunk.raw_data)
         self.bytes += size
         payload, n_bytes = _unpacked(raw)
         return np.frombuffer(payload, baskets.dtype, n_bytes // baskets.dtype.itemsize)
 
-    def _check(self, name: str, baskets: _Baskets, start: int) -> None:
-        """Compare the first basket that is read of a branch with what uproot makes of it."""
-        (i,) = _touched(baskets, start, start + 1)
-        ours = self._basket(baskets, i)
-        theirs = self._with_uproot(name, int(baskets.bounds[i]), int(baskets.bounds[i + 1]))
+    def agrees(self, name: str) -> bool:
+        """Whether the first basket of a branch holds what uproot makes of it."""
+        baskets = self._directory[name]
+        if baskets is None:
+            return True
+        ours = self._basket(baskets, 0)
+        theirs = self._with_uproot(name, 0, int(baskets.bounds[1]))
         same_type = theirs.dtype == baskets.dtype.newbyteorder("=")
-        if same_type and ours.tobytes() == theirs.astype(baskets.dtype).tobytes():
-            self._checked.add(name)
-            self._compared[name, i] = ours
-        else:
-            logger.warning(
-                "%s: branch %s is not what it seems, so uproot reads it: please report this",
-                self.file.file_path,
-                name,
-            )
-            self._known[name] = None
+        return bool(same_type and ours.tobytes() == theirs.astype(baskets.dtype).tobytes())
 
     def _with_uproot(self, name: str, start: int, stop: int) -> Array:
         import awkward as ak  # noqa: PLC0415 - heavy
 
-        if name in self._tree:
-            array = self._tree[name].array(entry_start=start, entry_stop=stop)
+        tree = self._file[self._tree]
+        if name in tree:
+            array = tree[name].array(entry_start=start, entry_stop=stop)
         else:  # a counter that the file does without
-            member = next(n for n in self._names if n.startswith(f"{name[1:]}_"))
-            array = ak.num(self._tree[member].array(entry_start=start, entry_stop=stop))
+            member = next(n for n in self._directory if n.startswith(f"{name[1:]}_"))
+            array = ak.num(tree[member].array(entry_start=start, entry_stop=stop))
         return np.asarray(ak.flatten(array) if array.ndim > 1 else array)
-
-    def _baskets(self, name: str) -> _Baskets | None:
-        if name not in self._known:
-            self._known[name] = _baskets_of(self._tree, name)
-        return self._known[name]
 
 
 class Stream:
@@ -244,14 +269,7 @@ def _local(url: str) -> int | None:
     return os.open(Path(unquote(parts.path) if parts.scheme else url), os.O_RDONLY)
 
 
-def _touched(baskets: _Baskets, start: int, stop: int) -> range:
-    """Numbers of the baskets that hold the entries [start, stop), one at least."""
-    first = int(np.searchsorted(baskets.bounds, start, "right")) - 1
-    last = int(np.searchsorted(baskets.bounds, stop, "left"))
-    return range(first, max(last, first + 1))
-
-
-def _baskets_of(tree: Any, name: str) -> _Baskets | None:
+def _baskets_of(tree: Any, name: str) -> Baskets | None:
     """Directory of a branch; None for one that only uproot can read."""
     import uproot  # noqa: PLC0415 - heavy
 
@@ -271,7 +289,7 @@ def _baskets_of(tree: Any, name: str) -> _Baskets | None:
         or not seeks.all()
     ):
         return None
-    return _Baskets(
+    return Baskets(
         seeks=seeks,
         sizes=np.asarray(branch.member("fBasketBytes")[:n], np.int64),
         bounds=np.asarray(branch.entry_offsets, np.int64),

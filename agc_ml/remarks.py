@@ -15,6 +15,7 @@ def remarks(account: Account) -> tuple[str, ...]:
         *_alike_datasets(account),
         *_shared_files(account),
         *_filtered_files(account),
+        *_misread_columns(account),
         *account.notes,
         *(f"missing: {reason}" for reason in account.reasons()),
     )
@@ -52,6 +53,16 @@ def _shared_files(account: Account) -> Iterator[str]:
         if others:
             more = ", ..." if len(others) > 1 else ""
             yield (f"the same file is in {len(others) + 1} datasets: {first} and {others[0]}{more}")
+
+
+def _misread_columns(account: Account) -> Iterator[str]:
+    for dataset, file in account.all_files():
+        info = account.files.get((dataset.name, file.lfn))
+        if info is not None and info.misread:
+            yield (
+                f"{dataset.name}: {file.lfn}: {', '.join(info.misread)} are not what they seem, "
+                "so uproot reads them, slower: please report this"
+            )
 
 
 def _filtered_files(account: Account) -> Iterator[str]:

@@ -223,6 +223,11 @@ def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
     return columns
 
 
+def is_flat(processor: Any) -> bool:
+    """Whether a processor takes events as flat columns: it says so, and declares which ones."""
+    return bool(getattr(processor, "flat", False) and _names(processor, "columns"))
+
+
 def _names(processor: Any, attribute: str) -> tuple[str, ...]:
     names = getattr(processor, attribute, None) or ()
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):

@@ -30,7 +30,7 @@ class Verdict:
 
 
 def validate(path: Path) -> Verdict:
-    """Recognise and check filesets, generated sets, fit configurations, models, runs and the like."""
+    """Recognise and check filesets, generated sets, fit configurations, models, runs, and so on."""
     if not path.exists():
         return Verdict(path, "nothing", "", "no such file or folder")
     kind, summarise = _recognise(path)

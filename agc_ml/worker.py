@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import resource
@@ -13,7 +14,8 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import cloudpickle
@@ -25,7 +27,7 @@ from agc_ml.errors import AgcError, InputFileError, ModelError, ProcessorError
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
 from agc_ml.outputs import check
-from agc_ml.reading import Columns
+from agc_ml.reading import Columns, Directory, directory
 from agc_ml.shipping import load_source
 
 Kind = Literal["input", "definite", "model", "processor"]
@@ -42,6 +44,8 @@ class FileInfo:
 
     ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
     generated events of which the entries were kept, None where the file does not tell.
+    ``directory`` is where the needed columns are, for processors that take them flat; ``misread``
+    the ones of which only uproot makes sense.
     """
 
     entries: int
@@ -50,6 +54,8 @@ class FileInfo:
     n_columns: int
     column_bytes: int | None
     generated: int | None = None
+    directory: Directory | None = None
+    misread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,7 @@ class Job:
     module: str | None
     source: bytes
     models: tuple[str, ...] = ()
+    directory: Directory | None = None
 
 
 def pack(output: Any) -> bytes:
@@ -116,12 +123,18 @@ def _only(columns: tuple[str, ...]) -> dict[str, Any]:
     return {"filter_name": [*EVENT_ID, *with_counters(columns)]} if columns else {}
 
 
-def inspect_file(file: File, columns: tuple[str, ...]) -> FileInfo | Failure:
-    """Open a file and check that it is whole and has the columns that are needed."""
+def inspect_file(file: File, columns: tuple[str, ...], *, flat: bool = False) -> FileInfo | Failure:
+    """Open a file and check that it is whole and has the columns that are needed.
+
+    ``flat``: also find where they are, so that no worker has to go through the tree again.
+    """
     import uproot  # noqa: PLC0415 - heavy
 
     try:
-        with uproot.open({file.url: None}, timeout=OPEN_TIMEOUT_S) as opened:
+        with (
+            _without_collection(),
+            uproot.open({file.url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None) as opened,
+        ):
             size, end = opened.file.source.num_bytes, opened.file.fEND
             if size is not None and size < end:
                 return Failure("input", f"it is cut off: {size} of {end} bytes are there")
@@ -140,9 +153,28 @@ def inspect_file(file: File, columns: tuple[str, ...]) -> FileInfo | Failure:
                 generated=_generated(opened),
             )
             problem = _contradiction(file, info) or _unfit_column(tree, columns)
-            return Failure("definite", problem) if problem else info
+            if problem:
+                return Failure("definite", problem)
+            return _located(info, opened, file, columns) if flat else info
     except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
         return Failure("input", _one_line(error), _trace(error))
+
+
+def _located(info: FileInfo, opened: Any, file: File, columns: tuple[str, ...]) -> FileInfo:
+    found, misread = directory(opened, file.tree, file.url, with_counters(columns))
+    return replace(info, directory=found, misread=tuple(misread))
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Python's search for cycles costs a third more when a tree of a thousand branches is made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _generated(opened: Any) -> int | None:
@@ -227,25 +259,33 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     chunk = job.chunk
     file = _opened(job.url, chunk.uuid)
     bytes_before = int(file.file.source.num_requested_bytes)
-    columns = _columns(file, job) if getattr(processor, "flat", False) else None
-    read_before = (columns.seconds, columns.bytes) if columns is not None else (0.0, 0)
     metadata = _metadata(job)
-    events = (
-        _events(file, job, metadata, clock)
-        if columns is None
-        else columns.stream(chunk.start, chunk.stop, metadata)
-    )
+    if job.directory is not None:
+        return _process_flat(processor, file, job, metadata, clock)
+    events = _events(file, job, metadata, clock)
     opened = time.perf_counter()
     n_events = len(events)
     output = processor.process(events)
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
-    if columns is not None:
-        clock.seconds += columns.seconds - read_before[0]
-        n_bytes = columns.bytes - read_before[1]
     if n_events != chunk.events:
         raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
     check(output)
     return output, opened, n_bytes
+
+
+def _process_flat(
+    processor: Any, file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock
+) -> tuple[Any, float, int]:
+    chunk = job.chunk
+    columns = Columns(file, chunk.tree, job.url, job.directory or {})
+    opened = time.perf_counter()
+    try:
+        output = processor.process(columns.stream(chunk.start, chunk.stop, metadata))
+    finally:
+        columns.close()
+    clock.seconds += columns.seconds
+    check(output)
+    return output, opened, columns.bytes
 
 
 def _metadata(job: Job) -> dict[str, Any]:
@@ -300,26 +340,11 @@ def _opened(url: str, uuid: str) -> Any:
     return file
 
 
-def _columns(file: Any, job: Job) -> Columns:
-    """Reader of flat columns of the file that is kept open."""
-    names = tuple(with_counters(job.columns))
-    what = (job.chunk.tree, names)
-    if getattr(_kept, "what", None) != what:
-        _kept.columns = Columns(file, job.chunk.tree, job.url, names)
-        _kept.what = what
-    columns: Columns = _kept.columns
-    return columns
-
-
 def _close_kept() -> None:
     kept = getattr(_kept, "file", None)
     if kept is not None:
         kept.close()
         _kept.file = None
-    columns = getattr(_kept, "columns", None)
-    if columns is not None:
-        columns.close()
-        _kept.columns = _kept.what = None
 
 
 class _ReadClock:

@@ -42,9 +42,11 @@ import numpy as np  # noqa: E402 - after the settings above, as all that follows
 import uproot  # noqa: E402
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: E402
 from coffea.processor.accumulator import iadd  # noqa: E402
+from numba import njit  # noqa: E402
 
 from agc_ml import catalogue, provenance, reading, worker  # noqa: E402
 from agc_ml.checkpoints import Chunk  # noqa: E402
+from agc_ml.datasets import File  # noqa: E402
 from agc_ml.generate.lookalike import Part, generate  # noqa: E402
 from agc_ml.hists import materialised  # noqa: E402
 from agc_ml.kernels import forest  # noqa: E402
@@ -108,13 +110,16 @@ class Ours:
     def __init__(self, path: Path, process: str, models: Any | None, *, compat: bool) -> None:
         self.processor = TtbarProcessor(compat=compat, model=models)
         shipment = prepare(self.processor)
-        with uproot.open(path) as file:
-            uuid = str(file.file.uuid)
+        columns = (*self.processor.columns, *self.processor.simulation_columns)
+        info = worker.inspect_file(File(path.name, (str(path),)), columns, flat=True)
+        if not isinstance(info, worker.FileInfo):
+            raise SystemExit(info.reason)
         self._job = Job(
-            chunk=Chunk("d", path.name, "Events", uuid, EVENTS, 0, EVENTS),
+            chunk=Chunk("d", path.name, "Events", info.uuid, EVENTS, 0, EVENTS),
             url=str(path),
             metadata=metadata(process),
-            columns=(*self.processor.columns, *self.processor.simulation_columns),
+            columns=columns,
+            directory=info.directory,
             processor=shipment.blob,
             code=f"{shipment.code} {models}",
             modules={},
@@ -125,7 +130,8 @@ class Ours:
     def __call__(self, start: int, stop: int) -> worker.Finished:
         """Process the events [start, stop)."""
         chunk = replace(self._job.chunk, start=start, stop=stop)
-        outcome = process_chunk(replace(self._job, chunk=chunk))
+        directory = reading.part_of(self._job.directory or {}, start, stop)
+        outcome = process_chunk(replace(self._job, chunk=chunk, directory=directory))
         if not isinstance(outcome, worker.Finished):
             raise SystemExit(f"{outcome.reason}\n{outcome.details}")
         return outcome
@@ -242,7 +248,8 @@ def equality(sample: Sample, models: Any, boosters: dict[str, Any]) -> dict[str,
 def floor(path: Path, names: tuple[str, ...]) -> Callable[[], Any]:
     """Read columns, and do nothing with them."""
     file = uproot.open({str(path): None}, array_cache=None)
-    columns = reading.Columns(file, "Events", str(path), names)
+    found, _ = reading.directory(file, "Events", str(path), names)
+    columns = reading.Columns(file, "Events", str(path), found)
 
     def work() -> None:
         cuts = columns.cuts(0, EVENTS)
@@ -285,7 +292,6 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
         totals = dict.fromkeys(STAGES, 0.0)
         watched = (
             (worker, "_opened", "open"),
-            (worker, "_columns", "open"),
             (reading.os, "pread", "read"),
             (reading, "_decompressed", "decompress"),
             (reading.Columns, "read", "flatten"),
@@ -426,34 +432,34 @@ def fresh(task: str, *arguments: str, **environment: str) -> dict[str, float]:
 
 
 def compilation(folder: str) -> dict[str, float]:
-    """CPU s of a process' first chunk beyond that of its second one, of the same events."""
+    """CPU s of a process' first chunk beyond that of its second one, of the same events.
+
+    What numba imports when its first function is called is left out, and given apart.
+    """
     models = cards.load_model(folder)
     way = Ours(file_of(SAMPLES[0]), "ttbar", models, compat=False)
-    warm_up_reading(way)
+    start = cpu()
+    njit(lambda: None).compile(())
+    imports = cpu() - start
     first = seconds(lambda: way(0, 20_000))
     second = seconds(lambda: way(0, 20_000))
-    return {"seconds": first - second}
-
-
-def warm_up_reading(way: Ours) -> None:
-    """Open the file and read its columns once: what has nothing to do with kernels."""
-    processor = way.processor
-    names = tuple(with_counters((*processor.columns, *processor.simulation_columns)))
-    way_job = way._job  # noqa: SLF001 - ours
-    file = worker._opened(way_job.url, way_job.chunk.uuid)  # noqa: SLF001 - what a worker does
-    columns = worker._columns(file, way_job)  # noqa: SLF001 - what a worker does
-    for name in names:
-        columns.read(name, 0, 20_000)
+    return {"seconds": first - second, "numba_s": imports}
 
 
 def first_open(folder: str) -> dict[str, float]:
-    """CPU ms of a chunk of a file that is not open yet, beyond that of one that is."""
+    """CPU ms of a chunk of a file that is not open yet, beyond that of one that is.
+
+    And of looking into a file, which is done once a file, and tells workers where its columns are.
+    """
     models = cards.load_model(folder)
-    one, other = file_of(SAMPLES[0]), file_of(SAMPLES[1])
-    ways = [Ours(path, "ttbar", models, compat=False) for path in (one, other)]
+    ways = [Ours(file_of(sample), "ttbar", models, compat=False) for sample in SAMPLES[:2]]
     ways[0](0, 20_000)
     first = [seconds(lambda: ways[1](0, 20_000)), seconds(lambda: ways[1](0, 20_000))]
-    return {"milliseconds": (first[0] - first[1]) * 1e3}
+    path, processor = file_of(SAMPLES[2]), ways[0].processor
+    columns = (*processor.columns, *processor.simulation_columns)
+    file = File(path.name, (str(path),))
+    inspected = seconds(lambda: worker.inspect_file(file, columns, flat=True))
+    return {"milliseconds": (first[0] - first[1]) * 1e3, "inspect_ms": inspected * 1e3}
 
 
 def memory(folder: str) -> dict[str, float]:
@@ -570,7 +576,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
         warm = [
             fresh("compilation", str(folder), NUMBA_CACHE_DIR=cache)["seconds"] for _ in range(3)
         ]
-    opened = [fresh("first_open", str(folder))["milliseconds"] for _ in range(3)]
+    opened = [fresh("first_open", str(folder)) for _ in range(3)]
     return {
         "schema": 1,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -585,7 +591,8 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
         "equality": equal,
         "read_fractions": read_fractions(rounds),
         "chunk_overhead_ms": chunk_overhead(rounds),
-        "first_open_ms": opened,
+        "first_open_ms": [one["milliseconds"] for one in opened],
+        "inspect_ms": [one["inspect_ms"] for one in opened],
         "memory": fresh("memory", str(folder)),
         "jit_cold_s": cold,
         "jit_warm_s": warm,
@@ -616,6 +623,7 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
         "read_fraction_11": record["read_fractions"]["11%"],
         "chunk_overhead_ms": record["chunk_overhead_ms"],
         "first_open_ms": float(np.median(record["first_open_ms"])),
+        "inspect_ms": float(np.median(record["inspect_ms"])),
         "rss_over_base_mb": record["memory"]["over_base_mb"],
         "jit_warm_s": float(np.median(record["jit_warm_s"])),
         "forest_vs_xgboost": record["forest"]["as they come"]["ratio"],

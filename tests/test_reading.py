@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import uproot
 from hypothesis import given
 from hypothesis import strategies as st
 
+import agc_ml as agc
 from agc_ml import reading
 from agc_ml.errors import InputFileError
-from agc_ml.reading import Columns
+from agc_ml.reading import Columns, directory, part_of
 
 NAMES = ("event", "genWeight", "nJet", "Jet_pt", "Jet_jetId", "nMuon", "Muon_tightId")
 CODECS = {
@@ -51,7 +51,9 @@ def made(path: Path, clusters: list[int], codec: Any = CODECS["zlib"]) -> Path:
 
 def columns(path: Path) -> Columns:
     file = uproot.open({str(path): None}, array_cache=None)
-    return Columns(file, "Events", str(path), NAMES)
+    found, misread = directory(file, "Events", str(path), NAMES)
+    assert misread == []
+    return Columns(file, "Events", str(path), found)
 
 
 def expected(path: Path, name: str, start: int, stop: int) -> Any:
@@ -71,11 +73,10 @@ def assert_reads(path: Path, start: int, stop: int) -> Columns:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_all_codecs(codec: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_codecs(codec: str, tmp_path: Path) -> None:
     path = made(tmp_path / "x.root", [70, 30, 50], CODECS[codec])
     read = assert_reads(path, 0, 150)
-    assert all(read._known.values()), "something was left to uproot"
-    assert caplog.messages == []
+    assert all(read._directory.values()), "something was left to uproot"
     read.close()
 
 
@@ -99,7 +100,7 @@ def test_a_file_of_many_baskets_a_cluster(real_data: Path) -> None:
 def test_rntuples_are_left_to_uproot(real_data: Path) -> None:
     (path,) = real_data.glob("*rntuple*.root")
     read = assert_reads(path, 2, 9)
-    assert not any(read._known.values())
+    assert not any(read._directory.values())
     read.close()
 
 
@@ -119,7 +120,7 @@ def test_blocks_end_where_clusters_do(clustered: Path, monkeypatch: pytest.Monke
 
 
 def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
-    clustered: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clustered: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = reading._unpacked
 
@@ -128,25 +129,56 @@ def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
         return bytes(len(payload)), border
 
     monkeypatch.setattr(reading, "_unpacked", wrong)
-    with caplog.at_level(logging.WARNING, logger="agc_ml"):
-        assert_reads(clustered, 0, 150).close()
-    assert "branch Jet_pt is not what it seems, so uproot reads it" in caplog.text
-
-
-def test_columns_are_checked_once(clustered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = columns(clustered)
-    calls = []
-    right = Columns._with_uproot
-
-    def spy(self: Columns, name: str, start: int, stop: int) -> Any:
-        calls.append(name)
-        return right(self, name, start, stop)
-
-    monkeypatch.setattr(Columns, "_with_uproot", spy)
-    for start in range(0, 150, 30):
-        read.read("Jet_pt", start, start + 30)
-    assert sorted(calls) == ["Jet_pt", "nJet"]
+    file = uproot.open({str(clustered): None}, array_cache=None)
+    found, misread = directory(file, "Events", str(clustered), NAMES)
+    assert {"Jet_pt", "event"} <= set(misread)
+    read = Columns(file, "Events", str(clustered), found)
+    np.testing.assert_array_equal(
+        read.read("Jet_pt", 0, 150), expected(clustered, "Jet_pt", 0, 150)
+    )
     read.close()
+
+
+def test_misread_columns_are_told(
+    clustered: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Columns, "agrees", lambda self, name: name != "Jet_pt")
+    result = agc.run(
+        *("ttbar", nanoaod.fileset(one=[clustered])),
+        site="inline",
+        output=tmp_path / "run",
+        quiet=True,
+    )
+    (line,) = [line for line in result.warnings if "uproot reads them" in line]
+    assert "x.root: Jet_pt are not what they seem" in line
+    assert result.metrics.events == 150
+
+
+@given(start=st.integers(0, 149), length=st.integers(1, 150))
+def test_a_part_of_a_directory_is_enough(clustered: Path, start: int, length: int) -> None:
+    stop = min(150, start + length)
+    whole = columns(clustered)
+    part = part_of(whole._directory, start, stop)
+    read = Columns(whole._file, "Events", str(clustered), part)
+    for name in NAMES:
+        right = whole.read(name, start, stop)
+        np.testing.assert_array_equal(read.read(name, start, stop), right)
+    assert read.cuts(start, stop) == whole.cuts(start, stop)
+    read.close()
+    whole.close()
+
+
+def test_parts_of_a_real_directory(real_data: Path) -> None:
+    """Baskets of the columns end at different events: counters are needed beyond the part."""
+    path = real_data / "unroot_NanoAODv5_sample.root"
+    whole = columns(path)
+    for start, stop in ((0, 1), (10, 500), (333, 777), (999, 1000)):
+        read = Columns(whole._file, "Events", str(path), part_of(whole._directory, start, stop))
+        for name in NAMES:
+            right = expected(path, name, start, stop)
+            np.testing.assert_array_equal(read.read(name, start, stop), right)
+        read.close()
+    whole.close()
 
 
 def test_undeclared_columns_are_refused(clustered: Path) -> None:
@@ -168,7 +200,6 @@ def test_flipped_bits_are_noticed(place: int, clustered: Path, tmp_path: Path) -
     damaged = tmp_path / "damaged.root"
     damaged.write_bytes(content)
     read = columns(damaged)
-    read.read("Jet_pt", 0, 40)
     with pytest.raises(InputFileError, match="basket"):
         read.read("Jet_pt", 66, 126)
     read.close()
@@ -204,7 +235,7 @@ def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
     with fsspec.open(url, "wb") as target:
         target.write(clustered.read_bytes())
     file = uproot.open({url: None}, array_cache=None)
-    read = Columns(file, "Events", url, NAMES)
+    read = Columns(file, "Events", url, directory(file, "Events", url, NAMES)[0])
     requests = []
     chunks = file.file.source.chunks
 
@@ -213,14 +244,9 @@ def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
         return chunks(ranges, notifications=notifications)
 
     file.file.source.chunks = spy
-    for _ in range(2):  # the second time without the checks, which read for themselves
-        requests.clear()
-        (block,) = read.stream(0, 150, {}).blocks()
-        for collection, field, name in (
-            ("Jet", "pt", "Jet_pt"),
-            ("Muon", "tightId", "Muon_tightId"),
-        ):
-            found = getattr(getattr(block, collection), field)
-            np.testing.assert_array_equal(found, expected(clustered, name, 0, 150))
+    (block,) = read.stream(0, 150, {}).blocks()
+    for collection, field, name in (("Jet", "pt", "Jet_pt"), ("Muon", "tightId", "Muon_tightId")):
+        found = getattr(getattr(block, collection), field)
+        np.testing.assert_array_equal(found, expected(clustered, name, 0, 150))
     assert requests == [5 * len(NAMES)]
     read.close()
