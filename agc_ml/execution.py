@@ -36,7 +36,7 @@ from agc_ml.ml.hook import Content
 from agc_ml.reading import part_of
 from agc_ml.results import ClusterSummary
 from agc_ml.shipping import is_flat
-from agc_ml.worker import Failure, FileInfo, Finished, Job, inspect_file, process_chunk
+from agc_ml.worker import Failure, FileInfo, Finished, Job, inspect_file, pack, process_packed
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 ROUNDS: Final = 3
 FIRST_WAIT_S: Final = 0.5
+FETCH_EVERY_S: Final = 0.1
+"""Results are fetched together: each time costs the scheduler as much as a chunk."""
 
 
 class Lost(NamedTuple):
@@ -164,12 +166,15 @@ class DaskExecutor:
         del futures  # a future that is held is computed again when its worker dies
         try:
             for batch in completed.batches():
+                fetched = time.monotonic()
                 finished = {future.key: future for future in batch if future.status == "finished"}
                 results = self._client.gather(finished, errors="skip")
                 for future in batch:
                     pending.discard(future)
                     yield keys[future.key], results.get(future.key) or _outcome(future)
                     future.release()
+                if pending:
+                    time.sleep(max(0.0, fetched + FETCH_EVERY_S - time.monotonic()))
         except (FutureCancelledError, OSError) as error:
             raise ClusterError(f"the connection to the Dask scheduler is lost ({error})") from error
         finally:
@@ -365,10 +370,10 @@ def _recall(account: Account) -> None:
 
 def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Chunk]:
     """Process chunks once each; return those whose worker died."""
-    jobs = {str(chunk): (_job(account, chunk), executor.topic) for chunk in chunks}
+    jobs = {str(chunk): (pack(_job(account, chunk)), executor.topic) for chunk in chunks}
     by_key = {str(chunk): chunk for chunk in chunks}
     lost = []
-    for key, outcome in executor.outcomes(process_chunk, jobs):
+    for key, outcome in executor.outcomes(process_packed, jobs):
         chunk = by_key[key]
         if isinstance(outcome, Finished):
             _accept(account, chunk, outcome)

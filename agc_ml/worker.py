@@ -102,13 +102,13 @@ class Job:
 
 
 def pack(output: Any) -> bytes:
-    """Pickle and compress what a processor returned."""
+    """Pickle and compress a job, or what a processor returned."""
     packed: bytes = lz4.frame.compress(pickle.dumps(output, protocol=5))
     return packed
 
 
 def unpack(blob: bytes) -> Any:
-    """Undo `pack`; only for what this run or its own interrupted predecessor wrote."""
+    """Undo `pack`; only for what this run, its driver or its own interrupted predecessor packed."""
     return pickle.loads(lz4.frame.decompress(blob))  # noqa: S301 - our own, checked by sha256
 
 
@@ -219,6 +219,11 @@ def _bytes_of(tree: Any, columns: tuple[str, ...]) -> int | None:
     names = set(with_counters(columns))
     branches = [b for b in getattr(tree, "branches", ()) if not columns or b.name in names]
     return sum(int(branch.compressed_bytes) for branch in branches) if branches else None
+
+
+def process_packed(packed: bytes, topic: str | None = None) -> Finished | Failure:
+    """`process_chunk` of a packed job: Dask takes bytes as they are, and objects apart."""
+    return process_chunk(unpack(packed), topic)
 
 
 def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
