@@ -71,7 +71,7 @@ def directory(file: Any, tree: str, url: str, names: Iterable[str]) -> tuple[Dir
     """
     found = {name: _baskets_of(file[tree], name) for name in names}
     columns = Columns(file, tree, url, found)
-    wrong = [name for name, baskets in found.items() if baskets and not columns.agrees(name)]
+    wrong = [name for name in found if not columns.agrees(name)]
     columns.close()
     return {name: None if name in wrong else baskets for name, baskets in found.items()}, wrong
 
@@ -164,7 +164,10 @@ class Columns:
 
     def _with_baskets(self, name: str, baskets: Baskets, start: int, stop: int) -> Array:
         touched = baskets.touched(start, stop)
-        content = self._content(baskets, touched)
+        try:
+            content = self._content(baskets, touched)
+        except InputFileError as error:
+            raise InputFileError(f"branch {name}: {error}") from error
         first, last = int(baskets.bounds[touched.start]), int(baskets.bounds[touched.stop])
         if (first, last) == (start, stop):
             return content
@@ -207,11 +210,14 @@ class Columns:
         return np.frombuffer(payload, baskets.dtype, n_bytes // baskets.dtype.itemsize)
 
     def agrees(self, name: str) -> bool:
-        """Whether the first basket of a branch holds what uproot makes of it."""
+        """Whether the first basket of a branch holds what uproot makes of it, if it is whole."""
         baskets = self._directory[name]
         if baskets is None:
             return True
-        ours = self._basket(baskets, 0)
+        try:
+            ours = self._basket(baskets, 0)
+        except InputFileError:  # only its own chunk is lost, and says so
+            return True
         theirs = self._with_uproot(name, 0, int(baskets.bounds[1]))
         same_type = theirs.dtype == baskets.dtype.newbyteorder("=")
         return bool(same_type and ours.tobytes() == theirs.astype(baskets.dtype).tobytes())
