@@ -98,19 +98,24 @@ instance_group [{{ kind: KIND_CPU count: 1 }}]
 version_policy {{ all {{}} }}
 """
 
-# Between the tests and a server: when the tests end, in whatever way, its input does too, and the
-# server, its processes and their shared memory go.
+# Between the tests and a server: when they end, in whatever way, its input does too, and it takes
+# down the server, the processes of its models, which become its own then, and their shared memory.
 _KEEPER: Final = """\
-import contextlib, glob, os, signal, subprocess, sys
+import contextlib, ctypes, glob, os, signal, subprocess, sys
 shared_memory, *command = sys.argv[1:]
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 print(server.pid, flush=True)
 sys.stdin.read()
 with contextlib.suppress(ProcessLookupError):
     os.killpg(server.pid, signal.SIGKILL)
-server.wait()
+with contextlib.suppress(ChildProcessError):
+    while True:
+        os.wait()
 for file in glob.glob(shared_memory + "*"):
     os.unlink(file)
+os._exit(0)
 """
 
 
@@ -196,7 +201,8 @@ class Server:
         return psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
 
     def stop(self) -> None:
-        self._keeper.communicate()
+        if self._keeper.poll() is None:
+            self._keeper.communicate()
 
 
 class Triton:
