@@ -551,12 +551,15 @@ import numpy as np
 from agc_ml.ml.kserve import Endpoint, Remote
 
 features = np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
+remote = Remote(Endpoint((sys.argv[1],), "weighted", "1"), 4, deadline_s=5.0)
+
+def score(features):
+    return remote(features)  # where processes are forked, the one with the parent's connections
 
 if __name__ == "__main__":
-    remote = Remote(Endpoint((sys.argv[1],), "weighted", "1"), 4, deadline_s=10.0)
     here = remote(features)
     with multiprocessing.get_context(sys.argv[2]).Pool(2) as pool:
-        there = pool.map(remote, [features] * 4)
+        there = pool.map(score, [features] * 4) + pool.map(remote, [features] * 4)
     assert all(np.array_equal(here, scores) for scores in there)
     assert np.array_equal(here, remote(features))
 """

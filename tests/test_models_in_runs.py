@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 from commandline import agc as typed
 from models import forest, linear_onnx
+from services.triton import SLOW_S, Triton, free_port, weighted
 
 import agc_ml as agc
 from agc_ml import catalogue
 from agc_ml.errors import ModelError, UsageError
 from agc_ml.execution import DaskExecutor
 from agc_ml.ml import cards, hook
-from agc_ml.results import load_record
+from agc_ml.results import RunResult, load_record
 from processors.ttbar import TtbarProcessor
 from processors.ttbar.assignment import FEATURES
 
@@ -130,6 +133,78 @@ def test_what_is_scored_by_xgboost_itself_is_said(mine: str, fileset: Any, tmp_p
     (note,) = [line for line in result.warnings if "xgboost" in line]
     assert "model trees (version" in note
     assert "scored by xgboost, not by the faster forest kernel: it is not JSON" in note
+
+
+# -- models on servers -----------------------------------------------------------------------------
+
+REMOTE = MINE.replace('("pt", "eta")', '("pt", "eta", "phi", "mass")')
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> str:
+    (tmp_path / "remote.py").write_text(REMOTE)
+    return f"{tmp_path / 'remote.py'}:Mine"
+
+
+def test_a_model_on_a_server(remote: str, fileset: Any, triton: Triton, tmp_path: Path) -> None:
+    uri = f"grpc://{triton.main.address}/weighted?version=2"
+    result = agc.run(
+        remote, fileset, model=uri, workers=2, output=tmp_path / "run", chunk_size=200, quiet=True
+    )
+    found = result.hists["score"].sum(flow=True).value
+    jets = sum(len(nanoaod.events(500, i)["Jet"].pt.layout.content) for i in range(3))
+    assert found == jets
+    assert list(result.provenance.models) == ["weighted@2"]
+
+
+def test_two_models_on_servers_behind_one_card(triton: Triton, tmp_path: Path) -> None:
+    entries = [
+        {"uri": f"grpc://{triton.main.address}/weighted?version={v}", "trained_on": parity}
+        for v, parity in ((1, "even"), (2, "odd"))
+    ]
+    content = {"schema": 1, "name": "both", "version": "1", "models": entries}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    bundle = cards.load_model(tmp_path / "model.json")
+    rows = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    event = np.arange(6)
+    expected = np.where(event % 2 == 0, weighted(rows, 2), weighted(rows, 1))
+    np.testing.assert_array_equal(bundle(rows, event), expected)
+
+
+def test_a_server_that_dies_stops_the_run_which_goes_on_later(
+    remote: str, fileset: Any, triton: Triton, tmp_path: Path
+) -> None:
+    server = triton.start("slow")
+    address = server.address
+    catalogue.save(fileset, tmp_path / "fileset.json")
+    arguments = ["run", remote, tmp_path / "fileset.json", "--cluster", "inline"]
+    arguments += ["--model", f"grpc://{address}/slow?version=1", "--chunk-size", "250"]
+    arguments += ["-o", tmp_path / "run", "-q"]
+    killer = threading.Timer(2 * SLOW_S + 0.5, lambda: server.signal(signal.SIGKILL))
+    killer.start()
+    called = typed(*arguments)
+    killer.join()
+    assert called.code == 1
+    assert f"model slow (version 1): no server scores: {address} (" in called.error
+    assert "go on with: agc-ml run" in called.error
+    record = load_record(tmp_path / "run")
+    assert record.status == "partial"
+    server.stop()
+    triton.start("slow", port=int(address.rpartition(":")[2]))
+    again = typed(*arguments, "--resume")
+    assert again.code == 0, again.err
+    ledger = RunResult.load(tmp_path / "run").ledger
+    assert ledger.events == 1500
+    assert not ledger.missing
+
+
+def test_a_server_that_is_not_there(remote: str, fileset: Any, tmp_path: Path) -> None:
+    uri = f"grpc://127.0.0.1:{free_port()}/weighted?version=1"
+    catalogue.save(fileset, tmp_path / "fileset.json")
+    called = typed("run", remote, tmp_path / "fileset.json", "--model", uri, "-o", tmp_path / "run")
+    assert called.code == 1
+    assert "model weighted (version 1): no server scores: 127.0.0.1:" in called.error
+    assert not (tmp_path / "run").exists()
 
 
 # -- bad input -------------------------------------------------------------------------------------
