@@ -53,8 +53,13 @@ def events(n: int, seed: int, weight: float = 1.0) -> dict[str, Any]:
     return branches
 
 
-def write(path: Path, branches: dict[str, Any], tree: str = "Events") -> Path:
-    """Write branches as uproot writes NanoAOD: one counter a collection."""
+def write(
+    path: Path, branches: dict[str, Any], tree: str = "Events", cluster: int | None = None
+) -> Path:
+    """Write branches as uproot writes NanoAOD: one counter a collection.
+
+    ``cluster`` is the number of events whose columns lie together, all of them by default.
+    """
     types = {
         name: values.dtype if isinstance(values, np.ndarray) else ak.type(values).content
         for name, values in branches.items()
@@ -66,8 +71,10 @@ def write(path: Path, branches: dict[str, Any], tree: str = "Events") -> Path:
             counter_name=lambda name: f"n{name}",
             field_name=lambda outer, inner: inner if outer == "" else f"{outer}_{inner}",
         )
-        if len(next(iter(branches.values()))):
-            made.extend(branches)
+        n = len(next(iter(branches.values())))
+        for start in range(0, n, cluster or max(n, 1)):
+            stop = start + (cluster or n)
+            made.extend({name: values[start:stop] for name, values in branches.items()})
     return path
 
 

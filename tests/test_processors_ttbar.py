@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,15 @@ from scipy import stats
 
 import agc_ml as agc
 from agc_ml import agc as published
+from agc_ml import reading
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import InputFileError
 from agc_ml.hists import materialised
 from agc_ml.kernels.flat import FlatEvents, blocks
 from agc_ml.kernels.jagged import count
+from agc_ml.ml import hook
 from agc_ml.worker import EVENT_ID, with_counters
-from processors.ttbar import TtbarProcessor, selection, systematics
+from processors.ttbar import TtbarProcessor, assignment, selection, systematics
 from processors.ttbar.observables import OBSERVABLES, h_t, m_bjj
 
 NanoAODSchema.warn_missing_crossrefs = False
@@ -152,6 +155,31 @@ def test_number_of_workers_does_not_matter(real_data: Path, tmp_path: Path) -> N
                 agc.run("ttbar", fileset, client=client, output=folder, chunk_size=250, quiet=True)
             )
     assert agc.compare(results[0].templates, results[1].templates, rtol=0) == []
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_blocks_do_not_matter(
+    compat: bool, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the events are cut into blocks, and permutations into batches: the same bits."""
+    branches = nanoaod.events(3000, 1)
+    branches["Jet"] = ak.with_field(branches["Jet"], branches["Jet"].btagCSVV2, "qgl")
+    path = nanoaod.write(tmp_path / "x.root", branches, cluster=100)
+    results = []
+    for block, rows, batch in ((3000, 1 << 20, 1 << 20), (300, 500, 2000)):
+        monkeypatch.setattr(reading, "BLOCK", block)
+        monkeypatch.setattr(assignment, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(hook.Batches.__init__, "__defaults__", (batch,))
+        result = agc.run(
+            TtbarProcessor(compat=compat, model=agc.load_model(real_data)),
+            nanoaod.fileset(ttbar=[path]),
+            site="inline",
+            output=tmp_path / str(block),
+            quiet=True,
+        )
+        results.append(result)
+    assert results[0].cutflow["ttbar"]["4j2b"] > 50
+    assert agc.compare(results[0].templates, results[1].templates, rtol=1e-12) == []
 
 
 def test_reproducible_smearing_is_the_same_in_any_chunk(real_data: Path, tmp_path: Path) -> None:
@@ -485,3 +513,37 @@ def test_smearing_tells_large_event_numbers_apart() -> None:
     }
     events = FlatEvents(4, columns.__getitem__, ["Jet"], {})
     assert len(set(smearing(events, range(4))[0].tolist())) == 4
+
+
+# -- as any coffea processor ----------------------------------------------------------------------
+
+
+def test_it_runs_under_coffeas_own_runner(real_data: Path, tmp_path: Path) -> None:
+    """On records, by coffea alone: the same bins but for the normalisation, which is ours."""
+    from coffea.processor import IterativeExecutor, Runner  # noqa: PLC0415 - heavy
+
+    runner = Runner(
+        IterativeExecutor(status=False), schema=NanoAODSchema, chunksize=400, metadata_cache={}
+    )
+    metadata = {"process": "ttbar", "variation": "nominal"}
+    fileset = {"ttbar": {"files": {str(real_data / SAMPLE): "Events"}, "metadata": metadata}}
+    processor = TtbarProcessor(compat=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what coffea's schema leaves out
+        output = runner(fileset, processor)
+    result = agc.run(
+        processor,
+        one_file(real_data / SAMPLE, "ttbar"),
+        site="inline",
+        output=tmp_path,
+        chunk_size=400,
+        quiet=True,
+    )
+    weight = published.CROSS_SECTIONS["ttbar"] * published.LUMINOSITY / 1000
+    for region in OBSERVABLES:
+        for variation in ("nominal", "pt_scale_up", "btag_var_1_down"):
+            suffix = "" if variation == "nominal" else f"_{variation}"
+            found = output[region][:, "ttbar", variation].values(flow=True)
+            expected = result.templates[f"{region}_ttbar{suffix}"].values(flow=True)
+            np.testing.assert_allclose(found * weight, expected, rtol=1e-9)
+    assert output["cutflow"]["ttbar"]["4j2b"] == 73
