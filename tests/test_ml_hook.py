@@ -161,11 +161,11 @@ def test_models_in_the_wrong_place_are_refused() -> None:
 
 def test_batches_are_gathered_and_scores_come_back_in_their_place() -> None:
     calls = []
-    both = bundle()
+    model = bundle().scorer("even")
 
-    def scorer(rows: Any, event: Any) -> Any:
+    def scorer(rows: Any) -> Any:
         calls.append(len(rows))
-        return both(rows, event)
+        return model(rows)
 
     batches = Batches(scorer, rows=10)
     found: dict[int, list[float]] = {}
@@ -175,7 +175,7 @@ def test_batches_are_gathered_and_scores_come_back_in_their_place() -> None:
         def use(scores: Any, part: int = part) -> None:
             found[part] = scores.tolist()
 
-        batches.add(rows, np.zeros(n, np.int64), use)
+        batches.add(rows, use)
     batches.flush()
     batches.flush()
     assert calls == [12, 26, 2]

@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 from agc_ml.errors import ModelError
 
 Parity = Literal["even", "odd"]
+PARITIES: Final[tuple[Parity, Parity]] = ("even", "odd")
+"""Of event numbers, by their remainder."""
 Format = Literal["xgboost", "onnx", "kserve"]
 DeltaPhi = Literal["wrapped", "raw"]
 Array = NDArray[Any]
@@ -181,6 +183,10 @@ class Bundle:
         """How the Delta R features of both are made."""
         return self.even.delta_phi
 
+    def scorer(self, parity: Parity) -> Model:
+        """The model that may score events of a parity: the one trained on the others."""
+        return self.odd if parity == "even" else self.even
+
     def __call__(self, features: Any, event: Any) -> Array:
         """Score rows, of which ``event`` gives the event numbers, shape ``(n,)``.
 
@@ -192,27 +198,27 @@ class Bundle:
         rows = np.asarray(features)
         is_even = np.asarray(event) % 2 == 0
         scores = np.empty(len(rows), np.float32)
-        scores[is_even] = self.odd(rows[is_even])
-        scores[~is_even] = self.even(rows[~is_even])
+        scores[is_even] = self.scorer("even")(rows[is_even])
+        scores[~is_even] = self.scorer("odd")(rows[~is_even])
         return scores
 
 
 class Batches:
-    """Gathers rows of many places, and scores them together.
+    """Gathers rows of many places, and has a model score them together.
 
-    ``add`` takes rows, their event numbers, and what is to be done with their scores. What is left
-    over at the end `flush` scores.
+    ``add`` takes rows, and what is to be done with their scores. What is left over at the end
+    `flush` scores.
     """
 
-    def __init__(self, model: Bundle, rows: int = BATCH_ROWS) -> None:
+    def __init__(self, model: Model, rows: int = BATCH_ROWS) -> None:
         self._model = model
         self._most = rows
-        self._waiting: list[tuple[Array, Array, Callable[[Array], None]]] = []
+        self._waiting: list[tuple[Array, Callable[[Array], None]]] = []
 
-    def add(self, features: Array, event: Array, use: Callable[[Array], None]) -> None:
+    def add(self, features: Array, use: Callable[[Array], None]) -> None:
         """Take rows; ``use`` is called with their scores, now or later."""
-        self._waiting.append((features, event, use))
-        if sum(len(rows) for rows, _, _ in self._waiting) >= self._most:
+        self._waiting.append((features, use))
+        if sum(len(rows) for rows, _ in self._waiting) >= self._most:
             self.flush()
 
     def flush(self) -> None:
@@ -220,10 +226,9 @@ class Batches:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        features, events = (np.concatenate([part[i] for part in waiting]) for i in (0, 1))
-        scores = self._model(features, events)
-        ends = np.cumsum([len(rows) for rows, _, _ in waiting])
-        for part, (_, _, use) in zip(np.split(scores, ends[:-1]), waiting, strict=True):
+        scores = self._model(np.concatenate([rows for rows, _ in waiting]))
+        ends = np.cumsum([len(rows) for rows, _ in waiting])
+        for part, (_, use) in zip(np.split(scores, ends[:-1]), waiting, strict=True):
             use(part)
 
 

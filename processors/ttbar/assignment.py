@@ -7,6 +7,7 @@ Open Data ttbar analysis of the IRIS-HEP Analysis Grand Challenge, version 2.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from agc_ml.hists import DenseHist
 from agc_ml.kernels import combinatorics
 from agc_ml.kernels.jagged import Collection, offsets_of
 from agc_ml.kernels.kinematics import cartesian, pair_mass
-from agc_ml.ml.hook import Batches, Bundle
+from agc_ml.ml.hook import PARITIES, Batches, Bundle, Parity
 
 TASK: Final = "jet_assignment"
 REGION: Final = "4j2b"
@@ -90,6 +91,15 @@ class Candidates(NamedTuple):
     lepton: tuple[Any, ...]
     event: Any
 
+    def take(self, chosen: Any) -> Candidates:
+        """Some of the events, by a mask."""
+        every_jet = np.ones(self.jets.offsets[-1], dtype=bool)
+        return Candidates(
+            self.jets.take(chosen, every_jet),
+            tuple(values[chosen] for values in self.lepton),
+            self.event[chosen],
+        )
+
     def part(self, first: int, until: int) -> Candidates:
         """The events [first, until)."""
         return Candidates(
@@ -146,32 +156,33 @@ class BestPermutation:
     def __init__(self, model: Bundle, hists: dict[str, DenseHist]) -> None:
         self._hists = hists
         self._wraps = model.delta_phi == "wrapped"
-        self._batches = Batches(model)
+        self._batches = {parity: Batches(model.scorer(parity)) for parity in PARITIES}
 
     def add(self, candidates: Candidates, weights: dict[str, Any]) -> None:
         """Take events of one kinematic variation, and their weights in each one that they fill."""
+        for remainder, parity in enumerate(PARITIES):
+            chosen = candidates.event % 2 == remainder
+            own = {name: values[chosen] for name, values in weights.items()}
+            self._add(parity, candidates.take(chosen), own)
+
+    def _add(self, parity: Parity, candidates: Candidates, weights: dict[str, Any]) -> None:
         rows = offsets_of(combinatorics.n_permutations(candidates.jets.counts))
-        last = len(rows) - 1
         first = 0
-        while first < last:
+        while first < len(rows) - 1:
             until = np.searchsorted(rows, rows[first] + ROWS_AT_ONCE, "right") - 1
-            self._add_part(candidates.part(first, until), first, until, weights)
+            until = max(int(until), first + 1)
+            features, of_event = permutations(candidates.part(first, until), wraps=self._wraps)
+            own = {name: values[first:until] for name, values in weights.items()}
+            self._batches[parity].add(features, partial(self._fill, features, of_event, own))
             first = until
 
-    def _add_part(
-        self, candidates: Candidates, first: int, until: int, weights: dict[str, Any]
-    ) -> None:
-        features, rows = permutations(candidates, wraps=self._wraps)
-        own = {name: values[first:until] for name, values in weights.items()}
-
-        def use(scores: Any) -> None:
-            best = features[combinatorics.highest(rows, scores)]
-            for column, histogram in enumerate(self._hists.values()):
-                for name, values in own.items():
-                    histogram.fill(name, best[:, column], values)
-
-        self._batches.add(features, np.repeat(candidates.event, np.diff(rows)), use)
+    def _fill(self, features: Any, rows: Any, weights: dict[str, Any], scores: Any) -> None:
+        best = features[combinatorics.highest(rows, scores)]
+        for column, histogram in enumerate(self._hists.values()):
+            for name, values in weights.items():
+                histogram.fill(name, best[:, column], values)
 
     def finish(self) -> None:
         """Score and fill what is waiting."""
-        self._batches.flush()
+        for batches in self._batches.values():
+            batches.flush()
