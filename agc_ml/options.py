@@ -72,7 +72,8 @@ plan_options = together(
     click.option(
         "--model",
         metavar="MODEL",
-        help="What the processor scores with: a file, a card, a folder, or grpc://host:port/name.",
+        help="What the processor scores with: a file, a card, a folder with one, or "
+        "grpc://host:port/name?version=1.",
     ),
     click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
     cluster_options,
