@@ -54,14 +54,11 @@ _IN_SHORT: Final = {
 }
 
 _CHANNEL: Final = (
-    # Channels to the same address share one connection unless told not to. Where it went dead
-    # without a word, as behind some routers, a new channel must mean a new one.
+    # Channels to one address share a connection unless told not to, and may wait two minutes until
+    # they connect again. Where it went dead, a new channel must mean a new connection, at once.
     ("grpc.use_local_subchannel_pool", 1),
     # Proxies that batch nodes name for the web pass no gRPC.
     ("grpc.enable_http_proxy", 0),
-    # gRPC waits up to two minutes before it tries a refused connection again, and fails till then.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
 
