@@ -419,9 +419,9 @@ def _reader_folders() -> tuple[str, ...]:
 
 
 def _one_line(error: BaseException) -> str:
-    """Type and first line of the error that others were raised from."""
+    """Type and first line of the error that others were raised from, or of one that is ours."""
     root = error
-    while root.__cause__ is not None:
+    while root.__cause__ is not None and not isinstance(root, AgcError):
         root = root.__cause__
     message = getattr(root, "message", None) or str(root)  # uproot's begins with its surroundings
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]

@@ -31,6 +31,7 @@ REQUIREMENTS: Final = Path(__file__).with_name("triton_requirements.txt")
 INSTALL_TIMEOUT_S: Final = 400
 START_TIMEOUT_S: Final = 120
 STARTS: Final = 3
+STARTED: Final = "Started GRPCInferenceService"
 SHARED_MEMORY: Final = Path("/dev/shm")
 SLOW_S: Final = 1.5
 
@@ -223,7 +224,7 @@ class Triton:
             self._servers.append(server)
             deadline = time.monotonic() + START_TIMEOUT_S
             while time.monotonic() < deadline and not server.has_ended():
-                if _accepts(server.address):  # not before its models are loaded
+                if STARTED in log.read_text():  # not before its models are loaded
                     return server
                 time.sleep(0.05)
             server.stop()
@@ -270,12 +271,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def _accepts(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with socket.socket() as connection:
-        return connection.connect_ex((host, int(port))) == 0
 
 
 @pytest.fixture(scope="session")
