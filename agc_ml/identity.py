@@ -25,6 +25,7 @@ import cloudpickle
 from agc_ml.errors import ProcessorError
 
 OURS: Final = "agc_ml"
+_TYPE_CHECKING: Final = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 # Per process: the import (its spec is another after a reload) and the source of each module.
 _seen: dict[str, tuple[Any, str]] = {}
@@ -166,7 +167,7 @@ def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in _TYPE_CHECKING:
             waiting += node.orelse
         else:
             waiting += ast.iter_child_nodes(node)

@@ -272,7 +272,10 @@ def _local(url: str) -> int | None:
     parts = urlsplit(url)
     if parts.scheme not in {"", "file"}:
         return None
-    return os.open(Path(unquote(parts.path) if parts.scheme else url), os.O_RDONLY)
+    try:
+        return os.open(Path(unquote(parts.path) if parts.scheme else url), os.O_RDONLY)
+    except OSError as error:
+        raise InputFileError(f"can't be opened: {error.strerror}") from error
 
 
 def _baskets_of(tree: Any, name: str) -> Baskets | None:

@@ -119,6 +119,8 @@ PICKLE = pickle.dumps({"a": "model"})
         ("m", b"x", "no ending: not a format"),
         ("m.onnx", linear_onnx([1])[:40], "ONNX Runtime can't read it .*export it anew"),
         ("m.onnx", b"", "ONNX Runtime can't read it"),
+        ("m.json", b"", "it is empty; train or copy it anew"),
+        ("m.ubj", b"", "it is empty"),
         ("m.json", b'{"learner": ', "xgboost can't read it .*train or copy it anew"),
         ("m.json", b"[1, 2]", "xgboost can't read it"),
         ("m.ubj", b"{L\x00", "xgboost can't read it"),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,9 @@ def test_threads_load_a_model_once(model: Model, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_model_is_known_by_its_bytes(model: Model) -> None:
-    assert canonical({"model": model}) == {"model": f"linear@{model.version} sha256:{model.sha256}"}
+    assert canonical({"model": model}) == {
+        "model": f"linear@{model.version} sha256:{model.sha256} (3 features, delta phi wrapped)"
+    }
 
 
 # -- even and odd ---------------------------------------------------------------------------------
@@ -180,3 +183,20 @@ def test_batches_are_gathered_and_scores_come_back_in_their_place() -> None:
     batches.flush()
     assert calls == [12, 26, 2]
     assert found == {part: [-float(part)] * n for part, n in enumerate([3, 4, 0, 5, 1, 25, 2])}
+
+
+def test_a_bundle_of_one_model_twice_is_refused() -> None:
+    even = bundle().even
+    odd = replace(even, trained_on="odd")
+    with pytest.raises(ModelError, match="both of its models are the same"):
+        Bundle("twice", "1", even=even, odd=odd)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"delta_phi": "raw"}, {"features": ("a", "b", "c")}, {"trained_on": "odd"}, {"version": "2"}],
+)
+def test_what_decides_how_a_model_is_used_is_part_of_its_identity(
+    model: Model, changes: dict[str, Any]
+) -> None:
+    assert canonical(replace(model, **changes)) != canonical(model)

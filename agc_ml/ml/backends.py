@@ -61,6 +61,8 @@ def _booster(data: bytes, name: str) -> Any:
     except ImportError as error:
         raise ModelError(f"{name}: xgboost is needed for it: pip install 'agc-ml[ml]'") from error
     booster = xgboost.Booster()
+    if not data:  # which makes xgboost abort the whole process
+        raise ModelError(f"{name}: it is empty; train or copy it anew")
     try:
         booster.load_model(bytearray(data))
     except (xgboost.core.XGBoostError, ValueError, TypeError) as error:

@@ -93,7 +93,12 @@ class Model:
 
     def canonical(self) -> str:
         """What tells it from other models, the same in any process."""
-        return f"{self.name}@{self.version} sha256:{self.sha256}"
+        trained = f", trained on {self.trained_on} events" if self.trained_on else ""
+        features = f" {', '.join(self.features)}" if self.features else ""
+        return (
+            f"{self.name}@{self.version} sha256:{self.sha256} ({self.n_features} "
+            f"features{features}, delta phi {self.delta_phi}{trained})"
+        )
 
     @property
     def members(self) -> tuple[Model, ...]:
@@ -165,6 +170,11 @@ class Bundle:
                     f"model {self.name}: the one for {parity} events says it was trained on "
                     f"{model.trained_on} ones; state trained_on of each in the card"
                 )
+        if self.even.sha256 == self.odd.sha256:
+            raise ModelError(
+                f"model {self.name}: both of its models are the same (sha256 {self.even.sha256}), "
+                "so one would score events it was trained on; name two"
+            )
 
     def __str__(self) -> str:
         return f"model {self.name} (version {self.version})"
