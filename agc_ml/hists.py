@@ -70,11 +70,28 @@ class DenseHist:
         self.bins = np.zeros((len(self.variations), n_bins + 2, 2))
 
     def fill(self, variation: str, values: Any, weights: Any) -> None:
-        """Add values of one variation, with a weight each; both of shape ``(n,)``."""
+        """Add values of one variation, of shape ``(n,)``, with a weight each or one for all.
+
+        Raises
+        ------
+        HistogramError
+            The variation was not booked, or there are not as many weights as values.
+        """
         from agc_ml.kernels.filling import fill  # noqa: PLC0415 - heavy
 
+        if variation not in self.variations:
+            raise HistogramError(
+                f"variation {variation!r} was not booked; there are {', '.join(self.variations)}"
+            )
+        x, w = np.asarray(values), np.asarray(weights, dtype=np.float64)
+        if x.ndim != 1 or w.shape not in {(), x.shape}:
+            raise HistogramError(
+                f"variation {variation}: values of shape {x.shape}, weights of shape {w.shape}; "
+                "one weight a value is needed"
+            )
+        w = w if w.shape else np.full(len(x), w)
         _, start, stop = self.axis
-        fill(self.bins[self.variations.index(variation)], start, stop, values, weights)
+        fill(self.bins[self.variations.index(variation)], start, stop, x, w)
 
     def __iadd__(self, other: Any) -> Self:
         if not isinstance(other, DenseHist) or self._booking() != other._booking():

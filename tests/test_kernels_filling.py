@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as of_numpy
 
+from agc_ml.errors import HistogramError
 from agc_ml.hists import DenseHist, book, materialised
 
 VARIATIONS = ["nominal", "up"]
@@ -56,3 +57,30 @@ def test_other_bookings_do_not_add_up() -> None:
     other = DenseHist(25, 50, 550, **{**BOOKING, "process": "wjets"})
     with pytest.raises(ValueError, match="booked differently"):
         one += other
+
+
+def test_one_weight_for_all_and_single_precision() -> None:
+    values = np.array([60.0, 80.0])
+    one, each = DenseHist(25, 50, 550, **BOOKING), DenseHist(25, 50, 550, **BOOKING)
+    one.fill("nominal", values, 1e-25)
+    each.fill("nominal", values, np.full(2, 1e-25, np.float32))
+    np.testing.assert_allclose(one.bins, each.bins, rtol=1e-6)
+    assert each.bins[0, 1, 1] > 0  # squared in double precision
+
+
+@pytest.mark.parametrize(
+    ("variation", "values", "weights", "message"),
+    [
+        ("down", np.ones(3), np.ones(3), "variation 'down' was not booked; there are nominal, up"),
+        ("up", np.ones(3000), np.ones(3), "one weight a value is needed"),
+        ("up", np.ones(3), np.ones(300), "one weight a value is needed"),
+        ("up", np.ones((3, 1)), np.ones((3, 1)), "one weight a value is needed"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    variation: str, values: np.ndarray, weights: np.ndarray, message: str
+) -> None:
+    dense = DenseHist(25, 50, 550, **BOOKING)
+    with pytest.raises(HistogramError, match=message):
+        dense.fill(variation, values, weights)
+    assert not dense.bins.any()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import awkward as ak
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +64,15 @@ def test_parts_replacements_and_precision() -> None:
     precise = jets.converted(np.float64, "pt")
     assert (precise.pt.dtype, precise.eta.dtype) == (np.float64, np.float32)
     assert jets.pt.dtype == np.float32
+
+
+def test_other_lengths_are_refused() -> None:
+    offsets = np.array([0, 2, 5])
+    for n in (0, 4, 6):
+        for call in (
+            lambda n=n: count(offsets, np.ones(n, bool)),
+            lambda n=n: total(offsets, np.ones(n)),
+            lambda n=n: chosen(offsets, np.array([0]), np.ones(n, bool)),
+        ):
+            with pytest.raises(ValueError, match="as many values are needed"):
+                call()

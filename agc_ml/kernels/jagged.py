@@ -25,8 +25,22 @@ def offsets_of(counts: Array) -> Array:
 
 
 @kernel
+def check_lengths(offsets: Array, values: Array) -> None:
+    """Refuse values of another number of objects than the lists hold: they would be read beyond.
+
+    Raises
+    ------
+    ValueError
+        There are more or fewer.
+    """
+    if offsets[-1] != len(values):
+        raise ValueError("as many values are needed as there are objects in the lists")
+
+
+@kernel
 def count(offsets: Array, passed: Array) -> Array:
-    """Number of objects of each event that passed, int64, shape ``(n_events,)``."""
+    """Number of objects of each event that passed (a mask of all), int64, shape ``(n_events,)``."""
+    check_lengths(offsets, passed)
     counts = np.empty(len(offsets) - 1, np.int64)
     for event in range(len(counts)):
         n = 0
@@ -43,6 +57,7 @@ def chosen(offsets: Array, events: Array, passed: Array) -> tuple[Array, Array]:
     ``events`` are indices, ``passed`` a mask of all objects. Returns offsets of the remaining
     lists, and the index of each remaining object.
     """
+    check_lengths(offsets, passed)
     kept = np.zeros(len(events) + 1, np.int64)
     index = np.empty(len(passed), np.int64)
     n = 0
@@ -58,6 +73,7 @@ def chosen(offsets: Array, events: Array, passed: Array) -> tuple[Array, Array]:
 @kernel
 def total(offsets: Array, values: Array) -> Array:
     """Sum over the objects of each event, in their order and precision, shape ``(n_events,)``."""
+    check_lengths(offsets, values)
     sums = np.zeros(len(offsets) - 1, values.dtype)
     for event in range(len(sums)):
         for i in range(offsets[event], offsets[event + 1]):
