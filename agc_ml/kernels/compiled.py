@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+
+logger = logging.getLogger(__name__)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -18,9 +21,21 @@ def kernel(function: Callable[..., Any]) -> Any:
     file of a function only, but kernels call each other across files.
     """
     compiled = njit(function, nogil=True, error_model="numpy")
-    compiled.enable_caching()
-    compiled._cache._cache_file._source_stamp = _digest()  # noqa: SLF001 - numba has no option
+    try:
+        compiled.enable_caching()
+    except RuntimeError:
+        _say_uncached()
+    else:
+        compiled._cache._cache_file._source_stamp = _digest()  # noqa: SLF001 - numba has no option
     return compiled
+
+
+@cache
+def _say_uncached() -> None:
+    logger.warning(
+        "kernels are compiled anew in each process, which takes seconds: neither the package's "
+        "folder nor the home is writable; name a folder that is in NUMBA_CACHE_DIR"
+    )
 
 
 @cache
