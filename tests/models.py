@@ -19,7 +19,7 @@ def linear_onnx(weights: Sequence[float], columns: int = 1, **changes: Any) -> b
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         "linear",
-        [helper.make_tensor_value_info("x", kind, [None, k])],
+        [helper.make_tensor_value_info("x", kind, [changes.get("rows"), k])],
         [helper.make_tensor_value_info("y", kind, [None, columns])],
         [helper.make_tensor("w", kind, matrix.shape, matrix.flatten().tolist())],
     )
@@ -36,6 +36,7 @@ def forest(path: Path, n_features: int = 3, **parameters: Any) -> Path:
     rows = rng.normal(size=(400, n_features)).astype(np.float32)
     target = (rows.sum(axis=1) + rng.normal(size=400) > 0).astype(int)
     settings = {"objective": "binary:logistic", "max_depth": 4, "nthread": 1, **parameters}
+    settings = {name: value for name, value in settings.items() if value is not None}
     booster = xgboost.train(settings, xgboost.DMatrix(rows, target), num_boost_round=10)
     booster.save_model(path)
     return path

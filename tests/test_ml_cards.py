@@ -119,6 +119,7 @@ PICKLE = pickle.dumps({"a": "model"})
         ("m", b"x", "no ending: not a format"),
         ("m.onnx", linear_onnx([1])[:40], "ONNX Runtime can't read it .*export it anew"),
         ("m.onnx", b"", "ONNX Runtime can't read it"),
+        ("m.onnx", linear_onnx([1], rows=32), "it takes 32 rows at a time, not any number"),
         ("m.json", b"", "it is empty; train or copy it anew"),
         ("m.ubj", b"", "it is empty"),
         ("m.json", b'{"learner": ', "xgboost can't read it .*train or copy it anew"),
@@ -189,3 +190,22 @@ def test_cards_may_be_json(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text("a: [")
     with pytest.raises(ModelError, match=r"model\.yaml: not YAML or JSON"):
         cards.load_model(tmp_path / "model.yaml")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"booster": "gblinear"}, "a linear model"),
+        ({"objective": "multi:softprob", "num_class": 2}, "tells several classes apart"),
+        ({"objective": "multi:softmax", "num_class": 2}, "tells several classes apart"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["json", "ubj"])
+def test_models_that_give_no_score_a_row(
+    parameters: dict[str, Any], message: str, ending: str, tmp_path: Path
+) -> None:
+    if parameters.get("booster") == "gblinear":
+        parameters = {**parameters, "max_depth": None}
+    path = forest(tmp_path / f"m.{ending}", **parameters)
+    with pytest.raises(ModelError, match=message):
+        cards.load_model(path)

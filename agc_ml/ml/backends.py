@@ -66,11 +66,15 @@ def _booster(data: bytes, name: str) -> Any:
     try:
         booster.load_model(bytearray(data))
     except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{name}: xgboost can't read it ({reason}); train or copy it anew"
+            f"{name}: xgboost can't read it ({_short(error)}); train or copy it anew"
         ) from error
     booster.set_param({"nthread": 1})
+    learner = json.loads(booster.save_config())["learner"]
+    if int(learner["learner_model_param"]["num_class"]) > 1:
+        raise ModelError(f"{name}: it tells several classes apart; one score a row is needed")
+    if learner["gradient_booster"]["name"] == "gblinear":
+        raise ModelError(f"{name}: a linear model (gblinear), which xgboost can't score in place")
     return booster
 
 
@@ -78,7 +82,12 @@ def _open_onnx(model: Model, content: Content, note: Note) -> Backend:  # noqa: 
     session, name, output = _session(content.data, str(model))
 
     def score(rows: Array) -> Array:
-        (scores,) = session.run([output], {name: rows})
+        try:
+            (scores,) = session.run([output], {name: rows})
+        except _onnx_errors() as error:
+            raise ModelError(
+                f"{model}: ONNX Runtime can't score with it ({_short(error)})"
+            ) from error
         if scores.ndim == 2:  # noqa: PLR2004 - one column, or those of two classes
             scores = scores[:, -1]
         return np.asarray(scores)
@@ -99,10 +108,9 @@ def _session(data: bytes, label: str) -> tuple[Any, str, str]:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no base but this
-        reason = " ".join(str(error).split())[:200]
+    except _onnx_errors() as error:
         raise ModelError(
-            f"{label}: ONNX Runtime can't read it ({reason}); export it anew"
+            f"{label}: ONNX Runtime can't read it ({_short(error)}); export it anew"
         ) from error
     inputs, outputs = session.get_inputs(), session.get_outputs()
     scores = [one for one in outputs if one.type == "tensor(float)"]
@@ -112,6 +120,11 @@ def _session(data: bytes, label: str) -> tuple[Any, str, str]:
             f"{label}: one input and one output of float32 are needed, it has "
             f"{_described(inputs)} -> {_described(outputs)}; export it with those"
         )
+    if isinstance(shapes[0][0], int):
+        raise ModelError(
+            f"{label}: it takes {shapes[0][0]} rows at a time, not any number; export it with a "
+            "free first dimension"
+        )
     columns = shapes[1][1:]
     if len(shapes[0]) != 2 or columns not in ([], [1], [2]):  # noqa: PLR2004
         raise ModelError(
@@ -119,6 +132,19 @@ def _session(data: bytes, label: str) -> tuple[Any, str, str]:
             f"{_described(inputs)} -> {_described(scores)}; export it with those"
         )
     return session, inputs[0].name, scores[0].name
+
+
+def _onnx_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: its errors share no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as native  # noqa: PLC0415 - heavy
+
+    found = (getattr(native, name) for name in dir(native))
+    own = (one for one in found if isinstance(one, type) and issubclass(one, Exception))
+    return (*own, RuntimeError, ValueError)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _described(tensors: list[Any]) -> str:
@@ -158,9 +184,27 @@ def n_features(data: bytes, format: Format, label: str) -> int:  # noqa: A002 - 
 
         return int(n_features_of(Endpoint.parse(data.decode())))
     try:
-        return int(json.loads(data)["learner"]["learner_model_param"]["num_feature"])
+        number = int(json.loads(data)["learner"]["learner_model_param"]["num_feature"])
     except (ValueError, KeyError, TypeError):  # binary JSON, or not whole: xgboost says which
-        return int(_booster(data, label).num_features())
+        number = int(_booster(data, label).num_features())
+    if number < 1:
+        raise ModelError(f"{label}: it takes {number} features; train or copy it anew")
+    return number
+
+
+def probe(model: Model, content: Content) -> None:
+    """See that a model scores: two rows of zeros.
+
+    Raises
+    ------
+    ModelError
+        It does not, or gives something else than a score a row.
+    """
+    scores = open_model(model, content, lambda _: None)(np.zeros((2, model.n_features), np.float32))
+    if np.shape(scores) != (2,):
+        raise ModelError(
+            f"{model}: gave scores of shape {np.shape(scores)} for two rows; one a row is needed"
+        )
 
 
 def golden(data: bytes, label: str) -> Golden | None:

@@ -255,7 +255,10 @@ def _pinned(model: Model, data: bytes, golden: Golden | None) -> Model:
     """Take a model's content into this process, with rows to check it."""
     if golden is None and model.format == "xgboost":
         golden = backends.golden(data, f"model {model.name}")
-    provide({model.sha256: Content(data, golden)})
+    content = Content(data, golden)
+    if model.format != _KSERVE:  # a server was asked already
+        backends.probe(model, content)
+    provide({model.sha256: content})
     return model
 
 
