@@ -153,6 +153,7 @@ def inspect_file(file: File, columns: tuple[str, ...], *, flat: bool = False) ->
                 generated=_generated(opened),
             )
             problem = _contradiction(file, info) or _unfit_column(tree, columns)
+            problem = problem or (_foreign_counter(tree, columns) if flat else None)
             if problem:
                 return Failure("definite", problem)
             return _located(info, opened, file, columns) if flat else info
@@ -212,6 +213,19 @@ def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
             return f"branch {name} is of type {kind}, a list of numbers an event is needed"
         if "_" in name and counter not in present and is_vector:
             return f"branch {name} is of type {kind}, but its counter {counter} is missing"
+    return None
+
+
+def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:
+    """Say which list is not of its collection: flat columns of one share where events begin."""
+    for name in columns:
+        counter = getattr(getattr(tree[name], "count_branch", None), "name", None)
+        expected = f"n{name.partition('_')[0]}"
+        if counter not in {None, expected}:
+            return (
+                f"branch {name} is counted by {counter}, not by {expected}, so it can't be taken "
+                "as a flat column; read such files as records (without flat)"
+            )
     return None
 
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 import agc_ml as agc
 from agc_ml import reading
+from agc_ml.datasets import File
 from agc_ml.errors import InputFileError
 from agc_ml.reading import Columns, directory, part_of
+from agc_ml.worker import EVENT_ID, Failure, FileInfo, inspect_file
 
 NAMES = ("event", "genWeight", "nJet", "Jet_pt", "Jet_jetId", "nMuon", "Muon_tightId")
 CODECS = {
@@ -250,3 +252,28 @@ def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
         np.testing.assert_array_equal(found, expected(clustered, name, 0, 150))
     assert requests == [5 * len(NAMES)]
     read.close()
+
+
+def test_lists_with_a_counter_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Their events begin elsewhere than those of the collection whose name they bear."""
+    path = tmp_path / "x.root"
+    lists = {
+        name: ak.unflatten(np.arange(6, dtype=np.float32), counts)
+        for name, counts in {"Jet_pt": [1, 2, 3], "Jet_hits": [3, 2, 1]}.items()
+    }
+    of_events = {name: np.arange(3, dtype=np.uint32) for name in EVENT_ID}
+    types = {name: ak.type(values).content for name, values in lists.items()}
+    counters = {"Jet_pt": "nJet", "Jet_hits": "nHits"}
+    with uproot.recreate(path) as file:
+        tree = file.mktree(
+            "Events",
+            {**types, **{name: values.dtype for name, values in of_events.items()}},
+            counter_name=counters.__getitem__,
+        )
+        tree.extend({**lists, **of_events})
+    columns = ("Jet_pt", "Jet_hits")
+    found = inspect_file(File("x.root", (str(path),)), columns, flat=True)
+    assert isinstance(found, Failure)
+    assert found.kind == "definite"
+    assert "branch Jet_hits is counted by nHits, not by nJet" in found.reason
+    assert isinstance(inspect_file(File("x.root", (str(path),)), columns), FileInfo)
