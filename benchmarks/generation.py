@@ -102,8 +102,8 @@ def passes(events: Any) -> Any:
     jets = arrays["Jet"]
     leptons = ak.sum(selection.electrons(arrays["Electron"]), axis=1)
     leptons = leptons + ak.sum(selection.muons(arrays["Muon"]), axis=1)
-    jets = jets[selection.jets(jets) & (jets.pt > selection.JET_PT)]
-    n_btags = ak.sum(jets.btagCSVV2 > selection.B_TAG, axis=1)
+    jets = jets[selection.jets(jets) & selection.hard(jets)]
+    n_btags = ak.sum(selection.b_tagged(jets), axis=1)
     regions = selection.regions(ak.num(jets), n_btags)
     return ak.to_numpy((leptons == 1) & (regions["4j1b"] | regions["4j2b"]))
 

@@ -37,8 +37,8 @@ def signal_region(path: Path) -> tuple[Any, Any, Any]:
     ).events()  # fmt: skip
     electrons = events.Electron[selection.electrons(events.Electron)]
     muons = events.Muon[selection.muons(events.Muon)]
-    jets = events.Jet[selection.jets(events.Jet) & (events.Jet.pt > selection.JET_PT)]
-    n_btags = ak.sum(jets.btagCSVV2 > selection.B_TAG, axis=1)
+    jets = events.Jet[selection.jets(events.Jet) & selection.hard(events.Jet)]
+    n_btags = ak.sum(selection.b_tagged(jets), axis=1)
     one_lepton = ak.num(electrons) + ak.num(muons) == 1
     passed = one_lepton & selection.regions(ak.num(jets), n_btags)["4j2b"]
     fields = ("pt", "eta", "phi", "mass")

@@ -71,15 +71,12 @@ def flat(path: Path) -> Any:
 
 def selected(events: Any, vary: Any) -> dict[str, tuple[Any, Any]]:
     """Rows and jets of the events of each region, for one kinematic variation."""
-    leptons = (
-        (events.Electron, selection.electrons(events.Electron)),
-        (events.Muon, selection.muons(events.Muon)),
-    )
-    rows = np.flatnonzero(sum(count(kind.offsets, good) for kind, good in leptons) == 1)
+    leptons = selection.leptons(events, with_muons=True)
+    rows = np.flatnonzero(selection.one_lepton(leptons))
     jets = events.Jet.take(rows, selection.jets(events.Jet))
     jets = vary(events, rows, jets.converted(np.float64, "pt", "eta", "phi", "mass"))
-    passed = jets.pt > selection.JET_PT
-    n_btags = count(jets.offsets, passed & (jets.btagCSVV2 > selection.B_TAG))
+    passed = selection.hard(jets)
+    n_btags = count(jets.offsets, passed & selection.b_tagged(jets))
     masks = selection.regions(count(jets.offsets, passed), n_btags)
     return {region: (rows[mask], jets.take(mask, passed)) for region, mask in masks.items()}
 

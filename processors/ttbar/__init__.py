@@ -67,7 +67,9 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
         Gives the histograms, the cutflow, the sum of generator weights ``sumw`` (which asks for
         normalisation to cross-section and luminosity), and the numbers of muons with an ID.
         """
-        filling = Filling(self, events.metadata)
+        filling = Filling(
+            *(events.metadata, self.model), compat=self.compat, muons=self.muons, seed=self.seed
+        )
         for block in blocks(events):
             filling.add(block)
         return filling.output()

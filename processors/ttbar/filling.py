@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,49 +16,37 @@ from processors.ttbar import assignment, selection, systematics
 from processors.ttbar.observables import OBSERVABLES
 
 
-class Settings(Protocol):
-    """Parameters of the processor."""
-
-    @property
-    def compat(self) -> bool:
-        """Whether to do as the reference does."""
-
-    @property
-    def muons(self) -> bool:
-        """Whether to select muons."""
-
-    @property
-    def seed(self) -> int:
-        """Of the reference's smearing."""
-
-    @property
-    def model(self) -> Bundle | None:
-        """What assigns jets to quarks."""
-
-
 class Filling:
     """The histograms and counts of a chunk, while its blocks are added."""
 
-    def __init__(self, settings: Settings, metadata: Mapping[str, Any]) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        metadata: Mapping[str, Any],
+        model: Bundle | None,
+        *,
+        compat: bool,
+        muons: bool,
+        seed: int,
+    ) -> None:
         self._metadata = metadata
+        self._compat = compat
+        self._with_muons = muons
         self._variation, process = metadata["variation"], metadata["process"]
-        self._precision = np.float32 if settings.compat else np.float64
-        seed = settings.seed if settings.compat else None
-        self._kinematic = systematics.kinematic(self._variation, seed)
+        self._precision = np.float32 if compat else np.float64
+        self._kinematic = systematics.kinematic(self._variation, seed if compat else None)
         self._factors = systematics.weights(process, self._variation)
         names = [*self._kinematic, *self._factors]
         self._hists = {
             region: DenseHist(
-                *(25, 50, 550), label=observable.label, process=process, variations=names
+                *observable.bins, label=observable.label, process=process, variations=names
             )
             for region, observable in OBSERVABLES.items()
         }
         self._assigned: dict[str, DenseHist] = {}
         self._best: assignment.BestPermutation | None = None
-        if settings.model is not None:
+        if model is not None:
             self._assigned = assignment.book(process, names)
-            self._best = assignment.BestPermutation(settings.model, self._assigned)
+            self._best = assignment.BestPermutation(model, self._assigned)
         self._cuts = Counter(dict.fromkeys(("all events", "one lepton", "four jets"), 0))
         self._muons: Counter[str] = Counter()
         self._sumw = 0.0
@@ -66,8 +54,8 @@ class Filling:
     def add(self, events: Any) -> None:
         """Select and fill a block of events."""
         weight = self._generator_weight(events)
-        leptons = selection.leptons(events, with_muons=self._settings.muons)
-        one_lepton = sum(count(kind.offsets, good) for kind, good in leptons) == 1
+        leptons = selection.leptons(events, with_muons=self._with_muons)
+        one_lepton = selection.one_lepton(leptons)
         good = selection.jets(events.Jet)
         # whatever their pt is: a variation may lift it
         four_jets = count(events.Jet.offsets, good) >= selection.N_JETS
@@ -75,9 +63,9 @@ class Filling:
         jets = events.Jet.take(rows, good).converted(self._precision, "pt", "eta", "phi", "mass")
         for name, vary in self._kinematic.items():
             varied = vary(events, rows, jets)
-            passed = varied.pt > selection.JET_PT
+            passed = selection.hard(varied)
             n_jets = count(jets.offsets, passed)
-            n_btags = count(jets.offsets, passed & (jets.btagCSVV2 > selection.B_TAG))
+            n_btags = count(jets.offsets, passed & selection.b_tagged(jets))
             regions = selection.regions(n_jets, n_btags)
             for region, mask in regions.items():
                 selected, rows_in = varied.take(mask, passed), rows[mask]
@@ -97,7 +85,7 @@ class Filling:
 
     def _generator_weight(self, events: Any) -> Any:
         """Weight of each event before normalisation, float64, shape ``(n_events,)``."""
-        if self._settings.compat or self._metadata.get("is_data"):
+        if self._compat or self._metadata.get("is_data"):
             return np.ones(len(events))
         return events.genWeight.astype(np.float64)
 

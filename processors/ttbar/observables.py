@@ -8,12 +8,13 @@ from typing import Any, Final, NamedTuple
 from agc_ml.kernels.combinatorics import best_trijet_mass
 from agc_ml.kernels.jagged import total
 from agc_ml.kernels.kinematics import cartesian
-from processors.ttbar.selection import B_TAG
+from processors.ttbar import selection
 
 
 class Observable(NamedTuple):
-    """An axis label with its unit, and the values for selected jets, shape ``(n_events,)``."""
+    """An axis, its label with the unit, and the values for selected jets, shape ``(n_events,)``."""
 
+    bins: tuple[int, float, float]
     label: str
     values: Callable[[Any], Any]
 
@@ -26,10 +27,10 @@ def h_t(jets: Any) -> Any:
 def m_bjj(jets: Any) -> Any:
     """Mass of the three-jet system with the highest pt among those with a b-tag, in GeV."""
     momenta = cartesian(jets.pt, jets.eta, jets.phi, jets.mass)
-    return best_trijet_mass(jets.offsets, *momenta, jets.btagCSVV2 > B_TAG)
+    return best_trijet_mass(jets.offsets, *momenta, selection.b_tagged(jets))
 
 
 OBSERVABLES: Final = {
-    "4j1b": Observable("$H_T$ [GeV]", h_t),
-    "4j2b": Observable("$m_{bjj}$ [GeV]", m_bjj),
+    "4j1b": Observable((25, 50, 550), "$H_T$ [GeV]", h_t),
+    "4j2b": Observable((25, 50, 550), "$m_{bjj}$ [GeV]", m_bjj),
 }

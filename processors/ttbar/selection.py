@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from agc_ml.kernels.jagged import count
+
 B_TAG: Final = 0.5
 JET_PT: Final = 30
 N_JETS: Final = 4
@@ -49,9 +51,24 @@ def leptons(events: Any, *, with_muons: bool) -> list[tuple[Any, Any]]:
     return found
 
 
+def one_lepton(leptons: list[tuple[Any, Any]]) -> Any:
+    """Mask of the events with exactly one of the `leptons`, shape ``(n_events,)``."""
+    return sum(count(kind.offsets, selected) for kind, selected in leptons) == 1
+
+
 def jets(jet: Any) -> Any:
     """Whether each jet is central and passes the tight lepton veto, whatever its pt."""
     return (abs(jet.eta) < 2.4) & ((jet.jetId & TIGHT_LEPTON_VETO) > 0)
+
+
+def hard(jet: Any) -> Any:
+    """Whether each jet passes the pt threshold."""
+    return jet.pt > JET_PT
+
+
+def b_tagged(jet: Any) -> Any:
+    """Whether each jet has a b-tag."""
+    return jet.btagCSVV2 > B_TAG
 
 
 def regions(n_jets: Any, n_btags: Any) -> dict[str, Any]:
@@ -65,9 +82,9 @@ def lepton(leptons: list[tuple[Any, Any]], rows: Any, dtype: type) -> tuple[Any,
 
     ``leptons``: electrons and muons, and which of them are selected.
     """
-    found: tuple[Any, ...] = tuple(np.empty(len(rows), dtype) for _ in range(4))
-    for lepton, selected in leptons:
-        chosen = lepton.take(rows, selected)
+    found: tuple[Any, ...] = tuple(np.full(len(rows), np.nan, dtype) for _ in range(4))
+    for kind, selected in leptons:
+        chosen = kind.take(rows, selected)
         has_one = chosen.counts == 1
         for values, field in zip(found, ("pt", "eta", "phi", "mass"), strict=True):
             values[has_one] = getattr(chosen, field)
