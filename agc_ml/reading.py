@@ -12,6 +12,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -50,9 +51,8 @@ class Baskets(NamedTuple):
         last = int(np.searchsorted(self.bounds, stop, "left"))
         return range(first, max(last, first + 1))
 
-    def within(self, start: int, stop: int) -> Baskets:
-        """Those that hold the entries [start, stop)."""
-        kept = self.touched(start, stop)
+    def some(self, kept: range) -> Baskets:
+        """Those of the given numbers."""
         return self._replace(
             seeks=self.seeks[kept.start : kept.stop],
             sizes=self.sizes[kept.start : kept.stop],
@@ -70,54 +70,56 @@ def directory(file: Any, tree: str, url: str, names: Iterable[str]) -> tuple[Dir
     Returns them, and the names of branches for which that is not so: uproot has to read those.
     """
     found = {name: _baskets_of(file[tree], name) for name in names}
-    columns = Columns(file, tree, url, found)
-    wrong = [name for name in found if not columns.agrees(name)]
-    columns.close()
+    with local(url) as descriptor:
+        columns = Columns(file, descriptor, tree, found)
+        wrong = [name for name in found if not columns.agrees(name)]
     return {name: None if name in wrong else baskets for name, baskets in found.items()}, wrong
 
 
 def part_of(directory: Directory, start: int, stop: int) -> Directory:
     """What is needed of a directory to read the entries [start, stop)."""
-    known = {name: baskets for name, baskets in directory.items() if baskets is not None}
-    if not known:
-        return directory
-    ends = [
-        (b.bounds[r.start], b.bounds[r.stop])
-        for b in known.values()
-        for r in [b.touched(start, stop)]
-    ]
-    first, last = min(a for a, _ in ends), max(b for _, b in ends)
+    needed = _needed(directory, start, stop)
     return {
-        # counters tell where entries begin in baskets that hold others too
-        name: baskets.within(*((first, last) if name.startswith("n") else (start, stop)))
-        if baskets is not None
-        else None
+        name: None if baskets is None else baskets.some(needed[name])
         for name, baskets in directory.items()
     }
+
+
+def _needed(directory: Directory, start: int, stop: int) -> dict[str, range]:
+    """Numbers of the baskets of each branch that are needed for the entries [start, stop)."""
+    known = {name: baskets for name, baskets in directory.items() if baskets is not None}
+    touched = {name: baskets.touched(start, stop) for name, baskets in known.items()}
+    first = min((known[name].bounds[some.start] for name, some in touched.items()), default=start)
+    last = max((known[name].bounds[some.stop] for name, some in touched.items()), default=stop)
+    return {
+        # counters tell where entries begin in baskets that hold others too
+        name: known[name].touched(first, last) if _is_counter(name) else some
+        for name, some in touched.items()
+    }
+
+
+def _is_counter(name: str) -> bool:
+    return name.startswith("n")
 
 
 class Columns:
     """Columns of an open file's tree.
 
-    ``collections`` are the names that have a counter. ``seconds`` and ``bytes`` count the time
-    spent on reading, and what was read.
+    ``descriptor`` is that of a `local` file, which is read with it. ``collections`` are the names
+    that have a counter. ``seconds`` and ``bytes`` count the time spent on reading, and what was
+    read.
     """
 
-    def __init__(self, file: Any, tree: str, url: str, directory: Directory) -> None:
+    def __init__(self, file: Any, descriptor: int | None, tree: str, directory: Directory) -> None:
         self.seconds = 0.0
         self.bytes = 0
-        self.collections = frozenset(name[1:] for name in directory if name.startswith("n"))
+        self.collections = frozenset(name[1:] for name in directory if _is_counter(name))
         self._file = file
         self._tree = tree
         self._directory = directory
-        self._descriptor = _local(url)
+        self._descriptor = descriptor
         self._fetched: dict[int, Any] = {}
-
-    def close(self) -> None:
-        """Let go of what it opened itself; the file stays open."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._counts: dict[int, Array] = {}
 
     def stream(self, start: int, stop: int, metadata: Mapping[str, Any]) -> Stream:
         """The events [start, stop), to be had in parts."""
@@ -135,14 +137,15 @@ class Columns:
 
     def fetch(self, start: int, stop: int) -> None:
         """Get all that is needed of the entries [start, stop) from a remote file, in one go."""
+        self._counts = {}
         if self._descriptor is not None:
             return
         ranges = {}
-        for baskets in self._directory.values():
-            if baskets is not None:
-                for i in baskets.touched(start, stop):
-                    seek = int(baskets.seeks[i])
-                    ranges[seek] = (seek, seek + int(baskets.sizes[i]))
+        for name, needed in _needed(self._directory, start, stop).items():
+            baskets: Any = self._directory[name]
+            for i in needed:
+                seek = int(baskets.seeks[i])
+                ranges[seek] = (seek, seek + int(baskets.sizes[i]))
         begun = time.perf_counter()
         chunks = self._file.file.source.chunks(list(ranges.values()), notifications=_Ignored())
         self._fetched = dict(zip(ranges, chunks, strict=True))
@@ -165,7 +168,7 @@ class Columns:
     def _with_baskets(self, name: str, baskets: Baskets, start: int, stop: int) -> Array:
         touched = baskets.touched(start, stop)
         try:
-            content = self._content(baskets, touched)
+            content = self._content(baskets, touched, kept=_is_counter(name))
         except InputFileError as error:
             raise InputFileError(f"branch {name}: {error}") from error
         first, last = int(baskets.bounds[touched.start]), int(baskets.bounds[touched.stop])
@@ -181,14 +184,22 @@ class Columns:
         counter = f"n{name.partition('_')[0]}"
         return int(self.read(counter, start, stop).sum()) if stop > start else 0
 
-    def _content(self, baskets: Baskets, touched: range) -> Array:
-        parts = [self._basket(baskets, i) for i in touched]
+    def _content(self, baskets: Baskets, touched: range, *, kept: bool) -> Array:
+        """Content of baskets; counters are ``kept``, as many columns may ask for them."""
+        take = self._kept_basket if kept else self._basket
+        parts = [take(baskets, i) for i in touched]
         content = np.empty(sum(map(len, parts)), baskets.dtype.newbyteorder("="))
         place = 0
         for part in parts:
             content[place : place + len(part)] = part
             place += len(part)
         return content
+
+    def _kept_basket(self, baskets: Baskets, i: int) -> Array:
+        seek = int(baskets.seeks[i])
+        if seek not in self._counts:
+            self._counts[seek] = self._basket(baskets, i)
+        return self._counts[seek]
 
     def _basket(self, baskets: Baskets, i: int) -> Array:
         """Content of a basket, in the byte order of the file."""
@@ -225,12 +236,14 @@ class Columns:
     def _with_uproot(self, name: str, start: int, stop: int) -> Array:
         import awkward as ak  # noqa: PLC0415 - heavy
 
-        tree = self._file[self._tree]
+        tree, source = self._file[self._tree], self._file.file.source
+        bytes_before = source.num_requested_bytes
         if name in tree:
             array = tree[name].array(entry_start=start, entry_stop=stop)
         else:  # a counter that the file does without
             member = next(n for n in self._directory if n.startswith(f"{name[1:]}_"))
             array = ak.num(tree[member].array(entry_start=start, entry_stop=stop))
+        self.bytes += int(source.num_requested_bytes - bytes_before)
         return np.asarray(ak.flatten(array) if array.ndim > 1 else array)
 
 
@@ -247,6 +260,12 @@ class Stream:
     def __len__(self) -> int:
         start, stop = self._range
         return stop - start
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"no {name}: events of a flat processor come in parts; take each one's columns: "
+            "for block in agc_ml.kernels.flat.blocks(events)"
+        )
 
     def blocks(self) -> Iterator[FlatEvents]:
         """The events in parts of some 50,000, or as many as lie together in the file."""
@@ -268,14 +287,27 @@ class _Ignored:
         """Forget it."""
 
 
-def _local(url: str) -> int | None:
+@contextmanager
+def local(url: str) -> Iterator[int | None]:
+    """Descriptor of a file, as long as the context lasts; None for one that is remote.
+
+    Raises
+    ------
+    InputFileError
+        It can't be opened.
+    """
     parts = urlsplit(url)
     if parts.scheme not in {"", "file"}:
-        return None
+        yield None
+        return
     try:
-        return os.open(Path(unquote(parts.path) if parts.scheme else url), os.O_RDONLY)
+        descriptor = os.open(Path(unquote(parts.path) if parts.scheme else url), os.O_RDONLY)
     except OSError as error:
         raise InputFileError(f"can't be opened: {error.strerror}") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _baskets_of(tree: Any, name: str) -> Baskets | None:

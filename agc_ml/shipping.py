@@ -154,6 +154,8 @@ def _make(processor: str, cls: type, settings: Mapping[str, str], model: Any) ->
             raise UsageError(f"--model: {processor} takes no model (a parameter of that name)")
         values["model"] = load_model(model) if isinstance(model, str | Path) else model
     for name, text in settings.items():
+        if name == "model":
+            raise UsageError("--set model: a model is given with --model")
         if name not in parameters:
             known = ", ".join(parameters) or "none"
             raise UsageError(f"--set {name}: {processor} has no such parameter; it has: {known}")
@@ -166,12 +168,23 @@ def _make(processor: str, cls: type, settings: Mapping[str, str], model: Any) ->
             raise UsageError(
                 f"--set {name}: a value of its type can't be given as text; use Python"
             ) from error
+    _refuse_missing(processor, parameters, values)
     try:
         return cls(**values)
     except AgcError:
         raise
     except (Exception, SystemExit) as error:  # a constructor may raise anything
         raise ProcessorError(f"{processor}: can't be made: {error!r}") from error
+
+
+def _refuse_missing(
+    processor: str, parameters: Mapping[str, inspect.Parameter], values: Mapping[str, Any]
+) -> None:
+    for name, parameter in parameters.items():
+        is_open = parameter.default is inspect.Parameter.empty and name not in values
+        if is_open and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            flag = "--model" if name == "model" else f"--set {name}=VALUE"
+            raise UsageError(f"{processor}: it has to be told its {name}: {flag}")
 
 
 def _type_of(cls: type, parameter: inspect.Parameter) -> Any:

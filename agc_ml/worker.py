@@ -14,7 +14,7 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -27,7 +27,7 @@ from agc_ml.errors import AgcError, InputFileError, ModelError, ProcessorError
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
 from agc_ml.outputs import check
-from agc_ml.reading import Columns, Directory, directory
+from agc_ml.reading import Columns, Directory, directory, local
 from agc_ml.shipping import load_source
 
 Kind = Literal["input", "definite", "model", "processor"]
@@ -216,16 +216,18 @@ def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
     return None
 
 
+_NOT_FLAT: Final = "it can't be taken as a flat column: read such files as records (without flat)"
+
+
 def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:
     """Say which list is not of its collection: flat columns of one share where events begin."""
     for name in columns:
+        if "_" not in name and "[]" in str(tree[name].typename):
+            return f"branch {name} is a list that is no field of a collection; {_NOT_FLAT}"
         counter = getattr(getattr(tree[name], "count_branch", None), "name", None)
         expected = f"n{name.partition('_')[0]}"
         if counter not in {None, expected}:
-            return (
-                f"branch {name} is counted by {counter}, not by {expected}, so it can't be taken "
-                "as a flat column; read such files as records (without flat)"
-            )
+            return f"branch {name} is counted by {counter}, not by {expected}; {_NOT_FLAT}"
     return None
 
 
@@ -276,11 +278,12 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
     chunk = job.chunk
-    file = _opened(job.url, chunk.uuid)
+    file, descriptor = _opened(job.url, chunk.uuid)
     bytes_before = int(file.file.source.num_requested_bytes)
     metadata = _metadata(job)
     if job.directory is not None:
-        return _process_flat(processor, file, job, metadata, clock)
+        columns = Columns(file, descriptor, chunk.tree, job.directory)
+        return _process_flat(processor, columns, chunk, metadata, clock)
     events = _events(file, job, metadata, clock)
     opened = time.perf_counter()
     n_events = len(events)
@@ -293,15 +296,10 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
 
 
 def _process_flat(
-    processor: Any, file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock
+    processor: Any, columns: Columns, chunk: Chunk, metadata: dict[str, Any], clock: _ReadClock
 ) -> tuple[Any, float, int]:
-    chunk = job.chunk
-    columns = Columns(file, chunk.tree, job.url, job.directory or {})
     opened = time.perf_counter()
-    try:
-        output = processor.process(columns.stream(chunk.start, chunk.stop, metadata))
-    finally:
-        columns.close()
+    output = processor.process(columns.stream(chunk.start, chunk.stop, metadata))
     clock.seconds += columns.seconds
     check(output)
     return output, opened, columns.bytes
@@ -340,30 +338,41 @@ def _events(file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock) ->
         ).events()
 
 
-# Each thread keeps the file of its last chunk open: opening one costs more than 100,000 events.
-_kept = threading.local()
+class _Kept(threading.local):
+    """A thread keeps the file of its last chunk open: that costs more than 100,000 events.
+
+    Its descriptor too: what is read stays the same file, whatever takes its name.
+    """
+
+    def __init__(self) -> None:
+        self.key: tuple[str, str] | None = None
+        self.file: Any = None
+        self.descriptor: int | None = None
+        self.open = ExitStack()
 
 
-def _opened(url: str, uuid: str) -> Any:
+_kept: Final = _Kept()
+
+
+def _opened(url: str, uuid: str) -> tuple[Any, int | None]:
+    """A file, and its descriptor if it is local."""
     import uproot  # noqa: PLC0415 - heavy
 
-    kept = getattr(_kept, "file", None)
-    if kept is not None and (kept.file_path, str(kept.file.uuid)) == (url, uuid):
-        return kept
-    _close_kept()
-    file = uproot.open({url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None)
-    if str(file.file.uuid) != uuid:
-        file.close()
-        raise InputFileError(f"the file was replaced: UUID {file.file.uuid}, planned {uuid}")
-    _kept.file = file
-    return file
+    if _kept.key != (url, uuid):
+        _close_kept()
+        _kept.descriptor = _kept.open.enter_context(local(url))
+        options = {"timeout": OPEN_TIMEOUT_S, "array_cache": None}
+        _kept.file = _kept.open.enter_context(uproot.open({url: None}, **options))
+        found = str(_kept.file.file.uuid)
+        if found != uuid:
+            raise InputFileError(f"the file was replaced: UUID {found}, planned {uuid}")
+        _kept.key = (url, uuid)
+    return _kept.file, _kept.descriptor
 
 
 def _close_kept() -> None:
-    kept = getattr(_kept, "file", None)
-    if kept is not None:
-        kept.close()
-        _kept.file = None
+    _kept.key = None
+    _kept.open.close()
 
 
 class _ReadClock:

@@ -249,7 +249,8 @@ def floor(path: Path, names: tuple[str, ...]) -> Callable[[], Any]:
     """Read columns, and do nothing with them."""
     file = uproot.open({str(path): None}, array_cache=None)
     found, _ = reading.directory(file, "Events", str(path), names)
-    columns = reading.Columns(file, "Events", str(path), found)
+    descriptor = os.open(path, os.O_RDONLY)
+    columns = reading.Columns(file, descriptor, "Events", found)
 
     def work() -> None:
         cuts = columns.cuts(0, EVENTS)

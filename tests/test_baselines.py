@@ -17,7 +17,7 @@ from test_processors_ttbar import SAMPLE, SEEDS
 from agc_ml import catalogue
 from agc_ml.hists import materialised
 from agc_ml.ml import cards
-from agc_ml.reading import Columns, directory
+from agc_ml.reading import Columns, directory, local
 from agc_ml.worker import with_counters
 from processors.ttbar import TtbarProcessor
 
@@ -31,13 +31,11 @@ NanoAODSchema.warn_missing_crossrefs = False
 
 def of_kernels(path: Path, processor: TtbarProcessor, metadata: dict[str, Any]) -> dict[str, Any]:
     names = tuple(with_counters((*processor.columns, *processor.simulation_columns)))
-    with uproot.open({str(path): None}, array_cache=None) as file:
+    with uproot.open({str(path): None}, array_cache=None) as file, local(str(path)) as descriptor:
         found, _ = directory(file, "Events", str(path), names)
-        columns = Columns(file, "Events", str(path), found)
+        columns = Columns(file, descriptor, "Events", found)
         stop = file["Events"].num_entries
-        output = materialised(processor.process(columns.stream(0, stop, metadata)))
-        columns.close()
-    return output
+        return materialised(processor.process(columns.stream(0, stop, metadata)))
 
 
 def of_records(path: Path, processor: AwkwardTtbar, metadata: dict[str, Any]) -> dict[str, Any]:

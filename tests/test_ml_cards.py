@@ -73,7 +73,7 @@ def test_a_card_of_two_is_a_bundle(tmp_path: Path, what: str) -> None:
     assert [m.name for m in found.members] == ["mine-even", "mine-odd"]
     assert found.even.features == ("a", "b")
     assert found(np.ones((2, 2)), np.array([0, 1])).tolist() == [4, 2]
-    assert cards.describe(found)["features"] == 2
+    assert [m.n_features for m in found.members] == [2, 2]
 
 
 def test_a_card_of_one_is_a_model(tmp_path: Path) -> None:
@@ -141,6 +141,9 @@ def test_what_is_no_model_is_refused(
     assert "\n" not in str(caught.value)
 
 
+GOLDEN = {"rows": [[1, 2]], "margins": [0.5]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -153,11 +156,92 @@ def test_what_is_no_model_is_refused(
         ({"models": [{"file": "gone.onnx"}]}, r"gone\.onnx: can't be read"),
         ({"models": [{"file": "odd.onnx", "sha256": "0" * 64}]}, "sha256 is .* but .* says 000"),
         ({"features": ["a"]}, "takes 2 features, but its card names 1"),
+        ({"models": [{"file": "."}]}, "is a folder; name a model's file"),
+        ({"models": [{"file": "odd.onnx", "golden": GOLDEN}]}, "golden rows are for a model of xg"),
+        ({"models": [{"file": "a.onnx", "golden": {"rows": [], "margins": []}}]}, "golden.rows"),
+        ({"models": [{"file": "a.onnx", "golden": {**GOLDEN, "margins": [1, 2]}}]}, "a margin for"),
+        (
+            {"models": [{"file": "a.onnx", "golden": {"rows": [[1], [1, 2]], "margins": [1, 2]}}]},
+            "rows of one length",
+        ),
+        (
+            {"models": [{"file": "a.onnx", "golden": {**GOLDEN, "margins": [float("nan")]}}]},
+            "golden.margins.0: Input should be a finite number",
+        ),
+        ({"models": [{"file": "odd\0.onnx"}]}, "can't be read .*null"),
+        ({"models": [{"file": "x" * 300}]}, "can't be read .*too long"),
     ],
 )
 def test_wrong_cards_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as caught:
         cards.load_model(card(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.yaml", b"schema: 1\nversion: 2024-13-45\n"),
+        ("model.yaml", b"[" * 20_000),
+        ("model.yaml", b"name: \xff\xfe"),
+        ("model.json", b"[" * 200_000),
+        ("model.json", b'{"schema": 1, "models": "\xff"}'),
+    ],
+)
+def test_damaged_cards_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    for spec in (tmp_path, tmp_path / "model.yaml"):
+        if spec.exists():
+            with pytest.raises(ModelError, match="not YAML or JSON") as caught:
+                cards.load_model(spec)
+            assert name in str(caught.value)
+
+
+def test_digits_of_a_digest_may_be_capital_letters(tmp_path: Path) -> None:
+    content = linear_onnx([2.0, 2.0])
+    sha256 = hashlib.sha256(content).hexdigest()
+    found = cards.load_model(
+        card(tmp_path, models=[{"file": "odd.onnx", "sha256": sha256.upper()}])
+    )
+    assert found.members[0].sha256 == sha256
+
+
+def test_a_model_of_xgboost_may_be_called_like_a_card(tmp_path: Path) -> None:
+    forest(tmp_path / "model.json", n_features=2)
+    with pytest.raises(ModelError, match=r"no card .*or give a model's file"):
+        cards.load_model(tmp_path)
+    assert cards.load_model(tmp_path / "model.json").members[0].n_features == 2
+    card(tmp_path)
+    (tmp_path / "model.yaml").rename(tmp_path / "model.yml")
+    assert cards.load_model(tmp_path).name == "mine"
+
+
+@pytest.mark.parametrize("ending", ["json", "ubj"])
+def test_trees_after_the_best_iteration_count_and_it_is_said(ending: str, tmp_path: Path) -> None:
+    import xgboost  # noqa: PLC0415 - heavy
+
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(400, 3)).astype(np.float32)
+    target = (rows.sum(axis=1) + 3 * rng.normal(size=400) > 0).astype(int)
+    booster = xgboost.train(
+        {"objective": "binary:logistic"},
+        xgboost.DMatrix(rows[:200], target[:200]),
+        num_boost_round=100,
+        evals=[(xgboost.DMatrix(rows[200:], target[200:]), "test")],
+        early_stopping_rounds=5,
+        verbose_eval=False,
+    )
+    booster.save_model(tmp_path / f"all.{ending}")
+    booster[: booster.best_iteration + 1].save_model(tmp_path / f"best.{ending}")
+    said = {}
+    for name in ("all", "best"):
+        model = cards.load_model(tmp_path / f"{name}.{ending}").members[0]
+        model(rows)
+        said[name] = " ".join(hook.notes([model.sha256]))
+        expected = booster if name == "all" else booster[: booster.best_iteration + 1]
+        np.testing.assert_array_equal(model(rows), expected.predict(xgboost.DMatrix(rows)))
+    assert f"best iteration ({booster.best_iteration})" in said["all"]
+    assert "best iteration" not in said["best"]
 
 
 def test_a_damaged_model_of_the_published_pair_is_not_taken_for_it(

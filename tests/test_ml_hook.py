@@ -52,6 +52,8 @@ def test_an_empty_batch_never_reaches_the_backend(
         ([[0, 0, 0], [0, np.nan, 0]], "feature number 1 of row 1 is nan"),
         ([[0, 0, np.inf]], "feature number 2 of row 0 is inf"),
         ([[0, 0, 1e39]], "feature number 2 of row 0 is inf"),
+        (np.ma.masked_equal([[0, 0, 1]], 1), "its features are masked"),
+        (np.zeros((1, 3), complex), "its features are complex"),
     ],
 )
 def test_bad_rows_are_refused(model: Model, rows: Any, message: str) -> None:
@@ -200,3 +202,21 @@ def test_what_decides_how_a_model_is_used_is_part_of_its_identity(
     model: Model, changes: dict[str, Any]
 ) -> None:
     assert canonical(replace(model, **changes)) != canonical(model)
+
+
+def test_columns_in_another_order_are_refused(model: Model) -> None:
+    import pandas as pd  # noqa: PLC0415 - heavy
+
+    named = replace(model, features=("a", "b", "c"))
+    rows = pd.DataFrame({"a": [1.0], "b": [0.0], "c": [0.0]})
+    assert named(rows).tolist() == [1]
+    with pytest.raises(ModelError, match=r"the columns are c, b, a; it takes a, b, c, in this"):
+        named(rows[["c", "b", "a"]])
+
+
+def test_rows_of_a_bundle_are_counted_before_they_are_parted() -> None:
+    pair = bundle()
+    rows = np.zeros((4, 1))
+    rows[2] = np.nan
+    with pytest.raises(ModelError, match="of row 2 is nan"):
+        pair(rows, np.array([1, 1, 0, 1]))

@@ -279,8 +279,17 @@ def test_processors_without_a_model(real_data: Path, tmp_path: Path) -> None:
     called = typed("run", "dimuon", "--model", real_data, "-o", tmp_path / "run")
     assert called.code == 2
     assert "--model: dimuon takes no model" in called.error
+    called = typed("run", "ttbar", "--set", f"model={real_data}", "-o", tmp_path / "run")
+    assert called.code == 2
+    assert "--set model: a model is given with --model" in called.error
     with pytest.raises(UsageError, match="takes no other model"):
         agc.run(TtbarProcessor(), model=real_data, output=tmp_path / "run")
+
+
+def test_a_processor_that_needs_a_model(mine: str, tmp_path: Path) -> None:
+    called = typed("run", mine, "-o", tmp_path / "run")
+    assert called.code == 2
+    assert "mine.py:Mine: it has to be told its model: --model" in called.error
 
 
 def test_a_finished_run_is_not_taken_for_one_with_another_model(

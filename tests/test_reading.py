@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agc_ml as agc
-from agc_ml import reading
+from agc_ml import reading, worker
+from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import File
 from agc_ml.errors import InputFileError
-from agc_ml.reading import Columns, directory, part_of
-from agc_ml.worker import EVENT_ID, Failure, FileInfo, inspect_file
+from agc_ml.reading import Columns, directory, local, part_of
+from agc_ml.shipping import prepare
+from agc_ml.worker import EVENT_ID, Failure, FileInfo, Finished, Job, inspect_file, process_chunk
+from processors.ttbar import TtbarProcessor
 
 NAMES = ("event", "genWeight", "nJet", "Jet_pt", "Jet_jetId", "nMuon", "Muon_tightId")
 CODECS = {
@@ -51,11 +57,13 @@ def made(path: Path, clusters: list[int], codec: Any = CODECS["zlib"]) -> Path:
     return path
 
 
-def columns(path: Path) -> Columns:
+@contextmanager
+def columns(path: Path) -> Iterator[Columns]:
     file = uproot.open({str(path): None}, array_cache=None)
-    found, misread = directory(file, "Events", str(path), NAMES)
-    assert misread == []
-    return Columns(file, "Events", str(path), found)
+    with file, local(str(path)) as descriptor:
+        found, misread = directory(file, "Events", str(path), NAMES)
+        assert misread == []
+        yield Columns(file, descriptor, "Events", found)
 
 
 def expected(path: Path, name: str, start: int, stop: int) -> Any:
@@ -64,22 +72,21 @@ def expected(path: Path, name: str, start: int, stop: int) -> Any:
     return ak.to_numpy(ak.flatten(array) if array.ndim > 1 else array)
 
 
-def assert_reads(path: Path, start: int, stop: int) -> Columns:
-    read = columns(path)
-    for name in NAMES:
-        found, right = read.read(name, start, stop), expected(path, name, start, stop)
-        assert found.dtype == right.dtype
-        assert found.dtype.isnative
-        np.testing.assert_array_equal(found, right)
-    return read
+def assert_reads(path: Path, start: int, stop: int) -> None:
+    with columns(path) as read:
+        for name in NAMES:
+            found, right = read.read(name, start, stop), expected(path, name, start, stop)
+            assert found.dtype == right.dtype
+            assert found.dtype.isnative
+            np.testing.assert_array_equal(found, right)
 
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_all_codecs(codec: str, tmp_path: Path) -> None:
     path = made(tmp_path / "x.root", [70, 30, 50], CODECS[codec])
-    read = assert_reads(path, 0, 150)
-    assert all(read._directory.values()), "something was left to uproot"
-    read.close()
+    assert_reads(path, 0, 150)
+    with columns(path) as read:
+        assert all(read._directory.values()), "something was left to uproot"
 
 
 @pytest.fixture(scope="module")
@@ -89,36 +96,37 @@ def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(start=st.integers(0, 149), length=st.integers(1, 150))
 def test_any_range(clustered: Path, start: int, length: int) -> None:
-    assert_reads(clustered, start, min(150, start + length)).close()
+    assert_reads(clustered, start, min(150, start + length))
 
 
 def test_a_file_of_many_baskets_a_cluster(real_data: Path) -> None:
     """A real one, whose baskets end elsewhere in every branch."""
     path = real_data / "unroot_NanoAODv5_sample.root"
-    assert_reads(path, 0, 1000).close()
-    assert_reads(path, 123, 789).close()
+    assert_reads(path, 0, 1000)
+    assert_reads(path, 123, 789)
 
 
 def test_rntuples_are_left_to_uproot(real_data: Path) -> None:
     (path,) = real_data.glob("*rntuple*.root")
-    read = assert_reads(path, 2, 9)
-    assert not any(read._directory.values())
-    read.close()
+    assert_reads(path, 2, 9)
+    with columns(path) as read:
+        assert not any(read._directory.values())
+        read.read("event", 2, 9)
+        assert read.bytes > 0
 
 
 def test_blocks_end_where_clusters_do(clustered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "BLOCK", 41)
-    read = columns(clustered)
-    assert read.cuts(0, 150) == [0, 41, 126, 150]
-    assert read.cuts(50, 140) == [50, 126, 140]
-    stream = read.stream(0, 150, {"dataset": "d"})
-    parts = list(stream.blocks())
-    assert [len(part) for part in parts] == [41, 85, 24]
-    assert len(stream) == 150
-    assert all(part.metadata == {"dataset": "d"} for part in parts)
-    pt = np.concatenate([part.Jet.pt for part in parts])
-    np.testing.assert_array_equal(pt, expected(clustered, "Jet_pt", 0, 150))
-    read.close()
+    with columns(clustered) as read:
+        assert read.cuts(0, 150) == [0, 41, 126, 150]
+        assert read.cuts(50, 140) == [50, 126, 140]
+        stream = read.stream(0, 150, {"dataset": "d"})
+        parts = list(stream.blocks())
+        assert [len(part) for part in parts] == [41, 85, 24]
+        assert len(stream) == 150
+        assert all(part.metadata == {"dataset": "d"} for part in parts)
+        pt = np.concatenate([part.Jet.pt for part in parts])
+        np.testing.assert_array_equal(pt, expected(clustered, "Jet_pt", 0, 150))
 
 
 def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
@@ -134,11 +142,10 @@ def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
     file = uproot.open({str(clustered): None}, array_cache=None)
     found, misread = directory(file, "Events", str(clustered), NAMES)
     assert {"Jet_pt", "event"} <= set(misread)
-    read = Columns(file, "Events", str(clustered), found)
-    np.testing.assert_array_equal(
-        read.read("Jet_pt", 0, 150), expected(clustered, "Jet_pt", 0, 150)
-    )
-    read.close()
+    with local(str(clustered)) as descriptor:
+        read = Columns(file, descriptor, "Events", found)
+        found_by_uproot = read.read("Jet_pt", 0, 150)
+    np.testing.assert_array_equal(found_by_uproot, expected(clustered, "Jet_pt", 0, 150))
 
 
 def test_misread_columns_are_told(
@@ -159,35 +166,32 @@ def test_misread_columns_are_told(
 @given(start=st.integers(0, 149), length=st.integers(1, 150))
 def test_a_part_of_a_directory_is_enough(clustered: Path, start: int, length: int) -> None:
     stop = min(150, start + length)
-    whole = columns(clustered)
-    part = part_of(whole._directory, start, stop)
-    read = Columns(whole._file, "Events", str(clustered), part)
-    for name in NAMES:
-        right = whole.read(name, start, stop)
-        np.testing.assert_array_equal(read.read(name, start, stop), right)
-    assert read.cuts(start, stop) == whole.cuts(start, stop)
-    read.close()
-    whole.close()
+    with columns(clustered) as whole:
+        part = part_of(whole._directory, start, stop)
+        read = Columns(whole._file, whole._descriptor, "Events", part)
+        for name in NAMES:
+            right = whole.read(name, start, stop)
+            np.testing.assert_array_equal(read.read(name, start, stop), right)
+        assert read.cuts(start, stop) == whole.cuts(start, stop)
 
 
 def test_parts_of_a_real_directory(real_data: Path) -> None:
     """Baskets of the columns end at different events: counters are needed beyond the part."""
     path = real_data / "unroot_NanoAODv5_sample.root"
-    whole = columns(path)
-    for start, stop in ((0, 1), (10, 500), (333, 777), (999, 1000)):
-        read = Columns(whole._file, "Events", str(path), part_of(whole._directory, start, stop))
-        for name in NAMES:
-            right = expected(path, name, start, stop)
-            np.testing.assert_array_equal(read.read(name, start, stop), right)
-        read.close()
-    whole.close()
+    with columns(path) as whole:
+        for start, stop in ((0, 1), (10, 500), (333, 777), (999, 1000)):
+            read = Columns(
+                whole._file, whole._descriptor, "Events", part_of(whole._directory, start, stop)
+            )
+            for name in NAMES:
+                right = expected(path, name, start, stop)
+                np.testing.assert_array_equal(read.read(name, start, stop), right)
 
 
 def test_undeclared_columns_are_refused(clustered: Path) -> None:
-    read = columns(clustered)
-    with pytest.raises(AttributeError, match="column Jet_eta is not among those"):
+    message = "column Jet_eta is not among those"
+    with columns(clustered) as read, pytest.raises(AttributeError, match=message):
         read.read("Jet_eta", 0, 10)
-    read.close()
 
 
 @pytest.mark.parametrize("place", range(0, 80, 2))
@@ -201,33 +205,30 @@ def test_flipped_bits_are_noticed(place: int, clustered: Path, tmp_path: Path) -
     content[at] ^= 1 << int(rng.integers(8))
     damaged = tmp_path / "damaged.root"
     damaged.write_bytes(content)
-    read = columns(damaged)
-    with pytest.raises(InputFileError, match=r"branch Jet_pt: .*basket"):
+    message = r"branch Jet_pt: .*basket"
+    with columns(damaged) as read, pytest.raises(InputFileError, match=message):
         read.read("Jet_pt", 66, 126)
-    read.close()
 
 
 def test_a_file_that_was_cut_off_while_it_was_open(clustered: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.root"
     path.write_bytes(clustered.read_bytes())
-    read = columns(path)
-    read.read("Jet_pt", 0, 40)
-    with path.open("r+b") as file:
-        file.truncate(3000)
-    with pytest.raises(InputFileError, match="branch Jet_pt: cut off"):
-        read.read("Jet_pt", 66, 150)
-    read.close()
+    with columns(path) as read:
+        read.read("Jet_pt", 0, 40)
+        with path.open("r+b") as file:
+            file.truncate(3000)
+        with pytest.raises(InputFileError, match="branch Jet_pt: cut off"):
+            read.read("Jet_pt", 66, 150)
 
 
 def test_bytes_are_counted(clustered: Path) -> None:
     with uproot.open(clustered) as file:
         size = sum(file["Events"][name].compressed_bytes for name in ("nJet", "Jet_pt"))
-    read = columns(clustered)
-    (block,) = read.stream(0, 150, {}).blocks()
-    assert len(block.Jet.pt)
-    assert 0.5 * size < read.bytes < 1.5 * size  # uproot's sizes leave out the headers
-    assert read.seconds > 0
-    read.close()
+    with columns(clustered) as read:
+        (block,) = read.stream(0, 150, {}).blocks()
+        assert len(block.Jet.pt)
+        assert 0.5 * size < read.bytes < 1.5 * size  # uproot's sizes leave out the headers
+        assert read.seconds > 0
 
 
 def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
@@ -237,7 +238,7 @@ def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
     with fsspec.open(url, "wb") as target:
         target.write(clustered.read_bytes())
     file = uproot.open({url: None}, array_cache=None)
-    read = Columns(file, "Events", url, directory(file, "Events", url, NAMES)[0])
+    read = Columns(file, None, "Events", directory(file, "Events", url, NAMES)[0])
     requests = []
     chunks = file.file.source.chunks
 
@@ -251,7 +252,6 @@ def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
         found = getattr(getattr(block, collection), field)
         np.testing.assert_array_equal(found, expected(clustered, name, 0, 150))
     assert requests == [5 * len(NAMES)]
-    read.close()
 
 
 def test_lists_with_a_counter_of_their_own_are_refused(tmp_path: Path) -> None:
@@ -277,3 +277,100 @@ def test_lists_with_a_counter_of_their_own_are_refused(tmp_path: Path) -> None:
     assert found.kind == "definite"
     assert "branch Jet_hits is counted by nHits, not by nJet" in found.reason
     assert isinstance(inspect_file(File("x.root", (str(path),)), columns), FileInfo)
+
+
+def a_job(path: Path) -> Job:
+    """The whole of a file, as the driver hands it to a worker."""
+    processor = TtbarProcessor()
+    names = (*processor.columns, *processor.simulation_columns)
+    info = inspect_file(File(path.name, (str(path),)), names, flat=True)
+    assert isinstance(info, FileInfo)
+    shipment = prepare(processor)
+    return Job(
+        chunk=Chunk("d", path.name, "Events", info.uuid, info.entries, 0, info.entries),
+        url=str(path),
+        metadata={"dataset": "d", "process": "ttbar", "variation": "nominal"},
+        columns=names,
+        directory=info.directory,
+        processor=shipment.blob,
+        code=shipment.code,
+        modules={},
+        module=None,
+        source=b"",
+    )
+
+
+def test_a_file_that_vanished_is_not_the_processors_fault(clustered: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.root"
+    path.write_bytes(clustered.read_bytes())
+    job = a_job(path)
+    path.unlink()
+    outcome = process_chunk(job)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "input"
+    assert outcome.reason == "can't be opened: No such file or directory"
+
+
+def test_a_file_that_is_replaced_while_it_is_open_is_not_mixed_with_the_new_one(
+    clustered: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.root"
+    path.write_bytes(clustered.read_bytes())
+    job = a_job(path)
+    first = process_chunk(job)
+    path.unlink()
+    made(path, [70, 30, 50])
+    again = process_chunk(job)
+    assert isinstance(first, Finished)
+    assert isinstance(again, Finished)
+    assert again.blob == first.blob
+    assert again.receipt.bytes == first.receipt.bytes > 0
+    assert again.receipt.read_s > 0
+    worker._close_kept()
+    replaced = process_chunk(job)
+    assert isinstance(replaced, Failure)
+    assert replaced.reason.startswith("the file was replaced: UUID ")
+
+
+def test_counters_are_read_once_a_block(clustered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of a chunk that cuts baskets ask for them again and again."""
+    with columns(clustered) as read:
+        seeks = []
+        pread = os.pread
+
+        def spy(descriptor: int, size: int, seek: int) -> bytes:
+            seeks.append(seek)
+            return pread(descriptor, size, seek)
+
+        monkeypatch.setattr(reading.os, "pread", spy)
+        for block in read.stream(10, 140, {}).blocks():
+            assert len(block.Jet.pt) == len(block.Jet.jetId)
+            assert len(block.Muon.tightId)
+        assert len(seeks) == len(set(seeks))
+
+
+def test_a_flat_processor_that_forgets_blocks_is_told(clustered: Path) -> None:
+    with columns(clustered) as read:
+        stream = read.stream(0, 150, {})
+        with pytest.raises(AttributeError, match=r"no Jet: .* for block in agc_ml\.kernels\.flat"):
+            _ = stream.Jet
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (np.dtype((np.float32, (3,))), np.zeros((20, 3), np.float32)),
+        ("string", ak.Array(["a"] * 20)),
+    ],
+)
+def test_branches_that_are_no_numbers_or_lists_are_left_to_uproot(
+    kind: Any, values: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        file.mktree("Events", {"odd": kind, "plain": "int64"})
+        file["Events"].extend({"odd": values, "plain": np.arange(20)})
+    with uproot.open({str(path): None}) as file:
+        found, misread = directory(file, "Events", str(path), ["odd", "plain", "absent"])
+    assert [name for name, baskets in found.items() if baskets is None] == ["odd", "absent"]
+    assert misread == []

@@ -15,7 +15,7 @@ from coffea.processor import ProcessorABC
 
 import agc_ml as agc
 from agc_ml import identity, shipping
-from agc_ml.errors import ProcessorError
+from agc_ml.errors import ProcessorError, UsageError
 from processors.ttbar import TtbarProcessor
 
 SOURCE = """
@@ -48,9 +48,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "        return {'n': CUT}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
+    forget()  # where an earlier test had it
     yield folder
-    for name in [name for name in sys.modules if name.startswith("mine_and_only")]:
-        del sys.modules[name]
+    forget()
 
 
 def forget() -> None:
@@ -69,6 +69,32 @@ def test_digest_follows_what_the_processor_imports(package: Path) -> None:
     (package / "helper.py").write_text("CUT = 31\n")
     forget()
     assert shipping.prepare("mine_and_only.main:Mine").code != first
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("if TYPE_CHECKING:\n    {}\n", False),
+        ("import typing\nif typing.TYPE_CHECKING:\n    {}\n", False),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    {}\n", True),
+        ("if not TYPE_CHECKING:\n    {}\n", True),
+        ("if TYPE_CHECKING or True:\n    {}\n", True),
+        ("import sys\nif sys.version_info > (3,):\n    {}\n", True),
+        ("try:\n    {}\nexcept ImportError:\n    pass\n", True),
+    ],
+)
+def test_digest_leaves_out_what_only_a_type_checker_imports(
+    text: str, counts: bool, package: Path
+) -> None:
+    begin = "from typing import TYPE_CHECKING\n"
+    body = text.format("from mine_and_only.helper import CUT")
+    end = "class Mine:\n    def process(self, events):\n        return {'n': 1}\n"
+    (package / "main.py").write_text(begin + body + end)
+    first = shipping.prepare("mine_and_only.main:Mine")
+    assert ("mine_and_only.helper" in first.modules) == counts
+    (package / "helper.py").write_text("CUT = 31\n")
+    forget()
+    assert (shipping.prepare("mine_and_only.main:Mine").code != first.code) == counts
 
 
 def test_code_that_was_edited_after_it_was_imported_is_refused(package: Path) -> None:
@@ -191,6 +217,18 @@ def test_parameters_are_typed() -> None:
     assert shipment.processor == TtbarProcessor(compat=True, seed=7)
     assert shipment.parameters == {"compat": True, "model": None, "muons": True, "seed": 7}
     assert cloudpickle.loads(shipment.blob) == shipment.processor
+
+
+def test_parameters_without_a_default_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class Mine:\n"
+        "    def __init__(self, cut: float, *more, **others): self.cut = cut\n"
+        "    def process(self, events): return {}\n"
+    )
+    with pytest.raises(UsageError, match=r"Mine: it has to be told its cut: --set cut=VALUE"):
+        shipping.prepare(f"{path}:Mine")
+    assert shipping.prepare(f"{path}:Mine", {"cut": "2.5"}).processor.cut == 2.5
 
 
 def test_parameters_that_are_no_json_are_known_by_digest() -> None:

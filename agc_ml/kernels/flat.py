@@ -62,9 +62,10 @@ def _of_records(events: Any) -> FlatEvents:
         if name[1:] in collections:
             return np.asarray(ak.num(events[name[1:]]))
         collection, _, field = name.partition("_")
-        if collection not in collections or field not in events[collection].fields:
+        if collection not in events.fields or field not in events[collection].fields:
             raise AttributeError(f"there is no column {name}")
-        return np.asarray(ak.flatten(events[collection][field]))
+        values = events[collection][field]
+        return np.asarray(ak.flatten(values) if collection in collections else values)
 
     collections = [name for name in events.fields if events[name].ndim > 1]
     return FlatEvents(len(events), column, collections, events.metadata)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ def _open_xgboost(model: Model, content: Content, note: Note) -> Backend:
     from agc_ml.kernels import forest  # noqa: PLC0415 - heavy
     from agc_ml.ml.trees import read_xgboost  # noqa: PLC0415 - heavy
 
+    _note_early_stop(model, content.data, note)
     try:
         trees = read_xgboost(content.data)
     except ValueError as error:
@@ -53,6 +55,24 @@ def _open_xgboost(model: Model, content: Content, note: Note) -> Backend:
     note(f"{model}: scored by xgboost, not by the faster forest kernel: {reason}")
     predict: Backend = booster.inplace_predict
     return predict
+
+
+def _note_early_stop(model: Model, data: bytes, note: Note) -> None:
+    best, n_trees, a_round = (
+        _number(data, name) for name in ("best_iteration", "num_trees", "num_parallel_tree")
+    )
+    if best is not None and n_trees is not None and best + 1 < n_trees // (a_round or 1):
+        note(
+            f"{model}: all its trees count, also those after its best iteration ({best}), as in "
+            "xgboost's Booster.predict and unlike in its scikit-learn classes; to have only the "
+            f"best ones, save booster[:{best + 1}]"
+        )
+
+
+def _number(data: bytes, name: str) -> int | None:
+    """What xgboost wrote under a name: JSON's `"name":"7"`, or binary JSON's with lengths."""
+    found = re.search(name.encode() + rb'(?:": *"|S[iUIlL][^0-9]*)(\d+)', data)
+    return int(found[1]) if found else None
 
 
 def _booster(data: bytes, name: str) -> Any:

@@ -6,12 +6,12 @@ import hashlib
 import importlib.resources
 import json
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from agc_ml.errors import ModelError
 from agc_ml.ml import backends
@@ -36,8 +36,14 @@ class _Described(BaseModel):
 class GoldenRows(_Described):
     """Rows to check a forest with, and xgboost's margins for them."""
 
-    rows: tuple[tuple[float, ...], ...]
-    margins: tuple[float, ...]
+    rows: tuple[tuple[FiniteFloat, ...], ...] = Field(min_length=1)
+    margins: tuple[FiniteFloat, ...]
+
+    @model_validator(mode="after")
+    def _are_complete(self) -> Self:
+        if len({len(row) for row in self.rows}) > 1 or len(self.margins) != len(self.rows):
+            raise ValueError("rows of one length are needed, and a margin for each")
+        return self
 
 
 class CardEntry(_Described):
@@ -84,9 +90,10 @@ def load_model(spec: str | Path) -> Model | Bundle:
     if isinstance(spec, str) and "://" in spec:
         return _served(spec)
     path = Path(spec)
-    if path.is_dir():
+    try:
+        data = _read(path)
+    except IsADirectoryError:
         return _in_folder(path)
-    data = _read(path)
     if path.suffix in {".yaml", ".yml"} or _is_card(data):
         return _from_card(_card(path, data), path)
     return _from_file(path, data)
@@ -95,30 +102,39 @@ def load_model(spec: str | Path) -> Model | Bundle:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except IsADirectoryError:
+        raise
+    except (OSError, ValueError) as error:  # the path may hold a NUL
+        reason = getattr(error, "strerror", None) or error
         raise ModelError(
-            f"model {path}: can't be read ({error.strerror or error}); give a model's file, a "
-            "card, a folder, or grpc://host:port/model?version=1"
+            f"model {str(path)[:200]}: can't be read ({reason}); give a model's file, a card, a "
+            "folder, or grpc://host:port/model?version=1"
         ) from error
 
 
 def _is_card(data: bytes) -> bool:
+    return {"schema", "models"} <= _keys(data)
+
+
+def _keys(data: bytes) -> set[str]:
     try:
         content = json.loads(data)
-    except ValueError:
-        return False
-    return isinstance(content, dict) and "schema" in content and "models" in content
+    except (ValueError, RecursionError):
+        return set()
+    return set(content) if isinstance(content, dict) else set()
 
 
 def _in_folder(folder: Path) -> Model | Bundle:
     for name in CARD:
-        if (folder / name).exists():
-            return _from_card(_card(folder / name, _read(folder / name)), folder / name)
+        path = folder / name
+        # xgboost's users call their models so too
+        if path.is_file() and "learner" not in _keys(data := _read(path)):
+            return _from_card(_card(path, data), path)
     published = published_card()
     found = {
         hashlib.sha256(data).hexdigest(): path.name
         for path in sorted(folder.glob("*.json"))
-        if not _is_card(data := _read(path))
+        if path.is_file() and not _is_card(data := _read(path))
     }
     if all(entry.sha256 in found for entry in published.models):
         entries = tuple(
@@ -142,13 +158,13 @@ def _card(path: Path, data: bytes) -> Card:
     try:
         parse = json.loads if path.suffix == ".json" else yaml.safe_load  # of which one is slow
         return Card.model_validate(parse(data))
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: not YAML or JSON ({reason}); mend the card") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the card"
         raise ModelError(f"{path}: {where}: {first['msg']}; mend the card") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: not YAML or JSON ({reason}); mend the card") from error
 
 
 def _from_card(card: Card, path: Path) -> Model | Bundle:
@@ -172,33 +188,40 @@ def _member(card: Card, entry: CardEntry, path: Path) -> Model:
         data, label = entry.uri.encode(), entry.uri
     else:
         file = path.parent / str(entry.file)
-        data, label = _read(file), f"model {file}"
+        try:
+            data, label = _read(file), f"model {file}"
+        except IsADirectoryError as error:
+            raise ModelError(f"{path}: {file} is a folder; name a model's file") from error
         format = _format(file, data)  # noqa: A001 - as in Model
     sha256 = hashlib.sha256(data).hexdigest()
-    if entry.sha256 is not None and entry.sha256 != sha256:
+    if entry.sha256 is not None and entry.sha256.lower() != sha256:
         raise ModelError(
             f"{label}: its sha256 is {sha256}, but {path} says {entry.sha256}; it is another model "
             "or damaged"
         )
-    given = entry.golden
-    checks = None
-    if given is not None:
-        checks = Golden(np.array(given.rows, np.float32), np.array(given.margins, np.float32))
-    return _pinned(
-        Model(
-            name=f"{card.name}{parity}",
-            version=card.version,
-            sha256=sha256,
-            format=format,
-            n_features=_checked_number(label, data, format, len(card.features)),
-            features=card.features,
-            trained_on=entry.trained_on,
-            task=card.task,
-            delta_phi=card.delta_phi,
-        ),
-        data,
-        checks,
+    model = Model(
+        name=f"{card.name}{parity}",
+        version=card.version,
+        sha256=sha256,
+        format=format,
+        n_features=_checked_number(label, data, format, len(card.features)),
+        features=card.features,
+        trained_on=entry.trained_on,
+        task=card.task,
+        delta_phi=card.delta_phi,
     )
+    return _pinned(model, data, _golden(entry.golden, model, label))
+
+
+def _golden(given: GoldenRows | None, model: Model, label: str) -> Golden | None:
+    if given is None:
+        return None
+    if model.format != "xgboost" or len(given.rows[0]) != model.n_features:
+        raise ModelError(
+            f"{label}: golden rows are for a model of xgboost, with as many numbers as features "
+            f"({model.n_features}); mend the card"
+        )
+    return Golden(np.array(given.rows, np.float32), np.array(given.margins, np.float32))
 
 
 def _checked_number(label: str, data: bytes, format: Format, named: int) -> int:  # noqa: A002
@@ -260,15 +283,3 @@ def _pinned(model: Model, data: bytes, golden: Golden | None) -> Model:
         backends.probe(model, content)
     provide({model.sha256: content})
     return model
-
-
-def describe(model: Model | Bundle) -> dict[str, Any]:
-    """What a model is, for tables and JSON."""
-    first = model.members[0]
-    return {
-        "name": model.name,
-        "version": model.version,
-        "task": first.task,
-        "features": first.n_features,
-        "models": {member.name: member.sha256 for member in model.members},
-    }

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -113,21 +112,9 @@ class Model:
         ModelError
             The rows are of another shape or hold NaN or infinite values, or it can't be scored.
         """
-        rows = np.ascontiguousarray(features, dtype=np.float32)
-        if rows.shape[1:] != (self.n_features,):
-            raise ModelError(
-                f"{self}: it takes rows of {self.n_features} features, not an array of shape "
-                f"{rows.shape}; give it those it was trained on"
-            )
+        rows = self.checked(features)
         if not len(rows):
             return np.empty(0, np.float32)
-        if not np.isfinite(rows).all():
-            row, column = np.argwhere(~np.isfinite(rows))[0]
-            feature = self.features[column] if self.features else f"number {column}"
-            raise ModelError(
-                f"{self}: feature {feature} of row {row} is {rows[row, column]}; select events in "
-                "which it is defined, or give it a number"
-            )
         scores = np.asarray(_backend(self)(rows))
         if scores.shape != (len(rows),) or not np.isfinite(scores).all():
             raise ModelError(
@@ -135,6 +122,42 @@ class Model:
                 "rows; one finite score a row is needed"
             )
         return scores.astype(np.float32, copy=False)
+
+    def checked(self, features: Any) -> Array:
+        """Rows as the model takes them, float32.
+
+        Raises
+        ------
+        ModelError
+            They are of another shape or hold NaN, infinite, complex or masked values.
+        """
+        self._check_kind(features)
+        rows = np.ascontiguousarray(features, dtype=np.float32)
+        if rows.shape[1:] != (self.n_features,):
+            raise ModelError(
+                f"{self}: it takes rows of {self.n_features} features, not an array of shape "
+                f"{rows.shape}; give it those it was trained on"
+            )
+        if not np.isfinite(rows).all():
+            row, column = np.argwhere(~np.isfinite(rows))[0]
+            feature = self.features[column] if self.features else f"number {column}"
+            raise ModelError(
+                f"{self}: feature {feature} of row {row} is {rows[row, column]}; select events in "
+                "which it is defined, or give it a number"
+            )
+        return rows
+
+    def _check_kind(self, features: Any) -> None:
+        """Refuse what numpy would turn into other numbers without a word."""
+        if np.ma.isMaskedArray(features) or np.iscomplexobj(features):
+            kind = "complex" if np.iscomplexobj(features) else "masked"
+            raise ModelError(f"{self}: its features are {kind}; give it plain numbers, all valid")
+        names = getattr(features, "columns", None)
+        if names is not None and self.features and tuple(names) != self.features:
+            raise ModelError(
+                f"{self}: the columns are {', '.join(map(str, names))}; it takes "
+                f"{', '.join(self.features)}, in this order"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = tuple(getattr(self, one.name) for one in fields(self))
@@ -205,7 +228,7 @@ class Bundle:
         ModelError
             As of `Model`.
         """
-        rows = np.asarray(features)
+        rows = self.even.checked(features)  # whose errors count rows before they are parted
         is_even = np.asarray(event) % 2 == 0
         scores = np.empty(len(rows), np.float32)
         scores[is_even] = self.scorer("even")(rows[is_even])
@@ -245,7 +268,7 @@ class Batches:
 # What this process holds, by sha256.
 _contents: dict[str, Content] = {}
 _backends: dict[str, Callable[[Array], Any]] = {}
-_notes: dict[str, str] = {}
+_notes: dict[str, list[str]] = {}
 _lock: Final = threading.RLock()
 _gathered: ContextVar[list[Model] | None] = ContextVar("gathered", default=None)
 
@@ -283,7 +306,7 @@ def contents(models: Iterable[Model]) -> dict[str, Content]:
 
 def notes(models: Iterable[str]) -> tuple[str, ...]:
     """What a user should know of how these models, by sha256, are scored in this process."""
-    return tuple(_notes[sha256] for sha256 in models if sha256 in _notes)
+    return tuple(note for sha256 in models for note in _notes.get(sha256, ()))
 
 
 def _backend(model: Model) -> Callable[[Array], Any]:
@@ -301,6 +324,6 @@ def _backend(model: Model) -> Callable[[Array], Any]:
                     "it here"
                 )
             _backends[model.sha256] = backends.open_model(
-                model, content, partial(_notes.__setitem__, model.sha256)
+                model, content, _notes.setdefault(model.sha256, []).append
             )
         return _backends[model.sha256]
