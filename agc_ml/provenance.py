@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.account import Account
+from agc_ml.ml.hook import Model
 from agc_ml.results import (
     ClusterSummary,
     DatasetSummary,
@@ -26,9 +29,28 @@ PACKAGES: Final = (
 )
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+SCORING: Final = {"xgboost": "xgboost", "onnx": "onnxruntime"}
+"""Packages that score models, by format; each may be absent where ours does without."""
+
+
+def versions(models: Iterable[Model] = ()) -> dict[str, str]:
+    """Versions of Python and of the packages that decide results, also those that score models."""
+    scoring = {SCORING[model.format] for model in models if model.format in SCORING}
+    found = {name: version(name) for name in PACKAGES}
+    for name in sorted(scoring):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return {"python": platform.python_version(), **found}
+
+
+def _digests(models: Iterable[Model]) -> dict[str, str]:
+    """The sha256 of each model, by name and version; and digest, where these are not enough."""
+    found: dict[str, str] = {}
+    for model in models:
+        key = f"{model.name}@{model.version}"
+        if found.setdefault(key, model.sha256) != model.sha256:
+            found[f"{key} ({model.sha256[:12]})"] = model.sha256
+    return found
 
 
 def processor_summary(shipment: Shipment) -> ProcessorSummary:
@@ -38,7 +60,10 @@ def processor_summary(shipment: Shipment) -> ProcessorSummary:
 
 def deciding(shipment: Shipment) -> dict[str, Any]:
     """All that decides the output of a chunk, but for the chunk itself."""
-    return {"processor": processor_summary(shipment).model_dump(), "versions": versions()}
+    return {
+        "processor": processor_summary(shipment).model_dump(),
+        "versions": versions(shipment.models),
+    }
 
 
 def git_state(file: str | None) -> GitState | None:
@@ -92,8 +117,8 @@ def collect(
             for dataset in fileset.datasets
         ),
         processor=processor_summary(shipment),
-        models={f"{m.name}@{m.version}": m.sha256 for m in shipment.models},
-        versions=versions(),
+        models=_digests(shipment.models),
+        versions=versions(shipment.models),
         git=git_state(getattr(module, "__file__", None)),
         cluster=where,
         chunk_size=account.chunk_size,

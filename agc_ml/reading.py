@@ -360,14 +360,9 @@ def _unpacked(raw: memoryview) -> tuple[Any, int]:
 
 def _decompressed(payload: memoryview, length: int) -> Any:
     import deflate  # noqa: PLC0415 - only here
-    from uproot.compression import decompress  # noqa: PLC0415 - heavy
-    from uproot.source.chunk import Chunk  # noqa: PLC0415 - heavy
-    from uproot.source.cursor import Cursor  # noqa: PLC0415 - heavy
 
     if bytes(payload[:2]) != _ZLIB:
-        whole = np.frombuffer(payload, np.uint8)
-        chunk = decompress(Chunk.wrap(None, whole), Cursor(0), {}, len(payload), length)
-        return chunk.raw_data
+        return _with_other_codec(payload, length)
     parts = []
     while payload:
         packed, unpacked = (int.from_bytes(payload[i : i + 3], "little") for i in (3, 6))
@@ -378,3 +373,13 @@ def _decompressed(payload: memoryview, length: int) -> Any:
             raise InputFileError(f"a basket is damaged: {error}") from error
         payload = payload[_HEADER + packed :]
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _with_other_codec(payload: memoryview, length: int) -> Any:
+    from uproot.compression import decompress  # noqa: PLC0415 - heavy
+    from uproot.source.chunk import Chunk  # noqa: PLC0415 - heavy
+    from uproot.source.cursor import Cursor  # noqa: PLC0415 - heavy
+
+    whole = np.frombuffer(payload, np.uint8)
+    chunk = decompress(Chunk.wrap(None, whole), Cursor(0), {}, len(payload), length)
+    return chunk.raw_data

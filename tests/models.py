@@ -10,12 +10,12 @@ import numpy as np
 
 
 def linear_onnx(weights: Sequence[float], columns: int = 1, **changes: Any) -> bytes:
-    """An ONNX model: a weighted sum of the features, in so many equal columns."""
+    """An ONNX model: a weighted sum of the features; once, twice... that in so many columns."""
     from onnx import TensorProto, helper  # noqa: PLC0415 - heavy
 
     kind = changes.get("kind", TensorProto.FLOAT)
     k = changes.get("k", len(weights))
-    matrix = np.repeat(np.asarray(weights, np.float32)[:, None], columns, axis=1)
+    matrix = np.outer(np.asarray(weights, np.float32), np.arange(1, columns + 1, dtype=np.float32))
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],
         "linear",

@@ -293,3 +293,27 @@ def test_models_that_give_no_score_a_row(
     path = forest(tmp_path / f"m.{ending}", **parameters)
     with pytest.raises(ModelError, match=message):
         cards.load_model(path)
+
+
+def test_of_two_classes_the_second_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(linear_onnx([3.0], columns=2))
+    assert cards.load_model(tmp_path / "m.onnx").members[0]([[1.0]]).tolist() == [6.0]
+
+
+@pytest.mark.parametrize("off", [0, 1])
+def test_a_forest_is_checked_with_the_golden_rows_of_its_card(off: int, tmp_path: Path) -> None:
+    """By one bit of one margin: then xgboost itself scores, and it is said."""
+    import xgboost  # noqa: PLC0415 - heavy
+
+    path = forest(tmp_path / "trees.json", n_features=2, max_depth=2 + off)
+    booster = xgboost.Booster()
+    booster.load_model(path)
+    rows = np.random.default_rng(3).normal(size=(20, 2)).astype(np.float32)
+    margins = booster.inplace_predict(rows, predict_type="margin")
+    if off:
+        margins[7] = np.nextafter(margins[7], np.float32(9))
+    golden = {"rows": rows.tolist(), "margins": margins.tolist()}
+    entry = {"file": "trees.json", "golden": golden}
+    model = cards.load_model(card(tmp_path, models=[entry])).members[0]
+    np.testing.assert_array_equal(model(rows), booster.inplace_predict(rows))
+    assert any("other margins" in note for note in hook.notes([model.sha256])) == bool(off)

@@ -220,3 +220,8 @@ def test_rows_of_a_bundle_are_counted_before_they_are_parted() -> None:
     rows[2] = np.nan
     with pytest.raises(ModelError, match="of row 2 is nan"):
         pair(rows, np.array([1, 1, 0, 1]))
+
+
+def test_a_model_made_by_hand_has_no_content(model: Model) -> None:
+    with pytest.raises(ModelError, match=r"its content never came to this process; .*load_model"):
+        hook.contents([replace(model, sha256="0" * 64)])

@@ -13,6 +13,7 @@ import nanoaod
 import numpy as np
 import pytest
 from commandline import agc as typed
+from distributed import Client
 from models import forest, linear_onnx
 from services.triton import SLOW_S, Triton, free_port, weighted
 
@@ -124,7 +125,29 @@ def test_workers_that_join_late_have_the_model(tmp_path: Path) -> None:
         with hook.by_reference():
             found = client.run(lambda model: model(np.ones((1, 1))).tolist(), model)
         assert list(found.values()) == [[3.0], [3.0]]
+        (ours,) = executor._plugins
+        assert all(ours in names for names in plugins(client))
         executor.close()
+        assert not any(ours in names for names in plugins(client))
+
+
+def plugins(client: Client) -> list[list[str]]:
+    """Names of the plugins of each worker."""
+    return list(client.run(lambda dask_worker: list(dask_worker.plugins)).values())
+
+
+def test_angles_are_wrapped_as_the_model_was_trained(real_data: Path, tmp_path: Path) -> None:
+    fileset = catalogue.load(catalogue.DEMO).select(["ttbar__nominal"])
+    beyond = {}
+    for delta_phi in ("raw", "wrapped"):
+        folder = tmp_path / delta_phi
+        folder.mkdir()
+        model = card(folder, real_data, delta_phi=delta_phi)
+        options: dict[str, Any] = {"site": "inline", "output": folder / "run", "quiet": True}
+        templates = agc.run("ttbar", fileset, model=model, **options).templates
+        beyond[delta_phi] = templates["deltar_w1w2_ttbar"].values(flow=True)[-1]
+    assert beyond["raw"] > 0
+    assert beyond["wrapped"] == 0
 
 
 def test_what_is_scored_by_xgboost_itself_is_said(mine: str, fileset: Any, tmp_path: Path) -> None:

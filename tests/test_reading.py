@@ -210,6 +210,20 @@ def test_flipped_bits_are_noticed(place: int, clustered: Path, tmp_path: Path) -
         read.read("Jet_pt", 66, 126)
 
 
+@pytest.mark.parametrize(("at", "value"), [(0, 7), (0, 2**31 - 1), (6, 2**31 - 1)])
+def test_damaged_headers_are_noticed(at: int, value: int, clustered: Path, tmp_path: Path) -> None:
+    """The sizes of the record (at 0) and of its content (at 6)."""
+    with uproot.open(clustered) as file:
+        seek = int(file["Events"]["Jet_pt"].member("fBasketSeek")[3])
+    content = bytearray(clustered.read_bytes())
+    content[seek + at : seek + at + 4] = value.to_bytes(4, "big")
+    damaged = tmp_path / "damaged.root"
+    damaged.write_bytes(content)
+    message = "branch Jet_pt: a basket"
+    with columns(damaged) as read, pytest.raises(InputFileError, match=message):
+        read.read("Jet_pt", 66, 126)
+
+
 def test_a_file_that_was_cut_off_while_it_was_open(clustered: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.root"
     path.write_bytes(clustered.read_bytes())

@@ -300,8 +300,24 @@ def by_reference() -> Iterator[list[Model]]:
 
 
 def contents(models: Iterable[Model]) -> dict[str, Content]:
-    """Content of models that this process holds, by sha256."""
-    return {model.sha256: _contents[model.sha256] for model in models}
+    """Content of models, by sha256.
+
+    Raises
+    ------
+    ModelError
+        This process does not hold it.
+    """
+    return {model.sha256: _content(model) for model in models}
+
+
+def _content(model: Model) -> Content:
+    try:
+        return _contents[model.sha256]
+    except KeyError:
+        raise ModelError(
+            f"{model}: its content never came to this process; have it loaded by agc-ml's --model "
+            "or agc_ml.load_model"
+        ) from None
 
 
 def notes(models: Iterable[str]) -> tuple[str, ...]:
@@ -317,13 +333,7 @@ def _backend(model: Model) -> Callable[[Array], Any]:
 
     with _lock:  # loaded once, also when threads ask at once
         if model.sha256 not in _backends:
-            content = _contents.get(model.sha256)
-            if content is None:
-                raise ModelError(
-                    f"{model}: its content never came to this process; run it with agc-ml, or load "
-                    "it here"
-                )
             _backends[model.sha256] = backends.open_model(
-                model, content, _notes.setdefault(model.sha256, []).append
+                model, _content(model), _notes.setdefault(model.sha256, []).append
             )
         return _backends[model.sha256]

@@ -150,13 +150,15 @@ def book(process: str, variations: list[str]) -> dict[str, DenseHist]:
 class BestPermutation:
     """Fills the features of each event's permutation with the highest score.
 
-    Events of all variations and blocks are scored together; `finish` scores the last ones.
+    Events of all variations and blocks are scored together; `finish` scores the last ones, and
+    fills.
     """
 
     def __init__(self, model: Bundle, hists: dict[str, DenseHist]) -> None:
         self._hists = hists
         self._wraps = model.delta_phi == "wrapped"
         self._batches = {parity: Batches(model.scorer(parity)) for parity in PARITIES}
+        self._found: dict[str, list[tuple[Any, Any]]] = {}
 
     def add(self, candidates: Candidates, weights: dict[str, Any]) -> None:
         """Take events of one kinematic variation, and their weights in each one that they fill."""
@@ -173,16 +175,19 @@ class BestPermutation:
             until = max(int(until), first + 1)
             features, of_event = permutations(candidates.part(first, until), wraps=self._wraps)
             own = {name: values[first:until] for name, values in weights.items()}
-            self._batches[parity].add(features, partial(self._fill, features, of_event, own))
+            self._batches[parity].add(features, partial(self._keep, features, of_event, own))
             first = until
 
-    def _fill(self, features: Any, rows: Any, weights: dict[str, Any], scores: Any) -> None:
+    def _keep(self, features: Any, rows: Any, weights: dict[str, Any], scores: Any) -> None:
         best = features[combinatorics.highest(rows, scores)]
-        for column, histogram in enumerate(self._hists.values()):
-            for name, values in weights.items():
-                histogram.fill(name, best[:, column], values)
+        for name, values in weights.items():
+            self._found.setdefault(name, []).append((best, values))
 
     def finish(self) -> None:
-        """Score and fill what is waiting."""
+        """Score what is waiting, and fill: all at once, as a call costs more than a few events."""
         for batches in self._batches.values():
             batches.flush()
+        for name, parts in self._found.items():
+            best, weights = (np.concatenate(some) for some in zip(*parts, strict=True))
+            for histogram, values in zip(self._hists.values(), best.T, strict=True):
+                histogram.fill(name, values, weights)
