@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from agc_ml.checkpoints import Chunk, Receipt, Store
 from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.inspection import FileInfo
 from agc_ml.ledger import Entry, Ledger
 from agc_ml.shipping import Shipment, declared_columns
-from agc_ml.worker import FileInfo
 
 logger = logging.getLogger(__name__)
 

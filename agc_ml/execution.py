@@ -8,240 +8,31 @@ faults change a bit of the result.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
-from uuid import uuid4
+from typing import Final
 
-from agc_ml import cluster
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk
 from agc_ml.errors import (
-    ClusterError,
     FilesetError,
     InputFileError,
     ModelError,
     ProcessorError,
     StoreError,
-    UsageError,
 )
+from agc_ml.executors import Executor
+from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import hook
-from agc_ml.ml.hook import Content
 from agc_ml.reading import part_of
-from agc_ml.results import ClusterSummary
 from agc_ml.shipping import is_flat
-from agc_ml.worker import Failure, FileInfo, Finished, Job, inspect_file, pack, process_packed
-
-if TYPE_CHECKING:
-    from distributed import Client, Future
+from agc_ml.worker import Failure, Finished, Job, pack, process_packed
 
 logger = logging.getLogger(__name__)
 
 ROUNDS: Final = 3
 FIRST_WAIT_S: Final = 0.5
-FETCH_EVERY_S: Final = 0.1
-"""Results are fetched together: each time costs the scheduler as much as a chunk."""
-
-
-class Lost(NamedTuple):
-    """The worker died under a job, or took its result along."""
-
-
-Result = TypeVar("Result")
-
-
-class Executor(Protocol):
-    """Calls a function for each of many jobs, in any order, anywhere.
-
-    ``topic`` is where workers tell that they start with a chunk, None where nobody listens;
-    ``started`` counts it.
-    """
-
-    topic: str | None
-    started: Counter[str]
-
-    def report(self, path: Path) -> AbstractContextManager[None]:
-        """Write a report of what happens inside the block to ``path``, if there is any."""
-
-    def provide(self, models: Mapping[str, Content]) -> None:
-        """Give every process that works, now or later, the content of models."""
-
-    def outcomes(
-        self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
-    ) -> Iterator[tuple[str, Result | Failure | Lost]]:
-        """Yield each key of ``jobs`` with what ``function(*jobs[key])`` returned."""
-
-
-class InlineExecutor:
-    """Everything in this process, one after the other: for debuggers and small inputs."""
-
-    def __init__(self) -> None:
-        self.topic: str | None = None
-        self.started: Counter[str] = Counter()
-
-    def report(self, path: Path) -> AbstractContextManager[None]:  # noqa: ARG002 - nothing to tell
-        """Do nothing: there is no cluster to report on."""
-        return contextlib.nullcontext()
-
-    def provide(self, models: Mapping[str, Content]) -> None:
-        """Do nothing: the process that made the processor has them."""
-
-    def outcomes(
-        self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
-    ) -> Iterator[tuple[str, Result | Failure | Lost]]:
-        """Call at once, in order."""
-        for key, arguments in jobs.items():
-            yield key, function(*arguments)
-
-
-class DaskExecutor:
-    """Futures on a Dask cluster."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self.topic: str | None = f"agc-ml-{uuid4().hex}"
-        self.started: Counter[str] = Counter()
-        self._plugins: list[str] = []
-        client.subscribe_topic(self.topic, lambda event: self.started.update([event[1]]))
-
-    def close(self) -> None:
-        """Stop listening, and give models to new workers no more."""
-        if self._client.status == "running":
-            self._client.unsubscribe_topic(self.topic)
-            for name in self._plugins:
-                self._client.unregister_worker_plugin(name)
-
-    def provide(self, models: Mapping[str, Content]) -> None:
-        """Give every worker the content of models, also those that join later."""
-        if models:
-            plugin = _models_plugin(models)
-            self._client.register_plugin(plugin)
-            self._plugins.append(plugin.name)
-
-    @contextlib.contextmanager
-    def report(self, path: Path) -> Iterator[None]:
-        """Write Dask's performance report, unless the block is left by an error."""
-        from distributed import performance_report  # noqa: PLC0415 - heavy
-
-        report = performance_report(filename=str(path), mode="inline")
-        with self._client.as_current():
-            report.__enter__()
-            yield
-            report.__exit__(None, None, None)
-
-    def outcomes(
-        self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
-    ) -> Iterator[tuple[str, Result | Failure | Lost]]:
-        """Submit all, yield as they finish; what is left when the caller stops is cancelled.
-
-        Raises
-        ------
-        ClusterError
-            The scheduler is gone.
-        """
-        from dask.utils import funcname  # noqa: PLC0415 - heavy
-        from distributed import as_completed  # noqa: PLC0415 - heavy
-        from distributed.client import FutureCancelledError  # noqa: PLC0415 - heavy
-
-        if not jobs:
-            return
-        round_id = uuid4().hex[:8]
-        futures = self._client.map(
-            function,
-            *zip(*jobs.values(), strict=True),
-            key=[f"{funcname(function)}-{round_id}-{index}" for index in range(len(jobs))],
-            retries=0,
-            pure=False,
-            batch_size=500,
-        )
-        keys = {future.key: key for future, key in zip(futures, jobs, strict=True)}
-        pending = set(futures)
-        completed = as_completed(futures)
-        del futures  # a future that is held is computed again when its worker dies
-        try:
-            for batch in completed.batches():
-                fetched = time.monotonic()
-                finished = {future.key: future for future in batch if future.status == "finished"}
-                results = self._client.gather(finished, errors="skip")
-                for future in batch:
-                    pending.discard(future)
-                    yield keys[future.key], results.get(future.key) or _outcome(future)
-                    future.release()
-                if pending:
-                    time.sleep(max(0.0, fetched + FETCH_EVERY_S - time.monotonic()))
-        except (FutureCancelledError, OSError) as error:
-            raise ClusterError(f"the connection to the Dask scheduler is lost ({error})") from error
-        finally:
-            if pending and self._client.status == "running":
-                self._client.cancel(list(pending), force=True)
-
-
-@contextlib.contextmanager
-def connected(
-    client: Client | None, site: str, workers: int | None
-) -> Iterator[tuple[Executor, ClusterSummary]]:
-    """Give an executor on ``client``, or else on ``site``, and stop in the end what was started.
-
-    Raises
-    ------
-    UsageError
-        No such site.
-    ClusterError
-        No scheduler answers.
-    """
-    if client is None and site == cluster.INLINE:
-        if workers is not None:
-            raise UsageError("--workers is for local workers; inline has none")
-        yield InlineExecutor(), ClusterSummary(kind=cluster.INLINE, workers=1)
-        return
-    own = cluster.connect(site, workers=workers) if client is None else None
-    used: Client = client if own is None else own
-    try:
-        kind, n_workers, dashboard = cluster.describe(used)
-        logger.info("cluster: %s, %d workers", kind, n_workers)
-        logger.info("dashboard: %s", dashboard or "none")
-        executor = DaskExecutor(used)
-        try:
-            yield executor, ClusterSummary(kind=kind, workers=n_workers)
-        finally:
-            executor.close()
-    finally:
-        if own is not None:
-            own.close(timeout=cluster.CLOSE_TIMEOUT_S)
-
-
-def _models_plugin(models: Mapping[str, Content]) -> Any:
-    from distributed import WorkerPlugin  # noqa: PLC0415 - heavy
-
-    class ProvideModels(WorkerPlugin):  # type: ignore[misc]
-        name = f"agc-ml-models-{uuid4().hex}"
-
-        def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask calls it so
-            hook.provide(models)
-
-    return ProvideModels()
-
-
-def _outcome(future: Future) -> Failure | Lost:
-    """What became of a job whose result could not be fetched."""
-    from distributed.scheduler import KilledWorker  # noqa: PLC0415 - heavy
-
-    if future.status == "cancelled":
-        raise ClusterError("the connection to the Dask scheduler is lost")
-    if future.status != "error":
-        return Lost()
-    error = future.exception()
-    if isinstance(error, KilledWorker):
-        return Lost()
-    # What is submitted here never raises, so Dask could not even start it.
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return Failure("processor", f"can't be started on a worker: {reason}")
 
 
 def open_files(account: Account, executor: Executor) -> None:

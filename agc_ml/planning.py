@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agc_ml import catalogue, cluster, execution
+from agc_ml import catalogue, cluster, execution, executors
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
+from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.running import CHUNK_SIZE
 from agc_ml.shipping import declared_columns, prepare
-from agc_ml.worker import Failure, FileInfo, inspect_file
+from agc_ml.worker import Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def plan(
         chunk_size=chunk_size or CHUNK_SIZE,
         on_tick=lambda _: None,
     )
-    with execution.connected(None, site, workers) as (executor, where):
+    with executors.connected(None, site, workers) as (executor, where):
         execution.open_some(account, executor)
     return Plan(
         processor=shipment.name,
@@ -130,7 +131,7 @@ def check(
         for dataset in fileset.datasets
         for file in dataset.files
     }
-    with execution.connected(None, site, workers) as (executor, _):
+    with executors.connected(None, site, workers) as (executor, _):
         outcomes = dict(executor.outcomes(inspect_file, jobs))
     owners: dict[tuple[str, str], str] = {}
     checked = []

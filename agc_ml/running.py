@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agc_ml import catalogue, cluster, execution, folders, progress, provenance
+from agc_ml import catalogue, cluster, execution, executors, folders, progress, provenance
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
@@ -129,7 +129,7 @@ def run(
     if earlier is not None and earlier.status == "complete":
         return _completed(how.output, earlier, shipment, loaded)
     with ExitStack() as stack:
-        executor, where = stack.enter_context(execution.connected(client, site, workers))
+        executor, where = stack.enter_context(executors.connected(client, site, workers))
         on_tick = stack.enter_context(progress.shown(quiet=how.quiet))
         account = Account(
             fileset=loaded,
@@ -193,14 +193,14 @@ def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fi
     return RunResult.load(folder)
 
 
-def _run(account: Account, executor: execution.Executor, begun: _Begun) -> RunResult:
+def _run(account: Account, executor: executors.Executor, begun: _Begun) -> RunResult:
     how = begun.how
     execution.open_some(account, executor)
     with _sole_owner(how):
         return _run_in_directory(account, executor, begun)
 
 
-def _run_in_directory(account: Account, executor: execution.Executor, begun: _Begun) -> RunResult:
+def _run_in_directory(account: Account, executor: executors.Executor, begun: _Begun) -> RunResult:
     how = begun.how
     earlier = _earlier_ledger(how.output)
     try:

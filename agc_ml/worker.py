@@ -1,8 +1,7 @@
-"""What runs on a worker: open a file, process a chunk. Failures come back as data."""
+"""What runs on a worker: process a chunk. Failures come back as data."""
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import resource
@@ -14,20 +13,19 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import cloudpickle
 import lz4.frame
 
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.datasets import File
 from agc_ml.errors import AgcError, InputFileError, ModelError, ProcessorError
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
 from agc_ml.outputs import check
-from agc_ml.reading import Columns, Directory, directory, local
+from agc_ml.reading import Columns, Directory, local
 from agc_ml.shipping import load_source
 
 Kind = Literal["input", "definite", "model", "processor"]
@@ -36,26 +34,6 @@ OPEN_TIMEOUT_S: Final = 60
 EVENT_ID: Final = ("run", "luminosityBlock", "event")
 _READERS: Final = ("uproot", "fsspec", "aiohttp", "fsspec_xrootd", "XRootD")
 _PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """What opening a file tells.
-
-    ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
-    generated events of which the entries were kept, None where the file does not tell.
-    ``directory`` is where the needed columns are, for processors that take them flat; ``misread``
-    the ones of which only uproot makes sense.
-    """
-
-    entries: int
-    uuid: str
-    size: int
-    n_columns: int
-    column_bytes: int | None
-    generated: int | None = None
-    directory: Directory | None = None
-    misread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,120 +101,6 @@ def _only(columns: tuple[str, ...]) -> dict[str, Any]:
     return {"filter_name": [*EVENT_ID, *with_counters(columns)]} if columns else {}
 
 
-def inspect_file(file: File, columns: tuple[str, ...], *, flat: bool = False) -> FileInfo | Failure:
-    """Open a file and check that it is whole and has the columns that are needed.
-
-    ``flat``: also find where they are, so that no worker has to go through the tree again.
-    """
-    import uproot  # noqa: PLC0415 - heavy
-
-    try:
-        with (
-            _without_collection(),
-            uproot.open({file.url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None) as opened,
-        ):
-            size, end = opened.file.source.num_bytes, opened.file.fEND
-            if size is not None and size < end:
-                return Failure("input", f"it is cut off: {size} of {end} bytes are there")
-            if file.tree not in opened:
-                there = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
-                return Failure("definite", f"no tree {file.tree!r} in it; there is {there}")
-            tree = opened[file.tree]
-            if not hasattr(tree, "num_entries"):
-                return Failure("definite", f"{file.tree!r} in it is no tree")
-            info = FileInfo(
-                entries=int(tree.num_entries),
-                uuid=str(opened.file.uuid),
-                size=int(size or end),
-                n_columns=len(columns) or len(tree.keys()),
-                column_bytes=_bytes_of(tree, columns),
-                generated=_generated(opened),
-            )
-            problem = _contradiction(file, info) or _unfit_column(tree, columns)
-            problem = problem or (_foreign_counter(tree, columns) if flat else None)
-            if problem:
-                return Failure("definite", problem)
-            return _located(info, opened, file, columns) if flat else info
-    except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
-        return Failure("input", _one_line(error), _trace(error))
-
-
-def _located(info: FileInfo, opened: Any, file: File, columns: tuple[str, ...]) -> FileInfo:
-    found, misread = directory(opened, file.tree, file.url, with_counters(columns))
-    return replace(info, directory=found, misread=tuple(misread))
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Python's search for cycles costs a third more when a tree of a thousand branches is made."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _generated(opened: Any) -> int | None:
-    """NanoAOD's own count of generated events, summed over runs."""
-    kinds = opened.classnames(cycle=False, recursive=False)
-    runs = opened["Runs"] if kinds.get("Runs") == "TTree" else {}
-    for name in ("genEventCount", "genEventCount_"):
-        if name in runs:
-            return int(runs[name].array(library="np").sum())
-    return None
-
-
-def _contradiction(file: File, info: FileInfo) -> str | None:
-    for field in ("entries", "uuid", "size", "generated"):
-        value, found = getattr(file, field), getattr(info, field)
-        if value is not None and found is not None and value != found:
-            return f"its {field} is {found}, but the fileset says {value}; is it another file?"
-    return None
-
-
-def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
-    present = set(tree.keys())
-    missing = [name for name in (*EVENT_ID, *columns) if columns and name not in present]
-    if missing:
-        return (
-            f"branches are missing that the processor needs: {', '.join(missing)}; choose files of "
-            "a campaign that has them"
-        )
-    for name in columns:
-        kind, counter = str(tree[name].typename), f"n{name.partition('_')[0]}"
-        is_vector = "[]" in kind or "RVec" in kind or "vector" in kind
-        if "string" in kind or "char*" in kind:
-            return f"branch {name} is of type {kind}, numbers are needed"
-        if "_" in name and counter in present and not is_vector:
-            return f"branch {name} is of type {kind}, a list of numbers an event is needed"
-        if "_" in name and counter not in present and is_vector:
-            return f"branch {name} is of type {kind}, but its counter {counter} is missing"
-    return None
-
-
-_NOT_FLAT: Final = "it can't be taken as a flat column: read such files as records (without flat)"
-
-
-def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:
-    """Say which list is not of its collection: flat columns of one share where events begin."""
-    for name in columns:
-        if "_" not in name and "[]" in str(tree[name].typename):
-            return f"branch {name} is a list that is no field of a collection; {_NOT_FLAT}"
-        counter = getattr(getattr(tree[name], "count_branch", None), "name", None)
-        expected = f"n{name.partition('_')[0]}"
-        if counter not in {None, expected}:
-            return f"branch {name} is counted by {counter}, not by {expected}; {_NOT_FLAT}"
-    return None
-
-
-def _bytes_of(tree: Any, columns: tuple[str, ...]) -> int | None:
-    names = set(with_counters(columns))
-    branches = [b for b in getattr(tree, "branches", ()) if not columns or b.name in names]
-    return sum(int(branch.compressed_bytes) for branch in branches) if branches else None
-
-
 def process_packed(packed: bytes, topic: str | None = None) -> Finished | Failure:
     """`process_chunk` of a packed job: Dask takes bytes as they are, and objects apart."""
     return process_chunk(unpack(packed), topic)
@@ -252,16 +116,14 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     try:
         processor = _processor(job)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code; it is told
-        return Failure(
-            "processor", f"can't be loaded on a worker: {_one_line(error)}", _trace(error)
-        )
+        return Failure("processor", f"can't be loaded on a worker: {one_line(error)}", trace(error))
     clock = _ReadClock()
     try:
         output, opened, n_bytes = _process(processor, job, clock)
         blob = pack(output)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
         _close_kept()  # a damaged file may be whole when it is opened again
-        return Failure(_kind(error), _one_line(error), _trace(error))
+        return Failure(_kind(error), one_line(error), trace(error))
     receipt = Receipt(
         events=job.chunk.events,
         worker=f"{socket.gethostname()}:{os.getpid()}",
@@ -441,7 +303,7 @@ def _reader_folders() -> tuple[str, ...]:
     return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)  # noqa: PTH118, PTH120 - as text
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Type and first line of the error that others were raised from, or of one that is ours."""
     root = error
     while root.__cause__ is not None and not isinstance(root, AgcError):
@@ -452,5 +314,6 @@ def _one_line(error: BaseException) -> str:
     return text[:300] if isinstance(root, AgcError) else f"{type(root).__name__}: {text}"[:300]
 
 
-def _trace(error: BaseException) -> str:
+def trace(error: BaseException) -> str:
+    """The end of an error's traceback."""
     return "".join(traceback.format_exception(error))[-6000:]

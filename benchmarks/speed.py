@@ -44,7 +44,7 @@ from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: E402
 from coffea.processor.accumulator import iadd  # noqa: E402
 from numba import njit  # noqa: E402
 
-from agc_ml import catalogue, provenance, reading, worker  # noqa: E402
+from agc_ml import catalogue, inspection, provenance, reading, worker  # noqa: E402
 from agc_ml.checkpoints import Chunk  # noqa: E402
 from agc_ml.datasets import File  # noqa: E402
 from agc_ml.generate.lookalike import Part, generate  # noqa: E402
@@ -111,8 +111,8 @@ class Ours:
         self.processor = TtbarProcessor(compat=compat, model=models)
         shipment = prepare(self.processor)
         columns = (*self.processor.columns, *self.processor.simulation_columns)
-        info = worker.inspect_file(File(path.name, (str(path),)), columns, flat=True)
-        if not isinstance(info, worker.FileInfo):
+        info = inspection.inspect_file(File(path.name, (str(path),)), columns, flat=True)
+        if not isinstance(info, inspection.FileInfo):
             raise SystemExit(info.reason)
         self._job = Job(
             chunk=Chunk("d", path.name, "Events", info.uuid, EVENTS, 0, EVENTS),
@@ -459,7 +459,7 @@ def first_open(folder: str) -> dict[str, float]:
     path, processor = file_of(SAMPLES[2]), ways[0].processor
     columns = (*processor.columns, *processor.simulation_columns)
     file = File(path.name, (str(path),))
-    inspected = seconds(lambda: worker.inspect_file(file, columns, flat=True))
+    inspected = seconds(lambda: inspection.inspect_file(file, columns, flat=True))
     return {"milliseconds": (first[0] - first[1]) * 1e3, "inspect_ms": inspected * 1e3}
 
 

@@ -22,6 +22,7 @@ ORDER = [
     {"catalogue", "checkpoints", "cluster", "formats"},
     {"reading"},
     {"worker"},
+    {"executors", "inspection"},
     {"account"},
     {"execution", "progress", "provenance", "reduction", "remarks"},
     {"running"},
@@ -129,7 +130,7 @@ def test_only_a_few_rooms_know_dask() -> None:
         if any(
             module.partition(".")[0] in {"dask", "distributed"} for module, _ in imports(path, "")
         ):
-            assert room in {"cluster", "execution", "worker"}, path
+            assert room in {"cluster", "executors", "worker"}, path
 
 
 def test_physics_fits_on_a_few_screens() -> None:

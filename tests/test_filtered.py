@@ -16,8 +16,8 @@ from agc_ml import catalogue, reduction
 from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import FilesetError
+from agc_ml.inspection import FileInfo
 from agc_ml.results import RunResult
-from agc_ml.worker import FileInfo
 
 XSEC, LUMINOSITY = 10.0, 1000.0
 NAMES = ("ttbar__nominal.root", "single_top_tW__nominal.root")

@@ -24,11 +24,11 @@ from conftest import GENERATED as EVENTS
 from conftest import UNIT
 
 import agc_ml
-from agc_ml import execution, folders
+from agc_ml import executors, folders
 from agc_ml.checkpoints import seal, unseal
 from agc_ml.datasets import Fileset
 from agc_ml.errors import GenerateError, UsageError
-from agc_ml.execution import InlineExecutor, Lost
+from agc_ml.executors import InlineExecutor, Lost
 from agc_ml.generate import hooks, nanoaod, plan, production, pythia, samples, unit
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate.commands import parse_events
@@ -455,7 +455,7 @@ def test_resume_of_a_complete_set_leaves_it(
     copied: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied.glob("*.root")}
-    monkeypatch.setattr(execution, "connected", None)  # no cluster is needed
+    monkeypatch.setattr(executors, "connected", None)  # no cluster is needed
     production.generate(copied, events=EVENTS, seed=7, quiet=True, resume=True)
     assert {path: path.stat().st_mtime_ns for path in copied.glob("*.root")} == before
     whole(copied)

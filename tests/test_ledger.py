@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from agc_ml.account import chunks_of
 from agc_ml.datasets import File
+from agc_ml.inspection import FileInfo
 from agc_ml.ledger import Entry, Ledger, merge_attempts
-from agc_ml.worker import FileInfo
 
 
 def ledger_of(entries: int, size: int) -> Ledger:

@@ -24,8 +24,9 @@ from services.triton import SHARED_MEMORY, SLOW_S, Server, Triton, free_port, we
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from agc_ml.errors import ModelError, UsageError
-from agc_ml.ml import kserve
-from agc_ml.ml.kserve import Endpoint, Remote, n_features_of
+from agc_ml.ml import server
+from agc_ml.ml.endpoint import Endpoint
+from agc_ml.ml.kserve import Remote, n_features_of
 
 SLACK_S = 3.0  # for a busy machine, on top of what is promised
 K = 4
@@ -124,11 +125,11 @@ def test_only_what_was_said_is_pickled() -> None:
 
 
 def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    kserve._library.cache_clear()
+    server.library.cache_clear()
     monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
     text = error_of(lambda: remote("weighted", "127.0.0.1:1")(rows(1)))
     assert "pip install 'agc-ml[triton]'" in text
-    kserve._library.cache_clear()
+    server.library.cache_clear()
 
 
 def test_no_rows_need_no_server() -> None:
@@ -245,8 +246,8 @@ def serve() -> Iterator[Serve]:
         return liar, f"127.0.0.1:{port}"
 
     yield start
-    for server in servers:
-        server.stop(None).wait()
+    for one in servers:
+        one.stop(None).wait()
 
 
 def _complete(liar: Liar) -> Any:
@@ -399,7 +400,8 @@ def test_with_tls_a_server_needs_a_certificate_that_the_system_trusts(
 FAILS = """
 import sys
 from agc_ml.errors import ModelError
-from agc_ml.ml.kserve import Endpoint, n_features_of
+from agc_ml.ml.endpoint import Endpoint
+from agc_ml.ml.kserve import n_features_of
 
 try:
     n_features_of(Endpoint.parse(sys.argv[1]), deadline_s=2.0)
@@ -556,7 +558,8 @@ def test_a_server_that_is_killed_is_an_error_and_works_again_when_it_is_back(
 IN_ANOTHER_PROCESS = """
 import multiprocessing, sys
 import numpy as np
-from agc_ml.ml.kserve import Endpoint, Remote
+from agc_ml.ml.endpoint import Endpoint
+from agc_ml.ml.kserve import Remote
 
 features = np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
 remote = Remote(Endpoint((sys.argv[1],), "weighted", "1"), 4, deadline_s=5.0)

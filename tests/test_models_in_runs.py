@@ -20,7 +20,7 @@ from services.triton import SLOW_S, Triton, free_port, weighted
 import agc_ml as agc
 from agc_ml import catalogue
 from agc_ml.errors import ModelError, UsageError
-from agc_ml.execution import DaskExecutor
+from agc_ml.executors import DaskExecutor
 from agc_ml.ml import cards, hook
 from agc_ml.results import RunResult, load_record
 from processors.ttbar import TtbarProcessor

@@ -21,9 +21,10 @@ from agc_ml import reading, worker
 from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import File
 from agc_ml.errors import InputFileError
+from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.reading import Columns, directory, local, part_of
 from agc_ml.shipping import prepare
-from agc_ml.worker import EVENT_ID, Failure, FileInfo, Finished, Job, inspect_file, process_chunk
+from agc_ml.worker import EVENT_ID, Failure, Finished, Job, process_chunk
 from processors.ttbar import TtbarProcessor
 
 NAMES = ("event", "genWeight", "nJet", "Jet_pt", "Jet_jetId", "nMuon", "Muon_tightId")

@@ -16,11 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from agc_ml import agc, cluster, execution, folders, progress
+from agc_ml import agc, cluster, executors, folders, progress
 from agc_ml.account import Tick
 from agc_ml.checkpoints import seal, unseal
 from agc_ml.errors import GenerateError, UsageError
-from agc_ml.execution import Lost
+from agc_ml.executors import Lost
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate import plan
 from agc_ml.generate.manifest import (
@@ -166,7 +166,7 @@ def generate(
         state = _State(folder, request, files, written)
         if len(written) < len(files):
             with (
-                execution.connected(client, site, workers) as (executor, _),
+                executors.connected(client, site, workers) as (executor, _),
                 progress.shown(quiet=quiet, pieces="units") as state.on_tick,
             ):
                 _produce(state, executor)
@@ -246,7 +246,7 @@ _FLAGS: Final = {
 }
 
 
-def _produce(state: _State, executor: execution.Executor) -> None:
+def _produce(state: _State, executor: executors.Executor) -> None:
     """Make what is missing, in rounds over units whose worker died, and write files when whole."""
     with folders.store_errors(state.folder):
         (state.folder / manifests.FILESET).unlink(missing_ok=True)

@@ -34,10 +34,9 @@ class FlatEvents:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        found: Any
         if name in self._collections:
             offsets = offsets_of(self._column(f"n{name}"))
-            found = Collection(offsets, lambda field: self._column(f"{name}_{field}"))
+            found: Any = Collection(offsets, lambda field: self._column(f"{name}_{field}"))
         else:
             found = self._column(name)
         setattr(self, name, found)

@@ -172,7 +172,8 @@ def _described(tensors: list[Any]) -> str:
 
 
 def _open_kserve(model: Model, content: Content, note: Note) -> Backend:  # noqa: ARG001 - as others
-    from agc_ml.ml.kserve import Endpoint, Remote  # noqa: PLC0415 - on demand
+    from agc_ml.ml.endpoint import Endpoint  # noqa: PLC0415 - on demand
+    from agc_ml.ml.kserve import Remote  # noqa: PLC0415 - on demand
 
     remote: Backend = Remote(Endpoint.parse(content.data.decode()), model.n_features)
     return remote
@@ -200,7 +201,8 @@ def n_features(data: bytes, format: Format, label: str) -> int:  # noqa: A002 - 
             raise ModelError(f"{label}: its number of features is not fixed; export it with one")
         return int(size)
     if format == "kserve":
-        from agc_ml.ml.kserve import Endpoint, n_features_of  # noqa: PLC0415 - on demand
+        from agc_ml.ml.endpoint import Endpoint  # noqa: PLC0415 - on demand
+        from agc_ml.ml.kserve import n_features_of  # noqa: PLC0415 - on demand
 
         return int(n_features_of(Endpoint.parse(data.decode())))
     try:

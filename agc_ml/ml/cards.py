@@ -253,7 +253,7 @@ def _served(uri: str) -> Model:
         raise ModelError(
             f"model {uri}: no {scheme}:// models; served ones are grpc://host:port/model?version=1"
         )
-    from agc_ml.ml.kserve import Endpoint  # noqa: PLC0415 - on demand
+    from agc_ml.ml.endpoint import Endpoint  # noqa: PLC0415 - on demand
 
     endpoint, data = Endpoint.parse(uri), uri.encode()
     model = Model(
