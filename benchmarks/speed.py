@@ -581,7 +581,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     return {
         "schema": 1,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": provenance.versions(),
+        "versions": provenance.versions(models.members),
         "git": vars(provenance.git_state(__file__) or object()) or None,
         "hardware": {
             "machine": platform.machine(),
