@@ -1,9 +1,8 @@
-"""Running chunks: the only place where processors meet Dask.
+"""Opening files and processing chunks, in rounds over what is missing.
 
-Chunks are Dask futures. Workers return outcomes as data; the driver writes each finished chunk to
-disk, and what is on disk decides what is done. Rounds over what is missing take the place of
-retries, and partial results are added up in the order of the fileset, so that neither timing nor
-faults change a bit of the result.
+Workers return outcomes as data; the driver writes each finished chunk to disk, and what is on disk
+decides what is done. Rounds take the place of retries, and partial results are added up in the
+order of the fileset, so that neither timing nor faults change a bit of the result.
 """
 
 from __future__ import annotations

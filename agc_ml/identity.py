@@ -62,7 +62,7 @@ def code_of(processor: Any) -> Code:
         "class": cls.__qualname__,
         "state": _class_state(cls),
         "modules": modules,
-        "libraries": {name: _version(name) for name in sorted(libraries)},
+        "libraries": {name: version_of(name) for name in sorted(libraries)},
     }
     text = json.dumps(content, sort_keys=True)
     return Code(hashlib.sha256(text.encode()).hexdigest(), modules)
@@ -200,7 +200,8 @@ def _is_library(path: Path) -> bool:
 
 
 @cache
-def _version(top: str) -> str:
+def version_of(top: str) -> str:
+    """Version of the distribution that has a package, with its name where that is another."""
     try:
         return version(top)
     except PackageNotFoundError:

@@ -12,6 +12,8 @@ from agc_ml.datasets import File
 from agc_ml.reading import Directory, directory
 from agc_ml.worker import EVENT_ID, OPEN_TIMEOUT_S, Failure, one_line, trace, with_counters
 
+_VARIABLE: Final = ("[]", "RVec", "vector")
+_FIXED: Final = ("[", "array<")
 _NOT_FLAT: Final = "it can't be taken as a flat column: read such files as records (without flat)"
 
 
@@ -118,7 +120,7 @@ def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
         )
     for name in columns:
         kind, counter = str(tree[name].typename), f"n{name.partition('_')[0]}"
-        is_vector = "[]" in kind or "RVec" in kind or "vector" in kind
+        is_vector = any(mark in kind for mark in _VARIABLE)
         if "string" in kind or "char*" in kind:
             return f"branch {name} is of type {kind}, numbers are needed"
         if "_" in name and counter in present and not is_vector:
@@ -131,8 +133,10 @@ def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
 def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:
     """Say which list is not of its collection: flat columns of one share where events begin."""
     for name in columns:
-        if "_" not in name and "[]" in str(tree[name].typename):
-            return f"branch {name} is a list that is no field of a collection; {_NOT_FLAT}"
+        kind = str(tree[name].typename)
+        is_fixed = any(mark in kind.replace("[]", "") for mark in _FIXED)
+        if is_fixed or ("_" not in name and any(mark in kind for mark in _VARIABLE)):
+            return f"branch {name} is of type {kind}, no field of a collection; {_NOT_FLAT}"
         counter = getattr(getattr(tree[name], "count_branch", None), "name", None)
         expected = f"n{name.partition('_')[0]}"
         if counter not in {None, expected}:

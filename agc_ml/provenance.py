@@ -6,13 +6,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.account import Account
+from agc_ml.identity import version_of
 from agc_ml.ml.hook import Model
 from agc_ml.results import (
     ClusterSummary,
@@ -30,16 +30,14 @@ PACKAGES: Final = (
 
 
 SCORING: Final = {"xgboost": "xgboost", "onnx": "onnxruntime"}
-"""Packages that score models, by format; each may be absent where ours does without."""
+"""Packages that score models, by format; forests do without xgboost."""
 
 
 def versions(models: Iterable[Model] = ()) -> dict[str, str]:
     """Versions of Python and of the packages that decide results, also those that score models."""
     scoring = {SCORING[model.format] for model in models if model.format in SCORING}
     found = {name: version(name) for name in PACKAGES}
-    for name in sorted(scoring):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
+    found |= {name: installed for name in sorted(scoring) if (installed := version_of(name))}
     return {"python": platform.python_version(), **found}
 
 

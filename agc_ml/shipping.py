@@ -154,11 +154,11 @@ def _make(processor: str, cls: type, settings: Mapping[str, str], model: Any) ->
             raise UsageError(f"--model: {processor} takes no model (a parameter of that name)")
         values["model"] = load_model(model) if isinstance(model, str | Path) else model
     for name, text in settings.items():
-        if name == "model":
-            raise UsageError("--set model: a model is given with --model")
         if name not in parameters:
             known = ", ".join(parameters) or "none"
             raise UsageError(f"--set {name}: {processor} has no such parameter; it has: {known}")
+        if name == "model":
+            raise UsageError("--set model: a model is given with --model")
         try:
             values[name] = TypeAdapter(_type_of(cls, parameters[name])).validate_strings(text)
         except ValidationError as error:

@@ -201,7 +201,7 @@ def _events(file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock) ->
 
 
 class _Kept(threading.local):
-    """A thread keeps the file of its last chunk open: that costs more than 100,000 events.
+    """The file of a thread's last chunk stays open: opening it costs more than 100,000 events.
 
     Its descriptor too: what is read stays the same file, whatever takes its name.
     """
@@ -233,7 +233,7 @@ def _opened(url: str, uuid: str) -> tuple[Any, int | None]:
 
 
 def _close_kept() -> None:
-    _kept.key = None
+    _kept.key = _kept.file = _kept.descriptor = None
     _kept.open.close()
 
 

@@ -249,14 +249,14 @@ def floor(path: Path, names: tuple[str, ...]) -> Callable[[], Any]:
     """Read columns, and do nothing with them."""
     file = uproot.open({str(path): None}, array_cache=None)
     found, _ = reading.directory(file, "Events", str(path), names)
-    descriptor = os.open(path, os.O_RDONLY)
-    columns = reading.Columns(file, descriptor, "Events", found)
 
     def work() -> None:
-        cuts = columns.cuts(0, EVENTS)
-        for start, stop in itertools.pairwise(cuts):
-            for name in names:
-                columns.read(name, start, stop)
+        with reading.local(str(path)) as descriptor:
+            columns = reading.Columns(file, descriptor, "Events", found)
+            for start, stop in itertools.pairwise(columns.cuts(0, EVENTS)):
+                columns.fetch(start, stop)
+                for name in names:
+                    columns.read(name, start, stop)
 
     work()
     return work

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import awkward as ak
@@ -30,6 +31,15 @@ def test_records_as_flat_columns(records: Any) -> None:
     assert events.Jet.pt.tolist() == ak.flatten(records.Jet.pt).tolist()
     assert events.Jet.pt.dtype == np.float32
     assert events.Muon.tightId.dtype == bool
+
+
+def test_records_of_one_object_an_event(tmp_path: Path) -> None:
+    content = {**nanoaod.events(20, 1), "Pileup_nTrueInt": np.arange(20, dtype=np.float32)}
+    path = nanoaod.write(tmp_path / "x.root", content)
+    (events,) = blocks(NanoEventsFactory.from_root({str(path): "Events"}, mode="virtual").events())
+    assert events.Pileup_nTrueInt.tolist() == list(range(20))
+    with pytest.raises(AttributeError, match="Pileup_nPU"):
+        _ = events.Pileup_nPU
 
 
 def test_what_is_not_there_is_said(records: Any) -> None:

@@ -210,6 +210,7 @@ def test_columns_in_another_order_are_refused(model: Model) -> None:
     named = replace(model, features=("a", "b", "c"))
     rows = pd.DataFrame({"a": [1.0], "b": [0.0], "c": [0.0]})
     assert named(rows).tolist() == [1]
+    assert named(pd.DataFrame(rows.to_numpy())).tolist() == [1]
     with pytest.raises(ModelError, match=r"the columns are c, b, a; it takes a, b, c, in this"):
         named(rows[["c", "b", "a"]])
 

@@ -84,6 +84,7 @@ def test_a_users_own_model_in_two_lines(kind: str, mine: str, fileset: Any, tmp_
     assert agc.compare(found[0].templates, found[1].templates, rtol=0) == []
     assert found[0].hists["score"].sum(flow=True).value > 5000
     made = load_record(tmp_path / "local").provenance
+    assert made.versions["onnxruntime" if kind == "onnx" else "xgboost"]
     assert list(made.models.values()) == [agc.load_model(path).sha256]
     assert made.processor.parameters["model"].startswith("model@")
 
@@ -302,6 +303,8 @@ def test_processors_without_a_model(real_data: Path, tmp_path: Path) -> None:
     called = typed("run", "dimuon", "--model", real_data, "-o", tmp_path / "run")
     assert called.code == 2
     assert "--model: dimuon takes no model" in called.error
+    called = typed("run", "dimuon", "--set", "model=x", "-o", tmp_path / "run")
+    assert "--set model: dimuon has no such parameter" in called.error
     called = typed("run", "ttbar", "--set", f"model={real_data}", "-o", tmp_path / "run")
     assert called.code == 2
     assert "--set model: a model is given with --model" in called.error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import awkward as ak
@@ -22,7 +25,7 @@ from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import File
 from agc_ml.errors import InputFileError
 from agc_ml.inspection import FileInfo, inspect_file
-from agc_ml.reading import Columns, directory, local, part_of
+from agc_ml.reading import Baskets, Columns, directory, local, part_of
 from agc_ml.shipping import prepare
 from agc_ml.worker import EVENT_ID, Failure, Finished, Job, process_chunk
 from processors.ttbar import TtbarProcessor
@@ -100,8 +103,8 @@ def test_any_range(clustered: Path, start: int, length: int) -> None:
     assert_reads(clustered, start, min(150, start + length))
 
 
-def test_a_file_of_many_baskets_a_cluster(real_data: Path) -> None:
-    """A real one, whose baskets end elsewhere in every branch."""
+def test_a_real_file(real_data: Path) -> None:
+    """A real one, of 1479 branches."""
     path = real_data / "unroot_NanoAODv5_sample.root"
     assert_reads(path, 0, 1000)
     assert_reads(path, 123, 789)
@@ -177,7 +180,6 @@ def test_a_part_of_a_directory_is_enough(clustered: Path, start: int, length: in
 
 
 def test_parts_of_a_real_directory(real_data: Path) -> None:
-    """Baskets of the columns end at different events: counters are needed beyond the part."""
     path = real_data / "unroot_NanoAODv5_sample.root"
     with columns(path) as whole:
         for start, stop in ((0, 1), (10, 500), (333, 777), (999, 1000)):
@@ -371,21 +373,84 @@ def test_a_flat_processor_that_forgets_blocks_is_told(clustered: Path) -> None:
             _ = stream.Jet
 
 
-@pytest.mark.parametrize(
-    ("kind", "values"),
-    [
-        (np.dtype((np.float32, (3,))), np.zeros((20, 3), np.float32)),
-        ("string", ak.Array(["a"] * 20)),
-    ],
-)
-def test_branches_that_are_no_numbers_or_lists_are_left_to_uproot(
-    kind: Any, values: Any, tmp_path: Path
-) -> None:
+FORMS = {
+    "TTree float[3]": (np.dtype((np.float32, (3,))), np.zeros((20, 3), np.float32)),
+    "TTree string": ("string", ak.Array(["a"] * 20)),
+    "TTree double[]": ("var * float64", ak.Array([[1.0] * (i % 3) for i in range(20)])),
+    "RNTuple vector": (None, ak.Array([[1.0] * (i % 3) for i in range(20)])),
+    "RNTuple array": (None, ak.to_regular(ak.Array([[1.0, 2.0, 3.0]] * 20))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_columns_that_are_no_number_an_event_are_refused(form: str, tmp_path: Path) -> None:
+    kind, values = FORMS[form]
     path = tmp_path / "x.root"
+    content = {"LHEPdfWeight": values, **{name: np.arange(20) for name in EVENT_ID}}
     with uproot.recreate(path) as file:
-        file.mktree("Events", {"odd": kind, "plain": "int64"})
-        file["Events"].extend({"odd": values, "plain": np.arange(20)})
-    with uproot.open({str(path): None}) as file:
-        found, misread = directory(file, "Events", str(path), ["odd", "plain", "absent"])
-    assert [name for name, baskets in found.items() if baskets is None] == ["odd", "absent"]
-    assert misread == []
+        if kind is not None:
+            types = {"LHEPdfWeight": kind, **dict.fromkeys(EVENT_ID, "int64")}
+            file.mktree("Events", types).extend(content)
+        else:
+            file.mkrntuple("Events", content)
+    outcome = inspect_file(File("x.root", (str(path),)), ("LHEPdfWeight",), flat=True)
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "definite"
+    assert "branch LHEPdfWeight is of type" in outcome.reason
+    assert "no field of a collection" in outcome.reason or "numbers are needed" in outcome.reason
+
+
+def a_basket(values: Any) -> bytes:
+    """A record as ROOT writes it, of what matters in it here, without compression."""
+    header = bytearray(40)
+    content = values.tobytes()
+    header[0:4] = (len(header) + len(content)).to_bytes(4, "big")
+    header[6:10] = len(content).to_bytes(4, "big")
+    header[14:16] = len(header).to_bytes(2, "big")
+    header[35:39] = (len(header) + len(content)).to_bytes(4, "big")
+    return bytes(header) + content
+
+
+@given(
+    counts=st.lists(st.integers(0, 3), min_size=2, max_size=12),
+    cuts=st.lists(st.sets(st.integers(1, 11)), min_size=3, max_size=3),
+    ends=st.tuples(st.integers(0, 11), st.integers(1, 12)),
+    is_part=st.booleans(),
+)
+def test_baskets_of_each_branch_may_end_elsewhere(
+    counts: list[int], cuts: list[set[int]], ends: tuple[int, int], *, is_part: bool
+) -> None:
+    """As in files of CMS: counters tell where events begin in baskets that hold others too."""
+    n_events = len(counts)
+    start = min(ends[0], n_events - 1)
+    stop = min(max(ends[1], start + 1), n_events)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    contents = {
+        "nJet": np.array(counts, ">u4"),
+        "Jet_pt": np.arange(offsets[-1]).astype(">f4"),
+        "Jet_jetId": np.arange(offsets[-1]).astype(">i4"),
+    }
+    written, found = bytearray(), {}
+    for (name, values), inner in zip(contents.items(), cuts, strict=True):
+        bounds = np.array([0, *sorted(cut for cut in inner if cut < n_events), n_events])
+        places = bounds if name == "nJet" else offsets[bounds]
+        records = [a_basket(values[a:b]) for a, b in itertools.pairwise(places)]
+        sizes = np.array([len(record) for record in records])
+        seeks = len(written) + np.cumsum(sizes) - sizes
+        found[name] = Baskets(seeks, sizes, bounds, values.dtype, name != "nJet")
+        written += b"".join(records)
+    used = part_of(found, start, stop) if is_part else found
+
+    def all_at_once(ranges: list[tuple[int, int]], notifications: Any) -> list[Any]:
+        return [SimpleNamespace(raw_data=bytes(written[a:b])) for a, b in ranges]
+
+    remote = SimpleNamespace(file=SimpleNamespace(source=SimpleNamespace(chunks=all_at_once)))
+    with tempfile.TemporaryFile() as file:
+        file.write(written)
+        file.flush()
+        for columns in (Columns(None, file.fileno(), "", used), Columns(remote, None, "", used)):
+            columns.fetch(start, stop)
+            for name, values in contents.items():
+                first, last = (start, stop) if name == "nJet" else offsets[[start, stop]]
+                right = values[first:last]
+                assert columns.read(name, start, stop).tolist() == right.tolist()

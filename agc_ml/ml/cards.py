@@ -22,6 +22,8 @@ CARD: Final = ("model.yaml", "model.yml", "model.json")
 
 FORMATS: Final[dict[str, Format]] = {".json": "xgboost", ".ubj": "xgboost", ".onnx": "onnx"}
 _KSERVE: Final = "kserve"
+# PyYAML lets through what Python raises of `!!int ""` and the like.
+_UNREADABLE: Final = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 _PICKLES: Final = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _EXPORT: Final = (
     "give xgboost's .json or .ubj, or ONNX (Keras: model.export(file, format='onnx')), or the "
@@ -162,7 +164,7 @@ def _card(path: Path, data: bytes) -> Card:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the card"
         raise ModelError(f"{path}: {where}: {first['msg']}; mend the card") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not YAML or JSON ({reason}); mend the card") from error
 

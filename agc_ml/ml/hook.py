@@ -110,7 +110,7 @@ class Model:
         Raises
         ------
         ModelError
-            The rows are of another shape or hold NaN or infinite values, or it can't be scored.
+            The rows are refused, as by `checked`, or can't be scored.
         """
         rows = self.checked(features)
         if not len(rows):
@@ -129,7 +129,8 @@ class Model:
         Raises
         ------
         ModelError
-            They are of another shape or hold NaN, infinite, complex or masked values.
+            They are of another shape, have columns in another order, or hold NaN, infinite, complex
+            or masked values.
         """
         self._check_kind(features)
         rows = np.ascontiguousarray(features, dtype=np.float32)
@@ -152,8 +153,9 @@ class Model:
         if np.ma.isMaskedArray(features) or np.iscomplexobj(features):
             kind = "complex" if np.iscomplexobj(features) else "masked"
             raise ModelError(f"{self}: its features are {kind}; give it plain numbers, all valid")
-        names = getattr(features, "columns", None)
-        if names is not None and self.features and tuple(names) != self.features:
+        names = tuple(getattr(features, "columns", ()))  # a table's: numbers name nothing
+        is_named = names and all(isinstance(name, str) for name in names)
+        if is_named and self.features and names != self.features:
             raise ModelError(
                 f"{self}: the columns are {', '.join(map(str, names))}; it takes "
                 f"{', '.join(self.features)}, in this order"
