@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import reduce
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from agc_ml.errors import InputFileError
 from agc_ml.kernels.flat import FlatEvents
 
+_KEY: Final = struct.Struct(">i2xi4xH")  # bytes of the record, of its content, of its header
 _ZLIB: Final = b"ZL"
 _HEADER: Final = 9  # bytes before each compressed part
 
@@ -47,8 +48,8 @@ class Baskets(NamedTuple):
 
     def touched(self, start: int, stop: int) -> range:
         """Numbers of the baskets that hold the entries [start, stop), one at least."""
-        first = int(np.searchsorted(self.bounds, start, "right")) - 1
-        last = int(np.searchsorted(self.bounds, stop, "left"))
+        first = int(self.bounds.searchsorted(start, "right")) - 1
+        last = int(self.bounds.searchsorted(stop, "left"))
         return range(first, max(last, first + 1))
 
     def some(self, kept: range) -> Baskets:
@@ -127,11 +128,11 @@ class Columns:
 
     def cuts(self, start: int, stop: int) -> list[int]:
         """Where to cut [start, stop) so that no basket is in two parts, if that can be."""
-        bounds = [baskets.bounds for baskets in self._directory.values() if baskets is not None]
-        common = reduce(np.intersect1d, bounds) if bounds else np.arange(0)
+        known = [baskets for baskets in self._directory.values() if baskets is not None]
+        bounds = [set(baskets.bounds.tolist()) for baskets in known]
         cuts = [start]
-        for cut in common[(common > start) & (common < stop)].tolist():
-            if cut - cuts[-1] >= BLOCK:
+        for cut in sorted(set.intersection(*bounds)) if bounds else ():
+            if cut - cuts[-1] >= BLOCK and cut < stop:
                 cuts.append(cut)
         return [*cuts, stop]
 
@@ -344,8 +345,7 @@ def _unpacked(raw: memoryview) -> tuple[Any, int]:
 
     Source: ROOT's TKey, TBasket and RZip.
     """
-    n_bytes, length = (int.from_bytes(raw[i : i + 4], "big") for i in (0, 6))
-    key_length = int.from_bytes(raw[14:16], "big")
+    n_bytes, length, key_length = _KEY.unpack_from(raw) if len(raw) >= _KEY.size else (-1, 0, 0)
     border = int.from_bytes(raw[key_length - 5 : key_length - 1], "big") - key_length
     if not 0 <= border <= length or n_bytes != len(raw):
         raise InputFileError("a basket's header is damaged")
@@ -365,7 +365,8 @@ def _decompressed(payload: memoryview, length: int) -> Any:
         return _with_other_codec(payload, length)
     parts = []
     while payload:
-        packed, unpacked = (int.from_bytes(payload[i : i + 3], "little") for i in (3, 6))
+        packed = int.from_bytes(payload[3:6], "little")
+        unpacked = int.from_bytes(payload[6:9], "little")
         try:
             part = payload[_HEADER : _HEADER + packed]
             parts.append(deflate.zlib_decompress(part, unpacked))

@@ -163,9 +163,10 @@ def test_blocks_do_not_matter(
     branches["Jet"] = ak.with_field(branches["Jet"], branches["Jet"].btagCSVV2, "qgl")
     path = nanoaod.write(tmp_path / "x.root", branches, cluster=100)
     results = []
-    for block, rows, batch in ((3000, 1 << 20, 1 << 20), (300, 500, 2000)):
+    for block, rows, events, batch in ((3000, 1 << 20, 500, 1 << 20), (300, 500, 3, 2000)):
         monkeypatch.setattr(reading, "BLOCK", block)
         monkeypatch.setattr(assignment, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(assignment, "EVENTS_AT_ONCE", events)
         monkeypatch.setattr(hook.Batches.__init__, "__defaults__", (batch,))
         result = agc.run(
             TtbarProcessor(compat=compat, model=agc.load_model(real_data)),

@@ -227,6 +227,12 @@ def test_damaged_headers_are_noticed(at: int, value: int, clustered: Path, tmp_p
         read.read("Jet_pt", 66, 126)
 
 
+@pytest.mark.parametrize("size", [0, 4, 17])
+def test_records_too_short_for_a_header_are_noticed(size: int) -> None:
+    with pytest.raises(InputFileError, match="header is damaged"):
+        reading._unpacked(memoryview(bytes(size)))
+
+
 def test_a_file_that_was_cut_off_while_it_was_open(clustered: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.root"
     path.write_bytes(clustered.read_bytes())

@@ -7,6 +7,7 @@ Open Data ttbar analysis of the IRIS-HEP Analysis Grand Challenge, version 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -27,6 +28,8 @@ COLUMNS: Final = (
 )
 
 ROWS_AT_ONCE: Final = 16_384
+EVENTS_AT_ONCE: Final = 500
+"""Fewer wait for those of the next block: a call costs more than they do."""
 
 
 class Feature(NamedTuple):
@@ -90,6 +93,22 @@ class Candidates(NamedTuple):
     jets: Collection
     lepton: tuple[Any, ...]
     event: Any
+
+    @classmethod
+    def joined(cls, parts: Sequence[Candidates]) -> Candidates:
+        """Events behind each other, with fields of their own: their blocks may go."""
+        fields = {
+            field: np.concatenate([getattr(part.jets, field) for part in parts])
+            for field in ("pt", "eta", "phi", "mass", "btagCSVV2", "qgl")
+        }
+        counts = np.concatenate([part.jets.counts for part in parts])
+        return cls(
+            Collection(offsets_of(counts), fields.__getitem__),
+            tuple(
+                np.concatenate(values) for values in zip(*(p.lepton for p in parts), strict=True)
+            ),
+            np.concatenate([part.event for part in parts]),
+        )
 
     def take(self, chosen: Any) -> Candidates:
         """Some of the events, by a mask."""
@@ -158,10 +177,21 @@ class BestPermutation:
         self._hists = hists
         self._wraps = model.delta_phi == "wrapped"
         self._batches = {parity: Batches(model.scorer(parity)) for parity in PARITIES}
+        self._waiting: dict[str, list[tuple[Candidates, dict[str, Any]]]] = {}
         self._found: dict[str, list[tuple[Any, Any]]] = {}
 
-    def add(self, candidates: Candidates, weights: dict[str, Any]) -> None:
-        """Take events of one kinematic variation, and their weights in each one that they fill."""
+    def add(self, variation: str, candidates: Candidates, weights: dict[str, Any]) -> None:
+        """Take events of a kinematic variation, and their weights in each one that they fill."""
+        waiting = self._waiting.setdefault(variation, [])
+        waiting.append((Candidates.joined([candidates]), weights))
+        if sum(len(some.event) for some, _ in waiting) >= EVENTS_AT_ONCE:
+            self._part(self._waiting.pop(variation))
+
+    def _part(self, waiting: list[tuple[Candidates, dict[str, Any]]]) -> None:
+        candidates = Candidates.joined([some for some, _ in waiting])
+        weights = {
+            name: np.concatenate([some[name] for _, some in waiting]) for name in waiting[0][1]
+        }
         for remainder, parity in enumerate(PARITIES):
             chosen = candidates.event % 2 == remainder
             own = {name: values[chosen] for name, values in weights.items()}
@@ -185,6 +215,8 @@ class BestPermutation:
 
     def finish(self) -> None:
         """Score what is waiting, and fill: all at once, as a call costs more than a few events."""
+        for waiting in self._waiting.values():
+            self._part(waiting)
         for batches in self._batches.values():
             batches.flush()
         for name, parts in self._found.items():

@@ -74,7 +74,7 @@ class Filling:
                 if self._best is not None and region == assignment.REGION:
                     lepton = selection.lepton(leptons, rows_in, self._precision)
                     candidates = assignment.Candidates(selected, lepton, events.event[rows_in])
-                    self._best.add(candidates, weights)
+                    self._best.add(name, candidates, weights)
             if name == self._variation:
                 self._cuts["four jets"] += int(np.sum(n_jets >= selection.N_JETS))
                 self._cuts.update({region: int(mask.sum()) for region, mask in regions.items()})
