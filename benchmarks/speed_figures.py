@@ -56,7 +56,7 @@ def growth(record: dict[str, Any]) -> Any:
     )
     chunks.set_xticks(sizes, [f"{size // 1000}k" for size in sizes])
     chunks.minorticks_off()
-    chunks.legend()
+    chunks.legend(loc="center right")
     kinds = grown["variations_us_per_event"]
     for shift, (key, label) in enumerate((("no_ml", "without model"), ("ml", "with model"))):
         places = [i + 0.4 * shift - 0.2 for i in range(len(kinds))]
@@ -73,6 +73,7 @@ def growth(record: dict[str, Any]) -> Any:
     labels = [f"{n}{' or more' if n == '6' else ''}" for n in of_jets]
     bars = jets.bar(labels, list(of_jets.values()), color=COLOURS[2])
     jets.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
+    jets.margins(y=0.12)
     jets.set(title="Inference by jets", xlabel="selected jets", ylabel="CPU time [us/event]")
     return figure
 
