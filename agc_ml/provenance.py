@@ -37,7 +37,11 @@ def versions(models: Iterable[Model] = ()) -> dict[str, str]:
     """Versions of Python and of the packages that decide results, also those that score models."""
     scoring = {SCORING[model.format] for model in models if model.format in SCORING}
     found = {name: version(name) for name in PACKAGES}
-    found |= {name: installed for name in sorted(scoring) if (installed := version_of(name))}
+    found |= {
+        name: installed.rpartition(" ")[2]  # xgboost's distribution may be xgboost-cpu
+        for name in sorted(scoring)
+        if (installed := version_of(name))
+    }
     return {"python": platform.python_version(), **found}
 
 

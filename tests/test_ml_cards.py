@@ -122,7 +122,11 @@ PICKLE = pickle.dumps({"a": "model"})
         ("m.onnx", linear_onnx([1], rows=32), "it takes 32 rows at a time, not any number"),
         ("m.json", b"", "it is empty; train or copy it anew"),
         ("m.ubj", b"", "it is empty"),
-        ("m.json", b'{"learner": ', "xgboost can't read it .*train or copy it anew"),
+        (
+            "m.json",
+            b'{"learner": ',
+            r"xgboost can't read it \(Expecting.*\); train or copy it anew",
+        ),
         ("m.json", b"[1, 2]", "xgboost can't read it"),
         ("m.ubj", b"{L\x00", "xgboost can't read it"),
         ("m.onnx", linear_onnx([1], columns=3), r"input \(n, k\) and output .* are needed"),

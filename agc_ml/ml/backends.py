@@ -164,7 +164,8 @@ def _onnx_errors() -> tuple[type[Exception], ...]:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    text = " ".join(str(error).partition("Stack trace")[0].split())
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text)[:200]  # xgboost begins with time and source
 
 
 def _described(tensors: list[Any]) -> str:
