@@ -1,0 +1,176 @@
+"""Real XRootD servers on loopback, started as anybody can start them: with deploy/xrootd/serve."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import absent
+
+SERVE = Path(__file__).resolve().parents[2] / "deploy" / "xrootd" / "serve"
+READY_S = 20
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Server:
+    """A server of one role; its ports stay the same when it is started again."""
+
+    def __init__(self, base: Path, role: str, *arguments: str, **environment: str) -> None:
+        self.base = base
+        self.port, self.http_port, self.cms_port = free_port(), free_port(), free_port()
+        self._command = ["bash", str(SERVE), role, *arguments]
+        self._environment = {
+            **os.environ,
+            "PORT": str(self.port),
+            "HTTP_PORT": str(self.http_port),
+            "CMS_PORT": str(self.cms_port),
+            "STATE": str(base / "state"),
+            **environment,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, name: str) -> str:
+        return f"root://{self.address}//{name}"
+
+    def http(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.http_port}/{name}"
+
+    def start(self) -> None:
+        for _ in range(2):  # about one start in 120 crashes
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            if self._is_listening():
+                return
+            self.kill()
+        logs = "\n".join(p.read_text()[-2000:] for p in self.base.rglob("*.log"))
+        pytest.fail(f"{self._command} does not start:\n{logs}")
+
+    def _is_listening(self) -> bool:
+        assert self._process is not None
+        end = time.monotonic() + READY_S
+        while time.monotonic() < end and self._process.poll() is None:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port), 0.5),
+            ):
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        """As a power cut does it."""
+        self._signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+        self._process = None
+
+    def freeze(self) -> None:
+        """It accepts connections, and answers nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+
+class Storage:
+    """Servers, and folders that they can read."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.servers: list[Server] = []
+
+    def folder(self, *files: Path) -> Path:
+        """A folder that the server may read, with copies of files."""
+        made = Path(tempfile.mkdtemp(prefix="files-", dir=self.base))
+        made.chmod(0o755)
+        for file in files:
+            shutil.copy(file, made / file.name)
+            (made / file.name).chmod(0o644)
+        return made
+
+    def _server(self, role: str, *arguments: str, **environment: str) -> Server:
+        base = Path(tempfile.mkdtemp(prefix=f"{role}-", dir=self.base))
+        base.chmod(0o755)
+        server = Server(base, role, *arguments, **environment)
+        self.servers.append(server)
+        return server
+
+    def data(self, folder: Path) -> Server:
+        return self._server("data", str(folder))
+
+    def protected(self, folder: Path, secret: Path) -> Server:
+        return self._server("protected", str(folder), str(secret))
+
+    def cache(self, origin: str) -> Server:
+        """A cache before ``origin``, host:port, or = for any."""
+        folder = self.folder()
+        if os.geteuid() == 0:
+            shutil.chown(folder, "xrootd", "xrootd")
+        return self._server("cache", origin, str(folder))
+
+    def redirector(self) -> Server:
+        return self._server("redirector")
+
+    def replica(self, folder: Path, redirector: Server) -> Server:
+        return self._server("replica", str(folder), f"127.0.0.1:{redirector.cms_port}")
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.kill()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Storage]:
+    if shutil.which("xrootd") is None:
+        absent("no XRootD server: install one with 'apt-get install xrootd-server'")
+    base = Path(tempfile.mkdtemp(prefix="agc-storage-"))
+    base.chmod(0o755)
+    storage = Storage(base)
+    try:
+        yield storage
+    finally:
+        storage.close()
+
+
+@pytest.fixture
+def storage() -> Iterator[Storage]:
+    """Servers of one test."""
+    with opened() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_storage() -> Iterator[Storage]:
+    """Servers of a module, that no test stops."""
+    with opened() as made:
+        yield made
