@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from agc_ml.checkpoints import Chunk, Receipt, Store
 from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.delivery.credentials import redacted
+from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo
 from agc_ml.ledger import Entry, Ledger
 from agc_ml.shipping import Shipment, declared_columns
@@ -34,7 +36,9 @@ class Account:
 
     ``started`` counts how often workers began with a chunk, ``errors`` holds the reasons of failed
     attempts by chunk or file, ``poison`` the chunks that kill their worker, ``notes`` what workers
-    say of their models.
+    say of their models and files. ``cache`` is what earlier runs know of files, if that may be
+    used; ``remembered`` are the files that were taken from it, ``forgotten`` those that turned out
+    to be others.
     """
 
     fileset: Fileset
@@ -50,10 +54,13 @@ class Account:
     errors: dict[str, list[str]] = field(default_factory=dict)
     poison: set[Chunk] = field(default_factory=set)
     notes: dict[str, None] = field(default_factory=dict)
+    cache: FileCache | None = None
+    remembered: set[tuple[str, str]] = field(default_factory=set)
+    forgotten: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.metadata = {d.name: self.fileset.metadata(d) for d in self.fileset.datasets}
-        self.urls = {(d.name, f.lfn): f.url for d, f in self.all_files()}
+        self._listed = {(d.name, f.lfn): f for d, f in self.all_files()}
         self._events_done = 0
 
     def columns(self, dataset: Dataset) -> tuple[str, ...]:
@@ -72,6 +79,29 @@ class Account:
             if (info := self.files.get((dataset.name, file.lfn))) is not None
             for chunk in chunks_of(dataset.name, file, info, self.chunk_size)
         ]
+
+    def remember(self, dataset: Dataset, file: File, *, flat: bool) -> bool:
+        """Take what an earlier run knows of a file, instead of opening it; whether it knows it."""
+        key = (dataset.name, file.lfn)
+        if self.cache is None or key in self.forgotten:
+            return False
+        info = self.cache.recall(file, self.columns(dataset), flat=flat)
+        if info is not None:
+            self.files[key] = info
+            self.remembered.add(key)
+        return info is not None
+
+    def forget(self, chunk: Chunk) -> None:
+        """Have the file of a chunk opened again, if what is known of it was only remembered."""
+        key = (chunk.dataset, chunk.lfn)
+        if key not in self.remembered:
+            return
+        self.remembered.discard(key)
+        self.forgotten.add(key)
+        self.files.pop(key)
+        for stale in [done for done in self.done if (done.dataset, done.lfn) == key]:
+            del self.done[stale]
+            self._events_done -= stale.events
 
     def finish(self, chunk: Chunk, receipt: Receipt) -> None:
         """Note that the result of a chunk is on disk."""
@@ -105,6 +135,11 @@ class Account:
         events = sum(info.entries for info in self.files.values())
         tick = Tick(len(self.done), len(self.chunks), self._events_done, events, failures)
         self.on_tick(tick)
+
+    def found(self, chunk: Chunk) -> File:
+        """The file of a chunk, as it was when it was opened: so it has to be when it is read."""
+        info = self.files[chunk.dataset, chunk.lfn]
+        return replace(self._listed[chunk.dataset, chunk.lfn], uuid=info.uuid, size=info.size)
 
     def reasons(self) -> list[str]:
         """What is missing and why, a line each."""
@@ -185,7 +220,7 @@ class Account:
 
 def file_label(dataset: Dataset, file: File) -> str:
     """How messages and the account name a file."""
-    return f"{dataset.name}: {file.url}"
+    return f"{dataset.name}: {redacted(file.url)}"
 
 
 def chunks_of(dataset: str, file: File, info: FileInfo, size: int) -> list[Chunk]:

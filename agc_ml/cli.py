@@ -92,8 +92,8 @@ def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
     if not given["quiet"]:
         click.echo(f"run directory: {output}", err=True)
     kept = (
-        *("site", "workers", "model", "chunk_size", "resume", "overwrite", "allow_missing"),
-        "quiet",
+        *("site", "workers", "model", "via", "chunk_size", "resume", "overwrite"),
+        *("allow_missing", "quiet"),
     )
     return {
         **{key: given[key] for key in kept},
@@ -186,6 +186,7 @@ def plan(**given: Any) -> None:
         _chosen(given),
         settings=_settings(given["settings"]),
         model=given["model"],
+        via=given["via"],
         chunk_size=given["chunk_size"],
         site=given["site"],
         workers=given["workers"],
@@ -338,6 +339,7 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
 @click.option("--processor", help="Check also for the branches that it needs.")
 @options.choice_options
 @options.cluster_options
+@options.via_option
 @options.json_option
 @options.logging_options
 def fileset_check(processor: str | None, as_json: bool, **given: Any) -> None:

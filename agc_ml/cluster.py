@@ -129,6 +129,12 @@ def _ignore_interrupts() -> Any:
     return IgnoreInterrupts()
 
 
+def is_private(client: Client) -> bool:
+    """Whether others can't listen to what workers are sent: it is encrypted, or stays here."""
+    parts = urlsplit(str(client.scheduler.address))
+    return parts.scheme in {"tls", "wss", "inproc"} or parts.hostname in {"127.0.0.1", "::1"}
+
+
 def describe(client: Client) -> tuple[str, int, str | None]:
     """Kind of cluster (``local`` or its address), number of workers, and link to the dashboard."""
     info = client.scheduler_info(n_workers=-1)

@@ -6,6 +6,7 @@
     ├── UsageError        exit code 2: what was typed makes no sense
     ├── FilesetError      a fileset, or a file that describes one, is wrong
     ├── InputFileError    an input file can't be read, or lacks what is needed
+    │   └── DeliveryError no replica of it can be read
     ├── ProcessorError    the processor raised, or kills its worker
     ├── IncompleteError   chunks are missing; the ones that are done are kept
     ├── ClusterError      the Dask cluster is gone or can't be reached
@@ -41,6 +42,17 @@ class FilesetError(AgcError):
 
 class InputFileError(AgcError):
     """An input file can't be read or lacks what the processor needs; the message names it."""
+
+
+class DeliveryError(InputFileError):
+    """No replica of a file can be read; the message names each one with its reason.
+
+    ``is_other_file``: they can be, but are not the file that the fileset describes.
+    """
+
+    def __init__(self, message: str, *, is_other_file: bool = False) -> None:
+        super().__init__(message)
+        self.is_other_file = is_other_file
 
 
 class ProcessorError(AgcError):

@@ -45,17 +45,21 @@ def open_files(account: Account, executor: Executor) -> None:
     FilesetError
         A file is there twice in a dataset, under different names.
     """
+    flat = is_flat(account.shipment.processor)
     files = {
         file_label(d, f): (d, f)
         for d, f in account.all_files()
-        if (d.name, f.lfn) not in account.files
+        if (d.name, f.lfn) not in account.files and not account.remember(d, f, flat=flat)
     }
     jobs = {key: (file, account.columns(dataset)) for key, (dataset, file) in files.items()}
-    inspect = partial(inspect_file, flat=is_flat(account.shipment.processor))
+    inspect = partial(inspect_file, flat=flat)
     for key, outcome in executor.outcomes(inspect, jobs):
         dataset, file = files[key]
         if isinstance(outcome, FileInfo):
             account.files[dataset.name, file.lfn] = outcome
+            account.notes |= dict.fromkeys(outcome.failures)
+            if account.cache is not None:
+                account.cache.keep(*jobs[key], outcome, flat=flat)
         elif isinstance(outcome, Failure):
             if outcome.kind != "input":
                 raise InputFileError(f"{key}: {outcome.reason}")
@@ -177,6 +181,8 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
                     f"{chunk}: processor {account.shipment.name}: {outcome.reason} (traceback: -v)"
                 )
             account.failed(key, outcome.reason)
+            if outcome.kind == "other":
+                account.forget(chunk)
         else:
             account.failed(key, "its worker died")
             lost.append(chunk)
@@ -210,7 +216,7 @@ def _job(account: Account, chunk: Chunk) -> Job:
     whole = account.files[chunk.dataset, chunk.lfn].directory
     return Job(
         chunk=chunk,
-        url=account.urls[dataset.name, chunk.lfn],
+        file=account.found(chunk),
         metadata=account.metadata[dataset.name],
         columns=account.columns(dataset),
         processor=shipment.blob,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
 
 from agc_ml import cluster
+from agc_ml.delivery import equipment
 from agc_ml.errors import ClusterError, UsageError
 from agc_ml.ml import hook
 from agc_ml.ml.hook import Content
@@ -87,6 +88,7 @@ class DaskExecutor:
         self.topic: str | None = f"agc-ml-{uuid4().hex}"
         self.started: Counter[str] = Counter()
         self._plugins: list[str] = []
+        self._register(_equip_plugin(equipment.collect(is_private=cluster.is_private(client))))
         client.subscribe_topic(self.topic, lambda event: self.started.update([event[1]]))
 
     def close(self) -> None:
@@ -99,9 +101,11 @@ class DaskExecutor:
     def provide(self, models: Mapping[str, Content]) -> None:
         """Give every worker the content of models, also those that join later."""
         if models:
-            plugin = _models_plugin(models)
-            self._client.register_plugin(plugin)
-            self._plugins.append(plugin.name)
+            self._register(_models_plugin(models))
+
+    def _register(self, plugin: Any) -> None:
+        self._client.register_plugin(plugin)
+        self._plugins.append(plugin.name)
 
     @contextlib.contextmanager
     def report(self, path: Path) -> Iterator[None]:
@@ -205,6 +209,18 @@ def _models_plugin(models: Mapping[str, Content]) -> Any:
             hook.provide(models)
 
     return ProvideModels()
+
+
+def _equip_plugin(environment: Mapping[str, str]) -> Any:
+    from distributed import WorkerPlugin  # noqa: PLC0415 - heavy
+
+    class EquipWorkers(WorkerPlugin):  # type: ignore[misc]
+        name = f"agc-ml-equipment-{uuid4().hex}"
+
+        def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask calls it so
+            equipment.equip(environment)
+
+    return EquipWorkers()
 
 
 def _outcome(future: Future) -> Failure | Lost:

@@ -20,6 +20,7 @@ from agc_ml.errors import FilesetError
 from agc_ml.variations import NOMINAL
 
 SCHEMA: Final = 1
+_SECRET: Final = re.compile(r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature)=")
 
 
 class _Model(BaseModel):
@@ -368,7 +369,8 @@ def logical_name(url: str) -> str:
     if not is_url(url):
         return url
     parts = urlsplit(url)
-    return re.sub("/+", "/", parts.path) + (f"?{parts.query}" if parts.query else "")
+    query = "&".join(part for part in parts.query.split("&") if not _SECRET.match(part))
+    return re.sub("/+", "/", parts.path) + (f"?{query}" if query else "")
 
 
 def place(folder: Path, url: str, where: str) -> str:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agc_ml.datasets import File
+from agc_ml.delivery import opening
+from agc_ml.errors import DeliveryError
 from agc_ml.reading import Directory, directory
-from agc_ml.worker import EVENT_ID, OPEN_TIMEOUT_S, Failure, one_line, trace, with_counters
+from agc_ml.worker import EVENT_ID, Failure, one_line, trace, with_counters
 
 _VARIABLE: Final = ("[]", "RVec", "vector")
 _FIXED: Final = ("[", "array<")
@@ -24,7 +26,8 @@ class FileInfo:
     ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
     generated events of which the entries were kept, None where the file does not tell.
     ``directory`` is where the needed columns are, for processors that take them flat; ``misread``
-    the ones of which only uproot makes sense.
+    the ones of which only uproot makes sense; ``failures`` what was wrong with replicas. ``stamp``
+    changes when the replica that was opened does.
     """
 
     entries: int
@@ -35,6 +38,8 @@ class FileInfo:
     generated: int | None = None
     directory: Directory | None = None
     misread: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    stamp: str = ""
 
 
 def inspect_file(file: File, columns: tuple[str, ...], *, flat: bool = False) -> FileInfo | Failure:
@@ -42,41 +47,48 @@ def inspect_file(file: File, columns: tuple[str, ...], *, flat: bool = False) ->
 
     ``flat``: also find where they are, so that no worker has to go through the tree again.
     """
-    import uproot  # noqa: PLC0415 - heavy
+    failure = Failure("input", "it has no replica")
+    failures: dict[str, str] = {}
+    for _ in file.replicas:  # a damaged one is asked last the next time
+        try:
+            with _without_collection(), opening.opened(file, failures) as opened:
+                found = _inspected(opened, file, columns, flat=flat)
+                known = tuple(opening.told(failures))
+                return replace(found, failures=known) if isinstance(found, FileInfo) else found
+        except DeliveryError as error:
+            return Failure("definite" if error.is_other_file else "input", str(error))
+        except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
+            failure = Failure("input", one_line(error), trace(error))
+    return failure
 
-    try:
-        with (
-            _without_collection(),
-            uproot.open({file.url: None}, timeout=OPEN_TIMEOUT_S, array_cache=None) as opened,
-        ):
-            size, end = opened.file.source.num_bytes, opened.file.fEND
-            if size is not None and size < end:
-                return Failure("input", f"it is cut off: {size} of {end} bytes are there")
-            if file.tree not in opened:
-                there = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
-                return Failure("definite", f"no tree {file.tree!r} in it; there is {there}")
-            tree = opened[file.tree]
-            if not hasattr(tree, "num_entries"):
-                return Failure("definite", f"{file.tree!r} in it is no tree")
-            info = FileInfo(
-                entries=int(tree.num_entries),
-                uuid=str(opened.file.uuid),
-                size=int(size or end),
-                n_columns=len(columns) or len(tree.keys()),
-                column_bytes=_bytes_of(tree, columns),
-                generated=_generated(opened),
-            )
-            problem = _contradiction(file, info) or _unfit_column(tree, columns)
-            problem = problem or (_foreign_counter(tree, columns) if flat else None)
-            if problem:
-                return Failure("definite", problem)
-            return _located(info, opened, file, columns) if flat else info
-    except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
-        return Failure("input", one_line(error), trace(error))
+
+def _inspected(
+    opened: Any, file: File, columns: tuple[str, ...], *, flat: bool
+) -> FileInfo | Failure:
+    if file.tree not in opened:
+        there = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
+        return Failure("definite", f"no tree {file.tree!r} in it; there is {there}")
+    tree = opened[file.tree]
+    if not hasattr(tree, "num_entries"):
+        return Failure("definite", f"{file.tree!r} in it is no tree")
+    info = FileInfo(
+        entries=int(tree.num_entries),
+        uuid=str(opened.file.uuid),
+        size=int(opened.file.source.num_bytes),
+        n_columns=len(columns) or len(tree.keys()),
+        column_bytes=_bytes_of(tree, columns),
+        generated=_generated(opened),
+        stamp=opened.file.source.stamp,
+    )
+    problem = _contradiction(file, info) or _unfit_column(tree, columns)
+    problem = problem or (_foreign_counter(tree, columns) if flat else None)
+    if problem:
+        return Failure("definite", problem)
+    return _located(info, opened, file, columns) if flat else info
 
 
 def _located(info: FileInfo, opened: Any, file: File, columns: tuple[str, ...]) -> FileInfo:
-    found, misread = directory(opened, file.tree, file.url, with_counters(columns))
+    found, misread = directory(opened, file.tree, with_counters(columns))
     return replace(info, directory=found, misread=tuple(misread))
 
 
@@ -103,7 +115,7 @@ def _generated(opened: Any) -> int | None:
 
 
 def _contradiction(file: File, info: FileInfo) -> str | None:
-    for field in ("entries", "uuid", "size", "generated"):
+    for field in ("entries", "generated"):
         value, found = getattr(file, field), getattr(info, field)
         if value is not None and found is not None and value != found:
             return f"its {field} is {found}, but the fileset says {value}; is it another file?"

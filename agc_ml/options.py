@@ -60,6 +60,12 @@ cluster_options = together(
     ),
     click.option("--workers", type=click.IntRange(1), help="Local workers [all cores]."),
 )
+via_option = click.option(
+    "--via",
+    metavar="WAY",
+    help="How to reach the files: local, https[=URL], xrootd[=URL], xcache=URL[,URL...] "
+    "[replicas as they are listed].",
+)
 plan_options = together(
     choice_options,
     click.option(
@@ -77,6 +83,7 @@ plan_options = together(
     ),
     click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
     cluster_options,
+    via_option,
 )
 run_options = together(
     click.option("-o", "--output", metavar="DIR", help="Run directory [runs/...]."),

@@ -11,6 +11,8 @@ from agc_ml import catalogue, cluster, execution, executors
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
+from agc_ml.delivery import ways
+from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.running import CHUNK_SIZE
@@ -61,6 +63,7 @@ def plan(
     *,
     settings: Mapping[str, str] | None = None,
     model: str | Path | Model | Bundle | None = None,
+    via: str | None = None,
     chunk_size: int | None = None,
     site: str = cluster.LOCAL,
     workers: int | None = None,
@@ -74,12 +77,14 @@ def plan(
     """
     shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
+    loaded = ways.deliver(loaded, None if via is None else ways.parse(via))
     account = Account(
         fileset=loaded,
         shipment=shipment,
         store=Store(Path(), {}),
         chunk_size=chunk_size or CHUNK_SIZE,
         on_tick=lambda _: None,
+        cache=FileCache(),
     )
     with executors.connected(None, site, workers) as (executor, where):
         execution.open_some(account, executor)

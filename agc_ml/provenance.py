@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.account import Account
+from agc_ml.delivery.credentials import redacted
 from agc_ml.identity import version_of
 from agc_ml.ml.hook import Model
 from agc_ml.results import (
@@ -126,5 +127,5 @@ def collect(
         chunk_size=account.chunk_size,
         start=start.isoformat(timespec="seconds"),
         stop=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command,
+        command=tuple(redacted(word) for word in command),
     )

@@ -9,14 +9,11 @@ inside the tree's own record) is read with uproot altogether.
 from __future__ import annotations
 
 import itertools
-import os
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from concurrent.futures import Future
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,15 +62,15 @@ Directory = Mapping[str, Baskets | None]
 """Baskets of each branch, None for one that only uproot can read."""
 
 
-def directory(file: Any, tree: str, url: str, names: Iterable[str]) -> tuple[Directory, list[str]]:
-    """Find the baskets of branches, and see that they hold what uproot reads.
+def directory(file: Any, tree: str, names: Iterable[str]) -> tuple[Directory, list[str]]:
+    """Find the baskets of branches of an `opened` file, and see that they hold what uproot reads.
 
     Returns them, and the names of branches for which that is not so: uproot has to read those.
     """
     found = {name: _baskets_of(file[tree], name) for name in names}
-    with local(url) as descriptor:
-        columns = Columns(file, descriptor, tree, found)
-        wrong = [name for name in found if not columns.agrees(name)]
+    columns = Columns(file, tree, found)
+    columns.fetch_first()
+    wrong = [name for name in found if not columns.agrees(name)]
     return {name: None if name in wrong else baskets for name, baskets in found.items()}, wrong
 
 
@@ -104,21 +101,21 @@ def _is_counter(name: str) -> bool:
 
 
 class Columns:
-    """Columns of an open file's tree.
+    """Columns of the tree of an `agc_ml.delivery.opening.opened` file.
 
-    ``descriptor`` is that of a `local` file, which is read with it. ``collections`` are the names
-    that have a counter. ``seconds`` and ``bytes`` count the time spent on reading, and what was
-    read.
+    ``collections`` are the names that have a counter. ``seconds`` and ``bytes`` count the time
+    spent on reading, or waiting for it, and what was read.
     """
 
-    def __init__(self, file: Any, descriptor: int | None, tree: str, directory: Directory) -> None:
+    def __init__(self, file: Any, tree: str, directory: Directory) -> None:
         self.seconds = 0.0
         self.bytes = 0
         self.collections = frozenset(name[1:] for name in directory if _is_counter(name))
         self._file = file
         self._tree = tree
         self._directory = directory
-        self._descriptor = descriptor
+        self._source = file.file.source
+        self._asked: tuple[list[int], Future[list[Any]]] | None = None
         self._fetched: dict[int, Any] = {}
         self._counts: dict[int, Array] = {}
 
@@ -136,21 +133,36 @@ class Columns:
                 cuts.append(cut)
         return [*cuts, stop]
 
-    def fetch(self, start: int, stop: int) -> None:
-        """Get all that is needed of the entries [start, stop) from a remote file, in one go."""
-        self._counts = {}
-        if self._descriptor is not None:
+    def ask(self, start: int, stop: int) -> None:
+        """Begin to read all that is needed of the entries [start, stop) from a remote file."""
+        self._ask(_needed(self._directory, start, stop))
+
+    def _ask(self, wanted: Mapping[str, range]) -> None:
+        if self._source.is_local:
             return
         ranges = {}
-        for name, needed in _needed(self._directory, start, stop).items():
+        for name, needed in wanted.items():
             baskets: Any = self._directory[name]
             for i in needed:
                 seek = int(baskets.seeks[i])
                 ranges[seek] = (seek, seek + int(baskets.sizes[i]))
+        self._asked = list(ranges), self._source.begin(list(ranges.values()))
+
+    def take(self) -> None:
+        """Wait for what was asked for; what was taken before is gone."""
+        self._counts = {}
+        if self._asked is None:
+            return
         begun = time.perf_counter()
-        chunks = self._file.file.source.chunks(list(ranges.values()), notifications=_Ignored())
-        self._fetched = dict(zip(ranges, chunks, strict=True))
+        (seeks, future), self._asked = self._asked, None
+        self._fetched = dict(zip(seeks, future.result(), strict=True))
         self.seconds += time.perf_counter() - begun
+
+    def fetch_first(self) -> None:
+        """Get the first basket of each branch, in one go."""
+        known = [name for name, baskets in self._directory.items() if baskets is not None]
+        self._ask(dict.fromkeys(known, range(1)))
+        self.take()
 
     def read(self, name: str, start: int, stop: int) -> Array:
         """Content of a branch for the entries [start, stop), of all events behind each other."""
@@ -205,20 +217,18 @@ class Columns:
     def _basket(self, baskets: Baskets, i: int) -> Array:
         """Content of a basket, in the byte order of the file."""
         seek, size = int(baskets.seeks[i]), int(baskets.sizes[i])
-        if self._descriptor is not None:
+        raw = self._fetched.pop(seek, None)
+        while True:
+            if raw is None:
+                raw = self._source.read([(seek, seek + size)])[0]
+            self.bytes += size
             try:
-                raw = memoryview(os.pread(self._descriptor, size, seek))
-            except OSError as error:
-                raise InputFileError(f"can't be read at {seek}: {error.strerror}") from error
-            if len(raw) != size:
-                raise InputFileError(f"cut off: {len(raw)} of {size} bytes at {seek} are there")
-        else:
-            chunk = self._fetched.pop(seek, None)
-            if chunk is None:
-                chunk = self._file.file.source.chunk(seek, seek + size)
-            raw = memoryview(chunk.raw_data)
-        self.bytes += size
-        payload, n_bytes = _unpacked(raw)
+                payload, n_bytes = _unpacked(memoryview(raw))
+                break
+            except InputFileError as error:
+                if not self._source.distrust(f"at {seek}: {error}"):
+                    raise
+                raw = None
         return np.frombuffer(payload, baskets.dtype, n_bytes // baskets.dtype.itemsize)
 
     def agrees(self, name: str) -> bool:
@@ -271,44 +281,17 @@ class Stream:
     def blocks(self) -> Iterator[FlatEvents]:
         """The events in parts of some 50,000, or as many as lie together in the file."""
         columns = self._columns
-        cuts = columns.cuts(*self._range)
-        for start, stop in itertools.pairwise(cuts):
-            columns.fetch(start, stop)
+        parts = list(itertools.pairwise(columns.cuts(*self._range)))
+        columns.ask(*parts[0])
+        for (start, stop), following in itertools.zip_longest(parts, parts[1:]):
+            columns.take()
+            if following is not None:  # its bytes come while this one is worked on
+                columns.ask(*following)
 
             def column(name: str, start: int = start, stop: int = stop) -> Array:
                 return columns.read(name, start, stop)
 
             yield FlatEvents(stop - start, column, columns.collections, self.metadata)
-
-
-class _Ignored:
-    """A queue for uproot's notifications, which nobody reads."""
-
-    def put(self, item: Any) -> None:
-        """Forget it."""
-
-
-@contextmanager
-def local(url: str) -> Iterator[int | None]:
-    """Descriptor of a file, as long as the context lasts; None for one that is remote.
-
-    Raises
-    ------
-    InputFileError
-        It can't be opened.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in {"", "file"}:
-        yield None
-        return
-    try:
-        descriptor = os.open(Path(unquote(parts.path) if parts.scheme else url), os.O_RDONLY)
-    except OSError as error:
-        raise InputFileError(f"can't be opened: {error.strerror}") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _baskets_of(tree: Any, name: str) -> Baskets | None:

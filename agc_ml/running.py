@@ -19,7 +19,9 @@ from agc_ml import catalogue, cluster, execution, executors, folders, progress, 
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
+from agc_ml.delivery import ways
 from agc_ml.errors import IncompleteError, ProcessorError, StoreError, UsageError
+from agc_ml.filecache import FileCache
 from agc_ml.ledger import Ledger, merge_attempts
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.reduction import Reduced, reduce
@@ -68,6 +70,7 @@ def run(
     output: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
     model: str | Path | Model | Bundle | None = None,
+    via: str | None = None,
     chunk_size: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -90,6 +93,9 @@ def run(
     model
         What the processor scores with, if it takes a model: where `load_model` finds one, or what
         it gives.
+    via
+        How files are reached: ``local``, ``https[=URL]``, ``xrootd[=URL]``, ``xcache=URL[,URL]``;
+        by default their replicas are read as they are listed, the first one first.
     output
         The run directory; default ``runs/<processor>-<UTC time>``. One that is not empty is refused
         without ``resume`` (go on where it stopped) or ``overwrite``.
@@ -107,6 +113,7 @@ def run(
     """
     shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
+    loaded = ways.deliver(loaded, None if via is None else ways.parse(via))
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not 0 <= allow_missing < 1:
@@ -138,6 +145,8 @@ def run(
             chunk_size=how.chunk_size or CHUNK_SIZE,
             on_tick=on_tick,
             started=executor.started,
+            # what was finished before a file was replaced would be taken for a part of the new one
+            cache=None if how.resume else FileCache(),
         )
         return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
 

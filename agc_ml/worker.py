@@ -14,25 +14,27 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import cloudpickle
 import lz4.frame
 
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.errors import AgcError, InputFileError, ModelError, ProcessorError
+from agc_ml.datasets import File
+from agc_ml.delivery import opening
+from agc_ml.delivery.credentials import redacted
+from agc_ml.errors import AgcError, DeliveryError, InputFileError, ModelError, ProcessorError
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
 from agc_ml.outputs import check
-from agc_ml.reading import Columns, Directory, local
+from agc_ml.reading import Columns, Directory
 from agc_ml.shipping import load_source
 
-Kind = Literal["input", "definite", "model", "processor"]
+Kind = Literal["input", "other", "definite", "model", "processor"]
 
-OPEN_TIMEOUT_S: Final = 60
 EVENT_ID: Final = ("run", "luminosityBlock", "event")
-_READERS: Final = ("uproot", "fsspec", "aiohttp", "fsspec_xrootd", "XRootD")
+_READERS: Final = ("uproot", "fsspec", "aiohttp", "fsspec_xrootd", "XRootD")  # and processors
 _PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
 
 
@@ -40,7 +42,8 @@ _PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
 class Failure:
     """Why a file or chunk failed.
 
-    ``input``: it can't be read now, and may be later; ``definite``: it is not what is needed, and
+    ``input``: it can't be read now, and may be later; ``other``: it is another file than was
+    opened first; ``definite``: it is not what is needed, and
     won't be; ``model``: a model can't score; ``processor``: the processor raised.
     """
 
@@ -53,7 +56,7 @@ class Failure:
 class Finished:
     """A processed chunk: its receipt, its packed output, and whether it asks for normalisation.
 
-    ``notes`` are what a reader should know of how its models were scored.
+    ``notes`` are what a reader should know of how its models were scored and its file was read.
     """
 
     receipt: Receipt
@@ -64,10 +67,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a worker needs for a chunk."""
+    """All that a worker needs for a chunk; ``file`` is as it was found when it was opened."""
 
     chunk: Chunk
-    url: str
+    file: File
     metadata: Mapping[str, Any]
     columns: tuple[str, ...]
     processor: bytes
@@ -118,12 +121,20 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code; it is told
         return Failure("processor", f"can't be loaded on a worker: {one_line(error)}", trace(error))
     clock = _ReadClock()
-    try:
-        output, opened, n_bytes = _process(processor, job, clock)
-        blob = pack(output)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
-        _close_kept()  # a damaged file may be whole when it is opened again
-        return Failure(_kind(error), one_line(error), trace(error))
+    for others in reversed(range(len(job.file.replicas))):
+        try:
+            output, opened, n_bytes = _process(processor, job, clock)
+            blob = pack(output)
+            break
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
+            failure = Failure(_kind(error), one_line(error), trace(error))
+            is_damaged = failure.kind == "input" and not isinstance(error, DeliveryError)
+            where = _close_kept(failure.reason if is_damaged else None)
+            if not (is_damaged and others):  # else the same chunk, of another replica
+                names_it = failure.kind not in {"input", "other"} or where in failure.reason
+                return (
+                    failure if names_it else replace(failure, reason=f"{failure.reason} ({where})")
+                )
     receipt = Receipt(
         events=job.chunk.events,
         worker=f"{socket.gethostname()}:{os.getpid()}",
@@ -134,17 +145,18 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         bytes=n_bytes,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
     )
-    return Finished(receipt, blob, "sumw" in output, hook.notes(job.models))
+    notes = (*hook.notes(job.models), *opening.told(_kept.failures))
+    return Finished(receipt, blob, "sumw" in output, notes)
 
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
     chunk = job.chunk
-    file, descriptor = _opened(job.url, chunk.uuid)
+    file = _opened(job.file)
     bytes_before = int(file.file.source.num_requested_bytes)
     metadata = _metadata(job)
     if job.directory is not None:
-        columns = Columns(file, descriptor, chunk.tree, job.directory)
+        columns = Columns(file, chunk.tree, job.directory)
         return _process_flat(processor, columns, chunk, metadata, clock)
     events = _events(file, job, metadata, clock)
     opened = time.perf_counter()
@@ -201,40 +213,38 @@ def _events(file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock) ->
 
 
 class _Kept(threading.local):
-    """The file of a thread's last chunk stays open: opening it costs more than 100,000 events.
-
-    Its descriptor too: what is read stays the same file, whatever takes its name.
-    """
+    """The file of a thread's last chunk stays open: opening it costs more than 100,000 events."""
 
     def __init__(self) -> None:
-        self.key: tuple[str, str] | None = None
+        self.of: File | None = None
         self.file: Any = None
-        self.descriptor: int | None = None
+        self.failures: dict[str, str] = {}
         self.open = ExitStack()
 
 
 _kept: Final = _Kept()
 
 
-def _opened(url: str, uuid: str) -> tuple[Any, int | None]:
-    """A file, and its descriptor if it is local."""
-    import uproot  # noqa: PLC0415 - heavy
-
-    if _kept.key != (url, uuid):
+def _opened(file: File) -> Any:
+    if _kept.of != file:
         _close_kept()
-        _kept.descriptor = _kept.open.enter_context(local(url))
-        options = {"timeout": OPEN_TIMEOUT_S, "array_cache": None}
-        _kept.file = _kept.open.enter_context(uproot.open({url: None}, **options))
-        found = str(_kept.file.file.uuid)
-        if found != uuid:
-            raise InputFileError(f"the file was replaced: UUID {found}, planned {uuid}")
-        _kept.key = (url, uuid)
-    return _kept.file, _kept.descriptor
+        _kept.of, _kept.failures = file, {}
+    if _kept.file is None:
+        _kept.file = _kept.open.enter_context(opening.opened(file, _kept.failures))
+    return _kept.file
 
 
-def _close_kept() -> None:
-    _kept.key = _kept.file = _kept.descriptor = None
+def _close_kept(damage: str | None = None) -> str:
+    """Let go of the kept file, and blame its replica for a damage. Returns which one it was."""
+    where = ""
+    if _kept.file is not None:
+        source = _kept.file.file.source
+        if damage is not None:
+            source.distrust(damage)
+        where = "" if source.is_local else redacted(source.url)
+    _kept.file = None
     _kept.open.close()
+    return where
 
 
 class _ReadClock:
@@ -290,7 +300,7 @@ def _kind(error: BaseException) -> Kind:
         if isinstance(cause, ModelError):
             return "model"
         if isinstance(cause, InputFileError):
-            return "input"
+            return "other" if getattr(cause, "is_other_file", False) else "input"
         files = (frame.filename for frame in traceback.extract_tb(cause.__traceback__))
         if any(file.startswith(folders) for file in files):
             return "input"

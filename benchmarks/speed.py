@@ -47,6 +47,7 @@ from numba import njit  # noqa: E402
 from agc_ml import catalogue, inspection, provenance, reading, worker  # noqa: E402
 from agc_ml.checkpoints import Chunk  # noqa: E402
 from agc_ml.datasets import File  # noqa: E402
+from agc_ml.delivery.opening import opened  # noqa: E402
 from agc_ml.generate.lookalike import Part, generate  # noqa: E402
 from agc_ml.hists import materialised  # noqa: E402
 from agc_ml.kernels import forest  # noqa: E402
@@ -116,7 +117,7 @@ class Ours:
             raise SystemExit(info.reason)
         self._job = Job(
             chunk=Chunk("d", path.name, "Events", info.uuid, EVENTS, 0, EVENTS),
-            url=str(path),
+            file=File(path.name, (str(path),), uuid=info.uuid),
             metadata=metadata(process),
             columns=columns,
             directory=info.directory,
@@ -247,16 +248,17 @@ def equality(sample: Sample, models: Any, boosters: dict[str, Any]) -> dict[str,
 
 def floor(path: Path, names: tuple[str, ...]) -> Callable[[], Any]:
     """Read columns, and do nothing with them."""
-    file = uproot.open({str(path): None}, array_cache=None)
-    found, _ = reading.directory(file, "Events", str(path), names)
+    kept = ExitStack()
+    file = kept.enter_context(opened(File(str(path), (str(path),))))
+    found, _ = reading.directory(file, "Events", names)
 
     def work() -> None:
-        with reading.local(str(path)) as descriptor:
-            columns = reading.Columns(file, descriptor, "Events", found)
-            for start, stop in itertools.pairwise(columns.cuts(0, EVENTS)):
-                columns.fetch(start, stop)
-                for name in names:
-                    columns.read(name, start, stop)
+        columns = reading.Columns(file, "Events", found)
+        for start, stop in itertools.pairwise(columns.cuts(0, EVENTS)):
+            columns.ask(start, stop)
+            columns.take()
+            for name in names:
+                columns.read(name, start, stop)
 
     work()
     return work

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from services.proxy import proxies  # noqa: F401 - the fixture
 from services.triton import triton  # noqa: F401 - the fixture
+from services.web import web  # noqa: F401 - the fixture
+from services.xrootd import shared_storage, storage  # noqa: F401 - the fixtures
 
 from agc_ml.generate import production, samples
 from agc_ml.generate.samples import SAMPLES
@@ -30,6 +33,14 @@ def absent(what: str) -> None:
     if REQUIRE_ALL:
         pytest.fail(f"{what} (AGC_ML_REQUIRE_ALL=1: nothing may be skipped)")
     pytest.skip(what)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is known of files is not taken from the user's cache, nor left in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

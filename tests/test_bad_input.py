@@ -125,7 +125,7 @@ def make_no_entries(path: Path, good: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (make_missing, ["FileNotFoundError"]),
+        (make_missing, ["No such file"]),
         (make_folder, ["folder"]),
         (make_empty, ["empty"]),
         (make_truncated, ["cut off"]),

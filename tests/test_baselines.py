@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uproot
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from test_processors_ttbar import SAMPLE, SEEDS
 
 from agc_ml import catalogue
+from agc_ml.datasets import File
+from agc_ml.delivery.opening import opened
 from agc_ml.hists import materialised
 from agc_ml.ml import cards
-from agc_ml.reading import Columns, directory, local
+from agc_ml.reading import Columns, directory
 from agc_ml.worker import with_counters
 from processors.ttbar import TtbarProcessor
 
@@ -31,9 +32,9 @@ NanoAODSchema.warn_missing_crossrefs = False
 
 def of_kernels(path: Path, processor: TtbarProcessor, metadata: dict[str, Any]) -> dict[str, Any]:
     names = tuple(with_counters((*processor.columns, *processor.simulation_columns)))
-    with uproot.open({str(path): None}, array_cache=None) as file, local(str(path)) as descriptor:
-        found, _ = directory(file, "Events", str(path), names)
-        columns = Columns(file, descriptor, "Events", found)
+    with opened(File(str(path), (str(path),))) as file:
+        found, _ = directory(file, "Events", names)
+        columns = Columns(file, "Events", found)
         stop = file["Events"].num_entries
         return materialised(processor.process(columns.stream(0, stop, metadata)))
 

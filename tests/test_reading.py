@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,14 +19,17 @@ import pytest
 import uproot
 from hypothesis import given
 from hypothesis import strategies as st
+from services.web import Web
 
 import agc_ml as agc
 from agc_ml import reading, worker
 from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import File
+from agc_ml.delivery import transport
+from agc_ml.delivery.opening import opened
 from agc_ml.errors import InputFileError
 from agc_ml.inspection import FileInfo, inspect_file
-from agc_ml.reading import Baskets, Columns, directory, local, part_of
+from agc_ml.reading import Baskets, Columns, directory, part_of
 from agc_ml.shipping import prepare
 from agc_ml.worker import EVENT_ID, Failure, Finished, Job, process_chunk
 from processors.ttbar import TtbarProcessor
@@ -63,11 +67,10 @@ def made(path: Path, clusters: list[int], codec: Any = CODECS["zlib"]) -> Path:
 
 @contextmanager
 def columns(path: Path) -> Iterator[Columns]:
-    file = uproot.open({str(path): None}, array_cache=None)
-    with file, local(str(path)) as descriptor:
-        found, misread = directory(file, "Events", str(path), NAMES)
+    with opened(File(str(path), (str(path),))) as file:
+        found, misread = directory(file, "Events", NAMES)
         assert misread == []
-        yield Columns(file, descriptor, "Events", found)
+        yield Columns(file, "Events", found)
 
 
 def expected(path: Path, name: str, start: int, stop: int) -> Any:
@@ -143,12 +146,10 @@ def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
         return bytes(len(payload)), border
 
     monkeypatch.setattr(reading, "_unpacked", wrong)
-    file = uproot.open({str(clustered): None}, array_cache=None)
-    found, misread = directory(file, "Events", str(clustered), NAMES)
-    assert {"Jet_pt", "event"} <= set(misread)
-    with local(str(clustered)) as descriptor:
-        read = Columns(file, descriptor, "Events", found)
-        found_by_uproot = read.read("Jet_pt", 0, 150)
+    with opened(File("x.root", (str(clustered),))) as file:
+        found, misread = directory(file, "Events", NAMES)
+        assert {"Jet_pt", "event"} <= set(misread)
+        found_by_uproot = Columns(file, "Events", found).read("Jet_pt", 0, 150)
     np.testing.assert_array_equal(found_by_uproot, expected(clustered, "Jet_pt", 0, 150))
 
 
@@ -172,7 +173,7 @@ def test_a_part_of_a_directory_is_enough(clustered: Path, start: int, length: in
     stop = min(150, start + length)
     with columns(clustered) as whole:
         part = part_of(whole._directory, start, stop)
-        read = Columns(whole._file, whole._descriptor, "Events", part)
+        read = Columns(whole._file, "Events", part)
         for name in NAMES:
             right = whole.read(name, start, stop)
             np.testing.assert_array_equal(read.read(name, start, stop), right)
@@ -183,9 +184,7 @@ def test_parts_of_a_real_directory(real_data: Path) -> None:
     path = real_data / "unroot_NanoAODv5_sample.root"
     with columns(path) as whole:
         for start, stop in ((0, 1), (10, 500), (333, 777), (999, 1000)):
-            read = Columns(
-                whole._file, whole._descriptor, "Events", part_of(whole._directory, start, stop)
-            )
+            read = Columns(whole._file, "Events", part_of(whole._directory, start, stop))
             for name in NAMES:
                 right = expected(path, name, start, stop)
                 np.testing.assert_array_equal(read.read(name, start, stop), right)
@@ -254,27 +253,24 @@ def test_bytes_are_counted(clustered: Path) -> None:
         assert read.seconds > 0
 
 
-def test_remote_files_are_read_in_one_go_a_block(clustered: Path) -> None:
-    import fsspec  # noqa: PLC0415 - only here
-
-    url = "memory://reading.root"
-    with fsspec.open(url, "wb") as target:
-        target.write(clustered.read_bytes())
-    file = uproot.open({url: None}, array_cache=None)
-    read = Columns(file, None, "Events", directory(file, "Events", url, NAMES)[0])
-    requests = []
-    chunks = file.file.source.chunks
-
-    def spy(ranges: Any, notifications: Any) -> Any:
-        requests.append(len(ranges))
-        return chunks(ranges, notifications=notifications)
-
-    file.file.source.chunks = spy
-    (block,) = read.stream(0, 150, {}).blocks()
-    for collection, field, name in (("Jet", "pt", "Jet_pt"), ("Muon", "tightId", "Muon_tightId")):
-        found = getattr(getattr(block, collection), field)
-        np.testing.assert_array_equal(found, expected(clustered, name, 0, 150))
-    assert requests == [5 * len(NAMES)]
+def test_remote_files_are_read_in_one_go_a_block(
+    clustered: Path, web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "BLOCK", 60)
+    shutil.copy(clustered, web.folder / "x.root")
+    with opened(File("x.root", (web.url("x.root"),))) as file:
+        read = Columns(file, "Events", directory(file, "Events", NAMES)[0])
+        web.requests.clear()
+        blocks = []
+        for block in read.stream(0, 150, {}).blocks():
+            jets, muons = block.Jet.pt, block.Muon.tightId
+            blocks.append(len(block))
+            start = sum(blocks[:-1])
+            for found, name in ((jets, "Jet_pt"), (muons, "Muon_tightId")):
+                right = expected(clustered, name, start, start + len(block))
+                np.testing.assert_array_equal(found, right)
+        assert len(blocks) > 1
+        assert len(web.requests) == len(blocks)
 
 
 def test_lists_with_a_counter_of_their_own_are_refused(tmp_path: Path) -> None:
@@ -311,7 +307,7 @@ def a_job(path: Path) -> Job:
     shipment = prepare(processor)
     return Job(
         chunk=Chunk("d", path.name, "Events", info.uuid, info.entries, 0, info.entries),
-        url=str(path),
+        file=File(str(path), (str(path),), uuid=info.uuid),
         metadata={"dataset": "d", "process": "ttbar", "variation": "nominal"},
         columns=names,
         directory=info.directory,
@@ -352,7 +348,7 @@ def test_a_file_that_is_replaced_while_it_is_open_is_not_mixed_with_the_new_one(
     worker._close_kept()
     replaced = process_chunk(job)
     assert isinstance(replaced, Failure)
-    assert replaced.reason.startswith("the file was replaced: UUID ")
+    assert replaced.reason.startswith("its uuid is ")
 
 
 def test_counters_are_read_once_a_block(clustered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +361,7 @@ def test_counters_are_read_once_a_block(clustered: Path, monkeypatch: pytest.Mon
             seeks.append(seek)
             return pread(descriptor, size, seek)
 
-        monkeypatch.setattr(reading.os, "pread", spy)
+        monkeypatch.setattr(transport.os, "pread", spy)
         for block in read.stream(10, 140, {}).blocks():
             assert len(block.Jet.pt) == len(block.Jet.jetId)
             assert len(block.Muon.tightId)
@@ -447,16 +443,20 @@ def test_baskets_of_each_branch_may_end_elsewhere(
         written += b"".join(records)
     used = part_of(found, start, stop) if is_part else found
 
-    def all_at_once(ranges: list[tuple[int, int]], notifications: Any) -> list[Any]:
-        return [SimpleNamespace(raw_data=bytes(written[a:b])) for a, b in ranges]
+    def at_once(ranges: list[tuple[int, int]]) -> list[bytes]:
+        return [bytes(written[a:b]) for a, b in ranges]
 
-    remote = SimpleNamespace(file=SimpleNamespace(source=SimpleNamespace(chunks=all_at_once)))
-    with tempfile.TemporaryFile() as file:
-        file.write(written)
-        file.flush()
-        for columns in (Columns(None, file.fileno(), "", used), Columns(remote, None, "", used)):
-            columns.fetch(start, stop)
-            for name, values in contents.items():
-                first, last = (start, stop) if name == "nJet" else offsets[[start, stop]]
-                right = values[first:last]
-                assert columns.read(name, start, stop).tolist() == right.tolist()
+    def later(ranges: list[tuple[int, int]]) -> Future[list[bytes]]:
+        future: Future[list[bytes]] = Future()
+        future.set_result(at_once(ranges))
+        return future
+
+    for is_local in (True, False):
+        source = SimpleNamespace(read=at_once, begin=later, is_local=is_local)
+        columns = Columns(SimpleNamespace(file=SimpleNamespace(source=source)), "", used)
+        columns.ask(start, stop)
+        columns.take()
+        for name, values in contents.items():
+            first, last = (start, stop) if name == "nJet" else offsets[[start, stop]]
+            right = values[first:last]
+            assert columns.read(name, start, stop).tolist() == right.tolist()

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import absent
 
 SERVE = Path(__file__).resolve().parents[2] / "deploy" / "xrootd" / "serve"
 READY_S = 20
@@ -31,6 +30,7 @@ class Server:
 
     def __init__(self, base: Path, role: str, *arguments: str, **environment: str) -> None:
         self.base = base
+        self.arguments = arguments
         self.port, self.http_port, self.cms_port = free_port(), free_port(), free_port()
         self._command = ["bash", str(SERVE), role, *arguments]
         self._environment = {
@@ -152,6 +152,8 @@ class Storage:
 @contextlib.contextmanager
 def opened() -> Iterator[Storage]:
     if shutil.which("xrootd") is None:
+        from conftest import absent  # noqa: PLC0415 - it imports the fixtures of this module
+
         absent("no XRootD server: install one with 'apt-get install xrootd-server'")
     base = Path(tempfile.mkdtemp(prefix="agc-storage-"))
     base.chmod(0o755)

@@ -1,0 +1,237 @@
+"""Files over http and https: the ranges that are needed, many in a request where servers can."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import ssl
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from agc_ml.delivery import credentials
+from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
+from agc_ml.delivery.header import N_BYTES
+from agc_ml.delivery.transport import Data, Range
+
+CONNECT_S: Final = 5.0
+SILENT_S: Final = 8.0
+"""A server that sends nothing for so long is taken for gone."""
+GAP: Final = 4096
+"""Ranges that are no further apart are asked for as one: a part of an answer costs as much."""
+_MOST_RANGES: Final = 100  # headers of more are longer than servers take
+_AT_ONCE: Final = 8
+_PIECE: Final = 1 << 18
+_PERMANENT: Final = {
+    401: "no permission: a valid token or certificate is needed",
+    403: "no permission",
+    404: "no such file",
+    410: "no such file",
+}
+_CONTENT_RANGE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/")
+_TOTAL: Final = re.compile(r"bytes\s+\d+-\d+/(\d+)")
+_PARTIAL: Final = 206
+_WHOLE: Final = 200
+_BEYOND: Final = 416
+
+Part = tuple[int, memoryview]
+
+
+class HttpFile:
+    """A file of a web server.
+
+    It is opened by reading its first bytes: addresses that are signed for reading allow no more.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._url = url
+        self._takes_many = True
+        response, begin = self._get([(0, N_BYTES)], timeout)
+        if response.status == _WHOLE:
+            raise PermanentError(
+                "its server sends whole files, not the parts that are needed; use one that knows "
+                "ranges (Apache, nginx, XRootD: deploy/xrootd)"
+            )
+        total = _TOTAL.match(response.headers.get("Content-Range", ""))
+        if total is None and response.status != _BEYOND:
+            raise PermanentError("its server does not say how large it is (Content-Range)")
+        self.size = int(total[1]) if total else 0
+        self.stamp = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
+        self.begin = begin
+
+    def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:
+        """Read parts of the file."""
+        wanted = _joined(ranges)
+        end = time.monotonic() + timeout
+        parts = self._together(wanted, end) if self._takes_many and len(wanted) > 1 else None
+        if parts is None:
+            self._takes_many = self._takes_many and len(wanted) == 1
+            parts = self._one_by_one(wanted, end)
+        return _cut_out(ranges, sorted(parts))
+
+    def _together(self, ranges: Sequence[Range], end: float) -> list[Part] | None:
+        """Ask for many ranges in a request; None if the server does not know how to answer."""
+        parts = []
+        for first in range(0, len(ranges), _MOST_RANGES):
+            some = ranges[first : first + _MOST_RANGES]
+            response, body = self._get(some, end - time.monotonic())
+            if len(some) == 1 and response.status == _PARTIAL:
+                parts.append((some[0][0], memoryview(body)))
+            elif response.headers.get("Content-Type", "").lower().startswith("multipart/byter"):
+                parts += _parts(body)
+            else:
+                return None
+        return parts
+
+    def _one_by_one(self, ranges: Sequence[Range], end: float) -> list[Part]:
+        def one(wanted: Range) -> Part:
+            response, body = self._get([wanted], end - time.monotonic())
+            if response.status != _PARTIAL:
+                raise TransientError(f"its server answers {response.status} to a range")
+            return wanted[0], memoryview(body)
+
+        if len(ranges) == 1:
+            return [one(ranges[0])]
+        with ThreadPoolExecutor(min(_AT_ONCE, len(ranges))) as pool:
+            return list(pool.map(one, ranges))
+
+    def _get(self, ranges: Sequence[Range], timeout: float) -> tuple[Any, bytes]:
+        """Answer and content; once more if the token was replaced since it was refused."""
+        token = credentials.token(self._url)
+        try:
+            return _get(self._url, ranges, timeout, token)
+        except PermanentError:
+            renewed = credentials.token(self._url)
+            if renewed == token:
+                raise
+            return _get(self._url, ranges, timeout, renewed)
+
+    def close(self) -> None:
+        """Nothing is held: connections belong to the process."""
+
+
+def _get(url: str, ranges: Sequence[Range], timeout: float, token: str | None) -> tuple[Any, bytes]:
+    import urllib3  # noqa: PLC0415 - on demand
+
+    end = time.monotonic() + timeout
+    headers = {"Range": "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in ranges)}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        response = _pool().request(
+            "GET",
+            url,
+            headers=headers,
+            preload_content=False,
+            decode_content=False,
+            timeout=urllib3.Timeout(
+                connect=max(0.1, min(CONNECT_S, timeout)), read=max(0.1, min(SILENT_S, timeout))
+            ),
+            retries=urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5),
+        )
+        with response:
+            problem = _problem(response)
+            if problem is not None:
+                raise problem
+            if response.status == _WHOLE:
+                response.close()
+                return response, b""
+            return response, _body(response, end)
+    except urllib3.exceptions.HTTPError as error:
+        raise _sorted(error) from error
+
+
+def _body(response: Any, end: float) -> bytes:
+    pieces = []
+    for piece in response.stream(_PIECE):
+        pieces.append(piece)
+        if time.monotonic() > end:
+            response.close()
+            raise TransientError("its server is too slow")
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _problem(response: Any) -> ReplicaError | None:
+    status = response.status
+    if status in {_WHOLE, _PARTIAL, _BEYOND}:
+        return None
+    if status in _PERMANENT:
+        return PermanentError(f"{_PERMANENT[status]} ({status} {response.reason})")
+    text = f"its server answers {status} {response.reason}"
+    is_fault_of_ours = 400 <= status < 500 and status not in {408, 425, 429}  # noqa: PLR2004
+    return PermanentError(text) if is_fault_of_ours else TransientError(text)
+
+
+def _sorted(error: Any) -> ReplicaError:
+    import urllib3  # noqa: PLC0415 - on demand
+
+    inner = getattr(error, "reason", None) or error
+    text = credentials.redacted(" ".join(str(inner).split()))
+    if isinstance(inner, urllib3.exceptions.NameResolutionError):
+        return PermanentError(f"its server's name is not known ({text.rpartition('(')[2]}")
+    if isinstance(inner, urllib3.exceptions.NewConnectionError):
+        return TransientError(f"no connection to its server ({text.rpartition('] ')[2]}")
+    if isinstance(inner, urllib3.exceptions.SSLError):
+        return PermanentError(f"its server is not trusted ({text}); X509_CERT_DIR or SSL_CERT_FILE")
+    if isinstance(inner, urllib3.exceptions.LocationParseError):
+        return PermanentError(f"no URL: {text}")
+    if isinstance(inner, urllib3.exceptions.TimeoutError):
+        return TransientError("its server does not answer")
+    return TransientError(f"the connection broke: {text.rpartition(': ')[2] or text}")
+
+
+@functools.cache
+def _pool() -> Any:
+    """Connections of this process, kept for the next file of the same server."""
+    import urllib3  # noqa: PLC0415 - on demand
+
+    folder = os.environ.get("X509_CERT_DIR")
+    context = ssl.create_default_context()
+    if folder:
+        context.load_verify_locations(capath=folder)
+    proxy = credentials.proxy()
+    if proxy is not None:
+        context.load_cert_chain(*proxy)
+    return urllib3.PoolManager(maxsize=_AT_ONCE, ssl_context=context)
+
+
+def _joined(ranges: Sequence[Range]) -> list[Range]:
+    """Sorted, and those that are close to each other as one."""
+    joined: list[Range] = []
+    for start, stop in sorted(ranges):
+        if joined and start - joined[-1][1] <= GAP:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def _parts(body: bytes) -> list[Part]:
+    """Take a multipart answer apart: each part says where it is from, and so how long it is."""
+    parts, place, view = [], 0, memoryview(body)
+    while (blank := body.find(b"\r\n\r\n", place)) >= 0:
+        found = _CONTENT_RANGE.search(body, place, blank + 2)
+        if found is None:
+            break
+        start, last, begin = int(found[1]), int(found[2]), blank + 4
+        place = begin + last - start + 1
+        parts.append((start, view[begin:place]))
+    return parts
+
+
+def _cut_out(ranges: Sequence[Range], parts: Sequence[Part]) -> list[Data]:
+    starts = [start for start, _ in parts]
+    found: list[Data] = []
+    for start, stop in ranges:
+        index = bisect_right(starts, start) - 1
+        if index < 0:
+            raise TransientError(f"its server left out the bytes at {start}")
+        begin, data = parts[index]
+        piece = data[start - begin : stop - begin]
+        if len(piece) != stop - start:
+            raise CorruptError(f"cut off: {len(piece)} of {stop - start} bytes at {start} came")
+        found.append(piece)
+    return found

@@ -1,0 +1,55 @@
+"""Files by any other protocol that fsspec knows, such as s3:// with the package s3fs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
+from agc_ml.delivery.transport import Data, Range, scheme
+
+
+class OtherFile:
+    """A file of an fsspec file system. How long it may take is that file system's business."""
+
+    def __init__(self, url: str, timeout: float) -> None:  # noqa: ARG002 - as of all transports
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - on demand
+
+        try:
+            self._system, self._path = url_to_fs(url)
+            info: dict[str, Any] = self._system.info(self._path)
+        except (ValueError, ImportError) as error:
+            raise PermanentError(
+                f"{scheme(url)}:// is no protocol known here ({error}); known are root, roots, "
+                "http, https, paths, and those of installed fsspec packages"
+            ) from error
+        except Exception as error:  # each file system has its own
+            raise _sorted(error) from error
+        self.size = int(info["size"] or 0)
+        self.stamp = str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
+
+    def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:  # noqa: ARG002
+        """Read parts of the file."""
+        starts, stops = zip(*ranges, strict=True)
+        paths = [self._path] * len(ranges)
+        try:
+            parts: list[Any] = self._system.cat_ranges(paths, list(starts), list(stops))
+        except Exception as error:  # as above
+            raise _sorted(error) from error
+        for (start, stop), part in zip(ranges, parts, strict=True):
+            if isinstance(part, Exception):
+                raise _sorted(part)
+            if len(part) != stop - start:
+                raise CorruptError(
+                    f"cut off: {len(part)} of {stop - start} bytes at {start} are there"
+                )
+        return parts
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _sorted(error: Exception) -> ReplicaError:
+    text = f"{type(error).__name__}: {error}"
+    is_lasting = isinstance(error, FileNotFoundError | PermissionError)
+    return PermanentError(text) if is_lasting else TransientError(text)

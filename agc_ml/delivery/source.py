@@ -1,0 +1,303 @@
+"""The source that uproot reads from: a file with replicas, any of which may fail at any time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, NoReturn, Self, TypeVar
+
+from uproot.source.chunk import Chunk, Source
+from uproot.source.futures import TrivialFuture
+
+from agc_ml.datasets import File
+from agc_ml.delivery import credentials, header, health
+from agc_ml.delivery.faults import (
+    CorruptError,
+    MismatchError,
+    PermanentError,
+    ReplicaError,
+    TransientError,
+)
+from agc_ml.delivery.transport import Data, Range, Transport, connect, scheme
+from agc_ml.errors import DeliveryError
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_S: Final = 25.0
+"""A read that no replica answers fails after so long."""
+OPERATION_S: Final = 8.0
+SLOWEST: Final = 1e6
+"""One request to one replica may take ``OPERATION_S`` and, a second, so many bytes more."""
+PAUSE_S: Final = 1.0
+MOST_RANGES: Final = 1000  # a vector read of a multiple of 1024 ranges is refused
+MOST_BYTES: Final = 2_097_136  # of one range in a vector read: XRootD's limit
+REQUEST_BYTES: Final = 4 * MOST_BYTES
+
+Answer = TypeVar("Answer")
+
+
+class ReplicaSource(Source):  # type: ignore[misc]
+    """The bytes of a file, from whichever replica gives them.
+
+    What was read stays read: when a replica fails, the next one is asked for the rest. It has to be
+    the same file, by size and by the UUID in its header. ``failures`` tells what failed so far,
+    by replica. ``wire_bytes`` counts what was asked of replicas.
+
+    Raises
+    ------
+    DeliveryError
+        No replica can be read; the message names each with its reason.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        wanted: File,
+        made: Callable[[ReplicaSource], None],
+        failures: dict[str, str] | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self._file_path = path
+        self._wanted = wanted
+        self._header: header.Header | None = None
+        self._begin = b""
+        self._size: int | None = None
+        self._transport: Transport | None = None
+        self._url = ""
+        self._distrusted: set[str] = set()
+        self._lock = threading.RLock()
+        self._ahead: ThreadPoolExecutor | None = None
+        self._closed = False
+        self.failures = {} if failures is None else failures
+        self.wire_bytes = 0
+        self._from_any(lambda _transport, _timeout: None, 0)
+        made(self)
+
+    @property
+    def url(self) -> str:
+        """The replica that is read from."""
+        return self._url
+
+    @property
+    def stamp(self) -> str:
+        """What changes when the replica does: its time of modification, or the server's tag."""
+        return "" if self._transport is None else self._transport.stamp
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is read from a disk of this machine."""
+        return scheme(self._url) == "file"
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of the file."""
+        return self._size or 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    def chunk(self, start: int, stop: int) -> Any:
+        """Read one part; less of it where the file ends."""
+        return self.chunks([(start, stop)], None)[0]
+
+    def chunks(self, ranges: Sequence[Range], notifications: Any) -> list[Any]:
+        """Read parts, in as few requests as may be."""
+        within = [
+            (int(start), max(int(start), min(int(stop), self.num_bytes))) for start, stop in ranges
+        ]
+        self._num_requests += 1
+        self._num_requested_chunks += len(within)
+        self._num_requested_bytes += sum(stop - start for start, stop in within)
+        chunks = [
+            Chunk(self, start, stop, TrivialFuture(data))
+            for (start, stop), data in zip(ranges, self.read(within), strict=True)
+        ]
+        for chunk in chunks if notifications is not None else ():
+            notifications.put(chunk)
+        return chunks
+
+    def read(self, ranges: Sequence[Range]) -> list[Data]:
+        """Read parts that are inside the file."""
+        if all(stop <= len(self._begin) for _, stop in ranges):
+            return [self._begin[start:stop] for start, stop in ranges]
+        with self._lock:
+            found = [data for some in _requests(ranges) for data in self._request(some)]
+        return _together(ranges, iter(found))
+
+    def _request(self, ranges: Sequence[Range]) -> list[Data]:
+        n_bytes = sum(stop - start for start, stop in ranges)
+
+        def read(transport: Transport, timeout: float) -> list[Data]:
+            return transport.read(ranges, timeout)
+
+        data = self._from_any(read, n_bytes)
+        self.wire_bytes += n_bytes
+        return data
+
+    def begin(self, ranges: Sequence[Range]) -> Future[list[Data]]:
+        """Read parts in the background, while the caller does something else."""
+        if self._ahead is None:
+            self._ahead = ThreadPoolExecutor(1, "read-ahead")
+        return self._ahead.submit(self.read, ranges)
+
+    def distrust(self, reason: str) -> bool:
+        """Take it that the replica that is read from is damaged; whether there is another one."""
+        with self._lock:
+            if not self._url:
+                return False
+            self._blame(self._url, CorruptError(reason))
+            self._distrusted.add(self._url)
+            self._drop()
+            return len(self._distrusted) < len(self._wanted.replicas)
+
+    def _from_any(self, action: Callable[[Transport, float], Answer], n_bytes: int) -> Answer:
+        """Do something with a replica, with another one if it fails, until the deadline."""
+        patience = DEADLINE_S
+        if all(map(health.is_on_probation, self._wanted.replicas)):
+            patience = OPERATION_S
+        end = time.monotonic() + patience
+        errors: dict[str, ReplicaError] = {}
+        while not self._closed:
+            for url in self._candidates(errors):
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                timeout = min(OPERATION_S + n_bytes / SLOWEST, left)
+                try:
+                    answer = action(self._connected(url, timeout), timeout)
+                except ReplicaError as error:
+                    errors[url] = error
+                    self._blame(url, error)
+                    self._drop()
+                else:
+                    health.answered(url)
+                    return answer
+            left = end - time.monotonic()
+            if not self._candidates(errors) or left <= PAUSE_S:
+                self._refuse(errors, patience if left <= PAUSE_S else None)
+            time.sleep(PAUSE_S)
+        raise DeliveryError("it was closed while it was read")
+
+    def _candidates(self, errors: dict[str, ReplicaError]) -> list[str]:
+        """Replicas that may still answer, the one that is open first."""
+        lasting = {url for url, e in errors.items() if not isinstance(e, TransientError)}
+        urls = [url for url in health.in_order(self._wanted.replicas) if url not in lasting]
+        trusted = [url for url in urls if url not in self._distrusted] or urls
+        if self._transport is not None and self._url in trusted:
+            trusted.remove(self._url)
+            return [self._url, *trusted]
+        for url in [url for url in trusted if url not in errors and health.is_given_up(url)]:
+            errors[url] = PermanentError("its server did not answer a moment ago")
+            trusted.remove(url)
+        return trusted
+
+    def _connected(self, url: str, timeout: float) -> Transport:
+        if self._transport is not None and self._url == url:
+            return self._transport
+        self._drop()
+        transport = connect(url, timeout)
+        try:
+            self._compare(transport, timeout)
+        except ReplicaError:
+            transport.close()
+            raise
+        self._transport, self._url = transport, url
+        return transport
+
+    def _compare(self, transport: Transport, timeout: float) -> None:
+        """See that it is the file that is wanted, whole, and the same as the replica before."""
+        begin = bytes(getattr(transport, "begin", b"")) or bytes(
+            transport.read([(0, min(header.N_BYTES, transport.size))], timeout)[0]
+            if transport.size
+            else b""
+        )
+        found = header.parse(begin)
+        if transport.size < found.end:
+            raise CorruptError(f"it is cut off: {transport.size} of {found.end} bytes are there")
+        wanted = self._wanted
+        known = [("the fileset", wanted.uuid, wanted.size)]
+        if self._header is not None:
+            known.append(("another replica", self._header.uuid, self._size))
+        for who, uuid, size in known:
+            for what, is_, said in (("uuid", found.uuid, uuid), ("size", transport.size, size)):
+                if said is not None and is_ != said:
+                    raise MismatchError(
+                        f"its {what} is {is_}, but {who} says {said}; is it another file?"
+                    )
+        self._header, self._size, self._begin = found, transport.size, begin
+
+    def _blame(self, url: str, error: ReplicaError) -> None:
+        reason = credentials.redacted(str(error))
+        if url not in self.failures:
+            logger.debug("%s: %s: %s", self._wanted.lfn, credentials.redacted(url), reason)
+        self.failures[url] = reason
+        health.failed(url, error)
+
+    def _drop(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+        self._transport = None
+
+    def _refuse(self, errors: dict[str, ReplicaError], waited: float | None) -> NoReturn:
+        """Say what is wrong with each replica; ``waited`` s for some, None if there is no use."""
+        if waited is not None:
+            for url, error in errors.items():
+                if isinstance(error, TransientError):
+                    health.give_up(url)
+        reasons = [
+            (credentials.redacted(url), str(errors.get(url) or self.failures.get(url, "not tried")))
+            for url in self._wanted.replicas
+        ]
+        listed = "; ".join(f"{url}: {reason}" for url, reason in reasons)
+        text = reasons[0][1] if len(reasons) == 1 else f"no replica can be read: {listed}"
+        if waited is not None:
+            text += f" (tried for {waited:.0f} s)"
+        is_other_file = all(isinstance(error, MismatchError) for error in errors.values())
+        raise DeliveryError(credentials.redacted(text), is_other_file=is_other_file)
+
+    def close(self) -> None:
+        """Let go of the file, and of what is still read ahead."""
+        self._closed = True
+        if self._ahead is not None:
+            self._ahead.shutdown(wait=False, cancel_futures=True)
+            self._ahead = None
+        with self._lock:
+            self._drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _requests(ranges: Iterable[Range]) -> Iterator[list[Range]]:
+    """Cut ranges into what one request may ask for."""
+    some: list[Range] = []
+    n_bytes = 0
+    for start, stop in ranges:
+        for begin in range(start, stop, MOST_BYTES):
+            end = min(begin + MOST_BYTES, stop)
+            if some and (len(some) == MOST_RANGES or n_bytes + end - begin > REQUEST_BYTES):
+                yield some
+                some, n_bytes = [], 0
+            some.append((begin, end))
+            n_bytes += end - begin
+    if some:
+        yield some
+
+
+def _together(ranges: Iterable[Range], pieces: Iterator[Data]) -> list[Data]:
+    """Join what was cut."""
+    found: list[Data] = []
+    for start, stop in ranges:
+        n = -(-(stop - start) // MOST_BYTES)
+        found.append(next(pieces) if n == 1 else b"".join(next(pieces) for _ in range(n)))
+    return found

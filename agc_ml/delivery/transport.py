@@ -1,0 +1,114 @@
+"""One connection to one replica: what all protocols give, and files of this machine."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from agc_ml.delivery.faults import CorruptError, PermanentError
+
+Range = tuple[int, int]
+"""The bytes [start, stop) of a file."""
+Data = bytes | memoryview
+
+
+class Transport(Protocol):
+    """An open file.
+
+    ``size`` is its length in bytes; ``stamp`` changes when the file does.
+    """
+
+    size: int
+    stamp: str
+
+    def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:
+        """Read parts of the file, in at most ``timeout`` seconds.
+
+        Raises
+        ------
+        ReplicaError
+            They can't be had; the kind of error says what helps.
+        """
+
+    def close(self) -> None:
+        """Let go of the file; raises nothing."""
+
+
+def scheme(url: str) -> str:
+    """Its protocol: ``file`` for paths, too."""
+    return urlsplit(url).scheme.lower() if "://" in url else "file"
+
+
+def local_path(url: str) -> Path | None:
+    """Path of a file of this machine; None for what is elsewhere."""
+    if scheme(url) != "file":
+        return None
+    return Path(unquote(urlsplit(url).path) if "://" in url else url)
+
+
+def connect(url: str, timeout: float) -> Transport:
+    """Open a replica, in at most ``timeout`` seconds.
+
+    Raises
+    ------
+    ReplicaError
+        It can't be opened.
+    """
+    kind = scheme(url)
+    path = local_path(url)
+    if path is not None:
+        return LocalFile(path)
+    if kind in {"root", "roots", "xroot", "xroots"}:
+        from agc_ml.delivery.xrootd import XRootDFile  # noqa: PLC0415 - an extra
+
+        return XRootDFile(url, timeout)
+    if kind in {"http", "https"}:
+        from agc_ml.delivery.http import HttpFile  # noqa: PLC0415 - on demand
+
+        return HttpFile(url, timeout)
+    from agc_ml.delivery.others import OtherFile  # noqa: PLC0415 - on demand
+
+    return OtherFile(url, timeout)
+
+
+class LocalFile:
+    """A file of this machine. What is read stays the same file, whatever takes its name."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except (OSError, ValueError) as error:
+            raise PermanentError(f"can't be opened: {_reason(error)}") from error
+        status = os.fstat(self._descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            self.close()
+            raise PermanentError("it is a folder, a file is needed")
+        self.size = status.st_size
+        self.stamp = str(status.st_mtime_ns)
+
+    def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:  # noqa: ARG002 - a disk
+        """Read parts of the file."""
+        return [self._part(start, stop) for start, stop in ranges]
+
+    def _part(self, start: int, stop: int) -> bytes:
+        try:
+            part = os.pread(self._descriptor, stop - start, start)
+        except OSError as error:
+            raise CorruptError(f"can't be read at {start}: {_reason(error)}") from error
+        if len(part) != stop - start:
+            raise CorruptError(f"cut off: {len(part)} of {stop - start} bytes at {start} are there")
+        return part
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

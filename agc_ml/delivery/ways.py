@@ -1,0 +1,118 @@
+"""Ways to the events: which replicas of each file are asked, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlsplit
+
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.delivery.transport import scheme
+from agc_ml.errors import FilesetError, UsageError
+
+_SCHEMES: Final = {
+    "local": {"file"},
+    "https": {"http", "https"},
+    "xrootd": {"root", "roots", "xroot", "xroots"},
+}
+USAGE: Final = "local, https[=URL], xrootd[=URL], xcache=URL[,URL...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How files are reached: by ``kind``, from ``places`` (URLs that the file's path follows)."""
+
+    kind: str
+    places: tuple[str, ...] = ()
+
+
+def parse(text: str) -> Way:
+    """Read a way as it is typed: ``local``, ``https``, ``xrootd=root://host``, ``xcache=...``.
+
+    Raises
+    ------
+    UsageError
+        There is no such way, or its servers are of another protocol.
+    """
+    kind, equals, rest = text.partition("=")
+    places = tuple(part.strip() for part in rest.split(",") if part.strip())
+    if kind not in {*_SCHEMES, "xcache"}:
+        raise UsageError(f"--via {text}: no such way; there are {USAGE}")
+    if kind == "xcache" and not places:
+        raise UsageError("--via xcache: which cache? xcache=root://HOST:PORT, several with commas")
+    if (
+        (equals and not places)
+        or (kind == "local" and places)
+        or (kind != "xcache" and len(places) > 1)
+    ):
+        raise UsageError(f"--via {text}: {USAGE} are known")
+    expected = _SCHEMES["xrootd" if kind == "xcache" else kind]
+    for place in places:
+        if scheme(place) not in expected or not urlsplit(place).netloc:
+            known = " or ".join(f"{name}://HOST" for name in sorted(expected))
+            raise UsageError(f"--via {text}: {place} should be {known}")
+    return Way(kind, places)
+
+
+def deliver(fileset: Fileset, way: Way | None) -> Fileset:
+    """The same files, with the replicas of a way first. None leaves them as they are listed.
+
+    The others stay behind them, and are read when those fail; but ``local`` reads from disks only.
+    A cache is asked first; which one of several is decided by a hash of the file's name, so that
+    each file is kept by one.
+
+    Raises
+    ------
+    FilesetError
+        A file has no replica of that kind.
+    """
+    if way is None:
+        return fileset
+    arrange = _BY_KIND.get(way.kind, _of_kind)
+    datasets = tuple(
+        replace(d, files=tuple(arrange(way, d, file) for file in d.files)) for d in fileset.datasets
+    )
+    return replace(fileset, datasets=datasets)
+
+
+def _of_kind(way: Way, dataset: Dataset, file: File) -> File:
+    right = tuple(url for url in file.replicas if scheme(url) in _SCHEMES[way.kind])
+    if way.places:
+        right = (_below(way.places[0], file.lfn), *right)
+    if not right:
+        kinds = ", ".join(sorted({f"{scheme(url)}://" for url in file.replicas}))
+        hint = "" if way.kind == "local" else f", or say where: --via {way.kind}=URL"
+        raise FilesetError(
+            f"dataset {dataset.name}: {file.lfn} has no replica for --via {way.kind}, only "
+            f"{kinds}; leave the option out{hint}"
+        )
+    others = () if way.kind == "local" else file.replicas
+    return replace(file, replicas=tuple(dict.fromkeys((*right, *others))))
+
+
+def _cached(way: Way, _dataset: Dataset, file: File) -> File:
+    origins = [url for url in file.replicas if scheme(url) in _SCHEMES["xrootd"]]
+    place = max(way.places, key=lambda cache: _weight(cache, file.lfn))
+    if "{url}" in place:
+        cached = tuple(place.replace("{url}", url) for url in origins[:1])
+    else:
+        cached = (_below(place, urlsplit(origins[0]).path if origins else file.lfn),)
+    return replace(file, replicas=tuple(dict.fromkeys((*cached, *file.replicas))))
+
+
+def _weight(cache: str, lfn: str) -> bytes:
+    """Highest random weight: a cache that is added or lost moves no file between the others.
+
+    Source: D. G. Thaler and C. V. Ravishankar, IEEE/ACM Trans. Netw. 6 (1998) 1.
+    """
+    return hashlib.sha256(f"{cache}\n{lfn}".encode()).digest()
+
+
+def _below(place: str, path: str) -> str:
+    slashes = "//" if scheme(place) in _SCHEMES["xrootd"] else "/"
+    return f"{place.rstrip('/')}{slashes}{path.lstrip('/')}"
+
+
+_BY_KIND: Final[dict[str, Callable[[Way, Dataset, File], File]]] = {"xcache": _cached}

@@ -1,0 +1,120 @@
+"""Files over root://, with the XRootD client."""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from agc_ml.delivery import credentials, health
+from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
+from agc_ml.delivery.transport import Data, Range
+
+SETTINGS: Final = {
+    "XRD_CONNECTIONWINDOW": "5",
+    "XRD_CONNECTIONRETRY": "2",
+    "XRD_REQUESTTIMEOUT": "20",
+    "XRD_STREAMTIMEOUT": "10",
+    "XRD_TIMEOUTRESOLUTION": "1",
+    "XRD_STREAMERRORWINDOW": "5",
+}
+"""The client's own limits, in seconds: by default it waits minutes for a server that is gone."""
+_GRACE_S: Final = 2.0
+_READ: Final = 16  # OpenFlags.READ
+
+# The server's codes, of XProtocol, and words of the client's own errors.
+_PERMANENT: Final = {
+    3010: "no permission",
+    3011: "no such file",
+    3016: "it is a folder",
+    3030: "no permission",
+}
+_TRUNCATED: Final = 3005
+_WRONG_NAME: Final = ("Invalid address", "Unknown protocol", "Invalid arguments")
+
+
+def prepare() -> None:
+    """Set the client's limits where nobody did; before the client is loaded, or it is too late."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+class XRootDFile:
+    """An open file of an XRootD server."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        prepare()
+        try:
+            from XRootD import client  # noqa: PLC0415 - an extra, and heavy
+        except ImportError as error:
+            raise PermanentError(
+                "root:// needs the XRootD client: pip install 'agc-ml[xrootd]'"
+            ) from error
+        self._file = client.File()
+        self._call(self._file.open, _fresh(credentials.with_token(url)), _READ, timeout=timeout)
+        info = self._call(self._file.stat, timeout=timeout)
+        self.size = int(info.size)
+        self.stamp = str(info.modtime)
+
+    def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:
+        """Read parts of the file with one request."""
+        wanted = [(start, stop - start) for start, stop in ranges]
+        found = self._call(self._file.vector_read, wanted, timeout=timeout)
+        parts: list[Data] = [chunk.buffer for chunk in found.chunks]
+        for (start, stop), part in zip(ranges, parts, strict=True):
+            if len(part) != stop - start:
+                raise CorruptError(
+                    f"cut off: {len(part)} of {stop - start} bytes at {start} are there"
+                )
+        return parts
+
+    def close(self) -> None:
+        """Let go of the file. Nobody waits for a server that may be gone."""
+        self._file.close(timeout=1, callback=lambda *_: None)
+
+    @staticmethod
+    def _call(function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+        """Call the client, and wait for its answer no longer than it was told to take."""
+        answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        seconds = max(1, int(timeout))
+        begun = function(
+            *arguments,
+            timeout=seconds,
+            callback=lambda status, answer, _: answers.put((status, answer)),
+        )
+        if not begun.ok:
+            raise _sorted(begun)
+        try:
+            status, answer = answers.get(timeout=seconds + _GRACE_S)
+        except queue.Empty:
+            raise TransientError(f"no answer within {seconds} s") from None
+        if not status.ok:
+            raise _sorted(status)
+        return answer
+
+
+def _fresh(url: str) -> str:
+    """The URL for a connection of its own, where the last one failed.
+
+    The client has one connection for all files of a user and server. One that hangs it would go on
+    to use, and one that broke it doesn't replace for a while. The name is that of nobody: who is
+    let in is a matter of tokens and certificates.
+    """
+    times = health.times_failed(url)
+    if not times or "@" in urlsplit(url).netloc:
+        return url
+    return url.replace("://", f"://again{times}@", 1)
+
+
+def _sorted(status: Any) -> ReplicaError:
+    message = credentials.redacted(" ".join(str(status.message).split()))
+    message = message.removeprefix("[ERROR] ").removeprefix("[FATAL] ")
+    if status.errno in _PERMANENT:
+        return PermanentError(f"{_PERMANENT[status.errno]} ({message})")
+    if status.errno == _TRUNCATED:
+        return CorruptError(f"cut off, or not readable on its server ({message})")
+    if any(words in message for words in _WRONG_NAME):
+        return PermanentError(message)
+    return TransientError(message)

@@ -1,0 +1,112 @@
+"""What opening a file told, kept on disk for the next run: trees are parsed once, not once a run.
+
+A remote file is not even looked at: whoever reads it compares size and UUID with what is known
+here, and says so if it is another file; then it is looked into again. A local one is forgotten as
+soon as its size or its time of modification is another. The cache is in agc-ml/files.sqlite in
+XDG_CACHE_HOME (~/.cache), and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Final
+
+import lz4.frame
+
+from agc_ml import inspection, reading
+from agc_ml.datasets import File
+from agc_ml.delivery.transport import local_path
+from agc_ml.identity import version_of
+from agc_ml.inspection import FileInfo
+
+logger = logging.getLogger(__name__)
+
+UNUSED_S: Final = 90 * 86_400
+_TABLE: Final = "CREATE TABLE IF NOT EXISTS files (key TEXT PRIMARY KEY, used REAL, content BLOB)"
+
+
+class FileCache:
+    """What is known of files; ``path`` is that of its database.
+
+    Without a place that can be written it holds nothing: it saves time, and decides nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agc-ml"
+        self._path = path or folder / "files.sqlite"
+
+    def recall(self, file: File, columns: tuple[str, ...], *, flat: bool) -> FileInfo | None:
+        """What was found when the file was opened for these columns; None if it has to be again."""
+        key = _key(file, columns, flat=flat)
+        with self._database() as database:
+            if database is None:
+                return None
+            found = database.execute("SELECT content FROM files WHERE key = ?", (key,)).fetchone()
+            if found is None:
+                return None
+            database.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), key))
+        info: FileInfo = pickle.loads(lz4.frame.decompress(found[0]))  # noqa: S301 - our own
+        return info if _is_as_it_was(file, info) else None
+
+    def keep(self, file: File, columns: tuple[str, ...], info: FileInfo, *, flat: bool) -> None:
+        """Keep what was found; and drop what nobody asked for in three months."""
+        content = lz4.frame.compress(pickle.dumps(replace(info, failures=()), protocol=5))
+        key = _key(file, columns, flat=flat)
+        with self._database() as database:
+            if database is not None:
+                database.execute("DELETE FROM files WHERE used < ?", (time.time() - UNUSED_S,))
+                database.execute(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (key, time.time(), content)
+                )
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection | None]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            database = sqlite3.connect(self._path, timeout=5)
+        except (OSError, sqlite3.Error) as error:
+            logger.debug("%s: no cache of files (%s)", self._path, error)
+            yield None
+            return
+        try:
+            with database:
+                database.execute(_TABLE)
+                yield database
+        except (sqlite3.Error, OSError) as error:
+            logger.debug("%s: the cache of files is not used (%s)", self._path, error)
+        finally:
+            database.close()
+
+
+def _key(file: File, columns: tuple[str, ...], *, flat: bool) -> str:
+    """Of all that decides what opening tells: what is stated, what is asked, and the code."""
+    stated = {name: value for name, value in asdict(file).items() if name != "replicas"}
+    content = repr([sorted(stated.items()), columns, flat, _code(), version_of("uproot")])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    sources = b"".join(Path(str(m.__file__)).read_bytes() for m in (inspection, reading))
+    return hashlib.sha256(sources).hexdigest()
+
+
+def _is_as_it_was(file: File, info: FileInfo) -> bool:
+    path = local_path(file.url)
+    if path is None:
+        return True  # whoever reads it finds out
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_size, str(status.st_mtime_ns)) == (info.size, info.stamp)

@@ -1,0 +1,110 @@
+"""A web server of ranges that can be told to go wrong."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+BOUNDARY = "next"
+
+
+class Web(ThreadingHTTPServer):
+    """Serves the files of a folder, and counts what it is asked for.
+
+    ``many``: whether it answers several ranges at once; ``ranges``: whether it knows any;
+    ``status``: what it answers instead, if anything; ``token``: which one it wants;
+    ``cut``: after how many bytes of a content it hangs up; ``stall``: seconds before it answers.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder = folder
+        self.many = self.ranges = True
+        self.status: int | None = None
+        self.token: str | None = None
+        self.cut: int | None = None
+        self.stall = 0.0
+        self.requests: list[str] = []
+        self.sent = 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Web
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        web = self.server
+        time.sleep(web.stall)
+        asked = self.headers.get("Range", "")
+        web.requests.append(asked)
+        path = web.folder / self.path.lstrip("/")
+        status = web.status
+        if web.token is not None and self.headers.get("Authorization") != f"Bearer {web.token}":
+            status = 401
+        if status is None and not path.is_file():
+            status = 404
+        if status is not None:
+            self.reply(status, {}, b"")
+            return
+        content = path.read_bytes()
+        ranges = [(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)-(\d+)", asked)]
+        tag = {"ETag": f'"{path.stat().st_mtime_ns}"'}
+        if not ranges or not web.ranges or (len(ranges) > 1 and not web.many):
+            self.reply(200, tag, content)
+        elif len(ranges) == 1:
+            ((start, stop),) = ranges
+            where = f"bytes {start}-{min(stop, len(content)) - 1}/{len(content)}"
+            self.reply(206, {**tag, "Content-Range": where}, content[start:stop])
+        else:
+            between = f"\r\n--{BOUNDARY}"
+            parts = [
+                f"{between}\r\nContent-Range: bytes {a}-{b - 1}/{len(content)}\r\n\r\n".encode()
+                + content[a:b]
+                for a, b in ranges
+            ]
+            body = b"".join(parts) + f"{between}--\r\n".encode()
+            kind = {"Content-Type": f"multipart/byteranges; boundary={BOUNDARY}"}
+            self.reply(206, {**tag, **kind}, body)
+
+    def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        web = self.server
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if web.cut is not None and len(body) > web.cut:
+            self.wfile.write(body[: web.cut])
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+        web.sent += len(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Web]:
+    """A web server of an empty folder."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    made = Web(folder)
+    yield made
+    made.shutdown()
+    made.server_close()
