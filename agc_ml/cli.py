@@ -336,18 +336,36 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
 @click.argument("source", metavar="FILESET", required=False)
 @click.option("--processor", help="Check also for the branches that it needs.")
+@click.option(
+    "--write",
+    "target",
+    metavar="TARGET",
+    type=click.Path(path_type=Path),
+    help="Write what was checked, with UUIDs, entries and sizes, if all is good.",
+)
 @options.choice_options
 @options.cluster_options
 @options.json_option
 @options.logging_options
-def fileset_check(processor: str | None, as_json: bool, **given: Any) -> None:
+def fileset_check(
+    processor: str | None, target: Path | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
     """Open every file of a fileset and compare with what the fileset says; exit code 1 if bad."""
-    from agc_ml import planning, tables  # noqa: PLC0415 - on demand
+    from agc_ml import catalogue, planning, tables  # noqa: PLC0415 - on demand
 
+    if target is not None:
+        catalogue.check_target(target)
     given["fileset"] = given.pop("source")
-    found = planning.check(_chosen(given), processor, site=given["site"], workers=given["workers"])
+    chosen = _chosen(given)
+    where = {"site": given["site"], "workers": given["workers"], "quiet": quiet or as_json}
+    found = planning.check(chosen, processor, **where)
     tables.checked(found).print(as_json=as_json)
-    sys.exit(1 if any(file.problem for file in found) else 0)
+    if any(file.problem for file in found):
+        sys.exit(1)
+    if target is not None:
+        catalogue.save(planning.written_back(chosen, found), target)
+        if not quiet:
+            click.echo(f"written: {target}", err=True)
 
 
 @fileset.command("convert", epilog="Example: agc-ml fileset convert nanoaod_inputs.json agc.yaml")

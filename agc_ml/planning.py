@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agc_ml import catalogue, cluster, execution, executors
-from agc_ml.account import Account
+from agc_ml import catalogue, cluster, execution, executors, progress
+from agc_ml.account import Account, Tick
+from agc_ml.catalogue import Facts
 from agc_ml.checkpoints import Store
-from agc_ml.datasets import Fileset
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.executors import Lost
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.running import CHUNK_SIZE
@@ -48,10 +50,12 @@ class CheckedFile:
     """A file as it is, and what is wrong with it, None if nothing."""
 
     dataset: str
+    lfn: str
     url: str
     entries: int | None
     uuid: str | None
     size: int | None
+    generated: int | None
     problem: str | None
 
 
@@ -113,10 +117,11 @@ def check(
     *,
     site: str = cluster.LOCAL,
     workers: int | None = None,
+    quiet: bool = False,
 ) -> list[CheckedFile]:
     """Open every file, in parallel, and compare it with what the fileset says.
 
-    ``processor`` asks for the branches that it needs, too.
+    ``processor`` asks for the branches that it needs, too; ``quiet`` shows no progress.
 
     Raises
     ------
@@ -127,35 +132,79 @@ def check(
     """
     made = prepare(processor).processor if processor is not None else None
     jobs = {
-        f"{dataset.name}: {file.lfn}": (file, declared_columns(made, is_data=dataset.is_data))
+        _key(dataset, file): (file, declared_columns(made, is_data=dataset.is_data))
         for dataset in fileset.datasets
         for file in dataset.files
     }
-    with executors.connected(None, site, workers) as (executor, _):
-        outcomes = dict(executor.outcomes(inspect_file, jobs))
-    owners: dict[tuple[str, str], str] = {}
-    checked = []
-    for dataset in fileset.datasets:
-        for file in dataset.files:
-            outcome = outcomes[f"{dataset.name}: {file.lfn}"]
-            info = outcome if isinstance(outcome, FileInfo) else None
-            problem = outcome.reason if isinstance(outcome, Failure) else None
-            if info is None and problem is None:
-                problem = "the worker died while it opened the file"
-            if info is not None:
-                first = owners.setdefault((dataset.name, info.uuid), file.lfn)
-                if first != file.lfn:
-                    problem = f"the same file as {first} (UUID {info.uuid})"
-                elif not info.entries:
-                    problem = "no events in it"
-            checked.append(
-                CheckedFile(
-                    dataset=dataset.name,
-                    url=file.url,
-                    entries=info.entries if info else None,
-                    uuid=info.uuid if info else None,
-                    size=info.size if info else None,
-                    problem=problem,
-                )
-            )
-    return checked
+    outcomes: dict[str, FileInfo | Failure | Lost] = {}
+    with (
+        executors.connected(None, site, workers) as (executor, _),
+        progress.shown(quiet=quiet, pieces="files") as show,
+    ):
+        bad = 0
+        for key, outcome in executor.outcomes(inspect_file, jobs):
+            outcomes[key] = outcome
+            bad += not isinstance(outcome, FileInfo)
+            show(Tick(len(outcomes), len(jobs), 0, 0, bad))
+    owners: dict[tuple[str, ...], tuple[str, str]] = {}
+    return [
+        _checked(dataset, file, outcomes[_key(dataset, file)], owners)
+        for dataset in fileset.datasets
+        for file in dataset.files
+    ]
+
+
+def _key(dataset: Dataset, file: File) -> str:
+    return f"{dataset.name}: {file.lfn}"
+
+
+def _checked(
+    dataset: Dataset,
+    file: File,
+    outcome: FileInfo | Failure | Lost,
+    owners: dict[tuple[str, ...], tuple[str, str]],
+) -> CheckedFile:
+    """What became of a file; ``owners`` holds where each UUID was seen, and is added to."""
+    info = outcome if isinstance(outcome, FileInfo) else None
+    problem = outcome.reason if isinstance(outcome, Failure) else None
+    if info is None and problem is None:
+        problem = "the worker died while it opened the file"
+    if info is not None:
+        place = (dataset.name, file.lfn)
+        first = owners.setdefault((dataset.process, dataset.variation, info.uuid), place)
+        if first != place:
+            where = "" if first[0] == dataset.name else f" in dataset {first[0]}"
+            problem = f"the same file as {first[1]}{where} (UUID {info.uuid})"
+        elif not info.entries:
+            problem = "no events in it"
+    return CheckedFile(
+        dataset=dataset.name,
+        lfn=file.lfn,
+        url=file.url,
+        entries=info.entries if info else None,
+        uuid=info.uuid if info else None,
+        size=info.size if info else None,
+        generated=info.generated if info else None,
+        problem=problem,
+    )
+
+
+def written_back(fileset: Fileset, checked: Iterable[CheckedFile]) -> Fileset:
+    """The fileset with what its check has found, for files that are good.
+
+    Events that a filter dropped are stated where a file tells that there are any.
+    """
+    facts = {
+        (file.dataset, file.lfn): Facts(
+            uuid=file.uuid,
+            entries=file.entries,
+            size=file.size,
+            generated=file.generated if (file.generated or 0) > file.entries else None,
+        )
+        for file in checked
+        if file.problem is None
+        and file.uuid is not None
+        and file.entries is not None
+        and file.size is not None
+    }
+    return catalogue.with_facts(fileset, facts)
