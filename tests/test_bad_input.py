@@ -227,7 +227,7 @@ def test_the_same_file_in_two_datasets_that_add_up(
 ) -> None:
     path = fileset(tmp_path, good)
     content = json.loads(path.read_text())
-    copy = shutil.copy(good, tmp_path / "copy.root")
+    copy = str(shutil.copy(good, tmp_path / "copy.root"))
     content["datasets"]["other"] = {**content["datasets"]["tt"], "files": [copy]}
     path.write_text(json.dumps(content))
     called = run(path)
