@@ -16,6 +16,7 @@ from agc_ml import options
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, Interrupted, UsageError
 from agc_ml.generate.commands import generate
+from agc_ml.sources import commands as sources
 
 
 def main() -> NoReturn:
@@ -306,7 +307,7 @@ cli.add_command(generate)
 
 @cli.group()
 def fileset() -> None:
-    """List, show, check and convert filesets."""
+    """Make, list, show, check and convert filesets."""
 
 
 @fileset.command("list", epilog="Example: agc-ml fileset list data/")
@@ -379,3 +380,7 @@ def fileset_convert(source: str, target: Path, dataset: str | None, **_: Any) ->
 
     catalogue.save(_fileset(source, dataset, None, None), target)
     click.echo(target)
+
+
+for _command in (sources.from_record, sources.from_rucio, sources.from_glob):
+    fileset.add_command(_command)

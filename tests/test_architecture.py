@@ -20,7 +20,7 @@ ORDER = [
     {"datasets", "hists", "identity", "ledger", "ml"},
     {"agc", "outputs", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "formats"},
-    {"reading"},
+    {"reading", "sources"},
     {"worker"},
     {"executors", "inspection"},
     {"account"},

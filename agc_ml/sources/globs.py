@@ -1,0 +1,158 @@
+"""Files that match patterns, on local disks and on servers."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from agc_ml.datasets import File, Fileset
+from agc_ml.errors import CatalogueError, UsageError
+from agc_ml.formats import expand, is_url, logical_name
+from agc_ml.sources.assembly import Found, assembled, named
+
+TIMEOUT_S: Final = 20.0
+"""How long a server may take for a folder."""
+
+_SCHEMES: Final = ("root", "http", "https")
+_MAGIC: Final = re.compile(r"[*\[]")  # in URLs a question mark begins the query
+_MISSING: Final = "[3011]"
+
+
+def from_patterns(wanted: Iterable[str]) -> Fileset:
+    """Make a fileset of files that match patterns, given as ``NAME=PATTERN``.
+
+    A pattern is a path or a URL (root, http, https) with ``*``, ``[abc]`` and ``**`` for folders at
+    any depth. Web servers have to show their folders as pages of links.
+
+    Raises
+    ------
+    UsageError
+        A pair makes no sense, a scheme is not known, or no file matches.
+    CatalogueError
+        A client library is missing, or a server can't be reached, does not answer or refuses.
+    FilesetError
+        A file matches twice, or a variable in a path is not set.
+    """
+    return assembled(named(wanted, "PATTERN"), _find)
+
+
+def _find(pattern: str) -> Found:
+    files = tuple(_remote(pattern) if is_url(pattern) else _local(pattern))
+    if not files:
+        raise UsageError(f"{pattern}: no file matches")
+    return Found(files)
+
+
+def _local(pattern: str) -> Iterator[File]:
+    path = expand(pattern, "the command line")
+    # a name may have brackets that are no pattern
+    found = [path] if Path(path).is_file() else glob.glob(path, recursive=True)  # noqa: PTH207
+    for place in sorted(str(Path(name).absolute()) for name in found if Path(name).is_file()):
+        yield File(lfn=place, replicas=(place,), size=Path(place).stat().st_size)
+
+
+def _remote(pattern: str) -> Iterator[File]:
+    scheme, host = urlsplit(pattern)[:2]
+    if scheme not in _SCHEMES:
+        raise UsageError(
+            f"{pattern}: unknown scheme {scheme!r}; known are {', '.join(_SCHEMES)} and paths"
+        )
+    if not host:
+        raise UsageError(f"{pattern}: no host in it; {scheme}://HOST//PATH is needed")
+    import aiohttp  # noqa: PLC0415 - heavy
+
+    try:
+        system, path = _opened(pattern)
+        for name, size in sorted({e["name"]: e["size"] for e in _matches(system, path)}.items()):
+            url = system.unstrip_protocol(re.sub("^/+", "/", name))
+            yield File(lfn=logical_name(url), replicas=(url,), size=size)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, aiohttp.ClientError) as error:
+        if _MISSING in str(error):
+            return
+        raise CatalogueError(
+            f"{pattern}: {scheme}://{host} does not list it ({_reason(error)}); check its address "
+            "and the network"
+        ) from error
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it."""
+    _limit_xrootd()
+    import aiohttp  # noqa: PLC0415 - heavy
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - heavy
+
+    limit = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=5)
+    options: dict[str, Any] = (
+        {"timeout": int(TIMEOUT_S)}
+        if url.startswith("root:")
+        else {"client_kwargs": {"timeout": limit}}
+    )
+    try:
+        system, path = url_to_fs(url, skip_instance_cache=True, **options)
+    except ImportError as error:
+        raise CatalogueError(
+            f"{url}: XRootD's client is needed for it ({error}): pip install 'agc-ml[xrootd]'"
+        ) from error
+    return system, str(path)
+
+
+def _limit_xrootd() -> None:
+    """Set limits of time, which XRootD reads once, when it is imported.
+
+    To be replaced by that of `agc_ml.delivery`, which every process that reads needs as well.
+    """
+    for name, seconds in {
+        "CONNECTIONWINDOW": 5,
+        "CONNECTIONRETRY": 2,
+        "REQUESTTIMEOUT": 20,
+        "STREAMTIMEOUT": 10,
+        "TIMEOUTRESOLUTION": 1,
+        "STREAMERRORWINDOW": 5,
+    }.items():
+        os.environ.setdefault(f"XRD_{name}", str(seconds))
+
+
+def _matches(system: Any, path: str) -> Iterator[dict[str, Any]]:
+    """Entries of files that match.
+
+    Folders are listed one by one: the file system's own search takes a folder that can't be listed
+    for an empty one, so that files would be missing in silence.
+    """
+    parts = path.split("/")
+    first = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), None)
+    if first is None:
+        yield system.info(path)
+    else:
+        yield from _below(system, "/".join(parts[:first]) or "/", parts[first:])
+
+
+def _below(system: Any, folder: str, parts: list[str]) -> Iterator[dict[str, Any]]:
+    part, *rest = parts
+    if part == "**":
+        yield from _below(system, folder, rest or ["*"])
+    # a web server says that it is a folder by the last character
+    for entry in system.ls(f"{folder.rstrip('/')}/" if is_url(folder) else folder, detail=True):
+        name = str(entry["name"]).rstrip("/")
+        is_folder = entry["type"] == "directory"
+        if part == "**":
+            if is_folder:
+                yield from _below(system, name, parts)
+        elif fnmatchcase(name.rpartition("/")[2], part):
+            if rest and is_folder:
+                yield from _below(system, name, rest)
+            elif not rest and not is_folder:
+                yield entry
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the names of functions that XRootD's file system puts before it."""
+    text = re.sub(r"^.*?\[(FATAL|ERROR)\] ", "", " ".join(str(error).split()))
+    return text[:200] or type(error).__name__
