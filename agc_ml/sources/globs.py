@@ -28,7 +28,8 @@ def from_patterns(wanted: Iterable[str]) -> Fileset:
     """Make a fileset of files that match patterns, given as ``NAME=PATTERN``.
 
     A pattern is a path or a URL (root, http, https) with ``*``, ``[abc]`` and ``**`` for folders at
-    any depth. Web servers have to show their folders as pages of links.
+    any depth. Web servers have to show their folders as pages of links, which don't tell files from
+    folders: there, only the last part of the path can be a pattern.
 
     Raises
     ------
@@ -45,7 +46,7 @@ def from_patterns(wanted: Iterable[str]) -> Fileset:
 def _find(pattern: str) -> Found:
     files = tuple(_remote(pattern) if is_url(pattern) else _local(pattern))
     if not files:
-        raise UsageError(f"{pattern}: no file matches")
+        raise UsageError(f"{pattern}: no file matches; those of a folder are FOLDER/*.root")
     return Found(files)
 
 
@@ -59,19 +60,12 @@ def _local(pattern: str) -> Iterator[File]:
 
 def _remote(pattern: str) -> Iterator[File]:
     scheme, host = urlsplit(pattern)[:2]
-    if scheme not in _SCHEMES:
-        raise UsageError(
-            f"{pattern}: unknown scheme {scheme!r}; known are {', '.join(_SCHEMES)} and paths"
-        )
-    if not host:
-        raise UsageError(f"{pattern}: no host in it; {scheme}://HOST//PATH is needed")
+    _refuse_unknown(pattern, scheme, host)
     import aiohttp  # noqa: PLC0415 - heavy
 
     try:
         system, path = _opened(pattern)
-        for name, size in sorted({e["name"]: e["size"] for e in _matches(system, path)}.items()):
-            url = system.unstrip_protocol(re.sub("^/+", "/", name))
-            yield File(lfn=logical_name(url), replicas=(url,), size=size)
+        sizes = {entry["name"]: entry["size"] for entry in _matches(system, path)}
     except FileNotFoundError:
         return
     except (OSError, ValueError, aiohttp.ClientError) as error:
@@ -81,6 +75,24 @@ def _remote(pattern: str) -> Iterator[File]:
             f"{pattern}: {scheme}://{host} does not list it ({_reason(error)}); check its address "
             "and the network"
         ) from error
+    for name in sorted(sizes):
+        url = name if is_url(name) else f"{scheme}://{host}/{name}"
+        yield File(lfn=logical_name(url), replicas=(url,), size=sizes[name])
+
+
+def _refuse_unknown(pattern: str, scheme: str, host: str) -> None:
+    if scheme not in _SCHEMES:
+        raise UsageError(
+            f"{pattern}: unknown scheme {scheme!r}; known are {', '.join(_SCHEMES)} and paths"
+        )
+    if not host:
+        raise UsageError(f"{pattern}: no host in it; {scheme}://HOST//PATH is needed")
+    folder, _, last = pattern.rpartition("/")
+    if scheme != "root" and ("**" in last or _MAGIC.search(folder)):
+        raise UsageError(
+            f"{pattern}: over {scheme}, only the last part can be a pattern, and not '**'; name "
+            "each folder, or take root://"
+        )
 
 
 def _opened(url: str) -> tuple[Any, str]:
@@ -129,7 +141,9 @@ def _matches(system: Any, path: str) -> Iterator[dict[str, Any]]:
     parts = path.split("/")
     first = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), None)
     if first is None:
-        yield system.info(path)
+        entry = _tidy(system.info(path))
+        if entry["type"] == "file":
+            yield entry
     else:
         yield from _below(system, "/".join(parts[:first]) or "/", parts[first:])
 
@@ -138,9 +152,8 @@ def _below(system: Any, folder: str, parts: list[str]) -> Iterator[dict[str, Any
     part, *rest = parts
     if part == "**":
         yield from _below(system, folder, rest or ["*"])
-    # a web server says that it is a folder by the last character
-    for entry in system.ls(f"{folder.rstrip('/')}/" if is_url(folder) else folder, detail=True):
-        name = str(entry["name"]).rstrip("/")
+    for entry in _listed(system, folder):
+        name = entry["name"]
         is_folder = entry["type"] == "directory"
         if part == "**":
             if is_folder:
@@ -152,7 +165,25 @@ def _below(system: Any, folder: str, parts: list[str]) -> Iterator[dict[str, Any
                 yield entry
 
 
+def _listed(system: Any, folder: str) -> list[dict[str, Any]]:
+    # web servers want a slash
+    found = system.ls(f"{folder}/" if is_url(folder) else folder, detail=True)
+    entries = [_tidy(entry) for entry in found]
+    itself = [entry for entry in entries if entry["name"] == folder]
+    if any(entry["type"] == "directory" for entry in itself):  # so XRootD's, if it may not look
+        raise PermissionError(f"{folder} may not be listed")
+    return [entry for entry in entries if entry not in itself]
+
+
+def _tidy(entry: dict[str, Any]) -> dict[str, Any]:
+    """The same with a name that has no slash twice or at its end, as servers like to write."""
+    scheme, sign, rest = str(entry["name"]).rpartition("://")
+    return {**entry, "name": f"{scheme}{sign}{re.sub('/+', '/', rest).rstrip('/')}"}
+
+
 def _reason(error: Exception) -> str:
     """What went wrong, without the names of functions that XRootD's file system puts before it."""
+    if isinstance(error, TimeoutError):
+        return f"no answer within {TIMEOUT_S:g} s"
     text = re.sub(r"^.*?\[(FATAL|ERROR)\] ", "", " ".join(str(error).split()))
     return text[:200] or type(error).__name__

@@ -122,8 +122,8 @@ def _files(label: str, record: _Record, server: str) -> tuple[File, ...]:
     names = ", ".join(one.uri.rpartition("/")[2] for one in listed[:3]) or "nothing"
     if any("_file_index." in one.uri for one in listed):
         raise FilesetError(
-            f"{label}: only indexes of its files are listed ({names}): name such an index, or give "
-            "the record's number"
+            f"{label}: only indexes of its files are listed ({names}): fetch one with "
+            "'cernopendata-client download-files' and name it in place of the record"
         )
     raise FilesetError(f"{label}: no .root files are listed; there is {names}")
 

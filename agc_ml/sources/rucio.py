@@ -19,8 +19,8 @@ ANSWER_TIMEOUT_S: Final = 60.0
 
 _SCHEMES: Final = ("root", "davs", "https")
 _SET_UP: Final = (
-    "set RUCIO_CONFIG to a rucio.cfg whose section [client] has rucio_host, auth_host, account "
-    "and auth_type"
+    "set RUCIO_CONFIG to a rucio.cfg whose section [client] has rucio_host, auth_host, account, "
+    "auth_type and the credentials for it"
 )
 
 
@@ -80,7 +80,7 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except (
         *(told.ConfigNotFound, told.ConfigLoadingError, told.MissingClientParameter),
-        *(told.NoAuthInformation, configparser.Error),
+        *(told.NoAuthInformation, configparser.Error, KeyError),  # of a proxy that is not there
         *(told.ClientProtocolNotFound, told.ClientProtocolNotSupported),
     ) as error:
         raise CatalogueError(f"{what}: not configured ({_line(error)}); {_SET_UP}") from error
@@ -99,11 +99,23 @@ def _translated(what: str) -> Iterator[None]:
         ) from error
     except (told.ServerConnectionException, requests.RequestException) as error:
         raise CatalogueError(
-            f"{what}: the server can't be reached ({_line(error)}); check rucio_host and auth_host "
-            "in rucio.cfg, and the network"
+            f"{what}: the server at {_hosts()} can't be reached ({_line(error)}); check rucio_host "
+            "and auth_host in rucio.cfg, and the network"
         ) from error
-    except (told.RucioException, ValueError) as error:
+    except told.RucioException as error:
         raise CatalogueError(f"{what}: Rucio's server says: {_line(error)}") from error
+    except ValueError as error:
+        raise CatalogueError(
+            f"{what}: the answer of {_hosts()} can't be understood ({_line(error)}); is it a Rucio "
+            "server?"
+        ) from error
+
+
+def _hosts() -> str:
+    from rucio.common.config import config_get  # noqa: PLC0415 - an extra
+
+    hosts = [str(config_get("client", name)) for name in ("rucio_host", "auth_host")]
+    return " and ".join(dict.fromkeys(hosts))
 
 
 def _line(error: Exception) -> str:
