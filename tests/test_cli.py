@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import click
 import nanoaod
 import pytest
 from commandline import agc
+from rich.console import Console
 
 from agc_ml import catalogue
 from agc_ml.cli import cli
@@ -181,6 +183,19 @@ def test_fileset_check_writes_back(folder: Path, tmp_path: Path) -> None:
     assert catalogue.load(target) == checked
     quiet = agc("fileset", "check", target, "--cluster", "inline", "-q")
     assert (quiet.code, quiet.err) == (0, "")
+
+
+def test_fileset_check_shows_a_bar_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = partial(Console, force_terminal=True, width=100)
+    monkeypatch.setattr("rich.console.Console", terminal)
+    arguments = ["fileset", "check", folder / "fileset.yaml", "--cluster", "inline"]
+    called = agc(*arguments)
+    assert called.code == 0
+    assert "3/3 files" in called.err
+    assert "events" not in called.err
+    assert agc(*arguments, "--json").err == ""
 
 
 def test_fileset_check_writes_nothing_if_a_file_is_bad(folder: Path, tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def _opened(url: str) -> tuple[Any, str]:
 
     limit = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=5)
     options: dict[str, Any] = (
-        {"timeout": int(TIMEOUT_S)}
+        # its memory of listings fails on the topmost folder
+        {"timeout": int(TIMEOUT_S), "use_listings_cache": False}
         if url.startswith("root:")
         else {"client_kwargs": {"timeout": limit}}
     )

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def serving(answer: Callable[[Asked], Answer]) -> Iterator[str]:
     """An HTTP server on a free port; gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
             given = answer(Asked(self.path, body, dict(self.headers.items())))
             content = given.body.encode()
@@ -128,8 +129,12 @@ def portal() -> Iterator[str]:
 
 @dataclass
 class RucioServer:
-    """A server with some datasets; ``posted`` is what it was asked for replicas."""
+    """A server with some datasets; ``posted`` is what it was asked for replicas.
 
+    ``configure`` points the client to it, with changes of its settings.
+    """
+
+    configure: Callable[..., None]
     address: str = ""
     posted: list[dict[str, Any]] = field(default_factory=list)
 
@@ -203,9 +208,9 @@ def use_rucio_configuration(patch: pytest.MonkeyPatch, path: Path | None) -> Non
 @pytest.fixture
 def rucio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RucioServer]:
     """A Rucio server with the datasets of the reference file, and a client configured for it."""
-    made = RucioServer()
+    made = RucioServer(partial(configure_rucio, monkeypatch, tmp_path))
     with serving(made.answer) as made.address:
-        configure_rucio(monkeypatch, tmp_path, made.address)
+        made.configure(made.address)
         yield made
 
 
