@@ -166,6 +166,7 @@ def test_records_that_give_no_files(
         ("3 files\n", "line 1: '3 files' is no location"),
         ('{"metadata": {"files": [{"size": 3}]}}', "files -> 0 -> uri: Field required"),
         ('{"metadata": {"files": [{"uri": "/a.root", "size": -3}]}}', "files -> 0 -> size"),
+        ('{"metadata": {"files": [{"uri": "root://[x"}]}}', "files -> 0 -> uri"),
         ('{"metadata": 3}', "not a record of files"),
         ("/a.root\tmany\tadler32:1\n", "files -> 0 -> size"),
     ],
@@ -445,6 +446,8 @@ def test_from_a_glob_to_a_checked_fileset(
         ("/nowhere/*.root", "no file matches"),
         ("s3://bucket/*.root", "unknown scheme 's3'; known are root, http, https"),
         ("root:///data/*.root", "no host in it"),
+        ("root://[x/*.root", "no URL"),
+        ("http://[::1]/*/a.root", "only the last part"),
     ],
 )
 def test_patterns_without_files(

@@ -59,8 +59,7 @@ def _local(pattern: str) -> Iterator[File]:
 
 
 def _remote(pattern: str) -> Iterator[File]:
-    scheme, host = urlsplit(pattern)[:2]
-    _refuse_unknown(pattern, scheme, host)
+    scheme, host = _door(pattern)
     import aiohttp  # noqa: PLC0415 - heavy
 
     try:
@@ -80,19 +79,25 @@ def _remote(pattern: str) -> Iterator[File]:
         yield File(lfn=logical_name(url), replicas=(url,), size=sizes[name])
 
 
-def _refuse_unknown(pattern: str, scheme: str, host: str) -> None:
+def _door(pattern: str) -> tuple[str, str]:
+    """Scheme and host of a pattern, if files can be listed there."""
+    try:
+        scheme, host, path, *_ = urlsplit(pattern)
+    except ValueError as error:
+        raise UsageError(f"{pattern}: no URL ({error})") from error
     if scheme not in _SCHEMES:
         raise UsageError(
             f"{pattern}: unknown scheme {scheme!r}; known are {', '.join(_SCHEMES)} and paths"
         )
     if not host:
         raise UsageError(f"{pattern}: no host in it; {scheme}://HOST//PATH is needed")
-    folder, _, last = pattern.rpartition("/")
+    folder, _, last = path.rpartition("/")
     if scheme != "root" and ("**" in last or _MAGIC.search(folder)):
         raise UsageError(
             f"{pattern}: over {scheme}, only the last part can be a pattern, and not '**'; name "
             "each folder, or take root://"
         )
+    return scheme, host
 
 
 def _opened(url: str) -> tuple[Any, str]:
@@ -140,7 +145,8 @@ def _matches(system: Any, path: str) -> Iterator[dict[str, Any]]:
     for an empty one, so that files would be missing in silence.
     """
     parts = path.split("/")
-    first = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), None)
+    start = 3 if is_url(path) else 0  # a host may have brackets
+    first = next((i for i in range(start, len(parts)) if _MAGIC.search(parts[i])), None)
     if first is None:
         entry = _tidy(system.info(path))
         if entry["type"] == "file":

@@ -17,10 +17,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from agc_ml.datasets import File, Fileset
 from agc_ml.errors import CatalogueError, FilesetError, UsageError
@@ -37,10 +37,15 @@ _CHECKSUM: Final = "adler32:"
 _CLIENT: Final = "from cernopendata_client.cli import cernopendata_client; cernopendata_client()"
 
 
+def _location(text: str) -> str:
+    urlsplit(text)  # raises what pydantic takes for an error of this field
+    return text
+
+
 class _Listed(BaseModel):
     """A file as records and indexes list it."""
 
-    uri: str = Field(min_length=1)
+    uri: Annotated[str, Field(min_length=1), AfterValidator(_location)]
     size: int | None = Field(None, ge=0)
     checksum: str | None = None
 
