@@ -21,7 +21,8 @@ TIMEOUT_S: Final = 20.0
 
 _SCHEMES: Final = ("root", "http", "https")
 _MAGIC: Final = re.compile(r"[*\[]")  # in URLs a question mark begins the query
-_MISSING: Final = "[3011]"
+_MISSING: Final = "[3011]"  # in XRootD's words
+_NOT_FOUND: Final = 404
 
 
 def from_patterns(wanted: Iterable[str]) -> Fileset:
@@ -63,12 +64,10 @@ def _remote(pattern: str) -> Iterator[File]:
     import aiohttp  # noqa: PLC0415 - heavy
 
     try:
-        system, path = _opened(pattern)
+        system, path = _opened(pattern, scheme)
         sizes = {entry["name"]: entry["size"] for entry in _matches(system, path)}
-    except FileNotFoundError:
-        return
     except (OSError, ValueError, aiohttp.ClientError) as error:
-        if _MISSING in str(error):
+        if _is_missing(error):
             return
         raise CatalogueError(
             f"{pattern}: {scheme}://{host} does not list it ({_reason(error)}); check its address "
@@ -100,26 +99,36 @@ def _door(pattern: str) -> tuple[str, str]:
     return scheme, host
 
 
-def _opened(url: str) -> tuple[Any, str]:
+def _is_missing(error: Exception) -> bool:
+    """Whether there is no such file; of web servers, fsspec says so whatever is wrong."""
+    if isinstance(error, FileNotFoundError):
+        return error.__cause__ is None or getattr(error.__cause__, "status", None) == _NOT_FOUND
+    return _MISSING in str(error)
+
+
+def _opened(url: str, scheme: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     _limit_xrootd()
     import aiohttp  # noqa: PLC0415 - heavy
-    from fsspec.core import url_to_fs  # noqa: PLC0415 - heavy
+    import fsspec  # noqa: PLC0415 - heavy
 
     limit = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=5)
     options: dict[str, Any] = (
         # its memory of listings fails on the topmost folder
         {"timeout": int(TIMEOUT_S), "use_listings_cache": False}
-        if url.startswith("root:")
+        if scheme == "root"
         else {"client_kwargs": {"timeout": limit}}
     )
     try:
-        system, path = url_to_fs(url, skip_instance_cache=True, **options)
+        kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         raise CatalogueError(
             f"{url}: XRootD's client is needed for it ({error}): pip install 'agc-ml[xrootd]'"
         ) from error
-    return system, str(path)
+    # not from the URL as a whole: two colons in it, as in a host's number, would be a chain
+    host = kind._get_kwargs_from_urls(url)  # noqa: SLF001 - as fsspec does it
+    system = kind(skip_instance_cache=True, **host, **options)
+    return system, str(kind._strip_protocol(url))  # noqa: SLF001
 
 
 def _limit_xrootd() -> None:
@@ -192,5 +201,7 @@ def _reason(error: Exception) -> str:
     """What went wrong, without the names of functions that XRootD's file system puts before it."""
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT_S:g} s"
+    if isinstance(error, FileNotFoundError):
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     text = re.sub(r"^.*?\[(FATAL|ERROR)\] ", "", " ".join(str(error).split()))
     return text[:200] or type(error).__name__
