@@ -96,6 +96,8 @@ def test_several_records(portal: str) -> None:
     ]
     with pytest.raises(FilesetError, match=r"dataset tt: .*0001.*\.root is listed twice"):
         opendata.from_records(["tt=19980", "tt=19980"], server=portal)
+    with pytest.raises(FilesetError, match="dataset x: recorded collisions and simulation in one"):
+        opendata.from_records(["x=19980", "x=24120"], server=portal)
 
 
 def client_output(portal: str, *options: str) -> str:

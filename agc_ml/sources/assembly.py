@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from agc_ml.datasets import File, Fileset
-from agc_ml.errors import UsageError
+from agc_ml.errors import FilesetError, UsageError
 from agc_ml.formats import described, known_luminosity
 
 
@@ -49,7 +49,7 @@ def assembled(pairs: Iterable[tuple[str, str]], find: Callable[[str], Found]) ->
     Raises
     ------
     AgcError
-        As of ``find``; `FilesetError` for a file that is there twice.
+        As of ``find``; `FilesetError` for a file that is there twice, or data among simulation.
     """
     parts: dict[str, list[Found]] = {}
     for name, where in pairs:
@@ -58,7 +58,11 @@ def assembled(pairs: Iterable[tuple[str, str]], find: Callable[[str], Found]) ->
     for name, found in parts.items():
         files = tuple(file for part in found for file in part.files)
         told = {part.is_data for part in found} - {None}
-        metadata: dict[str, Any] = {"is_data": told.pop()} if len(told) == 1 else {}
+        if len(told) > 1:
+            raise FilesetError(
+                f"dataset {name}: recorded collisions and simulation in one; give each its own name"
+            )
+        metadata: dict[str, Any] = {"is_data": told.pop()} if told else {}
         dataset, guessed = described(name, files, metadata, given_by="the name of the dataset")
         datasets.append(dataset)
         notes += [f"{name}: {part.note}" for part in found if part.note] + guessed
