@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tick(NamedTuple):
-    """How far a run is."""
+    """How far a run is; ``events`` is 0 where they are not counted."""
 
     chunks_done: int
     chunks: int

@@ -5,6 +5,8 @@
 - our own, JSON or YAML with ``schema: 1``;
 - a ROOT file, a folder of them, or a glob;
 - ``demo``: the generated events that are part of the package.
+
+What is found elsewhere (a portal, a catalogue of replicas, a server) is in `agc_ml.sources`.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import importlib.resources
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
@@ -107,14 +110,61 @@ def find(folder: Path) -> list[tuple[Path, Fileset]]:
     return found
 
 
+class Facts(NamedTuple):
+    """What opening a file tells of it; None: it does not tell."""
+
+    uuid: str
+    entries: int
+    size: int
+    adler32: str | None = None
+    generated: int | None = None
+
+
+def with_facts(fileset: Fileset, facts: Mapping[tuple[str, str], Facts]) -> Fileset:
+    """The fileset with what opening its files found, by name of the dataset and lfn.
+
+    Files without facts stay as they are, and so does what the facts do not tell.
+
+    Raises
+    ------
+    FilesetError
+        Two files turn out to be one (same UUID), so that events would count twice.
+    """
+
+    def known(dataset: str, file: File) -> File:
+        found = facts.get((dataset, file.lfn))
+        told = {} if found is None else found._asdict()
+        return replace(file, **{key: value for key, value in told.items() if value is not None})
+
+    datasets = tuple(
+        replace(d, files=tuple(known(d.name, f) for f in d.files)) for d in fileset.datasets
+    )
+    return replace(fileset, datasets=datasets)
+
+
+def check_target(path: Path) -> None:
+    """Refuse a name that `save` would not write a fileset to.
+
+    Raises
+    ------
+    UsageError
+        It ends in none of what `load` knows as a fileset.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"{path}: a fileset is written to a file that ends in .json or .yaml")
+
+
 def save(fileset: Fileset, path: Path) -> None:
     """Write a fileset in our own format, JSON or YAML by the ending of ``path``.
 
     Raises
     ------
+    UsageError
+        The ending is of neither.
     StoreError
         The file can't be written.
     """
+    check_target(path)
     model = to_model(fileset)
     content = model.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     content = {"schema": SCHEMA, **content}

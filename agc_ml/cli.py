@@ -16,6 +16,7 @@ from agc_ml import options
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, Interrupted, UsageError
 from agc_ml.generate.commands import generate
+from agc_ml.sources import commands as sources
 
 
 def main() -> NoReturn:
@@ -307,7 +308,7 @@ cli.add_command(generate)
 
 @cli.group()
 def fileset() -> None:
-    """List, show, check and convert filesets."""
+    """Make, list, show, check and convert filesets."""
 
 
 @fileset.command("list", epilog="Example: agc-ml fileset list data/")
@@ -337,19 +338,38 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
 @click.argument("source", metavar="FILESET", required=False)
 @click.option("--processor", help="Check also for the branches that it needs.")
+@click.option(
+    "--write",
+    "target",
+    metavar="TARGET",
+    type=click.Path(path_type=Path),
+    help="Write what was checked, with UUIDs, entries and sizes, if all is good.",
+)
+@click.option("--checksums", is_flag=True, help="Read files whole, for their adler32.")
 @options.choice_options
 @options.cluster_options
 @options.via_option
 @options.json_option
 @options.logging_options
-def fileset_check(processor: str | None, as_json: bool, **given: Any) -> None:
-    """Open every file of a fileset and compare with what the fileset says; exit code 1 if bad."""
-    from agc_ml import planning, tables  # noqa: PLC0415 - on demand
+def fileset_check(
+    processor: str | None, target: Path | None, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Open every replica of every file, and compare with the fileset; exit code 1 if one is bad."""
+    from agc_ml import catalogue, checking, tables  # noqa: PLC0415 - on demand
 
+    if target is not None:
+        catalogue.check_target(target)
     given["fileset"] = given.pop("source")
-    found = planning.check(_chosen(given), processor, site=given["site"], workers=given["workers"])
+    chosen = _chosen(given)
+    how = {key: given[key] for key in ("via", "checksums", "site", "workers")}
+    found = checking.check(chosen, processor, quiet=quiet or as_json, **how)
     tables.checked(found).print(as_json=as_json)
-    sys.exit(1 if any(file.problem for file in found) else 0)
+    if any(file.problem for file in found):
+        sys.exit(1)
+    if target is not None:
+        catalogue.save(checking.written_back(chosen, found), target)
+        if not quiet:
+            click.echo(f"written: {target}", err=True)
 
 
 @fileset.command("convert", epilog="Example: agc-ml fileset convert nanoaod_inputs.json agc.yaml")
@@ -363,3 +383,7 @@ def fileset_convert(source: str, target: Path, dataset: str | None, **_: Any) ->
 
     catalogue.save(_fileset(source, dataset, None, None), target)
     click.echo(target)
+
+
+for _command in (sources.from_record, sources.from_rucio, sources.from_glob):
+    fileset.add_command(_command)

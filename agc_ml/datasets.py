@@ -46,7 +46,8 @@ class Dataset:
     """Files of one process and variation.
 
     ``xsec`` is the cross-section in pb (None: unknown, or data); ``xsec_source`` where the number
-    comes from. ``metadata`` is the user's own and reaches the processor as it is.
+    comes from. ``metadata`` is the user's own and reaches the processor as it is. Two files with
+    one ``lfn``, or with one stated ``uuid`` and tree, are refused: their events would count twice.
     """
 
     name: str
@@ -65,19 +66,13 @@ class Dataset:
             raise FilesetError(
                 f"dataset {self.name}: xsec is {self.xsec}, it must be a positive number in pb"
             )
-        seen: set[str] = set()
         for file in self.files:
             if file.generated is not None and file.generated < (file.entries or 0):
                 raise FilesetError(
                     f"dataset {self.name}: {file.lfn} has {file.entries} entries, but states only "
                     f"{file.generated} generated events; state all, or leave 'generated' out"
                 )
-            if file.lfn in seen:
-                raise FilesetError(
-                    f"dataset {self.name}: {file.lfn} is listed twice, its events would count "
-                    "twice; remove one"
-                )
-            seen.add(file.lfn)
+        _refuse_doubles(self)
 
     @property
     def n_events(self) -> int | None:
@@ -99,6 +94,12 @@ class Fileset:
     ``luminosity_source`` is where the number comes from; ``notes`` are what a reader should know of
     how the fileset was made, such as a guess by the loader. ``label`` says on figures whose events
     they are; None: CMS Open Data.
+
+    A file may be in several datasets if they differ in process or variation: their histograms are
+    apart, and one sample may stand in for another. Datasets of the same process and variation add
+    up to one histogram, so a file that is in two of them counts twice and is refused, whatever
+    their metadata say: a processor that takes part of a file for each can tell the parts apart in
+    one dataset.
     """
 
     datasets: tuple[Dataset, ...]
@@ -113,6 +114,7 @@ class Fileset:
         for name, times in Counter(dataset.name for dataset in self.datasets).items():
             if times > 1:
                 raise FilesetError(f"dataset {name} is there twice; merge the two or rename one")
+        _refuse_shared(self.datasets)
         if self.luminosity is not None and not 0 < self.luminosity < float("inf"):
             raise FilesetError(
                 f"luminosity is {self.luminosity}, it must be a positive number in 1/pb"
@@ -202,6 +204,44 @@ class Fileset:
         from agc_ml import catalogue  # noqa: PLC0415 - it builds on this module
 
         return catalogue.load(source, dataset=dataset)
+
+
+def _refuse_doubles(dataset: Dataset) -> None:
+    lfns: dict[str, File] = {}
+    uuids: dict[tuple[str, str], File] = {}
+    for file in dataset.files:
+        if (twin := lfns.get(file.lfn)) is not None:
+            raise FilesetError(
+                f"dataset {dataset.name}: {file.lfn} is listed twice ({twin.url} and {file.url}), "
+                "its events would count twice; remove one, or make them replicas of one file"
+            )
+        lfns[file.lfn] = file
+        if file.uuid is None:
+            continue
+        if (twin := uuids.get((file.uuid, file.tree))) is not None:
+            raise FilesetError(
+                f"dataset {dataset.name}: {twin.lfn} and {file.lfn} are the same file (UUID "
+                f"{file.uuid}), its events would count twice; remove one"
+            )
+        uuids[file.uuid, file.tree] = file
+
+
+def _refuse_shared(datasets: Iterable[Dataset]) -> None:
+    """Refuse a file in two datasets that add up to one histogram."""
+    owners: dict[tuple[str, ...], tuple[Dataset, File]] = {}
+    for dataset in datasets:
+        for file in dataset.files:
+            keys = [("lfn", file.lfn)] + ([] if file.uuid is None else [("uuid", file.uuid)])
+            for key in keys:
+                place = (*key, file.tree, dataset.process, dataset.variation)
+                owner, twin = owners.setdefault(place, (dataset, file))
+                if owner is not dataset:
+                    raise FilesetError(
+                        f"{twin.lfn} in dataset {owner.name} and {file.lfn} in dataset "
+                        f"{dataset.name} are the same file ({' '.join(key)}), and both datasets "
+                        f"are {dataset.process}, {dataset.variation}: its events would count "
+                        "twice; remove one"
+                    )
 
 
 def _identity(file: File) -> list[Any]:

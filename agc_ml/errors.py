@@ -5,6 +5,7 @@
     AgcError              exit code 1: it failed, or is not complete
     ├── UsageError        exit code 2: what was typed makes no sense
     ├── FilesetError      a fileset, or a file that describes one, is wrong
+    ├── CatalogueError    a portal, a catalogue or a server can't say where files are
     ├── InputFileError    an input file can't be read, or lacks what is needed
     │   └── DeliveryError no replica of it can be read
     ├── ProcessorError    the processor raised, or kills its worker
@@ -38,6 +39,10 @@ class UsageError(AgcError):
 
 class FilesetError(AgcError):
     """A fileset is wrong; the message names the file, the dataset and the field."""
+
+
+class CatalogueError(AgcError):
+    """A portal, a catalogue or a server can't be reached, refuses, or does not know the files."""
 
 
 class InputFileError(AgcError):

@@ -14,6 +14,7 @@ from typing import Final
 
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk
+from agc_ml.datasets import Dataset, File
 from agc_ml.errors import (
     FilesetError,
     InputFileError,
@@ -96,15 +97,18 @@ def open_some(account: Account, executor: Executor) -> None:
 
 
 def _refuse_duplicates(account: Account) -> None:
-    seen: dict[tuple[str, str, str], str] = {}
+    """Refuse a file that is twice in what adds up to one histogram, under whatever names."""
+    seen: dict[tuple[str, ...], tuple[Dataset, File]] = {}
     for dataset, file in account.all_files():
         info = account.files.get((dataset.name, file.lfn))
         if info is None:
             continue
-        other = seen.setdefault((dataset.name, info.uuid, file.tree), file.lfn)
-        if other != file.lfn:
+        key = (dataset.process, dataset.variation, info.uuid, file.tree)
+        owner, twin = seen.setdefault(key, (dataset, file))
+        if (owner.name, twin.lfn) != (dataset.name, file.lfn):
+            where = "" if owner.name == dataset.name else f" of dataset {owner.name}"
             raise FilesetError(
-                f"dataset {dataset.name}: {file.lfn} and {other} are the same file (UUID "
+                f"dataset {dataset.name}: {file.lfn} and {twin.lfn}{where} are the same file (UUID "
                 f"{info.uuid}), its events would count twice; remove one"
             )
 

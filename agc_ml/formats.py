@@ -31,6 +31,13 @@ def _replica_only(value: Any) -> Any:
     return {"replicas": [value]} if isinstance(value, str) else value
 
 
+_Adler32 = Annotated[
+    str,
+    BeforeValidator(lambda value: value.lower().zfill(8) if isinstance(value, str) else value),
+    Field(pattern="^[0-9a-f]{8}$"),
+]
+
+
 class FileModel(_Model):
     """A file of our own fileset format; a plain string is its only replica."""
 
@@ -40,7 +47,7 @@ class FileModel(_Model):
     uuid: str | None = Field(None, description="UUID in the ROOT file's header")
     entries: int | None = Field(None, ge=0, description="number of events")
     size: int | None = Field(None, ge=0, description="bytes")
-    adler32: str | None = Field(None, description="checksum, hexadecimal")
+    adler32: _Adler32 | None = Field(None, description="checksum, eight hexadecimal digits")
     generated: int | None = Field(
         None, gt=0, description="events generated, of which the entries passed a filter"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from agc_ml.worker import EVENT_ID, Failure, one_line, trace, with_counters
 
 _VARIABLE: Final = ("[]", "RVec", "vector")
 _FIXED: Final = ("[", "array<")
+_PIECE: Final = 1 << 23
 _NOT_FLAT: Final = "it can't be taken as a flat column: read such files as records (without flat)"
 
 
@@ -24,10 +26,11 @@ class FileInfo:
     """What opening a file tells.
 
     ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
-    generated events of which the entries were kept, None where the file does not tell.
-    ``directory`` is where the needed columns are, for processors that take them flat; ``misread``
-    the ones of which only uproot makes sense; ``failures`` what was wrong with replicas. ``stamp``
-    changes when the replica that was opened does.
+    generated events of which the entries were kept, None where the file does not tell; ``adler32``
+    the checksum, hexadecimal, if it was asked for. ``directory`` is where the needed columns are,
+    for processors that take them flat; ``misread`` the ones of which only uproot makes sense;
+    ``failures`` what was wrong with replicas. ``stamp`` changes when the replica that was opened
+    does.
     """
 
     entries: int
@@ -36,23 +39,27 @@ class FileInfo:
     n_columns: int
     column_bytes: int | None
     generated: int | None = None
+    adler32: str | None = None
     directory: Directory | None = None
     misread: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     stamp: str = ""
 
 
-def inspect_file(file: File, columns: tuple[str, ...], *, flat: bool = False) -> FileInfo | Failure:
+def inspect_file(
+    file: File, columns: tuple[str, ...], flat: bool = False, checksum: bool = False
+) -> FileInfo | Failure:
     """Open a file and check that it is whole and has the columns that are needed.
 
     ``flat``: also find where they are, so that no worker has to go through the tree again.
+    ``checksum``: also read it whole, and compare its adler32 with that of the fileset.
     """
     failure = Failure("input", "it has no replica")
     failures: dict[str, str] = {}
     for _ in file.replicas:  # a damaged one is asked last the next time
         try:
             with _without_collection(), opening.opened(file, failures) as opened:
-                found = _inspected(opened, file, columns, flat=flat)
+                found = _inspected(opened, file, columns, flat=flat, checksum=checksum)
                 known = tuple(opening.told(failures))
                 return replace(found, failures=known) if isinstance(found, FileInfo) else found
         except DeliveryError as error:
@@ -63,7 +70,7 @@ def inspect_file(file: File, columns: tuple[str, ...], *, flat: bool = False) ->
 
 
 def _inspected(
-    opened: Any, file: File, columns: tuple[str, ...], *, flat: bool
+    opened: Any, file: File, columns: tuple[str, ...], *, flat: bool, checksum: bool
 ) -> FileInfo | Failure:
     if file.tree not in opened:
         there = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
@@ -78,6 +85,7 @@ def _inspected(
         n_columns=len(columns) or len(tree.keys()),
         column_bytes=_bytes_of(tree, columns),
         generated=_generated(opened),
+        adler32=_adler32(opened.file.source) if checksum else None,
         stamp=opened.file.source.stamp,
     )
     problem = _contradiction(file, info) or _unfit_column(tree, columns)
@@ -104,6 +112,14 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _adler32(source: Any) -> str:
+    value = 1
+    for start in range(0, source.num_bytes, _PIECE):
+        (piece,) = source.read([(start, min(start + _PIECE, source.num_bytes))])
+        value = zlib.adler32(piece, value)
+    return f"{value:08x}"
+
+
 def _generated(opened: Any) -> int | None:
     """NanoAOD's own count of generated events, summed over runs."""
     kinds = opened.classnames(cycle=False, recursive=False)
@@ -115,7 +131,7 @@ def _generated(opened: Any) -> int | None:
 
 
 def _contradiction(file: File, info: FileInfo) -> str | None:
-    for field in ("entries", "generated"):
+    for field in ("entries", "generated", "adler32"):
         value, found = getattr(file, field), getattr(info, field)
         if value is not None and found is not None and value != found:
             return f"its {field} is {found}, but the fileset says {value}; is it another file?"

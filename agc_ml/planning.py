@@ -13,11 +13,9 @@ from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
 from agc_ml.delivery import ways
 from agc_ml.filecache import FileCache
-from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.running import CHUNK_SIZE
-from agc_ml.shipping import declared_columns, prepare
-from agc_ml.worker import Failure
+from agc_ml.shipping import prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +41,6 @@ class Plan:
     cluster: str
     workers: int
     unreadable: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedFile:
-    """A file as it is, and what is wrong with it, None if nothing."""
-
-    dataset: str
-    url: str
-    entries: int | None
-    uuid: str | None
-    size: int | None
-    problem: str | None
 
 
 def plan(
@@ -110,57 +96,3 @@ def _planned(account: Account, name: str) -> PlannedDataset:
         columns=max((info.n_columns for info in infos), default=0),
         bytes=None if None in sizes else sum(size for size in sizes if size is not None),
     )
-
-
-def check(
-    fileset: Fileset,
-    processor: str | None = None,
-    *,
-    site: str = cluster.LOCAL,
-    workers: int | None = None,
-) -> list[CheckedFile]:
-    """Open every file, in parallel, and compare it with what the fileset says.
-
-    ``processor`` asks for the branches that it needs, too.
-
-    Raises
-    ------
-    UsageError
-        No such processor or site.
-    ClusterError
-        No scheduler answers.
-    """
-    made = prepare(processor).processor if processor is not None else None
-    jobs = {
-        f"{dataset.name}: {file.lfn}": (file, declared_columns(made, is_data=dataset.is_data))
-        for dataset in fileset.datasets
-        for file in dataset.files
-    }
-    with executors.connected(None, site, workers) as (executor, _):
-        outcomes = dict(executor.outcomes(inspect_file, jobs))
-    owners: dict[tuple[str, str], str] = {}
-    checked = []
-    for dataset in fileset.datasets:
-        for file in dataset.files:
-            outcome = outcomes[f"{dataset.name}: {file.lfn}"]
-            info = outcome if isinstance(outcome, FileInfo) else None
-            problem = outcome.reason if isinstance(outcome, Failure) else None
-            if info is None and problem is None:
-                problem = "the worker died while it opened the file"
-            if info is not None:
-                first = owners.setdefault((dataset.name, info.uuid), file.lfn)
-                if first != file.lfn:
-                    problem = f"the same file as {first} (UUID {info.uuid})"
-                elif not info.entries:
-                    problem = "no events in it"
-            checked.append(
-                CheckedFile(
-                    dataset=dataset.name,
-                    url=file.url,
-                    entries=info.entries if info else None,
-                    uuid=info.uuid if info else None,
-                    size=info.size if info else None,
-                    problem=problem,
-                )
-            )
-    return checked

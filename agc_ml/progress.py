@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES: Final = 10.0
 def shown(*, quiet: bool, pieces: str = "chunks") -> Iterator[Callable[[Tick], None]]:
     """Give a function that shows a `Tick`; on standard error, which leaves the output clean.
 
-    ``pieces`` is what the chunks are called.
+    ``pieces`` is what the chunks are called; ticks without events show only them.
     """
     if quiet:
         yield lambda _: None
@@ -41,8 +41,7 @@ def _bar(console: Console, pieces: str) -> Iterator[Callable[[Tick], None]]:
     bar = progress.Progress(
         progress.TextColumn(f"{{task.fields[chunks]}} {pieces}"),
         progress.BarColumn(),
-        progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} events"),
-        progress.TextColumn("{task.fields[rate]} events/s"),
+        progress.TextColumn("{task.fields[events]}"),
         progress.TimeRemainingColumn(),
         progress.TextColumn("{task.fields[failures]}"),
         console=console,
@@ -50,7 +49,7 @@ def _bar(console: Console, pieces: str) -> Iterator[Callable[[Tick], None]]:
     start = time.monotonic()
     first: list[int] = []
     with bar:
-        task = bar.add_task("run", total=None, chunks="0", rate="-", failures="", visible=False)
+        task = bar.add_task("run", total=None, chunks="0", events="", failures="", visible=False)
 
         def show(tick: Tick) -> None:
             if not first:
@@ -59,14 +58,20 @@ def _bar(console: Console, pieces: str) -> Iterator[Callable[[Tick], None]]:
             bar.update(
                 task,
                 visible=True,
-                completed=tick.events_done,
-                total=tick.events,
+                completed=tick.events_done if tick.events else tick.chunks_done,
+                total=tick.events or tick.chunks,
                 chunks=f"{tick.chunks_done}/{tick.chunks}",
-                rate=f"{rate:,.0f}",
+                events=_events(tick, rate).lstrip(", "),
                 failures=f"{tick.failures} failed attempts" if tick.failures else "",
             )
 
         yield show
+
+
+def _events(tick: Tick, rate: float) -> str:
+    if not tick.events:
+        return ""
+    return f", {tick.events_done:,}/{tick.events:,} events, {rate:,.0f} events/s"
 
 
 class _Lines:
@@ -87,8 +92,7 @@ class _Lines:
         rate = tick.events_done / max(now - self._start, 1e-3)
         failures = f", {tick.failures} failed attempts" if tick.failures else ""
         self._console.print(
-            f"{tick.chunks_done}/{tick.chunks} {self._pieces}, "
-            f"{tick.events_done:,}/{tick.events:,} events, {rate:,.0f} events/s{failures}",
+            f"{tick.chunks_done}/{tick.chunks} {self._pieces}{_events(tick, rate)}{failures}",
             highlight=False,
             soft_wrap=True,
         )

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 if TYPE_CHECKING:
+    from agc_ml.checking import CheckedFile
     from agc_ml.datasets import Fileset
     from agc_ml.generate.check import Checked
     from agc_ml.generate.manifest import Manifest
-    from agc_ml.planning import CheckedFile, Plan
+    from agc_ml.planning import Plan
     from agc_ml.results import RunRecord
     from agc_ml.templates import Difference
     from agc_ml.validation import Verdict
@@ -187,12 +188,12 @@ def filesets(found: Sequence[tuple[Path, Fileset]]) -> Page:
 def checked(found: Sequence[CheckedFile]) -> Page:
     """The outcome of opening every file."""
     bad = [file for file in found if file.problem is not None]
-    entries = sum(file.entries or 0 for file in found)
-    summary = (
-        f"{len(found) - len(bad)} of {len(found)} files are good, {entries:,} events"
-        if bad
-        else f"all {len(found)} files are good, {entries:,} events"
-    )
+    files = {(file.dataset, file.lfn): file.entries or 0 for file in found}
+    what = f"{len(found)} files"
+    if len(files) < len(found):
+        what = f"{len(found)} replicas of {len(files)} files"
+    good = f"{len(found) - len(bad)} of {what}" if bad else f"all {what}"
+    summary = f"{good} are good, {sum(files.values()):,} events"
     table = Table(
         "bad files", ("dataset", "file", "problem"), [(f.dataset, f.url, f.problem) for f in bad]
     )

@@ -222,6 +222,24 @@ def test_the_same_file_in_two_datasets_is_a_warning(
     assert "the same file is in 2 datasets" in results.load_record(tmp_path / "run").warnings[0]
 
 
+def test_the_same_file_in_two_datasets_that_add_up(
+    tmp_path: Path, good: Path, run: Callable[..., Called]
+) -> None:
+    path = fileset(tmp_path, good)
+    content = json.loads(path.read_text())
+    copy = str(shutil.copy(good, tmp_path / "copy.root"))
+    content["datasets"]["other"] = {**content["datasets"]["tt"], "files": [copy]}
+    path.write_text(json.dumps(content))
+    called = run(path)
+    assert called.code == 1
+    assert f"dataset other: {copy} and {good} of dataset tt are the same file" in called.error
+    content["datasets"]["other"]["files"] = [str(good)]
+    path.write_text(json.dumps(content))
+    called = run(path)
+    assert called.code == 1
+    assert f"{good} in dataset tt and {good} in dataset other are the same file" in called.error
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

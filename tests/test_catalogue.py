@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml import agc, catalogue
+from agc_ml.catalogue import Facts
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import FilesetError, UsageError
 
@@ -120,7 +121,7 @@ made_files = st.lists(words, min_size=1, max_size=3, unique=True).flatmap(
                 lfn=st.just(f"/store/{lfn}.root"),
                 replicas=st.just((f"/data/{lfn}.root", f"root://host//store/{lfn}.root")),
                 tree=words,
-                uuid=st.none() | words,
+                uuid=st.none() | st.just(f"7-{lfn}"),
                 entries=st.none() | st.integers(0, 10**9),
                 size=st.none() | st.integers(0, 10**12),
                 adler32=st.none() | words,
@@ -143,7 +144,15 @@ made_datasets = st.builds(
 
 
 @pytest.mark.parametrize("ending", ["json", "yaml"])
-@given(datasets=st.lists(made_datasets, min_size=1, max_size=3, unique_by=lambda d: d.name))
+@given(
+    datasets=st.lists(
+        made_datasets,
+        min_size=1,
+        max_size=3,
+        # datasets of one process add up, so that they may not share files
+        unique_by=(lambda d: d.name, lambda d: d.process),
+    )
+)
 def test_our_own_format_loses_nothing(
     ending: str, datasets: list[Dataset], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -171,3 +180,27 @@ def test_a_folder_called_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UsageError, match=r"demo: no \*\.root files in that folder"):
         Fileset.load(Path("demo"))
     assert Fileset.load("demo") == Fileset.load(catalogue.demo())
+
+
+def test_facts_are_written_back() -> None:
+    files = tuple(
+        File(lfn=f"/{name}.root", replicas=(f"/data/{name}.root",), adler32="01020304")
+        for name in "ab"
+    )
+    fileset = Fileset((Dataset(name="tt", process="ttbar", files=files),))
+    facts = {("tt", "/a.root"): Facts("7-1", 10, 5000, generated=40)}
+    first, second = catalogue.with_facts(fileset, facts).datasets[0].files
+    assert (first.uuid, first.entries, first.size, first.generated) == ("7-1", 10, 5000, 40)
+    assert (first.adler32, first.replicas) == ("01020304", files[0].replicas)
+    assert second == files[1]
+    assert fileset.datasets[0].files == files
+    facts["tt", "/b.root"] = Facts("7-1", 10, 5000)
+    with pytest.raises(FilesetError, match=r"/a\.root and /b\.root are the same file"):
+        catalogue.with_facts(fileset, facts)
+
+
+@pytest.mark.parametrize("name", ["agc.txt", "agc", "tt=19980"])
+def test_what_would_not_be_known_again_is_not_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.json or \.yaml"):
+        catalogue.save(Fileset.load("demo"), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import click
 import nanoaod
 import pytest
 from commandline import agc
+from rich.console import Console
 
 from agc_ml import catalogue
 from agc_ml.cli import cli
+from agc_ml.datasets import Fileset
 from agc_ml.results import RunResult
 
 
@@ -161,6 +164,66 @@ def test_fileset_check(folder: Path, tmp_path: Path) -> None:
     assert "cut off" in problems["broken.root"]
     assert problems["copy.root"] is None
     assert "the same file as" in problems["whole.root"]
+
+
+def test_fileset_check_writes_back(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "checked.yaml"
+    arguments = ["fileset", "check", folder / "fileset.yaml", "--cluster", "inline"]
+    called = agc(*arguments, "--write", target)
+    assert called.code == 0
+    assert called.err.splitlines() == ["3/3 files", f"written: {target}"]
+    checked = catalogue.load(target)
+    for dataset in checked.datasets:
+        for file in dataset.files:
+            assert file.size == Path(file.url).stat().st_size
+            assert file.uuid
+    assert [dataset.n_events for dataset in checked.datasets] == [400, 99]
+    again = agc("fileset", "check", target, "--cluster", "inline", "--json", "--write", target)
+    assert (again.code, again.err) == (0, f"written: {target}\n")
+    assert catalogue.load(target) == checked
+    quiet = agc("fileset", "check", target, "--cluster", "inline", "-q")
+    assert (quiet.code, quiet.err) == (0, "")
+
+
+def test_fileset_check_shows_a_bar_on_a_terminal(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = partial(Console, force_terminal=True, width=100)
+    monkeypatch.setattr("rich.console.Console", terminal)
+    arguments = ["fileset", "check", folder / "fileset.yaml", "--cluster", "inline"]
+    called = agc(*arguments)
+    assert called.code == 0
+    assert "3/3 files" in called.err
+    assert "events" not in called.err
+    assert agc(*arguments, "--json").err == ""
+
+
+def test_fileset_check_writes_nothing_if_a_file_is_bad(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "good.root").write_bytes((folder / "1.root").read_bytes())
+    (tmp_path / "broken.root").write_bytes((folder / "2.root").read_bytes()[:5000])
+    arguments = ["fileset", "check", tmp_path, "--cluster", "inline", "--write"]
+    called = agc(*arguments, tmp_path / "checked.yaml")
+    assert called.code == 1
+    assert "1 of 2 files are good" in called.out
+    assert "2/2 files, 1 failed attempts" in called.err
+    assert not (tmp_path / "checked.yaml").exists()
+    called = agc(*arguments, tmp_path / "checked.root")
+    assert called.code == 2
+    assert "checked.root: a fileset is written to a file that ends in .json" in called.error
+
+
+def test_fileset_check_finds_a_file_in_datasets_that_add_up(folder: Path, tmp_path: Path) -> None:
+    paths = [folder / "1.root", tmp_path / "copy.root"]
+    paths[1].write_bytes(paths[0].read_bytes())
+    alike = [
+        nanoaod.dataset(name, [path], process="tt") for name, path in zip("ab", paths, strict=True)
+    ]
+    catalogue.save(Fileset(tuple(alike)), tmp_path / "fileset.json")
+    called = agc("fileset", "check", tmp_path / "fileset.json", "--cluster", "inline", "--json")
+    assert called.code == 1
+    problems = [file["problem"] for file in json.loads(called.out)]
+    assert problems[0] is None
+    assert f"the same file as {paths[0]} in dataset a" in problems[1]
 
 
 def test_version() -> None:

@@ -17,7 +17,8 @@ datasets = st.lists(
     st.builds(Dataset, name=names, process=names, files=files, xsec=st.floats(0.1, 1e5)),
     min_size=1,
     max_size=4,
-    unique_by=lambda dataset: dataset.name,
+    # datasets of one process add up, so that they may not share files
+    unique_by=(lambda dataset: dataset.name, lambda dataset: dataset.process),
 )
 filesets = st.builds(Fileset, datasets.map(tuple), st.floats(1, 1e5))
 
@@ -86,7 +87,8 @@ def test_metadata_is_what_processors_look_for() -> None:
 
 
 def test_select() -> None:
-    fileset = Fileset(tuple(replace(one().datasets[0], name=n) for n in ("tt", "tt_up", "w")))
+    names = ("tt", "tt_up", "w")
+    fileset = Fileset(tuple(replace(one().datasets[0], name=n, process=n) for n in names))
     assert [d.name for d in fileset.select(["tt*"]).datasets] == ["tt", "tt_up"]
     assert [d.name for d in fileset.select(["w", "tt"]).datasets] == ["tt", "w"]
     with pytest.raises(UsageError, match="there are: tt, tt_up, w"):
@@ -110,3 +112,45 @@ def test_what_makes_no_fileset() -> None:
         replace(one(), luminosity=-1.0)
     with pytest.raises(UsageError, match="at least one file"):
         one().limit(files=0)
+
+
+def file(lfn: str, **facts: object) -> File:
+    return replace(File(lfn=lfn, replicas=(f"root://x/{lfn}",)), **facts)
+
+
+@pytest.mark.parametrize(
+    "twins",
+    [
+        (file("/a.root"), file("/a.root", replicas=("https://y//a.root",))),
+        (file("/a.root", uuid="7-1"), file("/b.root", uuid="7-1")),
+    ],
+)
+def test_one_file_under_two_entries_of_a_dataset(twins: tuple[File, File]) -> None:
+    with pytest.raises(FilesetError, match="would count twice") as caught:
+        one(files=twins)
+    assert all(twin.lfn in str(caught.value) for twin in twins)
+    with pytest.raises(FilesetError, match="is listed twice"):
+        one(files=(twins[0], twins[0]))
+
+
+def test_two_trees_of_one_file_are_two_things() -> None:
+    one(files=(file("/a.root", uuid="7-1"), file("/b.root", uuid="7-1", tree="Others")))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        (file("/a.root"), file("/a.root"), "lfn /a.root"),
+        (file("/a.root", uuid="7-1"), file("/b.root", uuid="7-1"), "uuid 7-1"),
+    ],
+)
+def test_one_file_in_two_datasets(first: File, second: File, says: str) -> None:
+    """Refused where the datasets add up to one histogram, and only there."""
+    dataset = Dataset(name="one", process="ttbar", files=(first,), xsec=1.0)
+    other = Dataset(name="two", process="ttbar", files=(second,), xsec=1.0, metadata={"era": "B"})
+    with pytest.raises(FilesetError) as caught:
+        Fileset((dataset, other))
+    for part in (f"{first.lfn} in dataset one", f"{second.lfn} in dataset two", says, "twice"):
+        assert part in str(caught.value)
+    Fileset((dataset, replace(other, process="wjets")))
+    Fileset((dataset, replace(other, variation="ME_var")))

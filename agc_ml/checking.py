@@ -1,0 +1,155 @@
+"""Whether the files of a fileset are what it says, in every replica."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from agc_ml import catalogue, cluster, executors, progress
+from agc_ml.account import Tick
+from agc_ml.catalogue import Facts
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.delivery import ways
+from agc_ml.delivery.credentials import redacted
+from agc_ml.executors import Lost
+from agc_ml.inspection import FileInfo, inspect_file
+from agc_ml.shipping import declared_columns, prepare
+from agc_ml.worker import Failure
+
+Outcome = FileInfo | Failure | Lost
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """A replica of a file as it is, and what is wrong with it, None if nothing."""
+
+    dataset: str
+    lfn: str
+    url: str
+    entries: int | None
+    uuid: str | None
+    size: int | None
+    generated: int | None
+    adler32: str | None
+    problem: str | None
+
+
+def check(
+    fileset: Fileset,
+    processor: str | None = None,
+    *,
+    via: str | None = None,
+    checksums: bool = False,
+    site: str = cluster.LOCAL,
+    workers: int | None = None,
+    quiet: bool = False,
+) -> list[CheckedFile]:
+    """Open every replica of every file, in parallel; compare with the fileset and each other.
+
+    ``processor`` asks for the branches that it needs, too; ``via`` is the way to the files, as of
+    `agc_ml.run`; ``checksums`` reads each replica whole, for its adler32; ``quiet`` shows no
+    progress.
+
+    Raises
+    ------
+    UsageError
+        No such processor, way or site.
+    FilesetError
+        A file has no replica for the way.
+    ClusterError
+        No scheduler answers.
+    """
+    made = prepare(processor).processor if processor is not None else None
+    delivered = ways.deliver(fileset, None if via is None else ways.parse(via))
+    replicas = list(_replicas(delivered))
+    jobs = {
+        str(number): (one, declared_columns(made, is_data=dataset.is_data), False, checksums)
+        for number, (dataset, one) in enumerate(replicas)
+    }
+    outcomes: dict[str, Outcome] = {}
+    with (
+        executors.connected(None, site, workers) as (executor, _),
+        progress.shown(quiet=quiet, pieces="files") as show,
+    ):
+        bad = 0
+        for key, outcome in executor.outcomes(inspect_file, jobs):
+            outcomes[key] = outcome
+            bad += not isinstance(outcome, FileInfo)
+            show(Tick(len(outcomes), len(jobs), 0, 0, bad))
+    owners: dict[tuple[str, ...], tuple[str, str]] = {}
+    siblings: dict[tuple[str, str], CheckedFile] = {}
+    checked = []
+    for number, (dataset, one) in enumerate(replicas):
+        found = _checked(dataset, one, outcomes[str(number)], owners)
+        if found.problem is None:
+            found = _compared(found, siblings.setdefault((dataset.name, one.lfn), found))
+        checked.append(found)
+    return checked
+
+
+def _replicas(fileset: Fileset) -> Iterator[tuple[Dataset, File]]:
+    for dataset in fileset.datasets:
+        for file in dataset.files:
+            for url in file.replicas:
+                yield dataset, replace(file, replicas=(url,))
+
+
+def _checked(
+    dataset: Dataset, file: File, outcome: Outcome, owners: dict[tuple[str, ...], tuple[str, str]]
+) -> CheckedFile:
+    """What became of a replica; ``owners`` holds where each UUID was seen, and is added to."""
+    info = outcome if isinstance(outcome, FileInfo) else None
+    problem = outcome.reason if isinstance(outcome, Failure) else None
+    if info is None and problem is None:
+        problem = "the worker died while it opened the file"
+    if info is not None:
+        place = (dataset.name, file.lfn)
+        first = owners.setdefault((dataset.process, dataset.variation, info.uuid), place)
+        if first != place:
+            where = "" if first[0] == dataset.name else f" in dataset {first[0]}"
+            problem = f"the same file as {first[1]}{where} (UUID {info.uuid})"
+        elif not info.entries:
+            problem = "no events in it"
+    return CheckedFile(
+        dataset=dataset.name,
+        lfn=file.lfn,
+        url=redacted(file.url),
+        entries=info.entries if info else None,
+        uuid=info.uuid if info else None,
+        size=info.size if info else None,
+        generated=info.generated if info else None,
+        adler32=info.adler32 if info else None,
+        problem=problem,
+    )
+
+
+def _compared(found: CheckedFile, first: CheckedFile) -> CheckedFile:
+    """The same, with a problem if it is another file than the first good replica."""
+    for field in ("uuid", "entries", "size", "adler32"):
+        is_, was = getattr(found, field), getattr(first, field)
+        if is_ != was:
+            problem = f"its {field} is {is_}, that of its replica {first.url} {was}: remove one"
+            return replace(found, problem=problem)
+    return found
+
+
+def written_back(fileset: Fileset, checked: Iterable[CheckedFile]) -> Fileset:
+    """The fileset with what its check has found, for files that are good.
+
+    Events that a filter dropped are stated where a file tells that there are any.
+    """
+    facts = {
+        (file.dataset, file.lfn): Facts(
+            uuid=file.uuid,
+            entries=file.entries,
+            size=file.size,
+            adler32=file.adler32,
+            generated=file.generated if (file.generated or 0) > file.entries else None,
+        )
+        for file in checked
+        if file.problem is None
+        and file.uuid is not None
+        and file.entries is not None
+        and file.size is not None
+    }
+    return catalogue.with_facts(fileset, facts)
