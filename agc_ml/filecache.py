@@ -74,13 +74,13 @@ class FileCache:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             database = sqlite3.connect(self._path, timeout=5)
+            database.execute(_TABLE)
         except (OSError, sqlite3.Error) as error:
             logger.debug("%s: no cache of files (%s)", self._path, error)
             yield None
             return
         try:
             with database:
-                database.execute(_TABLE)
                 yield database
         except (sqlite3.Error, OSError) as error:
             logger.debug("%s: the cache of files is not used (%s)", self._path, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import resource
@@ -245,6 +246,9 @@ def _close_kept(damage: str | None = None) -> str:
     _kept.file = None
     _kept.open.close()
     return where
+
+
+atexit.register(_close_kept)  # before the libraries are gone that close it
 
 
 class _ReadClock:

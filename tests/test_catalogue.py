@@ -124,7 +124,7 @@ made_files = st.lists(words, min_size=1, max_size=3, unique=True).flatmap(
                 uuid=st.none() | st.just(f"7-{lfn}"),
                 entries=st.none() | st.integers(0, 10**9),
                 size=st.none() | st.integers(0, 10**12),
-                adler32=st.none() | words,
+                adler32=st.none() | st.integers(0, 2**32 - 1).map("{:08x}".format),
             )
             for lfn in lfns
         )

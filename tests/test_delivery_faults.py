@@ -7,6 +7,7 @@ their files.
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 import threading
 import time
@@ -307,3 +308,53 @@ def test_a_damaged_replica_is_named_and_the_other_one_read(
     same(result, baseline)
     (told,) = [line for line in result.warnings if "failed while" in line]
     assert f"{first.port}//1.root" in told
+
+
+N_FAULTS = 200
+
+
+@pytest.mark.slow
+def test_two_hundred_faults(storage: Storage, proxies: list[Proxy], tmp_path: Path) -> None:
+    """Connections cut and slowed down at random bytes, servers killed, over many small files."""
+    chance = random.Random(20261126)
+    paths = [
+        nanoaod.write(tmp_path / f"{i}.root", nanoaod.events(400, i), cluster=100)
+        for i in range(N_FAULTS // 4)
+    ]
+    servers = [storage.data(storage.folder(*paths)) for _ in range(2)]
+    lines = [Proxy(servers[0].port), Proxy(servers[1].http_port)]
+    proxies += lines
+    replicas = [
+        [
+            f"root://127.0.0.1:{lines[0].port}//{p.name}",
+            f"http://127.0.0.1:{lines[1].port}/{p.name}",
+        ]
+        for p in paths
+    ]
+    for urls in replicas:
+        chance.shuffle(urls)
+    happened: list[str] = []
+
+    def fault() -> None:
+        health.forget()  # or it would keep to the better one
+        kind = chance.choices(["cut", "slow", "kill"], [170, 26, 4])[0]
+        happened.append(kind)
+        place = chance.randrange(2)
+        if kind == "cut":
+            lines[place].cut = lines[place].sent + chance.randrange(20_000)
+        elif kind == "slow":
+            lines[place].delay = chance.choice([0.0, 0.02])
+        else:
+            servers[place].kill()
+            servers[place].start()
+
+    expected = run("flat", fileset([[str(path)] for path in paths]), tmp_path / "expected")
+    shutil.rmtree(tmp_path / "cache")
+    stepwise.EVENTS[:] = [fault] * N_FAULTS
+    with Stopwatch(150):
+        result = run("flat", fileset(replicas), tmp_path / "run")
+    same(result, expected)
+    assert len(happened) == N_FAULTS
+    counts = {kind: happened.count(kind) for kind in sorted(set(happened))}
+    logger.info("%s, %s cuts came to it", counts, [line.cuts for line in lines])
+    assert sum(line.cuts for line in lines) > N_FAULTS // 10

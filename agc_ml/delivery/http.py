@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import ssl
@@ -188,6 +189,7 @@ def _pool() -> Any:
     """Connections of this process, kept for the next file of the same server."""
     import urllib3  # noqa: PLC0415 - on demand
 
+    logging.getLogger("urllib3.connectionpool").addFilter(_without_secrets)
     folder = os.environ.get("X509_CERT_DIR")
     context = ssl.create_default_context()
     if folder:
@@ -196,6 +198,12 @@ def _pool() -> Any:
     if proxy is not None:
         context.load_cert_chain(*proxy)
     return urllib3.PoolManager(maxsize=_AT_ONCE, ssl_context=context)
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    """Take tokens and signatures out of what urllib3 logs of each request."""
+    record.msg, record.args = credentials.redacted(record.getMessage()), ()
+    return True
 
 
 def _joined(ranges: Sequence[Range]) -> list[Range]:

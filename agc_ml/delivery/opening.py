@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from agc_ml.datasets import File
@@ -31,8 +31,8 @@ def opened(file: File, failures: dict[str, str] | None = None) -> Iterator[Any]:
     sources: list[ReplicaSource] = []
     options = {"wanted": file, "made": sources.append, "failures": failures}
     try:
-        with uproot.open(
-            {file.url: None}, handler=ReplicaSource, array_cache=None, **options
+        with closing(
+            uproot.open({file.url: None}, handler=ReplicaSource, array_cache=None, **options)
         ) as directory:
             yield directory
     except DeliveryError:

@@ -26,7 +26,7 @@ class Proxy:
         self.cut: int | None = None
         self.stall: int | None = None
         self.flip: int | None = None
-        self.sent = 0
+        self.sent = self.cuts = 0
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = set()
@@ -67,6 +67,7 @@ class Proxy:
             begin, self.sent = self.sent, self.sent + len(piece)
             if self.cut is not None and self.sent > self.cut:
                 self.cut = None
+                self.cuts += 1
                 for end in ends:
                     end.shutdown(socket.SHUT_RDWR)
             if self.flip is not None and begin <= self.flip < self.sent:

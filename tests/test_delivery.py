@@ -1,0 +1,494 @@
+"""Replicas, ways to them, and what is known of files, one by one."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import shutil
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nanoaod
+import numpy as np
+import pytest
+import stepwise
+from hypothesis import given
+from hypothesis import strategies as st
+from pymacaroons import MACAROON_V1, Macaroon
+from services.web import Web
+from services.xrootd import Server, Storage
+
+import agc_ml as agc
+from agc_ml import checking, filecache, inspection
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.delivery import credentials, equipment, health, http, opening, source, ways, xrootd
+from agc_ml.errors import AgcError, DeliveryError, FilesetError, UsageError
+from agc_ml.formats import logical_name
+from agc_ml.inspection import FileInfo, inspect_file
+from agc_ml.worker import Failure
+
+SECRET = "a-secret-that-nobody-may-see"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    health.forget()
+    for name in credentials.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield
+    health.forget()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("file")
+    return nanoaod.write(folder / "x.root", nanoaod.events(1000, 1), cluster=100)
+
+
+@pytest.fixture
+def served(web: Web, path: Path) -> str:
+    shutil.copy(path, web.folder / "x.root")
+    return web.url("x.root")
+
+
+def content(*urls: str, **known: object) -> bytes:
+    """What several distant ranges of a file hold."""
+    with opening.opened(File("x.root", urls, **known)) as file:
+        read = file.file.source.read([(1000, 1100), (9000, 9001), (30_000, 40_000)])
+        return b"|".join(bytes(part) for part in read)
+
+
+@pytest.fixture(scope="module")
+def right(path: Path) -> bytes:
+    data = path.read_bytes()
+    return b"|".join([data[1000:1100], data[9000:9001], data[30_000:40_000]])
+
+
+def one_file(*urls: str) -> Fileset:
+    return Fileset((Dataset("tt", "tt", (File("x.root", urls),), xsec=1.0),), 1.0, "made up")
+
+
+class TestHttp:
+    def test_many_ranges_take_one_request(self, web: Web, served: str, right: bytes) -> None:
+        assert content(served) == right
+        assert len(web.requests) == 3  # to open it: the first bytes, and the list of what is in it
+        assert web.requests[-1] == "bytes=1000-1099,9000-9000,30000-39999"
+
+    def test_ranges_that_are_near_each_other_are_one(self) -> None:
+        assert http._joined([(9000, 9100), (0, 10), (4000, 4500)]) == [(0, 4500), (9000, 9100)]
+
+    def test_a_server_of_one_range_at_a_time(self, web: Web, served: str, right: bytes) -> None:
+        web.many = False
+        assert content(served) == right
+
+    def test_a_server_of_whole_files_is_refused(self, web: Web, served: str) -> None:
+        web.ranges = False
+        with pytest.raises(DeliveryError, match=r"sends whole files.*use one that knows ranges"):
+            content(served)
+
+    @pytest.mark.parametrize(
+        ("status", "says"),
+        [
+            (403, "no permission"),
+            (404, "no such file"),
+            (410, "no such file"),
+            (400, "answers 400"),
+        ],
+    )
+    def test_what_will_not_change_is_told_at_once(
+        self, status: int, says: str, web: Web, served: str
+    ) -> None:
+        web.status = status
+        begun = time.monotonic()
+        with pytest.raises(DeliveryError, match=says):
+            content(served)
+        assert time.monotonic() - begun < 1
+        assert len(web.requests) == 1
+
+    def test_a_server_that_is_busy_is_asked_again(
+        self, web: Web, served: str, right: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        web.status = 503
+
+        def recover(_: float) -> None:
+            web.status = None
+
+        monkeypatch.setattr(source.time, "sleep", recover)
+        assert content(served) == right
+
+    def test_an_answer_that_is_cut_off_is_asked_for_again(
+        self, web: Web, served: str, right: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        web.cut = 9_000
+
+        def recover(_: float) -> None:
+            web.cut = None
+
+        monkeypatch.setattr(source.time, "sleep", recover)
+        assert content(served) == right
+
+    def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(source, "DEADLINE_S", 2)
+        with pytest.raises(DeliveryError, match=r"Connection refused.*\(tried for 2 s\)"):
+            content("http://127.0.0.1:9/x.root")
+
+    def test_a_name_that_does_not_resolve(self) -> None:
+        begun = time.monotonic()
+        with pytest.raises(DeliveryError, match="name is not known"):
+            content("http://no-such-host.invalid/x.root")
+        assert time.monotonic() - begun < 10
+
+
+class TestTokens:
+    def test_one_that_is_replaced_is_found(
+        self, web: Web, served: str, right: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It expires in the middle of a file; whoever renews it writes the file anew."""
+        file = tmp_path / "token"
+        file.write_text("first\n")
+        monkeypatch.setenv("BEARER_TOKEN_FILE", str(file))
+        web.token = "first"
+        with opening.opened(File("x.root", (served,))) as opened:
+            web.token = "second"
+            with pytest.raises(DeliveryError, match="a valid token or certificate is needed"):
+                opened.file.source.read([(1000, 1100)])
+            file.write_text("second\n")
+            assert opened.file.source.read([(1000, 1100)]) == [right[:100]]
+
+    @pytest.mark.parametrize("over", ["root", "http"])
+    def test_a_real_one_that_expires(
+        self,
+        over: str,
+        storage: Storage,
+        path: Path,
+        right: bytes,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        key = os.urandom(64)
+        secret = storage.folder() / "secret"
+        lines = textwrap.fill(base64.b64encode(key).decode(), 64)  # as OpenSSL writes them
+        secret.write_text(lines + "\n")
+        if os.geteuid() == 0:
+            shutil.chown(secret, "xrootd", "xrootd")
+        secret.chmod(0o400)
+        server = storage.protected(storage.folder(path), secret)
+        url = server.url("x.root") if over == "root" else server.http("x.root")
+        with pytest.raises(DeliveryError, match="no permission"):
+            content(url)
+        monkeypatch.setenv("BEARER_TOKEN", macaroon(key, seconds=3))
+        assert content(url) == right
+        time.sleep(4)
+        with pytest.raises(DeliveryError, match="no permission") as caught:
+            content(url)
+        assert os.environ["BEARER_TOKEN"] not in str(caught.value)
+
+    def test_they_travel_encrypted_or_not_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        for url in ("https://host/x", "roots://host//x", "http://127.0.0.1:80/x"):
+            assert credentials.token(url) == SECRET
+        for url in ("http://host/x", "root://host//x"):
+            assert credentials.token(url) is None
+        assert (
+            credentials.with_token("roots://host//x") == f"roots://host//x?authz=Bearer%20{SECRET}"
+        )
+        assert equipment.collect(is_private=False).get("BEARER_TOKEN") is None
+        assert equipment.collect(is_private=True)["BEARER_TOKEN"] == SECRET
+
+    def test_the_usual_file(self, tmp_path: Path) -> None:
+        (tmp_path / f"bt_u{os.geteuid()}").write_text(f" {SECRET}\n")
+        assert credentials.token("https://host/x") == SECRET
+
+    def test_a_file_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BEARER_TOKEN_FILE", "/no/such/file")
+        with pytest.raises(DeliveryError, match=r"/no/such/file \(BEARER_TOKEN_FILE\): No such"):
+            content("https://127.0.0.1:9/x.root")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"root://h//x?authz=Bearer%20{SECRET}&a=b",
+            f"Authorization: Bearer {SECRET}",
+            f"https://me:{SECRET}@host/x.root",
+            f"https://h/x?X-Amz-Credential=me&X-Amz-Signature={SECRET}",
+            f"https://h/x?access_token={SECRET}",
+        ],
+    )
+    def test_no_text_shows_them(self, text: str) -> None:
+        assert SECRET not in credentials.redacted(text)
+        if text.startswith(("root", "https")):
+            assert SECRET not in logical_name(text)
+
+    def test_nothing_that_a_run_leaves_shows_them(
+        self,
+        web: Web,
+        served: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        web.token = SECRET
+        signed = f"{served}?authz=Bearer%20{SECRET}"
+        shutil.copy(web.folder / "x.root", web.folder / f"x.root?authz=Bearer%20{SECRET}")
+        missing = f"http://someone:{SECRET}@127.0.0.1:{web.server_port}/missing.root"
+        listed = Fileset(
+            (Dataset("tt", "tt", (File("x.root", (missing, signed)),), xsec=1.0),), 1.0, "made up"
+        )
+        output = tmp_path / "run"
+        agc.run(
+            stepwise.Flat(), listed, site="inline", output=output, quiet=True, command=(signed,)
+        )
+        for file in output.rglob("*"):
+            assert not file.is_file() or SECRET.encode() not in file.read_bytes()
+        web.status = 403
+        with pytest.raises(AgcError) as caught:
+            agc.run(stepwise.Flat(), listed, site="inline", output=tmp_path / "b", quiet=True)
+        assert SECRET not in str(caught.value) + caplog.text
+
+
+def macaroon(key: bytes, *, seconds: int) -> str:
+    """Leave to read everything of the server for some seconds."""
+    made = Macaroon(location="agc", identifier="tests", key=key, version=MACAROON_V1)
+    made.add_first_party_caveat("name:somebody")
+    made.add_first_party_caveat("activity:READ_METADATA,DOWNLOAD,LIST")
+    made.add_first_party_caveat("path:/")
+    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+    made.add_first_party_caveat(f"before:{until}")
+    return str(made.serialize())
+
+
+class TestReplicas:
+    def test_one_that_is_another_file_is_passed_by(
+        self, path: Path, right: bytes, tmp_path: Path
+    ) -> None:
+        other = nanoaod.write(tmp_path / "other.root", nanoaod.events(1000, 1), cluster=100)
+        with opening.opened(File("x.root", (str(path),))) as file:
+            uuid = str(file.file.uuid)
+        assert content(str(other), str(path), uuid=uuid) == right
+        with pytest.raises(DeliveryError, match="is it another file") as caught:
+            content(str(other), uuid=uuid)
+        assert caught.value.is_other_file
+
+    def test_unknown_protocols(self) -> None:
+        with pytest.raises(
+            DeliveryError, match=r"gopher:// is no protocol known here.*root, roots"
+        ):
+            content("gopher://host/x.root")
+
+    def test_others_that_fsspec_knows(self, path: Path, right: bytes) -> None:
+        import fsspec  # noqa: PLC0415 - only here
+
+        with fsspec.open("memory://x.root", "wb") as target:
+            target.write(path.read_bytes())
+        assert content("memory://x.root") == right
+        with pytest.raises(DeliveryError, match="FileNotFoundError"):
+            content("memory://y.root")
+
+    def test_a_server_whose_name_is_wrong(self) -> None:
+        begun = time.monotonic()
+        with pytest.raises(DeliveryError, match="Invalid address"):
+            content("root://no-such-host.invalid//x.root")
+        assert time.monotonic() - begun < 10
+
+    def test_files_that_are_not_there(self, shared_storage: Storage, path: Path) -> None:
+        server = shared_storage.data(shared_storage.folder(path))
+        with pytest.raises(DeliveryError, match="no such file"):
+            content(server.url("y.root"))
+        closed = Path(server.arguments[0], "x.root")
+        closed.chmod(0)
+        with pytest.raises(DeliveryError, match="no permission"):
+            content(server.url("x.root"))
+
+    @given(
+        ranges=st.lists(st.tuples(st.integers(0, 10**7), st.integers(0, 9 * 10**6)), max_size=30)
+    )
+    def test_what_is_cut_for_requests_is_put_together(self, ranges: list[tuple[int, int]]) -> None:
+        wanted = [(start, start + length) for start, length in ranges]
+        requests = list(source._requests(wanted))
+        for some in requests:
+            assert len(some) <= source.MOST_RANGES
+            assert all(0 < stop - start <= source.MOST_BYTES for start, stop in some)
+            total = sum(stop - start for start, stop in some)
+            assert total <= source.REQUEST_BYTES
+        pieces = (bytes(stop - start) for some in requests for start, stop in some)
+        together = source._together(wanted, pieces)
+        assert [len(data) for data in together] == [length for _, length in ranges]
+
+    def test_many_small_ranges(self, shared_storage: Storage, path: Path) -> None:
+        """Over 1024 in a go, and a multiple of it, which the protocol refuses."""
+        server = shared_storage.data(shared_storage.folder(path))
+        data = path.read_bytes()
+        for url in (server.url("x.root"), server.http("x.root")):
+            with opening.opened(File("x.root", (url,))) as file:
+                wanted = [(place, place + 3) for place in range(600, 600 + 2048 * 20, 20)]
+                found = file.file.source.read(wanted)
+            assert [bytes(part) for part in found] == [data[a:b] for a, b in wanted]
+
+
+class TestWays:
+    LISTED = ("/data/x.root", "https://web/store/x.root", "root://origin:1094//store/x.root")
+
+    def order(self, via: str, *replicas: str) -> tuple[str, ...]:
+        made = Fileset((Dataset("d", "d", (File("/store/x.root", replicas or self.LISTED),)),))
+        return ways.deliver(made, ways.parse(via)).datasets[0].files[0].replicas
+
+    def test_kinds(self) -> None:
+        local, web, root = self.LISTED
+        assert self.order("local") == (local,)
+        assert self.order("https") == (web, local, root)
+        assert self.order("xrootd") == (root, local, web)
+        there = "root://redirector//store/x.root"
+        assert self.order("xrootd=root://redirector/") == (there, root, local, web)
+        assert self.order("https=http://w/a") == ("http://w/a/store/x.root", web, local, root)
+        assert self.order("xcache=root://c:1") == ("root://c:1//store/x.root", *self.LISTED)
+        assert self.order("xcache=root://c:1//{url}")[0] == f"root://c:1//{root}"
+
+    def test_a_file_belongs_to_one_cache(self) -> None:
+        caches = [f"root://cache{i}" for i in range(4)]
+
+        def owner(lfn: str, some: list[str]) -> str:
+            made = Fileset((Dataset("d", "d", (File(lfn, (lfn,)),)),))
+            way = ways.parse("xcache=" + ",".join(some))
+            return ways.deliver(made, way).datasets[0].files[0].url.rpartition("//")[0]
+
+        lfns = [f"/store/{i}.root" for i in range(200)]
+        before = {lfn: owner(lfn, caches) for lfn in lfns}
+        after = {lfn: owner(lfn, caches[:3]) for lfn in lfns}
+        assert all(30 < list(before.values()).count(cache) < 70 for cache in caches)
+        assert all(before[lfn] in {after[lfn], caches[3]} for lfn in lfns)
+
+    @pytest.mark.parametrize(
+        ("via", "says"),
+        [
+            ("ftp", "no such way"),
+            ("xcache", "which cache"),
+            ("https=", "are known"),
+            ("local=/data", "are known"),
+            ("xrootd=https://host", "should be root://HOST"),
+            ("xrootd=host:1094", "should be root://HOST"),
+            ("xrootd=root://a,root://b", "are known"),
+        ],
+    )
+    def test_ways_that_are_none(self, via: str, says: str) -> None:
+        with pytest.raises(UsageError, match=says):
+            ways.parse(via)
+
+    def test_no_replica_of_the_kind(self) -> None:
+        with pytest.raises(
+            FilesetError, match=r"dataset d: /store/x.root has no replica for --via"
+        ):
+            self.order("https", "/data/x.root")
+
+
+class TestWhatIsKnownOfFiles:
+    COLUMNS = ("Jet_pt", "Jet_eta")
+
+    def test_trees_are_parsed_once(
+        self, web: Web, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        opened: list[str] = []
+        original = inspection._inspected
+
+        def spy(*arguments: object, **options: object) -> object:
+            opened.append(str(arguments[1]))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(inspection, "_inspected", spy)
+        listed = one_file(served)
+        results = [
+            agc.run(stepwise.Flat(), listed, site="inline", output=tmp_path / f"{i}", quiet=True)
+            for i in range(2)
+        ]
+        assert len(opened) == 1
+        assert results[0].cutflow == results[1].cutflow == {"tt": {"all": 1000}}
+        other = nanoaod.write(tmp_path / "other.root", nanoaod.events(700, 2), cluster=100)
+        shutil.copy(other, web.folder / "x.root")
+        result = agc.run(
+            stepwise.Flat(), listed, site="inline", output=tmp_path / "stale", quiet=True
+        )
+        assert result.status == "complete"
+        assert result.cutflow == {"tt": {"all": 700}}
+        assert result.ledger.events == 700
+        assert len(opened) == 2
+
+    def test_local_files_are_looked_at(self, path: Path, tmp_path: Path) -> None:
+        mine = tmp_path / "x.root"
+        shutil.copy(path, mine)
+        cache, file = filecache.FileCache(), File("x.root", (str(mine),))
+        info = inspect_file(file, self.COLUMNS, flat=True)
+        assert isinstance(info, FileInfo)
+        assert cache.recall(file, self.COLUMNS, flat=True) is None
+        cache.keep(file, self.COLUMNS, info, flat=True)
+        known = cache.recall(file, self.COLUMNS, flat=True)
+        assert known is not None
+        assert known.uuid == info.uuid
+        np.testing.assert_array_equal(
+            known.directory["Jet_pt"].seeks, info.directory["Jet_pt"].seeks
+        )
+        assert cache.recall(file, ("Jet_pt",), flat=True) is None
+        assert cache.recall(file, self.COLUMNS, flat=False) is None
+        os.utime(mine, ns=(1, 1))
+        assert cache.recall(file, self.COLUMNS, flat=True) is None
+
+    def test_what_is_known_is_no_matter_of_life_and_death(self, path: Path, tmp_path: Path) -> None:
+        damaged = tmp_path / "damaged.sqlite"
+        damaged.write_text("this is no database, " * 100)
+        file = File("x.root", (str(path),))
+        info = inspect_file(file, self.COLUMNS)
+        assert isinstance(info, FileInfo)
+        for place in (damaged, Path("/proc/nowhere/files.sqlite")):
+            cache = filecache.FileCache(place)
+            cache.keep(file, self.COLUMNS, info, flat=False)
+            assert cache.recall(file, self.COLUMNS, flat=False) is None
+
+
+class TestChecks:
+    def test_replicas_that_differ(
+        self, shared_storage: Storage, path: Path, tmp_path: Path
+    ) -> None:
+        server: Server = shared_storage.data(shared_storage.folder(path))
+        other = nanoaod.write(tmp_path / "x.root", nanoaod.events(900, 1))
+        listed = one_file(server.url("x.root"), server.http("x.root"), str(other))
+        first, second, third = checking.check(listed, site="inline", quiet=True)
+        assert first.problem is second.problem is None
+        assert third.problem is not None
+        assert third.problem.startswith("its uuid is ")
+        assert f"{server.port}//x.root" in third.problem
+
+    def test_checksums(self, shared_storage: Storage, path: Path) -> None:
+        server = shared_storage.data(shared_storage.folder(path))
+        (found,) = checking.check(
+            one_file(server.url("x.root")), checksums=True, site="inline", quiet=True
+        )
+        assert found.adler32 is not None
+        stated = File("x.root", (str(path),), adler32=found.adler32)
+        assert isinstance(inspect_file(stated, (), checksum=True), FileInfo)
+        wrong = File("x.root", (str(path),), adler32="00000001")
+        outcome = inspect_file(wrong, (), checksum=True)
+        assert isinstance(outcome, Failure)
+        assert "its adler32 is" in outcome.reason
+
+
+def test_workers_are_equipped_also_those_that_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    from agc_ml.executors import DaskExecutor  # noqa: PLC0415 - heavy
+
+    monkeypatch.setenv("XRD_REQUESTTIMEOUT", "17")
+    with agc.connect("local", workers=1) as client:
+        monkeypatch.setenv("BEARER_TOKEN", SECRET)  # after the first worker began
+        executor = DaskExecutor(client)
+        client.cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
+        seen = client.run(lambda: {**os.environ})
+        executor.close()
+    assert len(seen) == 2
+    for environment in seen.values():
+        assert environment["BEARER_TOKEN"] == SECRET
+        assert environment["XRD_REQUESTTIMEOUT"] == "17"
+        assert environment["XRD_STREAMTIMEOUT"] == xrootd.SETTINGS["XRD_STREAMTIMEOUT"]
