@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from services.servicex import servicex_endpoint  # noqa: F401 - the fixture
 from services.triton import triton  # noqa: F401 - the fixture
 
 from agc_ml.generate import production, samples
