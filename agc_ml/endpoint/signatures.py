@@ -105,7 +105,7 @@ class Keys(NamedTuple):
             auth.string_to_sign(request, auth.canonical_request(request)), request
         )
         is_whole = "host" in names and len(kept) == len(names) and date == signed.timestamp[:8]
-        if not is_whole or not hmac.compare_digest(expected, signed.signature):
+        if not is_whole or not hmac.compare_digest(expected.encode(), signed.signature.encode()):
             raise Denied("SignatureDoesNotMatch", "the signature is not of this request")
 
     def _check_presigned_2(

@@ -13,6 +13,7 @@ from agc_ml.endpoint.signatures import Denied
 
 _NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
 _FORBIDDEN, _NOT_FOUND = 403, 404
+_CODES: Final = {_FORBIDDEN: "AccessDenied", _NOT_FOUND: "NoSuchKey"}
 
 
 class _Signed(RequestHandler):
@@ -33,7 +34,7 @@ class _Signed(RequestHandler):
 
     def write_error(self, status_code: int, **_: Any) -> None:
         error = ET.Element("Error")
-        code = self.code or {_NOT_FOUND: "NoSuchKey"}.get(status_code, "InternalError")
+        code = self.code or _CODES.get(status_code, "InternalError")
         ET.SubElement(error, "Code").text = code
         ET.SubElement(error, "Message").text = self._reason
         self.send_xml(error)

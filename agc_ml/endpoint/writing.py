@@ -122,7 +122,16 @@ def _write_parquet(pieces: Iterator[Piece], output: Path) -> int:
 
 
 def _columns(events: Any) -> dict[str, Any]:
-    return {name: events[name] for name in events.fields}
+    return {name: _without_none(name, events[name]) for name in events.fields}
+
+
+def _without_none(name: str, values: Any) -> Any:
+    """Values as ROOT can hold them: ``max`` of a list, say, may be missing, even if none is."""
+    if not isinstance(ak.type(values).content, ak.types.OptionType):
+        return values
+    if ak.any(ak.is_none(values)):
+        raise InputFileError(f"{name} is missing in some events, which ROOT can't hold; fill_none")
+    return ak.drop_none(values, axis=0)
 
 
 def _is_jagged(values: Any) -> bool:

@@ -9,7 +9,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from commandline import PROGRAM
 
 STOP_S = 20
+WAIT_S = 60
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,37 @@ def endpoint(folder: Path, *options: object, port: int = 0) -> Iterator[Endpoint
             yield running
         finally:
             running.stop()
+
+
+def submitted(endpoint: Endpoint, files: list[Path], query: Any) -> str:
+    """Send a request as the client does; its id comes back."""
+    from servicex.models import TransformRequest  # noqa: PLC0415 - heavy
+
+    request = TransformRequest(
+        title="a request",
+        file_list=[str(path) for path in files],
+        selection=query.generate_selection_string(),
+        codegen=query.default_codegen,
+        result_destination="object-store",
+        result_format="root-file",
+    )
+    return str(asyncio.run(endpoint.adapter().submit_transform(request)))
+
+
+def awaited(endpoint: Endpoint, request_id: str, condition: Callable[[Any], bool]) -> Any:
+    """The client's view of a request as soon as it is so."""
+    adapter, deadline = endpoint.adapter(), time.monotonic() + WAIT_S
+    while True:
+        status = asyncio.run(adapter.get_transform_status(request_id))
+        if condition(status):
+            return status
+        assert time.monotonic() < deadline, status
+        time.sleep(0.1)
+
+
+def finished(endpoint: Endpoint, request_id: str) -> Any:
+    """The client's view of a request when nothing is left to do."""
+    return awaited(endpoint, request_id, lambda status: status.status.value == "Complete")
 
 
 @contextlib.contextmanager
