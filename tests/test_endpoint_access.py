@@ -60,7 +60,7 @@ def stored(servicex_endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory
 
 
 def secrets(endpoint: Endpoint) -> credentials.Credentials:
-    return credentials.Credentials.of(endpoint.folder, None)
+    return credentials.Credentials.of(endpoint.folder)
 
 
 def get(endpoint: Endpoint, token: str) -> httpx.Response:

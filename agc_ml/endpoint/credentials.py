@@ -32,13 +32,11 @@ class Credentials(BaseModel):
         return Keys(self.access_key, self.secret_key)
 
     @classmethod
-    def of(cls, folder: Path, token_file: Path | None) -> Credentials:
-        """Those of a folder, random ones if it has none; the token is the file's if there is one.
+    def of(cls, folder: Path, token: str | None = None) -> Credentials:
+        """Those of a folder, random ones if it has none; with another token, if one is given.
 
         Raises
         ------
-        UsageError
-            The token file can't be read, or is empty.
         RunDirectoryError
             What is in the folder is damaged.
         """
@@ -58,9 +56,7 @@ class Credentials(BaseModel):
                 secret_key=secrets.token_urlsafe(30),
             )
             write_private(file, known.model_dump_json(indent=2) + "\n")
-        return (
-            known if token_file is None else known.model_copy(update={"token": _read(token_file)})
-        )
+        return known if token is None else known.model_copy(update={"token": token})
 
 
 def write_private(file: Path, text: str) -> None:
@@ -72,7 +68,14 @@ def write_private(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def _read(token_file: Path) -> str:
+def read_token(token_file: Path) -> str:
+    """The token in a file.
+
+    Raises
+    ------
+    UsageError
+        It can't be read, or is empty.
+    """
     try:
         token = token_file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:

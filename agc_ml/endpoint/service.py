@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import signal
+import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,12 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from agc_ml import folders
 from agc_ml.endpoint import rest, storage
-from agc_ml.endpoint.credentials import Credentials, write_private
+from agc_ml.endpoint.credentials import FILE as SECRETS
+from agc_ml.endpoint.credentials import Credentials, read_token, write_private
 from agc_ml.endpoint.objects import Objects
 from agc_ml.endpoint.state import State
 from agc_ml.endpoint.transforms import Transforms
@@ -60,11 +61,14 @@ def serve(settings: Settings, announce: Callable[[str, Path], None]) -> None:
         The folder can't be written, or not any more.
     """
     folder = settings.folder
-    if not folders.is_unused(folder) and not (folder / STATE).exists():
+    token = None if settings.token_file is None else read_token(settings.token_file)
+    with folders.store_errors(folder):
+        is_ours = folders.is_unused(folder) or (folder / SECRETS).exists()
+    if not is_ours:
         raise UsageError(f"{folder}: holds other files; name a new folder with -o")
     with folders.owned(folder), _errors(folder):
         folder.chmod(_OURS_ALONE)
-        credentials = Credentials.of(folder, settings.token_file)
+        credentials = Credentials.of(folder, token)
         with closing(State(folder / STATE)) as state:
             asyncio.run(_serve(settings, state, credentials, announce))
 
@@ -75,8 +79,8 @@ async def _serve(
     credentials: Credentials,
     announce: Callable[[str, Path], None],
 ) -> None:
-    sockets = _bind(settings.port)
-    address = f"{HOST}:{sockets[0].getsockname()[1]}"
+    listener = _bind(settings.port)
+    address = f"{HOST}:{listener.getsockname()[1]}"
     folder = settings.folder.absolute()
     kept = Objects(folder / "objects")
     with (
@@ -86,7 +90,7 @@ async def _serve(
         transforms = Transforms(state, kept, workers)
         endpoint = rest.Endpoint(address, credentials, state, transforms, translator)
         server = HTTPServer(_application(endpoint, kept))
-        server.add_sockets(sockets)
+        server.add_socket(listener)
         client = folder / CLIENT
         write_private(client, _client(address, credentials.token, folder / "cache"))
         announce(f"http://{address}", client)
@@ -124,12 +128,14 @@ def _log(handler: RequestHandler) -> None:
     logger.debug("%s %s %s", handler.get_status(), request.method, request.path)
 
 
-def _bind(port: int) -> list[Any]:
+def _bind(port: int) -> socket.socket:
     try:
-        return bind_sockets(port, HOST)
+        listener = socket.create_server((HOST, port))
     except OSError as error:
         why = "in use" if error.errno == errno.EADDRINUSE else str(error.strerror)
         raise UsageError(f"port {port}: {why}; name another with --port, 0 for any") from error
+    listener.setblocking(False)
+    return listener
 
 
 def _client(address: str, token: str, cache: Path) -> str:

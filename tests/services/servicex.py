@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -140,10 +141,14 @@ def tidied() -> Iterator[None]:
     """Room for the client, which leaves its databases open."""
     from tinydb import TinyDB  # noqa: PLC0415 - heavy
 
-    yield
-    for left in gc.get_objects():
-        if isinstance(left, TinyDB):
-            left.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            yield
+        finally:
+            for left in gc.get_objects():  # what a traceback holds on to would outlive this
+                if isinstance(left, TinyDB):
+                    left.close()
 
 
 @pytest.fixture(scope="session")
