@@ -267,6 +267,24 @@ def test_python_functions_give_arrays_or_trees(source: str, tmp_path: Path) -> N
         run("def run_query(path): return {}", source, tmp_path / "out", "parquet", gen="python")
 
 
+def test_records_become_columns(tmp_path: Path) -> None:
+    program = """
+import awkward as ak
+def run_query(path):
+    lists = ak.Array([[1, 2], []])
+    jets, others = ak.zip({"a": lists, "b": lists}), ak.Array([[3], [4]])
+    columns = {"Jet": jets, "Jet_c": lists, "Tau": ak.zip({"x": others, "y": 1}, depth_limit=1)}
+    return ak.zip({**columns, "_z": others, "name": ["e", "mu"]}, depth_limit=1)
+"""
+    assert run(program, "", tmp_path / "out.root", gen="python") == 2
+    with uproot.open({tmp_path / "out.root": "servicex"}) as tree:
+        found = tree.arrays()
+    columns = ["nJet", "Jet_a", "Jet_b", "Jet_c", "nTau", "Tau_x", "Tau_y", "n_z", "_z", "name"]
+    assert sorted(found.fields) == sorted(columns)
+    assert (found.nJet.tolist(), found.Jet_b.tolist()) == ([2, 0], [[1, 2], []])
+    assert (found.Tau_x.tolist(), found.name.tolist()) == ([[3], [4]], ["e", "mu"])
+
+
 def test_errors_worth_another_attempt() -> None:
     inner = OSError("[ERROR] Operation expired")
     outer = TypeError("'NoneType' object is not subscriptable")

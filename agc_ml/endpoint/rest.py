@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
+import sqlite3
 import time
 from concurrent.futures import Executor
 from datetime import UTC, datetime
@@ -21,11 +23,13 @@ from agc_ml.endpoint.state import Known, Result, State
 from agc_ml.endpoint.transforms import Transforms
 from agc_ml.errors import UsageError
 
+logger = logging.getLogger(__name__)
+
 ID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # What of the client's behaviour hangs on: results by /results, and titles of this length.
 CAPABILITIES: Final = ("poll_local_transformation_results", "long_sample_titles_10240")
 
-_BAD, _UNAUTHORISED, _NOT_FOUND = 400, 401, 404
+_BAD, _UNAUTHORISED, _NOT_FOUND, _NO_ROOM = 400, 401, 404, 507
 _BEARER: Final = "Bearer "
 
 
@@ -123,7 +127,12 @@ class Transformations(_Handler):
         except UsageError as error:
             self.refuse(_BAD, str(error))
             return
-        request_id = self.endpoint.state.add(request, program)
+        try:
+            request_id = self.endpoint.state.add(request, program)
+        except sqlite3.Error as error:
+            logger.warning("a request is refused: %s", error)
+            self.refuse(_NO_ROOM, f"the endpoint can't keep the request ({error})")
+            return
         self.endpoint.transforms.wake()
         self.finish({"request_id": request_id})
 

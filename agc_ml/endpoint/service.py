@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -99,7 +99,7 @@ async def _serve(
         await server.close_all_connections()
 
 
-async def _until_stopped(work: Any) -> None:
+async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
     """Do the work until a signal comes; if it ends before, that is an error."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

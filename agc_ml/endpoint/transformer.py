@@ -40,6 +40,7 @@ def main() -> None:
         verdict = _transform(job)
     except Exception as error:  # noqa: BLE001 - of the query's code or of any file it reads
         verdict = {"error": reason(error), "transient": is_transient(error)}
+        Path(OUTPUT).unlink(missing_ok=True)  # or on a full disk there is no room for the verdict
     partial = Path(f"{VERDICT}.partial")
     partial.write_text(json.dumps(verdict))
     partial.rename(VERDICT)

@@ -30,20 +30,20 @@ class _Counters(NamedTuple):
     separate: frozenset[str]
 
     def __call__(self, column: str) -> str:
-        collection = column.partition("_")[0]
+        collection = _collection(column)
         return f"n{column if collection in self.separate else collection}"
 
     def check(self, columns: dict[str, Any]) -> None:
         counts = {
             name: np.asarray(values)
             for name, values in columns.items()
-            if name[:1] == "n" and _dimensions(values) == 1
+            if name[:1] == "n" and values.ndim == 1
         }
         for name, values in columns.items():
             if _is_jagged(values):
                 these = np.asarray(ak.num(values))
                 if not np.array_equal(counts.setdefault(self(name), these), these):
-                    raise _UnequalCounts(name.partition("_")[0])
+                    raise _UnequalCounts(_collection(name))
 
 
 def write(pieces: Callable[[], Iterator[Piece]], output: Path, form: ResultFormat) -> int:
@@ -121,8 +121,20 @@ def _write_parquet(pieces: Iterator[Piece], output: Path) -> int:
     return total
 
 
+def _collection(column: str) -> str:
+    return column.partition("_")[0] or column
+
+
 def _columns(events: Any) -> dict[str, Any]:
-    return {name: _without_none(name, events[name]) for name in events.fields}
+    """Columns that a tree can hold; a record of columns becomes several."""
+    columns = {}
+    for name in events.fields:
+        values = events[name]
+        if isinstance(ak.type(values).content, ak.types.RecordType):
+            columns.update({f"{name}_{x}": inner for x, inner in _columns(values).items()})
+        else:
+            columns[name] = _without_none(name, values)
+    return columns
 
 
 def _without_none(name: str, values: Any) -> Any:
@@ -135,8 +147,4 @@ def _without_none(name: str, values: Any) -> Any:
 
 
 def _is_jagged(values: Any) -> bool:
-    return isinstance(ak.type(values).content, ak.types.ListType) and not ak.fields(values)
-
-
-def _dimensions(values: Any) -> int:
-    return int(values.ndim)
+    return isinstance(ak.type(values).content, ak.types.ListType)
