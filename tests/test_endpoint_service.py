@@ -197,6 +197,20 @@ def test_a_worker_that_dies_is_told(
     assert failure(servicex_endpoint, request_id) == "ZeroDivisionError: division by zero"
 
 
+def test_an_unknown_code_generator_is_refused(
+    servicex_endpoint: Endpoint, files: list[Path]
+) -> None:
+    from servicex import query  # noqa: PLC0415 - heavy
+
+    other = query.FuncADL_ATLASr22().Select(lambda e: e.run)
+    with pytest.raises(ValueError, match="atlasr22: no such code generator; there are uproot, "):
+        submitted(servicex_endpoint, files, other)
+    with tidied():
+        asked = client_query(servicex_endpoint, files, other)
+        with pytest.raises(NameError, match="atlasr22 code generator not supported"):
+            asyncio.run(asked.as_files_async(display_progress=False))
+
+
 def test_odd_questions_get_answers(servicex_endpoint: Endpoint) -> None:
     headers = asyncio.run(servicex_endpoint.adapter()._get_authorization())
     client = httpx.Client(base_url=servicex_endpoint.url, headers=headers)
