@@ -14,6 +14,7 @@ import click
 
 from agc_ml import options
 from agc_ml._version import __version__
+from agc_ml.endpoint.commands import service
 from agc_ml.errors import AgcError, Interrupted, UsageError
 from agc_ml.generate.commands import generate
 from agc_ml.sources import commands as sources
@@ -304,6 +305,7 @@ def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
 
 
 cli.add_command(generate)
+cli.add_command(service)
 
 
 @cli.group()

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 from services.catalogues import data_server, portal, rucio  # noqa: F401 - the fixtures
 from services.proxy import proxies  # noqa: F401 - the fixture
+from services.servicex import servicex_endpoint  # noqa: F401 - the fixture
 from services.triton import triton  # noqa: F401 - the fixture
 from services.web import web  # noqa: F401 - the fixture
 from services.xrootd import shared_storage, storage  # noqa: F401 - the fixtures

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     {"_version", "errors", "options"},
     {"folders", "kernels", "variations"},
+    {"endpoint"},
     {"datasets", "hists", "identity", "ledger", "ml"},
     {"agc", "delivery", "outputs", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "formats"},
@@ -132,6 +133,18 @@ def test_only_a_few_rooms_know_dask() -> None:
             module.partition(".")[0] in {"dask", "distributed"} for module, _ in imports(path, "")
         ):
             assert room in {"cluster", "executors", "worker"}, path
+
+
+def test_the_endpoint_stands_alone() -> None:
+    allowed = {"_version", "endpoint", "errors", "folders", "options"}
+    for room, path in rooms():
+        for module, _ in imports(path, "agc_ml"):
+            package, _, rest = module.partition(".")
+            target = rest.partition(".")[0]
+            if package == "agc_ml" and room == "endpoint":
+                assert target in allowed, f"{path.name} may not import agc_ml.{target}"
+            if package == "agc_ml" and target == "endpoint":
+                assert room in {"cli", "endpoint"}, f"{path} may not import the endpoint"
 
 
 def test_physics_fits_on_a_few_screens() -> None:

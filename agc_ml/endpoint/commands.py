@@ -1,0 +1,80 @@
+"""``agc-ml service``: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from agc_ml import options
+from agc_ml.errors import Interrupted, UsageError
+
+_EXTRA = ("func_adl_uproot", "qastle", "botocore", "fsspec_xrootd")
+
+
+@click.group(epilog="Example: agc-ml service servicex")
+def service() -> None:
+    """Run services that analyses use, on this machine."""
+
+
+@service.command(epilog="Example: agc-ml service servicex --port 5000 -o servicex-endpoint")
+@click.option(
+    *("-o", "--folder"),
+    type=click.Path(path_type=Path),
+    default="servicex-endpoint",
+    show_default=True,
+    metavar="DIR",
+    help="What it keeps; it goes on with what is unfinished there.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=5000,
+    show_default=True,
+    help="Where it listens, on 127.0.0.1 only; 0 for any that is free.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Files at once [all cores].")
+@click.option(
+    "--timeout",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Most seconds for a file.",
+)
+@click.option(
+    "--token",
+    "token_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Clients need the token in FILE [one made for DIR].",
+)
+@options.logging_options
+def servicex(
+    folder: Path, port: int, workers: int | None, timeout: int, token_file: Path | None, **_: object
+) -> None:
+    """Deliver columns as ServiceX does: an endpoint for its standard client.
+
+    Needs the extra 'endpoint'. Runs queries of the code generators uproot (func_adl), uproot-raw
+    and python on local processes, which read files, root:// and http(s)://. Its URL, its token and
+    a cache are in DIR/servicex.yaml: deliver(spec, config_path="DIR/servicex.yaml").
+    """
+    _require_extra()
+    from agc_ml.endpoint.service import Settings, serve  # noqa: PLC0415 - on demand
+
+    settings = Settings(folder, port, workers or os.cpu_count() or 1, timeout, token_file)
+    serve(settings, _announce)
+    raise Interrupted("stopped; the same command goes on with what is unfinished")
+
+
+def _require_extra() -> None:
+    for part in _EXTRA:
+        if find_spec(part) is None:
+            raise UsageError(
+                f"{part} is not installed; it comes with: pip install 'agc-ml[endpoint]'"
+            )
+
+
+def _announce(url: str, client: Path) -> None:
+    click.echo(f'ServiceX at {url}: deliver(spec, config_path="{client}")')

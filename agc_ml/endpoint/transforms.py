@@ -1,0 +1,82 @@
+"""The work: as many inputs at once as there are workers, first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agc_ml.endpoint.objects import Objects
+from agc_ml.endpoint.state import Job, Outcome, State
+from agc_ml.endpoint.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+
+class Transforms:
+    """Does what the state says is to be done."""
+
+    def __init__(self, state: State, kept: Objects, workers: Workers) -> None:
+        self._state = state
+        self._kept = kept
+        self._workers = workers
+        self._running: dict[int, tuple[Job, asyncio.Task[Outcome]]] = {}
+        self._news = asyncio.Event()
+
+    async def run(self, at_once: int) -> None:
+        """Work until cancelled.
+
+        Raises
+        ------
+        OSError, sqlite3.Error
+            Results can't be written.
+        """
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(self._work())
+
+    def wake(self) -> None:
+        """Have a look: there is a new request."""
+        self._news.set()
+
+    async def stop(self, request_id: str) -> None:
+        """Stop all work for a request, which the state must not call running any more."""
+        tasks = [task for job, task in self._running.values() if job.request_id == request_id]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def delete(self, request_id: str) -> None:
+        """Remove a request and all that there is of it."""
+        self._state.cancel(request_id)
+        await self.stop(request_id)
+        self._state.delete(request_id)
+        self._kept.delete(request_id)
+
+    async def _work(self) -> None:
+        while True:
+            job = self._state.next_job(self._running)
+            if job is None:
+                self._news.clear()
+                await self._news.wait()
+            else:
+                await self._do(job)
+
+    async def _do(self, job: Job) -> None:
+        task = asyncio.create_task(self._workers.transform(job))
+        self._running[job.number] = (job, task)
+        try:
+            await asyncio.wait({task})
+            if not task.cancelled():
+                self._record(job, task.result())
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            del self._running[job.number]
+
+    def _record(self, job: Job, outcome: Outcome) -> None:
+        is_finished = self._state.record(job, outcome)
+        if outcome.error:
+            logger.warning("%s: %s: %s", job.request_id, job.path, outcome.error)
+        if is_finished:
+            logger.info("%s: finished", job.request_id)
