@@ -63,7 +63,8 @@ cluster_options = together(
 via_option = click.option(
     "--via",
     metavar="WAY",
-    help="How to reach the files: local, https[=URL], xrootd[=URL], xcache=URL[,URL...] "
+    help="How to reach the files: local, https[=URL], xrootd[=URL], xcache=URL[,URL...], "
+    "servicex[=ENDPOINT] "
     "[replicas as they are listed].",
 )
 plan_options = together(

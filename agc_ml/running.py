@@ -27,7 +27,7 @@ from agc_ml.ml.hook import Bundle, Model
 from agc_ml.reduction import Reduced, reduce
 from agc_ml.remarks import remarks
 from agc_ml.results import ClusterSummary, Metrics, RunRecord, RunResult, Status, load_record
-from agc_ml.shipping import Shipment, prepare
+from agc_ml.shipping import Shipment, declared_columns, prepare
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -94,8 +94,9 @@ def run(
         What the processor scores with, if it takes a model: where `load_model` finds one, or what
         it gives.
     via
-        How files are reached: ``local``, ``https[=URL]``, ``xrootd[=URL]``, ``xcache=URL[,URL]``;
-        by default their replicas are read as they are listed, the first one first.
+        How files are reached: ``local``, ``https[=URL]``, ``xrootd[=URL]``, ``xcache=URL[,URL]``,
+        ``servicex[=ENDPOINT]``; by default replicas are read as they are listed, the first one
+        first.
     output
         The run directory; default ``runs/<processor>-<UTC time>``. One that is not empty is refused
         without ``resume`` (go on where it stopped) or ``overwrite``.
@@ -113,7 +114,10 @@ def run(
     """
     shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
-    loaded = ways.deliver(loaded, None if via is None else ways.parse(via))
+    way = None if via is None else ways.parse(via)
+    loaded = ways.deliver(
+        loaded, way, lambda d: declared_columns(shipment.processor, is_data=d.is_data)
+    )
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not 0 <= allow_missing < 1:

@@ -25,7 +25,7 @@ VARIABLES: Final = (
 _ENCRYPTED: Final = {"https", "roots", "xroots"}
 _HERE: Final = {"localhost", "127.0.0.1", "::1"}
 _IN_TEXT: Final = re.compile(
-    r"(?i)((?:authz=|bearer[ +]|bearer%20|access_token=|x-amz-signature=)+)[^\s&\"'),;:]+"
+    r"(?i)((?:authz=|bearer[ +]|bearer%20|access_token=|[a-z-]*signature=)+)[^\s&\"'),;:]+"
 )
 _IN_ADDRESS: Final = re.compile(r"(?<=://)[^/@\s]+@")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,12 +17,16 @@ _SCHEMES: Final = {
     "https": {"http", "https"},
     "xrootd": {"root", "roots", "xroot", "xroots"},
 }
-USAGE: Final = "local, https[=URL], xrootd[=URL], xcache=URL[,URL...]"
+SERVICEX: Final = "servicex"
+USAGE: Final = "local, https[=URL], xrootd[=URL], xcache=URL[,URL...], servicex[=ENDPOINT]"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How files are reached: by ``kind``, from ``places`` (URLs that the file's path follows)."""
+    """How files are reached: by ``kind``, from ``places``: URLs that the file's path follows.
+
+    Of ``servicex`` these are its endpoint.
+    """
 
     kind: str
     places: tuple[str, ...] = ()
@@ -37,6 +41,8 @@ def parse(text: str) -> Way:
         There is no such way, or its servers are of another protocol.
     """
     kind, equals, rest = text.partition("=")
+    if kind == SERVICEX:
+        return Way(kind, (rest,) if rest else ())
     places = tuple(part.strip() for part in rest.split(",") if part.strip())
     if kind not in {*_SCHEMES, "xcache"}:
         raise UsageError(f"--via {text}: no such way; there are {USAGE}")
@@ -56,20 +62,33 @@ def parse(text: str) -> Way:
     return Way(kind, places)
 
 
-def deliver(fileset: Fileset, way: Way | None) -> Fileset:
+def deliver(
+    fileset: Fileset,
+    way: Way | None,
+    columns_of: Callable[[Dataset], Sequence[str]] = lambda _: (),
+) -> Fileset:
     """The same files, with the replicas of a way first. None leaves them as they are listed.
 
     The others stay behind them, and are read when those fail; but ``local`` reads from disks only.
     A cache is asked first; which one of several is decided by a hash of the file's name, so that
-    each file is kept by one.
+    each file is kept by one. ``servicex`` gives other files, of the columns ``columns_of`` each
+    dataset only.
 
     Raises
     ------
     FilesetError
         A file has no replica of that kind.
+    UsageError
+        There is no such endpoint, or no columns.
+    DeliveryError
+        ServiceX could not deliver every file.
     """
     if way is None:
         return fileset
+    if way.kind == SERVICEX:
+        from agc_ml.delivery import servicex  # noqa: PLC0415 - it needs an extra
+
+        return servicex.delivered(fileset, next(iter(way.places), None), columns_of)
     arrange = _BY_KIND.get(way.kind, _of_kind)
     datasets = tuple(
         replace(d, files=tuple(arrange(way, d, file) for file in d.files)) for d in fileset.datasets

@@ -1,0 +1,274 @@
+"""Columns through a real ServiceX endpoint: equal to direct reading, or an error that says why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import faulty
+import nanoaod
+import numpy as np
+import pytest
+import stepwise
+from services.servicex import Endpoint, endpoint
+
+import agc_ml as agc
+from agc_ml import catalogue
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.delivery import service
+from agc_ml.errors import AgcError, DeliveryError, UsageError
+from agc_ml.results import RunResult
+from agc_ml.templates import compare
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client's own
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+def listed(*paths: Path, **known: Any) -> Fileset:
+    files = tuple(File(path.name, (str(path),), **known) for path in paths)
+    return Fileset((Dataset("tt", "tt", files, xsec=1.0),), 1.0, "made up")
+
+
+def run(what: Fileset, output: Path, via: str | None, processor: Any = None) -> RunResult:
+    made = stepwise.Flat() if processor is None else processor
+    return agc.run(made, what, via=via, site="inline", output=output, quiet=True)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return [nanoaod.write(tmp_path / f"{i}.root", nanoaod.events(300, i)) for i in range(3)]
+
+
+def test_the_measurement_is_the_same_bin_by_bin(
+    servicex_endpoint: Endpoint, tmp_path: Path
+) -> None:
+    chosen = catalogue.load(catalogue.DEMO).select(["ttbar__nominal", "wjets__nominal"])
+    options: dict[str, Any] = {"site": "inline", "quiet": True}
+    direct = agc.run("ttbar", chosen, output=tmp_path / "direct", **options)
+    via = f"servicex={servicex_endpoint.config}"
+    through = agc.run("ttbar", chosen, via=via, output=tmp_path / "through", **options)
+    assert compare(through.templates, direct.templates, 0.0) == []
+    assert through.cutflow == direct.cutflow
+    assert through.status == "complete"
+    assert [e.lfn for e in through.ledger.entries] == [e.lfn for e in direct.ledger.entries]
+    begun = time.monotonic()
+    again = agc.run("ttbar", chosen, via=via, output=tmp_path / "again", **options)
+    assert time.monotonic() - begun < 3  # nothing was asked for again
+    assert compare(again.templates, direct.templates, 0.0) == []
+
+
+def test_records_too(servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path) -> None:
+    via = f"servicex={servicex_endpoint.config}"
+    for processor in (stepwise.Records(), faulty.Spectrum()):
+        name = type(processor).__name__
+        direct = run(listed(*paths), tmp_path / f"{name}-direct", None, processor)
+        through = run(listed(*paths), tmp_path / f"{name}-through", via, processor)
+        assert through.cutflow == direct.cutflow
+        for key, template in through.templates.items():
+            np.testing.assert_array_equal(template.values(), direct.templates[key].values())
+
+
+class TestFailures:
+    def test_some_files(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        paths[1].unlink()
+        with pytest.raises(DeliveryError, match="did not deliver 1 of 3 files") as caught:
+            run(listed(*paths), tmp_path / "run", f"servicex={servicex_endpoint.config}")
+        assert "dataset tt" in str(caught.value)
+        assert str(paths[1]) in str(caught.value)
+        assert "No such file" in str(caught.value)
+        assert not (tmp_path / "run").exists()
+
+    def test_all_files(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        what = listed(*paths)
+        for path in paths:
+            path.write_text("no ROOT file at all")
+        with pytest.raises(DeliveryError, match="did not deliver 3 of 3 files"):
+            run(what, tmp_path / "run", f"servicex={servicex_endpoint.config}")
+
+    def test_a_file_without_the_tree(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        nanoaod.write(paths[0], nanoaod.events(10, 1), tree="Others")
+        with pytest.raises(DeliveryError, match=r"0.root.*no tree Events"):
+            run(listed(*paths), tmp_path / "run", f"servicex={servicex_endpoint.config}")
+
+    def test_fewer_events_than_the_fileset_says(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        with pytest.raises(DeliveryError, match="it has 300 events, the fileset says 400"):
+            run(
+                listed(paths[0], entries=400),
+                tmp_path / "run",
+                f"servicex={servicex_endpoint.config}",
+            )
+
+    def test_an_endpoint_that_is_killed_and_started_again(
+        self, paths: list[Path], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "endpoint"
+        direct = run(listed(*paths), tmp_path / "direct", None)
+        found: list[RunResult] = []
+        with endpoint(folder, "--workers", 1) as first:
+            via = f"servicex={first.config}"
+
+            def work() -> None:
+                found.append(run(listed(*paths), tmp_path / "through", via))
+
+            worker = threading.Thread(target=work)
+            worker.start()
+            while not list((tmp_path / "cache").rglob("delivered.json")):
+                time.sleep(0.05)
+            first.kill()
+            with endpoint(folder, "--workers", 1, port=first.port):
+                worker.join(timeout=60)
+        assert found
+        assert found[0].cutflow == direct.cutflow
+        assert compare(found[0].templates, direct.templates, 0.0) == []
+
+
+class TestWhatWasDelivered:
+    def test_files_that_were_changed_are_asked_for_again(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        via = f"servicex={servicex_endpoint.config}"
+        first = run(listed(*paths), tmp_path / "first", via)
+        kept = sorted((tmp_path / "cache" / "agc-ml" / "servicex").rglob("*root*"))
+        assert len(kept) == 3
+        content = bytearray(kept[0].read_bytes())
+        content[len(content) // 2] ^= 1
+        kept[0].write_bytes(content)
+        kept[1].unlink()
+        second = run(listed(*paths), tmp_path / "second", via)
+        assert compare(second.templates, first.templates, 0.0) == []
+
+    def test_a_request_that_is_not_known_any_more_is_made_again(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        via = f"servicex={servicex_endpoint.config}"
+        first = run(listed(*paths), tmp_path / "first", via)
+        (note,) = (tmp_path / "cache" / "agc-ml" / "servicex").rglob("delivered.json")
+        note.write_text(json.dumps({"request": "00000000-0000-4000-8000-000000000000"}))
+        second = run(listed(*paths), tmp_path / "second", via)
+        assert compare(second.templates, first.templates, 0.0) == []
+
+    def test_a_request_that_is_under_way_is_gone_on_with(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        via = f"servicex={servicex_endpoint.config}"
+        run(listed(*paths), tmp_path / "first", via)
+        (note,) = (tmp_path / "cache" / "agc-ml" / "servicex").rglob("delivered.json")
+        request = json.loads(note.read_text())["request"]
+        note.write_text(json.dumps({"request": request}))
+        run(listed(*paths), tmp_path / "second", via)
+        assert json.loads(note.read_text())["request"] == request
+
+
+class Anything(BaseHTTPRequestHandler):
+    """Answers what its server was told to."""
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.server.answer).encode()  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def other_server() -> Iterator[Any]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Anything) as server:
+        server.answer = {}  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+class TestBadInput:
+    def says(self, paths: list[Path], via: str, *parts: str, processor: Any = None) -> AgcError:
+        begun = time.monotonic()
+        with pytest.raises(AgcError) as caught:
+            run(listed(*paths), Path("run"), via, processor)
+        for part in parts:
+            assert part in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert time.monotonic() - begun < 30
+        return caught.value
+
+    def test_no_configuration(self, paths: list[Path]) -> None:
+        error = self.says(paths, "servicex", "no servicex.yaml here", "agc-ml service servicex")
+        assert isinstance(error, UsageError)
+
+    def test_a_name_that_is_not_in_it(self, paths: list[Path], tmp_path: Path) -> None:
+        (tmp_path / "servicex.yaml").write_text(
+            "api_endpoints: [{name: af, endpoint: 'http://127.0.0.1:9', token: x}]"
+        )
+        self.says(paths, "servicex=mine", "no such endpoint", "it has af")
+        self.says(paths, "servicex", "http://127.0.0.1:9 can't be reached", "servicex.yaml")
+
+    def test_a_broken_configuration(self, paths: list[Path], tmp_path: Path) -> None:
+        (tmp_path / "servicex.yaml").write_text("api_endpoints: 7")
+        self.says(paths, "servicex", "servicex.yaml", "list")
+
+    def test_something_else(self, paths: list[Path], other_server: Any) -> None:
+        url = f"http://127.0.0.1:{other_server.server_port}"
+        self.says(paths, f"servicex={url}", f"{url} is no ServiceX")
+        other_server.answer = {"app-version": "1.0", "code-gen-image": {"uproot": "x"}}
+        self.says(paths, f"servicex={url}", "too old (version 1.0)")
+        other_server.answer["capabilities"] = ["poll_local_transformation_results"]
+        self.says(paths, f"servicex={url}", "has no uproot-raw, only uproot")
+
+    def test_a_wrong_token(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        right = servicex_endpoint.config.read_text()
+        (tmp_path / "servicex.yaml").write_text(right.replace(servicex_endpoint.token, "wrong"))
+        self.says(paths, "servicex", "does not let us in", "token")
+
+    def test_a_processor_that_declares_nothing(
+        self, servicex_endpoint: Endpoint, paths: list[Path]
+    ) -> None:
+        via = f"servicex={servicex_endpoint.config}"
+        self.says(paths, via, "it declares none", processor=faulty.Plain())
+
+    def test_no_client(self, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(__import__("sys").modules, "servicex", None)
+        self.says(paths, "servicex", "pip install 'agc-ml[servicex]'")
+
+    def test_one_that_stops_for_good(
+        self, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service, "SILENT_S", 1)
+        monkeypatch.setattr(service, "CALL_S", 2)
+        with endpoint(tmp_path / "endpoint", "--workers", 1) as running:
+            via = f"servicex={running.config}"
+
+            def kill() -> None:
+                while not list((tmp_path / "cache").rglob("delivered.json")):
+                    time.sleep(0.05)
+                running.kill()
+
+            killer = threading.Thread(target=kill)
+            killer.start()
+            with pytest.raises(DeliveryError, match="does not answer for 1 s"):
+                run(listed(*paths), tmp_path / "run", via)
+            killer.join()
+        shutil.rmtree(tmp_path / "endpoint")
