@@ -6,9 +6,12 @@ import base64
 import logging
 import os
 import shutil
+import ssl
+import subprocess
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import nanoaod
@@ -262,6 +265,95 @@ def macaroon(key: bytes, *, seconds: int) -> str:
     until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
     made.add_first_party_caveat(f"before:{until}")
     return str(made.serialize())
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files of an authority and of what it signed, as grid sites have them."""
+
+    authorities: Path
+    server: Path
+    proxy: Path
+    stranger: Path
+
+    def context(self) -> ssl.SSLContext:
+        """Of a server that wants to know who comes."""
+        made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, capath=str(self.authorities))
+        made.load_cert_chain(self.server)
+        made.verify_mode = ssl.CERT_REQUIRED
+        return made
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    def signed(name: str, authority: str) -> Path:
+        openssl(*_KEY, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+        by = ("-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial")
+        made = ("-req", "-in", f"{name}.csr", "-days", "2", "-extfile", "names")
+        openssl("x509", *made, *by, "-out", f"{name}.crt")
+        both = folder / f"{name}.both"
+        both.write_bytes(
+            (folder / f"{name}.crt").read_bytes() + (folder / f"{name}.key").read_bytes()
+        )
+        return both
+
+    for authority in ("ours", "theirs"):
+        subject = ("-x509", "-days", "2", "-subj", f"/CN={authority}")
+        openssl(*_KEY, *subject, "-keyout", f"{authority}.key", "-out", f"{authority}.pem")
+    (folder / "trusted").mkdir()
+    shutil.copy(folder / "ours.pem", folder / "trusted")
+    openssl("rehash", "trusted")
+    return Certificates(
+        folder / "trusted", signed("server", "ours"), signed("me", "ours"), signed("x", "theirs")
+    )
+
+
+_KEY = ("req", "-newkey", "rsa:2048", "-nodes")
+
+
+class TestCertificates:
+    @pytest.fixture
+    def secure(
+        self, certificates: Certificates, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[Web]:
+        monkeypatch.setattr(source, "DEADLINE_S", 2)
+        web = Web(path.parent, certificates.context())
+        yield web
+        web.shutdown()
+        web.server_close()
+
+    def test_a_proxy_lets_us_in(
+        self,
+        secure: Web,
+        certificates: Certificates,
+        right: bytes,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        with pytest.raises(DeliveryError, match="its server is not trusted"):
+            content(secure.url("x.root"))
+        monkeypatch.setenv("X509_CERT_DIR", str(certificates.authorities))
+        with pytest.raises(DeliveryError):
+            content(secure.url("x.root"))
+        mine = tmp_path / "proxy"
+        mine.write_bytes(certificates.stranger.read_bytes())
+        monkeypatch.setenv("X509_USER_PROXY", str(mine))
+        with pytest.raises(DeliveryError):
+            content(secure.url("x.root"))
+        mine.write_bytes(certificates.proxy.read_bytes())  # renewed
+        os.utime(mine, (1, 1))
+        assert content(secure.url("x.root")) == right
+
+    def test_a_proxy_that_is_not_there(self, secure: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("X509_USER_PROXY", "/no/such/proxy")
+        with pytest.raises(DeliveryError, match=r"certificates can't be read.*/no/such/proxy"):
+            content(secure.url("x.root"))
 
 
 class TestReplicas:

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.delivery import credentials
@@ -122,7 +123,7 @@ def _get(url: str, ranges: Sequence[Range], timeout: float, token: str | None) -
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     try:
-        response = _pool().request(
+        response = _pool(*_identity()).request(
             "GET",
             url,
             headers=headers,
@@ -143,6 +144,8 @@ def _get(url: str, ranges: Sequence[Range], timeout: float, token: str | None) -
             return response, _body(response, end)
     except urllib3.exceptions.HTTPError as error:
         raise _sorted(error) from error
+    except OSError as error:
+        raise PermanentError(f"certificates can't be read: {error}") from error
 
 
 def _body(response: Any, end: float) -> bytes:
@@ -184,17 +187,22 @@ def _sorted(error: Any) -> ReplicaError:
     return TransientError(f"the connection broke: {text.rpartition(': ')[2] or text}")
 
 
-@functools.cache
-def _pool() -> Any:
+def _identity() -> tuple[str | None, tuple[str, str] | None, float]:
+    """Folder of the authorities we trust, files that say who we are, and when those changed."""
+    proxy = credentials.proxy()
+    changed = 0.0 if proxy is None else max(Path(file).stat().st_mtime for file in proxy)
+    return os.environ.get("X509_CERT_DIR"), proxy, changed
+
+
+@functools.lru_cache(maxsize=4)
+def _pool(folder: str | None, proxy: tuple[str, str] | None, _changed: float) -> Any:
     """Connections of this process, kept for the next file of the same server."""
     import urllib3  # noqa: PLC0415 - on demand
 
     logging.getLogger("urllib3.connectionpool").addFilter(_without_secrets)
-    folder = os.environ.get("X509_CERT_DIR")
     context = ssl.create_default_context()
     if folder:
         context.load_verify_locations(capath=folder)
-    proxy = credentials.proxy()
     if proxy is not None:
         context.load_cert_chain(*proxy)
     return urllib3.PoolManager(maxsize=_AT_ONCE, ssl_context=context)
