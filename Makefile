@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Dozens of processes are started; without bytecode, importing costs each of them three times as much.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint clean bench-speed
+.PHONY: demo test lint clean bench-speed bench-delivery
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.for-demo
@@ -28,6 +28,11 @@ lint: $(VENV)/.for-dev
 # Of the published models, which are not part of the repository.
 bench-speed: $(VENV)/.for-dev
 	$(BIN)/python benchmarks/speed.py --models $(AGC_ML_REAL_DATA)
+
+# Of servers that it starts itself: xrootd has to be installed.
+bench-delivery: $(VENV)/.for-dev
+	@tests/system-parts
+	$(BIN)/python benchmarks/delivery.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
