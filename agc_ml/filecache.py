@@ -11,23 +11,25 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import logging
 import os
-import pickle
 import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import lz4.frame
+import numpy as np
 
 from agc_ml import inspection, reading
 from agc_ml.datasets import File
 from agc_ml.delivery.transport import local_path
 from agc_ml.identity import version_of
 from agc_ml.inspection import FileInfo
+from agc_ml.reading import Baskets, Directory
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +57,12 @@ class FileCache:
             if found is None:
                 return None
             database.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), key))
-        info: FileInfo = pickle.loads(lz4.frame.decompress(found[0]))  # noqa: S301 - our own
+        info = _unpacked(found[0])
         return info if _is_as_it_was(file, info) else None
 
     def keep(self, file: File, columns: tuple[str, ...], info: FileInfo, *, flat: bool) -> None:
         """Keep what was found; and drop what nobody asked for in three months."""
-        content = lz4.frame.compress(pickle.dumps(replace(info, failures=()), protocol=5))
+        content = _packed(info)
         key = _key(file, columns, flat=flat)
         with self._database() as database:
             if database is not None:
@@ -86,6 +88,50 @@ class FileCache:
             logger.debug("%s: the cache of files is not used (%s)", self._path, error)
         finally:
             database.close()
+
+
+def _packed(info: FileInfo) -> bytes:
+    """All but what was wrong with replicas: that is of the run which saw it."""
+    directory = None if info.directory is None else _plain(info.directory)
+    plain = replace(info, failures=(), directory=None)
+    content = json.dumps({**asdict(plain), "directory": directory})
+    packed: bytes = lz4.frame.compress(content.encode())
+    return packed
+
+
+def _plain(directory: Directory) -> dict[str, Any]:
+    return {
+        name: None
+        if baskets is None
+        else [
+            *(places.tolist() for places in (baskets.seeks, baskets.sizes, baskets.bounds)),
+            *(baskets.dtype.str, baskets.is_jagged),
+        ]
+        for name, baskets in directory.items()
+    }
+
+
+def _unpacked(content: bytes) -> FileInfo:
+    known = json.loads(lz4.frame.decompress(content))
+    directory = known.pop("directory")
+    found = None
+    if directory is not None:
+        found = {n: None if plain is None else _baskets(*plain) for n, plain in directory.items()}
+    return FileInfo(
+        **{**known, "misread": tuple(known["misread"]), "failures": (), "directory": found}
+    )
+
+
+def _baskets(
+    seeks: list[int], sizes: list[int], bounds: list[int], dtype: str, is_jagged: bool
+) -> Baskets:
+    return Baskets(
+        seeks=np.array(seeks, np.int64),
+        sizes=np.array(sizes, np.int64),
+        bounds=np.array(bounds, np.int64),
+        dtype=np.dtype(dtype),
+        is_jagged=is_jagged,
+    )
 
 
 def _key(file: File, columns: tuple[str, ...], *, flat: bool) -> str:

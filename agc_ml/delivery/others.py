@@ -23,7 +23,7 @@ class OtherFile:
                 f"{scheme(url)}:// is no protocol known here ({error}); known are root, roots, "
                 "http, https, paths, and those of installed fsspec packages"
             ) from error
-        except Exception as error:  # each file system has its own
+        except OSError as error:
             raise _sorted(error) from error
         self.size = int(info["size"] or 0)
         self.stamp = str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
@@ -34,7 +34,7 @@ class OtherFile:
         paths = [self._path] * len(ranges)
         try:
             parts: list[Any] = self._system.cat_ranges(paths, list(starts), list(stops))
-        except Exception as error:  # as above
+        except OSError as error:
             raise _sorted(error) from error
         for (start, stop), part in zip(ranges, parts, strict=True):
             if isinstance(part, Exception):

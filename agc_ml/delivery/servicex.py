@@ -101,9 +101,8 @@ def _run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         future = pool.submit(asyncio.run, until_stopped())
         try:
             return future.result()
-        except BaseException:  # Ctrl-C ends the other thread too
-            stop.set()
-            raise
+        finally:
+            stop.set()  # Ctrl-C ends the other thread too
 
 
 def _wanted(dataset: Dataset, columns: Sequence[str]) -> _Wanted:
@@ -202,6 +201,7 @@ async def _fetched(
     service: talk.Service, wanted: _Wanted, request_id: str, folder: Path
 ) -> list[File]:
     """Download what was delivered, after every file is accounted for."""
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - heavy
     from servicex.minio_adapter import MinioAdapter  # noqa: PLC0415 - heavy
 
     name = wanted.dataset.name
@@ -227,7 +227,7 @@ async def _fetched(
         try:
             path = await store.download_file(key, str(folder), shorten_filename=True)
             signed = await store.get_signed_url(key)
-        except Exception as error:  # the S3 client raises many kinds
+        except (BotoCoreError, ClientError, OSError, RuntimeError) as error:
             raise DeliveryError(
                 f"dataset {name}: {redacted(url)}: what ServiceX made of it can't be fetched: "
                 f"{talk.said(error)}; run again"

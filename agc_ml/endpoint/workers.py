@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from agc_ml.delivery import xrootd
 from agc_ml.endpoint import objects
 from agc_ml.endpoint.requests import locate
 from agc_ml.endpoint.state import Job, Outcome
@@ -22,15 +23,9 @@ logger = logging.getLogger(__name__)
 
 PAUSES_S: Final = (1, 4)  # before the second and the third attempt
 
-# Before XRootD's library is loaded: by default it waits minutes for a server that is gone. Of
-# dask-awkward's optimisations one does not know the tasks of today's Dask.
+# Before libraries are loaded. Of dask-awkward's optimisations one does not know today's Dask.
 _VARIABLES: Final = {
-    "XRD_CONNECTIONWINDOW": "5",
-    "XRD_CONNECTIONRETRY": "2",
-    "XRD_REQUESTTIMEOUT": "20",
-    "XRD_STREAMTIMEOUT": "10",
-    "XRD_TIMEOUTRESOLUTION": "1",
-    "XRD_STREAMERRORWINDOW": "5",
+    **xrootd.SETTINGS,
     "DASK_SCHEDULER": "synchronous",
     "DASK_AWKWARD__OPTIMIZATION__WHICH": '["columns"]',
     "OMP_NUM_THREADS": "1",
