@@ -30,6 +30,8 @@ _LOCAL_SETTINGS: Final = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": 0.80,
     "distributed.worker.memory.terminate": 0.95,
+    # Dask's 64 kB gives memory back after each basket, and takes it again for the next one.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 24,
 }
 
 

@@ -135,6 +135,17 @@ class TestHttp:
         monkeypatch.setattr(source.time, "sleep", recover)
         assert content(served) == right
 
+    def test_one_that_comes_byte_by_byte_is_given_up(
+        self, web: Web, served: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(source, "DEADLINE_S", 2)
+        with opening.opened(File("x.root", (served,))) as file:
+            web.drip = True
+            begun = time.monotonic()
+            with pytest.raises(DeliveryError, match=r"too slow.*\(tried for 2 s\)"):
+                file.file.source.read([(1000, 1100), (9000, 9100)])
+        assert time.monotonic() - begun < 4
+
     def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(source, "DEADLINE_S", 2)
         with pytest.raises(DeliveryError, match=r"Connection refused.*\(tried for 2 s\)"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agc_ml.delivery import credentials
 from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
@@ -26,20 +27,34 @@ GAP: Final = 4096
 """Ranges that are no further apart are asked for as one: a part of an answer costs as much."""
 _MOST_RANGES: Final = 100  # headers of more are longer than servers take
 _AT_ONCE: Final = 8
-_PIECE: Final = 1 << 18
+_PIECE: Final = 1 << 16
 _PERMANENT: Final = {
     401: "no permission: a valid token or certificate is needed",
     403: "no permission",
     404: "no such file",
     410: "no such file",
 }
-_CONTENT_RANGE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/")
-_TOTAL: Final = re.compile(r"bytes\s+\d+-\d+/(\d+)")
+_RANGE_LINE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/")
+_RANGE: Final = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+)")
+_LINE: Final = 1 << 12
 _PARTIAL: Final = 206
 _WHOLE: Final = 200
 _BEYOND: Final = 416
 
-Part = tuple[int, memoryview]
+Part = tuple[int, bytes]
+
+
+class Answer(NamedTuple):
+    """What a server sent: parts of the file by where they begin, where it sent parts."""
+
+    status: int
+    headers: Any
+    parts: list[Part]
+
+    @property
+    def is_multipart(self) -> bool:
+        """Whether it holds as many parts as the server likes."""
+        return _is_multipart(self.headers)
 
 
 class HttpFile:
@@ -51,18 +66,18 @@ class HttpFile:
     def __init__(self, url: str, timeout: float) -> None:
         self._url = url
         self._takes_many = True
-        response, begin = self._get([(0, N_BYTES)], timeout)
-        if response.status == _WHOLE:
+        answer = self._get([(0, N_BYTES)], timeout)
+        if answer.status == _WHOLE:
             raise PermanentError(
                 "its server sends whole files, not the parts that are needed; use one that knows "
                 "ranges (Apache, nginx, XRootD: deploy/xrootd)"
             )
-        total = _TOTAL.match(response.headers.get("Content-Range", ""))
-        if total is None and response.status != _BEYOND:
+        found = _RANGE.match(answer.headers.get("Content-Range", ""))
+        if found is None and answer.status != _BEYOND:
             raise PermanentError("its server does not say how large it is (Content-Range)")
-        self.size = int(total[1]) if total else 0
-        self.stamp = response.headers.get("ETag") or response.headers.get("Last-Modified", "")
-        self.begin = begin
+        self.size = int(found[3]) if found else 0
+        self.stamp = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
+        self.begin = answer.parts[0][1] if answer.parts else b""
 
     def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:
         """Read parts of the file."""
@@ -79,29 +94,26 @@ class HttpFile:
         parts = []
         for first in range(0, len(ranges), _MOST_RANGES):
             some = ranges[first : first + _MOST_RANGES]
-            response, body = self._get(some, end - time.monotonic())
-            if len(some) == 1 and response.status == _PARTIAL:
-                parts.append((some[0][0], memoryview(body)))
-            elif response.headers.get("Content-Type", "").lower().startswith("multipart/byter"):
-                parts += _parts(body)
-            else:
+            answer = self._get(some, end - time.monotonic())
+            if answer.status != _PARTIAL or (len(some) > 1 and not answer.is_multipart):
                 return None
+            parts += answer.parts
         return parts
 
     def _one_by_one(self, ranges: Sequence[Range], end: float) -> list[Part]:
         def one(wanted: Range) -> Part:
-            response, body = self._get([wanted], end - time.monotonic())
-            if response.status != _PARTIAL:
-                raise TransientError(f"its server answers {response.status} to a range")
-            return wanted[0], memoryview(body)
+            answer = self._get([wanted], end - time.monotonic())
+            if answer.status != _PARTIAL or not answer.parts:
+                raise TransientError(f"its server answers {answer.status} to a range")
+            return answer.parts[0]
 
         if len(ranges) == 1:
             return [one(ranges[0])]
         with ThreadPoolExecutor(min(_AT_ONCE, len(ranges))) as pool:
             return list(pool.map(one, ranges))
 
-    def _get(self, ranges: Sequence[Range], timeout: float) -> tuple[Any, bytes]:
-        """Answer and content; once more if the token was replaced since it was refused."""
+    def _get(self, ranges: Sequence[Range], timeout: float) -> Answer:
+        """Ask for ranges; once more if the token was replaced since it was refused."""
         token = credentials.token(self._url)
         try:
             return _get(self._url, ranges, timeout, token)
@@ -115,7 +127,7 @@ class HttpFile:
         """Nothing is held: connections belong to the process."""
 
 
-def _get(url: str, ranges: Sequence[Range], timeout: float, token: str | None) -> tuple[Any, bytes]:
+def _get(url: str, ranges: Sequence[Range], timeout: float, token: str | None) -> Answer:
     import urllib3  # noqa: PLC0415 - on demand
 
     end = time.monotonic() + timeout
@@ -138,24 +150,55 @@ def _get(url: str, ranges: Sequence[Range], timeout: float, token: str | None) -
             problem = _problem(response)
             if problem is not None:
                 raise problem
-            if response.status == _WHOLE:
-                response.close()
-                return response, b""
-            return response, _body(response, end)
+            parts = _parts(response, end) if response.status == _PARTIAL else []
+            return Answer(response.status, response.headers, parts)
     except urllib3.exceptions.HTTPError as error:
         raise _sorted(error) from error
     except OSError as error:
         raise PermanentError(f"certificates can't be read: {error}") from error
 
 
-def _body(response: Any, end: float) -> bytes:
-    pieces = []
-    for piece in response.stream(_PIECE):
-        pieces.append(piece)
-        if time.monotonic() > end:
-            response.close()
+class _Body(io.RawIOBase):
+    """Content of an answer, as it comes, until ``end``."""
+
+    def __init__(self, response: Any, end: float) -> None:
+        super().__init__()
+        self._response = response
+        self._end = end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if time.monotonic() > self._end:
             raise TransientError("its server is too slow")
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        piece = self._response.read1(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _parts(response: Any, end: float) -> list[Part]:
+    """Take an answer apart while it comes: one buffer for all of it would be new memory each time.
+
+    Each part says where it is from, and so how long it is.
+    """
+    body = io.BufferedReader(_Body(response, end), _PIECE)
+    if not _is_multipart(response.headers):
+        found = _RANGE.match(response.headers.get("Content-Range", ""))
+        return [(int(found[1]), body.read())] if found else []
+    parts: list[Part] = []
+    place: tuple[int, int] | None = None
+    while line := body.readline(_LINE):
+        if in_head := _RANGE_LINE.match(line):
+            place = int(in_head[1]), int(in_head[2])
+        elif place is not None and not line.strip():
+            parts.append((place[0], body.read(place[1] + 1 - place[0])))
+            place = None
+    return parts
+
+
+def _is_multipart(headers: Any) -> bool:
+    return bool(headers.get("Content-Type", "").lower().startswith("multipart/byteranges"))
 
 
 def _problem(response: Any) -> ReplicaError | None:
@@ -225,19 +268,6 @@ def _joined(ranges: Sequence[Range]) -> list[Range]:
     return joined
 
 
-def _parts(body: bytes) -> list[Part]:
-    """Take a multipart answer apart: each part says where it is from, and so how long it is."""
-    parts, place, view = [], 0, memoryview(body)
-    while (blank := body.find(b"\r\n\r\n", place)) >= 0:
-        found = _CONTENT_RANGE.search(body, place, blank + 2)
-        if found is None:
-            break
-        start, last, begin = int(found[1]), int(found[2]), blank + 4
-        place = begin + last - start + 1
-        parts.append((start, view[begin:place]))
-    return parts
-
-
 def _cut_out(ranges: Sequence[Range], parts: Sequence[Part]) -> list[Data]:
     starts = [start for start, _ in parts]
     found: list[Data] = []
@@ -246,7 +276,7 @@ def _cut_out(ranges: Sequence[Range], parts: Sequence[Part]) -> list[Data]:
         if index < 0:
             raise TransientError(f"its server left out the bytes at {start}")
         begin, data = parts[index]
-        piece = data[start - begin : stop - begin]
+        piece = memoryview(data)[start - begin : stop - begin]
         if len(piece) != stop - start:
             raise CorruptError(f"cut off: {len(piece)} of {stop - start} bytes at {start} came")
         found.append(piece)

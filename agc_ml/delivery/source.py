@@ -144,6 +144,9 @@ class ReplicaSource(Source):  # type: ignore[misc]
     def begin(self, ranges: Sequence[Range]) -> Future[list[Data]]:
         """Read parts in the background, while the caller does something else."""
         if self._ahead is None:
+            # glibc keeps blocks for use again up to the size of one that it has seen freed. Without
+            # this, all that comes is new memory: a tenth of the time of reading.
+            bytes(REQUEST_BYTES)
             self._ahead = ThreadPoolExecutor(1, "read-ahead")
         return self._ahead.submit(self.read, ranges)
 

@@ -20,7 +20,8 @@ class Web(ThreadingHTTPServer):
 
     ``many``: whether it answers several ranges at once; ``ranges``: whether it knows any;
     ``status``: what it answers instead, if anything; ``token``: which one it wants;
-    ``cut``: after how many bytes of a content it hangs up; ``stall``: seconds before it answers.
+    ``cut``: after how many bytes of a content it hangs up; ``stall``: seconds before it answers;
+    ``drip``: whether the rest comes byte by byte.
     """
 
     daemon_threads = True
@@ -37,6 +38,7 @@ class Web(ThreadingHTTPServer):
         self.token: str | None = None
         self.cut: int | None = None
         self.stall = 0.0
+        self.drip = False
         self.requests: list[str] = []
         self.sent = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -97,6 +99,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: web.cut])
             self.close_connection = True
             return
+        for i in range(len(body) if web.drip else 0):
+            self.wfile.write(body[i : i + 1])
+            time.sleep(0.1)
         self.wfile.write(body)
         web.sent += len(body)
 
