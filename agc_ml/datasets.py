@@ -23,7 +23,8 @@ class File:
     are the places where it can be read, and change nothing. ``entries`` and ``size`` (bytes) are
     what the catalogue states, None where it does not. ``generated`` is the number of events that
     were generated for the file, of which its entries are the ones that a filter kept (NanoAOD's
-    ``Runs/genEventCount``); None: its entries are all.
+    ``Runs/genEventCount``); None: its entries are all. ``dropped`` is the tree of those entries
+    that a preselection took out of ``tree``, where a service did that: together they are all.
     """
 
     lfn: str
@@ -34,6 +35,7 @@ class File:
     size: int | None = None
     adler32: str | None = None
     generated: int | None = None
+    dropped: str | None = None
 
     @property
     def url(self) -> str:

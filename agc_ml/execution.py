@@ -25,7 +25,6 @@ from agc_ml.errors import (
 from agc_ml.executors import Executor
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import hook
-from agc_ml.reading import part_of
 from agc_ml.shipping import is_flat
 from agc_ml.worker import Failure, Finished, Job, pack, process_packed
 
@@ -217,7 +216,8 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
 def _job(account: Account, chunk: Chunk) -> Job:
     dataset = account.dataset(chunk.dataset)
     shipment = account.shipment
-    whole = account.files[chunk.dataset, chunk.lfn].directory
+    info = account.files[chunk.dataset, chunk.lfn]
+    kept, dropped = info.parts(chunk.start, chunk.stop)
     return Job(
         chunk=chunk,
         file=account.found(chunk),
@@ -229,5 +229,6 @@ def _job(account: Account, chunk: Chunk) -> Job:
         module=shipment.module,
         source=shipment.source,
         models=tuple(model.sha256 for model in shipment.models),
-        directory=None if whole is None else part_of(whole, chunk.start, chunk.stop),
+        directory=kept,
+        dropped=dropped,
     )

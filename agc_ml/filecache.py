@@ -29,7 +29,7 @@ from agc_ml.datasets import File
 from agc_ml.delivery.transport import local_path
 from agc_ml.identity import version_of
 from agc_ml.inspection import FileInfo
-from agc_ml.reading import Baskets, Directory
+from agc_ml.reading import Baskets, Directory, Dropped
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,9 @@ class FileCache:
 def _packed(info: FileInfo) -> bytes:
     """All but what was wrong with replicas: that is of the run which saw it."""
     directory = None if info.directory is None else _plain(info.directory)
-    plain = replace(info, failures=(), directory=None)
-    content = json.dumps({**asdict(plain), "directory": directory})
+    dropped = info.dropped and info.dropped._replace(directory=_plain(info.dropped.directory))
+    plain = replace(info, failures=(), directory=None, dropped=None)
+    content = json.dumps({**asdict(plain), "directory": directory, "dropped": dropped})
     packed: bytes = lz4.frame.compress(content.encode())
     return packed
 
@@ -113,13 +114,19 @@ def _plain(directory: Directory) -> dict[str, Any]:
 
 def _unpacked(content: bytes) -> FileInfo:
     known = json.loads(lz4.frame.decompress(content))
-    directory = known.pop("directory")
-    found = None
-    if directory is not None:
-        found = {n: None if plain is None else _baskets(*plain) for n, plain in directory.items()}
+    directory, dropped = known.pop("directory"), known.pop("dropped")
+    if dropped is not None:
+        tree, plain, entries = dropped
+        dropped = Dropped(tree, _found(plain), entries)
     return FileInfo(
-        **{**known, "misread": tuple(known["misread"]), "failures": (), "directory": found}
+        **{**known, "misread": tuple(known["misread"]), "failures": ()},
+        directory=None if directory is None else _found(directory),
+        dropped=dropped,
     )
+
+
+def _found(directory: dict[str, Any]) -> Directory:
+    return {n: None if plain is None else _baskets(*plain) for n, plain in directory.items()}
 
 
 def _baskets(

@@ -12,7 +12,7 @@ from typing import Any, Final
 from agc_ml.datasets import File
 from agc_ml.delivery import opening
 from agc_ml.errors import DeliveryError
-from agc_ml.reading import Directory, directory
+from agc_ml.reading import Directory, Dropped, directory, in_both, part_of
 from agc_ml.worker import EVENT_ID, Failure, one_line, trace, with_counters
 
 _VARIABLE: Final = ("[]", "RVec", "vector")
@@ -28,9 +28,10 @@ class FileInfo:
     ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
     generated events of which the entries were kept, None where the file does not tell; ``adler32``
     the checksum, hexadecimal, if it was asked for. ``directory`` is where the needed columns are,
-    for processors that take them flat; ``misread`` the ones of which only uproot makes sense;
-    ``failures`` what was wrong with replicas. ``stamp`` changes when the replica that was opened
-    does.
+    for processors that take them flat, and ``dropped`` where the columns are of the entries that a
+    preselection dropped, which count as the file's, too; ``misread`` the ones of which only uproot
+    makes sense; ``failures`` what was wrong with replicas. ``stamp`` changes when the replica that
+    was opened does.
     """
 
     entries: int
@@ -44,6 +45,16 @@ class FileInfo:
     misread: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     stamp: str = ""
+    dropped: Dropped | None = None
+
+    def parts(self, start: int, stop: int) -> tuple[Directory | None, Dropped | None]:
+        """What is needed to read the entries [start, stop): of the kept and the dropped ones."""
+        n_dropped = 0 if self.dropped is None else self.dropped.entries
+        of_kept, of_dropped = in_both(start, stop, self.entries - n_dropped)
+        kept = None if self.directory is None else part_of(self.directory, *of_kept)
+        if self.dropped is None:
+            return kept, None
+        return kept, self.dropped._replace(directory=part_of(self.dropped.directory, *of_dropped))
 
 
 def inspect_file(
@@ -78,8 +89,9 @@ def _inspected(
     tree = opened[file.tree]
     if not hasattr(tree, "num_entries"):
         return Failure("definite", f"{file.tree!r} in it is no tree")
+    trees = [tree] if file.dropped is None else [tree, opened[file.dropped]]
     info = FileInfo(
-        entries=int(tree.num_entries),
+        entries=sum(int(one.num_entries) for one in trees),
         uuid=str(opened.file.uuid),
         size=int(opened.file.source.num_bytes),
         n_columns=len(columns) or len(tree.keys()),
@@ -96,8 +108,16 @@ def _inspected(
 
 
 def _located(info: FileInfo, opened: Any, file: File, columns: tuple[str, ...]) -> FileInfo:
-    found, misread = directory(opened, file.tree, with_counters(columns))
-    return replace(info, directory=found, misread=tuple(misread))
+    tree = opened[file.tree]
+    own = [f"n{name}" for name in columns if _counter_of(tree[name]) == f"n{name}"]
+    found, misread = directory(opened, file.tree, [*with_counters(columns), *own])
+    dropped = None
+    if file.dropped is not None:
+        others = opened[file.dropped]
+        where, misread_too = directory(opened, file.dropped, others.keys())
+        dropped = Dropped(file.dropped, where, int(others.num_entries))
+        misread += misread_too
+    return replace(info, directory=found, dropped=dropped, misread=tuple(misread))
 
 
 @contextmanager
@@ -165,11 +185,15 @@ def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:
         is_fixed = any(mark in kind.replace("[]", "") for mark in _FIXED)
         if is_fixed or ("_" not in name and any(mark in kind for mark in _VARIABLE)):
             return f"branch {name} is of type {kind}, no field of a collection; {_NOT_FLAT}"
-        counter = getattr(getattr(tree[name], "count_branch", None), "name", None)
-        expected = f"n{name.partition('_')[0]}"
-        if counter not in {None, expected}:
+        counter, expected = _counter_of(tree[name]), f"n{name.partition('_')[0]}"
+        # what ServiceX writes has one of its own, which has to say the same (`reading`)
+        if counter not in {None, expected, f"n{name}"}:
             return f"branch {name} is counted by {counter}, not by {expected}; {_NOT_FLAT}"
     return None
+
+
+def _counter_of(branch: Any) -> str | None:
+    return getattr(getattr(branch, "count_branch", None), "name", None)
 
 
 def _bytes_of(tree: Any, columns: tuple[str, ...]) -> int | None:

@@ -76,6 +76,8 @@ def directory(file: Any, tree: str, names: Iterable[str]) -> tuple[Directory, li
 
 def part_of(directory: Directory, start: int, stop: int) -> Directory:
     """What is needed of a directory to read the entries [start, stop)."""
+    if start == stop:
+        return {}
     needed = _needed(directory, start, stop)
     return {
         name: None if baskets is None else baskets.some(needed[name])
@@ -100,6 +102,25 @@ def _is_counter(name: str) -> bool:
     return name.startswith("n")
 
 
+class Dropped(NamedTuple):
+    """A tree of entries that a preselection dropped. They count on from the last of those it kept.
+
+    ``directory`` has the few columns that are there of them.
+    """
+
+    tree: str
+    directory: Directory
+    entries: int
+
+
+def in_both(start: int, stop: int, n_kept: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of the entries [start, stop) those of the kept ones, and those of the dropped ones."""
+    return (
+        (min(start, n_kept), min(stop, n_kept)),
+        (max(start - n_kept, 0), max(stop - n_kept, 0)),
+    )
+
+
 class Columns:
     """Columns of the tree of an `agc_ml.delivery.opening.opened` file.
 
@@ -110,7 +131,9 @@ class Columns:
     def __init__(self, file: Any, tree: str, directory: Directory) -> None:
         self.seconds = 0.0
         self.bytes = 0
-        self.collections = frozenset(name[1:] for name in directory if _is_counter(name))
+        self.collections = frozenset(
+            name[1:] for name in directory if _is_counter(name) and "_" not in name
+        )
         self._file = file
         self._tree = tree
         self._directory = directory
@@ -119,9 +142,11 @@ class Columns:
         self._fetched: dict[int, Any] = {}
         self._counts: dict[int, Array] = {}
 
-    def stream(self, start: int, stop: int, metadata: Mapping[str, Any]) -> Stream:
-        """The events [start, stop), to be had in parts."""
-        return Stream(self, start, stop, metadata)
+    def stream(
+        self, start: int, stop: int, metadata: Mapping[str, Any], dropped: Stream | None = None
+    ) -> Stream:
+        """The events [start, stop), to be had in parts; then those that were ``dropped``."""
+        return Stream(self, start, stop, metadata, dropped)
 
     def cuts(self, start: int, stop: int) -> list[int]:
         """Where to cut [start, stop) so that no basket is in two parts, if that can be."""
@@ -167,7 +192,10 @@ class Columns:
     def read(self, name: str, start: int, stop: int) -> Array:
         """Content of a branch for the entries [start, stop), of all events behind each other."""
         if name not in self._directory:
-            raise AttributeError(f"column {name} is not among those that the processor declares")
+            raise AttributeError(
+                f"column {name} is not among those that the processor declares (of events without "
+                "is_selected, in counted_columns)"
+            )
         begun = time.perf_counter()
         baskets = self._directory[name]
         content = (
@@ -176,7 +204,16 @@ class Columns:
             else self._with_baskets(name, baskets, start, stop)
         )
         self.seconds += time.perf_counter() - begun
+        self._see_counter_of(name, start, stop)
         return content
+
+    def _see_counter_of(self, name: str, start: int, stop: int) -> None:
+        """Where a column has a counter of its own, that of its collection has to say the same."""
+        own, shared = f"n{name}", f"n{name.partition('_')[0]}"
+        if own not in self._directory or "_" not in name:
+            return
+        if not np.array_equal(self.read(own, start, stop), self.read(shared, start, stop)):
+            raise InputFileError(f"branch {name}: {own} and {shared} differ: no flat column")
 
     def _with_baskets(self, name: str, baskets: Baskets, start: int, stop: int) -> Array:
         touched = baskets.touched(start, stop)
@@ -259,18 +296,27 @@ class Columns:
 
 
 class Stream:
-    """The events of a chunk, for processors that take flat columns: `blocks` gives its parts."""
+    """The events of a chunk, for processors that take flat columns: `blocks` gives its parts.
+
+    Last come those of ``dropped``, which are not selected.
+    """
 
     def __init__(
-        self, columns: Columns, start: int, stop: int, metadata: Mapping[str, Any]
+        self,
+        columns: Columns,
+        start: int,
+        stop: int,
+        metadata: Mapping[str, Any],
+        dropped: Stream | None = None,
     ) -> None:
         self.metadata = metadata
         self._columns = columns
         self._range = (start, stop)
+        self._dropped = dropped
 
     def __len__(self) -> int:
         start, stop = self._range
-        return stop - start
+        return stop - start + len(self._dropped or ())
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -280,6 +326,12 @@ class Stream:
 
     def blocks(self) -> Iterator[FlatEvents]:
         """The events in parts of some 50,000, or as many as lie together in the file."""
+        if self._range[0] < self._range[1]:
+            yield from self._blocks(is_selected=True)
+        if self._dropped is not None and len(self._dropped):
+            yield from self._dropped._blocks(is_selected=False)  # noqa: SLF001 - of the same kind
+
+    def _blocks(self, *, is_selected: bool) -> Iterator[FlatEvents]:
         columns = self._columns
         parts = list(itertools.pairwise(columns.cuts(*self._range)))
         columns.ask(*parts[0])
@@ -291,7 +343,9 @@ class Stream:
             def column(name: str, start: int = start, stop: int = stop) -> Array:
                 return columns.read(name, start, stop)
 
-            yield FlatEvents(stop - start, column, columns.collections, self.metadata)
+            events = FlatEvents(stop - start, column, columns.collections, self.metadata)
+            events.is_selected = is_selected
+            yield events
 
 
 def _baskets_of(tree: Any, name: str) -> Baskets | None:

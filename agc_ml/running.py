@@ -27,7 +27,7 @@ from agc_ml.ml.hook import Bundle, Model
 from agc_ml.reduction import Reduced, reduce
 from agc_ml.remarks import remarks
 from agc_ml.results import ClusterSummary, Metrics, RunRecord, RunResult, Status, load_record
-from agc_ml.shipping import Shipment, declared_columns, prepare
+from agc_ml.shipping import Shipment, needs_of, prepare
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -115,9 +115,7 @@ def run(
     shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     way = None if via is None else ways.parse(via)
-    loaded = ways.deliver(
-        loaded, way, lambda d: declared_columns(shipment.processor, is_data=d.is_data)
-    )
+    loaded = ways.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not 0 <= allow_missing < 1:

@@ -17,6 +17,7 @@ import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from agc_ml.delivery.ways import Needs
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.identity import canonical, code_of
 from agc_ml.ml.cards import load_model
@@ -234,6 +235,26 @@ def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
     if columns and not is_data:
         columns += _names(processor, "simulation_columns")
     return columns
+
+
+def needs_of(processor: Any, *, is_data: bool) -> Needs:
+    """What a processor reads of a dataset: its columns, and, if it takes them flat, its selection.
+
+    Raises
+    ------
+    ProcessorError
+        A declaration is of another kind.
+    """
+    columns = declared_columns(processor, is_data=is_data)
+    preselection = getattr(processor, "preselection", "") or ""
+    if not isinstance(preselection, str):
+        raise ProcessorError(
+            f"{type(processor).__name__}.preselection: an expression of branches is needed, as text"
+        )
+    if not preselection or not is_flat(processor):
+        return Needs(columns)
+    counted = _names(processor, "counted_columns")
+    return Needs(columns, preselection, tuple(name for name in counted if name in columns))
 
 
 def is_flat(processor: Any) -> bool:

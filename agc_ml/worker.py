@@ -29,7 +29,7 @@ from agc_ml.errors import AgcError, DeliveryError, InputFileError, ModelError, P
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
 from agc_ml.outputs import check
-from agc_ml.reading import Columns, Directory
+from agc_ml.reading import Columns, Directory, Dropped, in_both
 from agc_ml.shipping import load_source
 
 Kind = Literal["input", "other", "definite", "model", "processor"]
@@ -81,6 +81,7 @@ class Job:
     source: bytes
     models: tuple[str, ...] = ()
     directory: Directory | None = None
+    dropped: Dropped | None = None
 
 
 def pack(output: Any) -> bytes:
@@ -157,8 +158,7 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     bytes_before = int(file.file.source.num_requested_bytes)
     metadata = _metadata(job)
     if job.directory is not None:
-        columns = Columns(file, chunk.tree, job.directory)
-        return _process_flat(processor, columns, chunk, metadata, clock)
+        return _process_flat(processor, file, job, metadata, clock)
     events = _events(file, job, metadata, clock)
     opened = time.perf_counter()
     n_events = len(events)
@@ -171,13 +171,19 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
 
 
 def _process_flat(
-    processor: Any, columns: Columns, chunk: Chunk, metadata: dict[str, Any], clock: _ReadClock
+    processor: Any, file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock
 ) -> tuple[Any, float, int]:
+    chunk = job.chunk
+    no_more = Dropped(chunk.tree, {}, 0) if job.dropped is None else job.dropped
+    of_kept, of_dropped = in_both(chunk.start, chunk.stop, chunk.entries - no_more.entries)
+    columns = Columns(file, chunk.tree, job.directory or {})
+    others = Columns(file, no_more.tree, no_more.directory)
+    events = columns.stream(*of_kept, metadata, others.stream(*of_dropped, metadata))
     opened = time.perf_counter()
-    output = processor.process(columns.stream(chunk.start, chunk.stop, metadata))
-    clock.seconds += columns.seconds
+    output = processor.process(events)
+    clock.seconds += columns.seconds + others.seconds
     check(output)
-    return output, opened, columns.bytes
+    return output, opened, columns.bytes + others.bytes
 
 
 def _metadata(job: Job) -> dict[str, Any]:

@@ -11,20 +11,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import awkward as ak
 import faulty
 import nanoaod
 import numpy as np
 import pytest
 import stepwise
+import uproot
 from services.servicex import Endpoint, endpoint
 
 import agc_ml as agc
 from agc_ml import catalogue
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import service
-from agc_ml.errors import AgcError, DeliveryError, UsageError
+from agc_ml.errors import AgcError, DeliveryError, ProcessorError, UsageError
 from agc_ml.results import RunResult
 from agc_ml.templates import compare
+from processors.ttbar import TtbarProcessor
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client's own
 
@@ -59,14 +62,79 @@ def test_the_measurement_is_the_same_bin_by_bin(
     direct = agc.run("ttbar", chosen, output=tmp_path / "direct", **options)
     via = f"servicex={servicex_endpoint.config}"
     through = agc.run("ttbar", chosen, via=via, output=tmp_path / "through", **options)
-    assert compare(through.templates, direct.templates, 0.0) == []
+    # events come in another order: those that the preselection dropped are last
+    assert compare(through.templates, direct.templates, 1e-12) == []
     assert through.cutflow == direct.cutflow
     assert through.status == "complete"
+    assert through.ledger.events == direct.ledger.events
     assert [e.lfn for e in through.ledger.entries] == [e.lfn for e in direct.ledger.entries]
     begun = time.monotonic()
     again = agc.run("ttbar", chosen, via=via, output=tmp_path / "again", **options)
     assert time.monotonic() - begun < 3  # nothing was asked for again
-    assert compare(again.templates, direct.templates, 0.0) == []
+    assert compare(again.templates, through.templates, 0.0) == []
+
+
+def test_only_selected_events_travel(
+    servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+) -> None:
+    """Also where chunks hold events of both kinds, or none of one; the others are counted."""
+    none = nanoaod.events(300, 7)
+    none["Electron"], none["Muon"] = none["Electron"][:, :0], none["Muon"][:, :0]
+    every = nanoaod.events(2000, 8)
+    lepton = every["Electron"].pt > 30
+    every = {
+        name: some[ak.any(lepton & (every["Electron"].cutBased == 4), axis=1)]
+        for name, some in every.items()
+    }
+    paths += [
+        nanoaod.write(tmp_path / f"{name}.root", some)
+        for name, some in (("none", none), ("every", every))
+    ]
+    via = f"servicex={servicex_endpoint.config}"
+    processor = TtbarProcessor()
+    direct = run(listed(*paths), tmp_path / "direct", None, processor)
+    through = agc.run(
+        processor,
+        listed(*paths),
+        via=via,
+        site="inline",
+        output=tmp_path / "through",
+        quiet=True,
+        chunk_size=70,
+    )
+    assert compare(through.templates, direct.templates, 1e-12) == []
+    assert through.cutflow == direct.cutflow
+    assert through.warnings == direct.warnings
+    assert through.ledger.events == direct.ledger.events
+    kept = {}
+    for path in (tmp_path / "cache").rglob("*.root"):
+        with uproot.open(path) as file:
+            assert set(file["Dropped"].keys()) == {"genWeight", "nMuon", "Muon_tightId"}
+            kept[path] = file["Events"].num_entries, file["Dropped"].num_entries
+    assert len(kept) == len(paths)
+    assert {(0, 300), (len(every["event"]), 0)} < set(kept.values())
+    assert sum(map(sum, kept.values())) == direct.ledger.events
+
+
+def test_a_processor_that_does_not_know_of_dropped_events_is_told(
+    servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+) -> None:
+    class Forgetful(stepwise.Flat):
+        preselection = "any(Jet_pt > 60, axis=1)"
+        counted_columns = ("genWeight",)
+
+    with pytest.raises(ProcessorError, match=r"column Jet .*is_selected.*counted_columns"):
+        run(listed(*paths), tmp_path / "run", f"servicex={servicex_endpoint.config}", Forgetful())
+
+
+def test_an_expression_that_is_none_is_told(
+    servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+) -> None:
+    class Wrong(stepwise.Flat):
+        preselection = "any(Jet_pt >"
+
+    with pytest.raises(DeliveryError, match=r"dataset tt: ServiceX.*cut: no Python.*never closed"):
+        run(listed(*paths), tmp_path / "run", f"servicex={servicex_endpoint.config}", Wrong())
 
 
 def test_records_too(servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path) -> None:

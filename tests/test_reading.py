@@ -298,6 +298,37 @@ def test_lists_with_a_counter_of_their_own_are_refused(tmp_path: Path) -> None:
     assert isinstance(inspect_file(File("x.root", (str(path),)), columns), FileInfo)
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_columns_with_counters_of_their_own(tmp_path: Path, *, equal: bool) -> None:
+    """As ServiceX writes them: each column its own, and that of the collection beside them."""
+    counts = np.array([1, 2, 3, 0] * 20)
+    others = counts if equal else counts[::-1]
+    of_events = {name: np.arange(80, dtype=np.uint32) for name in EVENT_ID}
+    branches = {
+        **of_events,
+        "nJet": counts.astype(np.int64),
+        "Jet_pt": ak.unflatten(np.arange(counts.sum(), dtype=np.float32), counts),
+        "Jet_eta": ak.unflatten(np.arange(counts.sum(), dtype=np.float32), others),
+    }
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        types = {name: ak.type(ak.Array(values)).content for name, values in branches.items()}
+        file.mktree("Events", types).extend(branches)
+    info = inspect_file(File("x.root", (str(path),)), ("Jet_pt", "Jet_eta"), flat=True)
+    assert isinstance(info, FileInfo)
+    assert not info.misread
+    with opened(File("x.root", (str(path),))) as file:
+        read = Columns(file, "Events", part_of(info.directory or {}, 10, 70))
+        (block,) = read.stream(10, 70, {}).blocks()
+        assert list(block.Jet.pt) == list(ak.flatten(branches["Jet_pt"][10:70]))
+        if equal:
+            assert list(block.Jet.eta) == list(ak.flatten(branches["Jet_eta"][10:70]))
+            assert not hasattr(block, "Jet_pt_pt")
+        else:
+            with pytest.raises(InputFileError, match="Jet_eta: nJet_eta and nJet differ"):
+                _ = block.Jet.eta
+
+
 def a_job(path: Path) -> Job:
     """The whole of a file, as the driver hands it to a worker."""
     processor = TtbarProcessor()

@@ -23,11 +23,14 @@ from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import opening
 from agc_ml.delivery import service as talk
 from agc_ml.delivery.credentials import redacted
+from agc_ml.delivery.ways import Needs
 from agc_ml.errors import DeliveryError, UsageError
 
 logger = logging.getLogger(__name__)
 
 EVENT_ID: Final = ("run", "luminosityBlock", "event")
+DROPPED: Final = "Dropped"
+"""Tree of the events that a preselection dropped."""
 _NAMED: Final = 3
 _PIECE: Final = 1 << 22
 
@@ -41,20 +44,22 @@ class _Wanted:
     dataset: Dataset
     inputs: Mapping[str, File]
     query: str
+    dropped: str | None
 
 
-def delivered(
-    fileset: Fileset, where: str | None, columns_of: Callable[[Dataset], Sequence[str]]
-) -> Fileset:
-    """The same files with the needed columns only, on this machine.
+def delivered(fileset: Fileset, where: str | None, needs_of: Callable[[Dataset], Needs]) -> Fileset:
+    """The same files, on this machine, with what is needed only.
+
+    Where there is a preselection, the events that it drops are in a tree of their own, with the
+    branches by which they count.
 
     Parameters
     ----------
     where
         The name of an endpoint in ``servicex.yaml``, the path of such a file, or a URL; None: the
         first endpoint in the file that the client finds.
-    columns_of
-        The branches that are needed of a dataset.
+    needs_of
+        What is needed of a dataset.
 
     Raises
     ------
@@ -70,7 +75,7 @@ def delivered(
         raise UsageError(
             "--via servicex needs the ServiceX client: pip install 'agc-ml[servicex]'"
         ) from error
-    wanted = [_wanted(dataset, columns_of(dataset)) for dataset in fileset.datasets]
+    wanted = [_wanted(dataset, needs_of(dataset)) for dataset in fileset.datasets]
     service = talk.find(where)
 
     async def all_datasets() -> list[Dataset]:
@@ -105,21 +110,37 @@ def _run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
             stop.set()  # Ctrl-C ends the other thread too
 
 
-def _wanted(dataset: Dataset, columns: Sequence[str]) -> _Wanted:
-    if not columns:
+def _wanted(dataset: Dataset, needs: Needs) -> _Wanted:
+    if not needs.columns:
         raise UsageError(
             "--via servicex delivers the columns that a processor declares, and it declares none "
             "(columns = (...)); leave the option out"
         )
-    counters = {f"n{name.partition('_')[0]}" for name in columns if "_" in name}
-    names = sorted({*EVENT_ID, *columns, *counters})
     trees = sorted({file.tree for file in dataset.files})
-    queries = [{"treename": tree, "filter_name": names} for tree in trees]
+    cut = needs.preselection if len(trees) == 1 else ""
+    names = _with_counters((*EVENT_ID, *needs.columns))
+    queries = [_query(tree, tree, names, cut) for tree in trees]
+    if cut:
+        names = _with_counters(needs.counted or EVENT_ID[:1])
+        queries.append(_query(trees[0], DROPPED, names, f"~({cut})"))
     # how many events a filter dropped, where a file says so
     runs = {"treename": "Runs", "filter_name": ["genEventCount*"], "fail_on_missing_trees": False}
     return _Wanted(
-        dataset, {file.url: file for file in dataset.files}, json.dumps([*queries, runs])
+        dataset,
+        {file.url: file for file in dataset.files},
+        json.dumps([*queries, runs]),
+        DROPPED if cut else None,
     )
+
+
+def _query(tree: str, target: str, names: Sequence[str], cut: str) -> dict[str, Any]:
+    query = {"treename": {tree: target}, "filter_name": names, "fail_on_missing_trees": True}
+    return {**query, "cut": cut} if cut else query
+
+
+def _with_counters(names: Sequence[str]) -> list[str]:
+    counters = {f"n{name.partition('_')[0]}" for name in names if "_" in name}
+    return sorted({*names, *counters})
 
 
 async def _one_dataset(service: talk.Service, wanted: _Wanted) -> Dataset:
@@ -181,7 +202,10 @@ def _from_kept(wanted: _Wanted, folder: Path, kept: Mapping[str, Any]) -> list[F
         if not path.is_file() or _checksum(path) != checksum:
             logger.info("%s: %s was changed since; it is asked for again", wanted.dataset.name, url)
             return None
-    return [_delivered(file, folder / known[url][0]) for url, file in wanted.inputs.items()]
+    return [
+        _delivered(file, folder / known[url][0], wanted.dropped)
+        for url, file in wanted.inputs.items()
+    ]
 
 
 def _checksum(path: Path) -> str:
@@ -192,9 +216,10 @@ def _checksum(path: Path) -> str:
     return f"{path.stat().st_size}:{value:08x}"
 
 
-def _delivered(file: File, path: Path, *others: str) -> File:
+def _delivered(file: File, path: Path, dropped: str | None, *others: str) -> File:
     """The file as it is read: its name stays, so that the account speaks of the one it is from."""
-    return replace(file, replicas=(str(path), *others), uuid=None, size=None, adler32=None)
+    replicas = (str(path), *others)
+    return replace(file, replicas=replicas, dropped=dropped, uuid=None, size=None, adler32=None)
 
 
 async def _fetched(
@@ -232,13 +257,16 @@ async def _fetched(
                 f"dataset {name}: {redacted(url)}: what ServiceX made of it can't be fetched: "
                 f"{talk.said(error)}; run again"
             ) from error
-        await asyncio.to_thread(_verify, name, file, path)
+        await asyncio.to_thread(_verify, name, replace(file, dropped=wanted.dropped), path)
         return url, Path(path), signed
 
     fetched = await asyncio.gather(*(fetch(url, file) for url, file in wanted.inputs.items()))
     checksums = {url: (path.name, _checksum(path)) for url, path, _ in fetched}
     _note(folder, {"request": request_id, "files": checksums})
-    return [_delivered(wanted.inputs[url], path, signed) for url, path, signed in fetched]
+    return [
+        _delivered(wanted.inputs[url], path, wanted.dropped, signed)
+        for url, path, signed in fetched
+    ]
 
 
 def _verify(name: str, file: File, path: Path) -> None:
@@ -246,10 +274,12 @@ def _verify(name: str, file: File, path: Path) -> None:
     problem = None
     try:
         with opening.opened(File(file.lfn, (str(path),))) as opened:
-            if file.tree not in opened:
-                problem = f"there is no tree {file.tree} in it"
-            elif file.entries is not None and opened[file.tree].num_entries != file.entries:
-                found = opened[file.tree].num_entries
+            trees = [tree for tree in (file.tree, file.dropped) if tree is not None]
+            missing = [tree for tree in trees if tree not in opened]
+            found = sum(opened[tree].num_entries for tree in trees if tree in opened)
+            if missing:
+                problem = f"there is no tree {missing[0]} in it"
+            elif file.entries not in {None, found}:
                 problem = f"it has {found} events, the fileset says {file.entries}"
     except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
         problem = talk.said(error)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from agc_ml.datasets import Dataset, File, Fileset
@@ -30,6 +30,19 @@ class Way:
 
     kind: str
     places: tuple[str, ...] = ()
+
+
+class Needs(NamedTuple):
+    """What a processor reads of a dataset: branches, and of which events.
+
+    ``preselection`` is an expression of branches, in uproot's language, that all events fulfil
+    which the processor selects; ``counted`` are the branches that it needs of the others. Without
+    one it needs them all.
+    """
+
+    columns: tuple[str, ...] = ()
+    preselection: str = ""
+    counted: tuple[str, ...] = ()
 
 
 def parse(text: str) -> Way:
@@ -65,14 +78,14 @@ def parse(text: str) -> Way:
 def deliver(
     fileset: Fileset,
     way: Way | None,
-    columns_of: Callable[[Dataset], Sequence[str]] = lambda _: (),
+    needs_of: Callable[[Dataset], Needs] = lambda _: Needs(),
 ) -> Fileset:
     """The same files, with the replicas of a way first. None leaves them as they are listed.
 
     The others stay behind them, and are read when those fail; but ``local`` reads from disks only.
     A cache is asked first; which one of several is decided by a hash of the file's name, so that
-    each file is kept by one. ``servicex`` gives other files, of the columns ``columns_of`` each
-    dataset only.
+    each file is kept by one. ``servicex`` gives other files, with only what is needed of each
+    dataset.
 
     Raises
     ------
@@ -88,7 +101,7 @@ def deliver(
     if way.kind == SERVICEX:
         from agc_ml.delivery import servicex  # noqa: PLC0415 - it needs an extra
 
-        return servicex.delivered(fileset, next(iter(way.places), None), columns_of)
+        return servicex.delivered(fileset, next(iter(way.places), None), needs_of)
     arrange = _BY_KIND.get(way.kind, _of_kind)
     datasets = tuple(
         replace(d, files=tuple(arrange(way, d, file) for file in d.files)) for d in fileset.datasets

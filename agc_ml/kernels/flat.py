@@ -13,8 +13,12 @@ from agc_ml.kernels.jagged import Array, Collection, offsets_of
 class FlatEvents:
     """Flat columns: ``events.event`` has shape ``(n_events,)``, ``events.Jet.pt`` ``(n_jets,)``.
 
-    ``column(name)`` gives a branch; ``collections`` are the names that have a counter.
+    ``column(name)`` gives a branch; ``collections`` are the names that have a counter. Where
+    ``is_selected`` is false, the processor's preselection dropped the events, and they have its
+    ``counted_columns`` only.
     """
+
+    is_selected = True
 
     def __init__(
         self,
@@ -48,8 +52,8 @@ def blocks(events: Any) -> Iterator[FlatEvents]:
 
     ``events`` are those of a worker that streams them, or any NanoEvents: these are one part.
     """
-    parts = getattr(events, "blocks", None)
-    yield from parts() if callable(parts) else [_of_records(events)]
+    is_stream = callable(getattr(events, "blocks", None))
+    yield from events.blocks() if is_stream else [_of_records(events)]
 
 
 def _of_records(events: Any) -> FlatEvents:

@@ -119,9 +119,8 @@ class Collection:
     def part(self, first: int, last: int) -> Collection:
         """The objects of the events [first, last)."""
         start, stop = self.offsets[first], self.offsets[last]
-        return Collection(
-            self.offsets[first : last + 1] - start, lambda field: getattr(self, field)[start:stop]
-        )
+        offsets = self.offsets[first : last + 1] - start
+        return Collection(offsets, lambda field: getattr(self, field)[start:stop])
 
     def replaced(self, **fields: Array) -> Collection:
         """The same objects with other values of some fields."""

@@ -50,6 +50,7 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
 
     flat: ClassVar = True
     simulation_columns: ClassVar = ("genWeight",)
+    counted_columns: ClassVar = ("genWeight", "Muon_tightId")
 
     def __post_init__(self) -> None:
         """Refuse a model of another kind."""
@@ -61,6 +62,11 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
         """Branches that it reads."""
         return selection.COLUMNS + (assignment.COLUMNS if self.model is not None else ())
 
+    @property
+    def preselection(self) -> str:
+        """What events fulfil that it selects. The reference's generator draws for all of them."""
+        return "" if self.compat else selection.PRESELECTION
+
     def process(self, events: Any) -> dict[str, Any]:
         """Select and fill one chunk.
 
@@ -71,7 +77,10 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
             *(events.metadata, self.model), compat=self.compat, muons=self.muons, seed=self.seed
         )
         for block in blocks(events):
-            filling.add(block)
+            if block.is_selected:
+                filling.add(block)
+            else:
+                filling.count(block)
         return filling.output()
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:

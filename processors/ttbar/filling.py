@@ -53,7 +53,7 @@ class Filling:
 
     def add(self, events: Any) -> None:
         """Select and fill a block of events."""
-        weight = self._generator_weight(events)
+        weight = self.count(events)
         leptons = selection.leptons(events, with_muons=self._with_muons)
         one_lepton = selection.one_lepton(leptons)
         good = selection.jets(events.Jet)
@@ -78,10 +78,16 @@ class Filling:
             if name == self._variation:
                 self._cuts["four jets"] += int(np.sum(n_jets >= selection.N_JETS))
                 self._cuts.update({region: int(mask.sum()) for region, mask in regions.items()})
-        self._cuts.update({"all events": len(events), "one lepton": int(one_lepton.sum())})
+        self._cuts["one lepton"] += int(one_lepton.sum())
+
+    def count(self, events: Any) -> Any:
+        """Count what all events count for, selected or not; returns the weights of the block's."""
+        weight = self._generator_weight(events)
+        self._cuts["all events"] += len(events)
         has_id = events.Muon.tightId
         self._muons.update({"muons": len(has_id), "tight": int(has_id.sum())})
         self._sumw += float(np.sum(weight))
+        return weight
 
     def _generator_weight(self, events: Any) -> Any:
         """Weight of each event before normalisation, float64, shape ``(n_events,)``."""

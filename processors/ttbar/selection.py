@@ -13,6 +13,12 @@ JET_PT: Final = 30
 N_JETS: Final = 4
 TIGHT_LEPTON_VETO: Final = 4
 
+LEPTON_PT: Final = 30
+PRESELECTION: Final = (
+    f"any((Electron_pt > {LEPTON_PT}) & (Electron_cutBased == 4), axis=1)"
+    f" | any((Muon_pt > {LEPTON_PT}) & Muon_tightId, axis=1)"
+)
+"""What all events with a lepton fulfil, as services of columns are asked for it."""
 LEPTON: Final = ("pt", "eta", "sip3d")
 COLUMNS: Final = (
     *("run", "luminosityBlock", "event"),
@@ -25,7 +31,7 @@ COLUMNS: Final = (
 def electrons(electron: Any) -> Any:
     """Whether each electron is tight, isolated and prompt."""
     return (
-        (electron.pt > 30)
+        (electron.pt > LEPTON_PT)
         & (abs(electron.eta) < 2.1)
         & (electron.cutBased == 4)
         & (electron.sip3d < 4)
@@ -35,7 +41,7 @@ def electrons(electron: Any) -> Any:
 def muons(muon: Any) -> Any:
     """Whether each muon is tight, isolated and prompt."""
     return (
-        (muon.pt > 30)
+        (muon.pt > LEPTON_PT)
         & (abs(muon.eta) < 2.1)
         & muon.tightId
         & (muon.sip3d < 4)
