@@ -126,8 +126,10 @@ class Account:
 
     def failed(self, what: str, reason: str) -> None:
         """Note a failed attempt."""
-        self.errors.setdefault(what, []).append(reason)
-        logger.info("%s: %s", what, reason)
+        reasons = self.errors.setdefault(what, [])
+        if reason not in reasons:  # it is tried three times
+            logger.info("%s: %s", what, reason)
+        reasons.append(reason)
 
     def tick(self) -> None:
         """Tell the caller how far it is."""

@@ -63,6 +63,62 @@ def run(tmp_path: Path) -> Callable[..., Called]:
     return call
 
 
+# -- ways and replicas -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replicas", "options", "code", "says"),
+    [
+        ("gopher://h/a.root", (), 1, ("tt: gopher://h/a.root", "no protocol known here", "https")),
+        ("http://no-such-host.invalid/a.root", (), 1, ("tt: http://no-", "name is not known")),
+        ("root://no-such-host.invalid//a.root", (), 1, ("tt: root://no-", "name is not known")),
+        (
+            "{bad},http://no-such-host.invalid/a.root",
+            ("--via", "https"),
+            1,
+            ("no replica can be", "{bad}"),
+        ),
+        ("{good}", ("--via", "xrootd"), 1, ("tt: good.root", "no replica for --via xrootd")),
+        ("{good}", ("--via", "ftp=x"), 2, ("--via ftp=x: no such way", "xrootd[=URL]")),
+        ("{good}", ("--via", "xcache"), 2, ("which cache?", "xcache=root://HOST:PORT")),
+        ("{good}", ("--via", "https=root://h"), 2, ("root://h should be http://HOST",)),
+        ("{good}", ("--via", "servicex=no.yaml"), 2, ("servicex=no.yaml: there is no such file",)),
+        ("{good}", ("--via", "servicex=http://127.0.0.1:9"), 1, ("127.0.0.1:9 can't be reached",)),
+    ],
+)
+def test_ways_that_lead_nowhere(
+    replicas: str,
+    options: tuple[str, ...],
+    code: int,
+    says: tuple[str, ...],
+    good: Path,
+    tmp_path: Path,
+    run: Callable[..., Called],
+) -> None:
+    places = {"good": str(good), "bad": str(tmp_path / "missing.root")}
+    listed = {"lfn": "good.root", "replicas": replicas.format(**places).split(",")}
+    called = run(fileset(tmp_path, files=[listed]), *options)
+    assert called.code == code
+    last = called.err.splitlines()[-1]
+    for part in says:
+        assert part.format(**places) in last
+
+
+def test_replicas_of_two_files(good: Path, tmp_path: Path, run: Callable[..., Called]) -> None:
+    other = nanoaod.write(tmp_path / "other.root", nanoaod.events(300, 2))
+    listed = fileset(tmp_path, files=[{"lfn": "x.root", "replicas": [str(good), str(other)]}])
+    checked = agc("fileset", "check", listed, "--cluster", "inline")
+    assert checked.code == 1
+    assert str(other) in checked.out + checked.err
+    assert "that of its replica" in checked.out + checked.err
+    with uproot.open(good) as file:
+        uuid = str(file.file.uuid)
+    known = {"lfn": "x.root", "replicas": [str(other)], "uuid": uuid}
+    called = run(fileset(tmp_path, files=[known]))
+    assert called.code == 1
+    assert f"but the fileset says {uuid}; is it another file?" in called.err
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 

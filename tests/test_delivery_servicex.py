@@ -290,6 +290,7 @@ class TestBadInput:
             "api_endpoints: [{name: af, endpoint: 'http://127.0.0.1:9', token: x}]"
         )
         self.says(paths, "servicex=mine", "no such endpoint", "it has af")
+        self.says(paths, "servicex=no/such.yaml", "servicex=no/such.yaml: there is no such file")
         self.says(paths, "servicex", "http://127.0.0.1:9 can't be reached", "servicex.yaml")
 
     def test_a_broken_configuration(self, paths: list[Path], tmp_path: Path) -> None:

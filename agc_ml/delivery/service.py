@@ -57,6 +57,8 @@ def find(where: str | None) -> Service:
     if where is not None and "://" in where:
         return Service(ServiceXAdapter(where.rstrip("/")), base)
     path = where if where is not None and Path(where).is_file() else None
+    if where is not None and path is None and Path(where).suffix in {".yaml", ".yml"}:
+        raise UsageError(f"--via servicex={where}: there is no such file")
     try:
         config = Configuration.read(path)
     except NameError:

@@ -32,7 +32,8 @@ _PERMANENT: Final = {
     3030: "no permission",
 }
 _TRUNCATED: Final = 3005
-_WRONG_NAME: Final = ("Invalid address", "Unknown protocol", "Invalid arguments")
+_WRONG_ADDRESS: Final = "Invalid address"
+_WRONG_NAME: Final = ("Unknown protocol", "Invalid arguments")
 
 
 def prepare() -> None:
@@ -115,6 +116,8 @@ def _sorted(status: Any) -> ReplicaError:
         return PermanentError(f"{_PERMANENT[status.errno]} ({message})")
     if status.errno == _TRUNCATED:
         return CorruptError(f"cut off, or not readable on its server ({message})")
+    if _WRONG_ADDRESS in message:
+        return PermanentError(f"its server's name is not known ({message})")
     if any(words in message for words in _WRONG_NAME):
         return PermanentError(message)
     return TransientError(message)
