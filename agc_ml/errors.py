@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -100,3 +101,12 @@ class Interrupted(AgcError):  # noqa: N818 - it is no fault
     """By Ctrl-C or SIGTERM; the message says what goes on from there."""
 
     exit_code: ClassVar[int] = 130
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on; each one once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__

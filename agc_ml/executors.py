@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 from uuid import uuid4
@@ -88,7 +89,8 @@ class DaskExecutor:
         self.topic: str | None = f"agc-ml-{uuid4().hex}"
         self.started: Counter[str] = Counter()
         self._plugins: list[str] = []
-        self._register(_equip_plugin(equipment.collect(is_private=cluster.is_private(client))))
+        environment = equipment.collect(is_private=cluster.is_private(client))
+        self._register(_at_start(partial(equipment.equip, environment)))
         client.subscribe_topic(self.topic, lambda event: self.started.update([event[1]]))
 
     def close(self) -> None:
@@ -101,7 +103,7 @@ class DaskExecutor:
     def provide(self, models: Mapping[str, Content]) -> None:
         """Give every worker the content of models, also those that join later."""
         if models:
-            self._register(_models_plugin(models))
+            self._register(_at_start(partial(hook.provide, models)))
 
     def _register(self, plugin: Any) -> None:
         self._client.register_plugin(plugin)
@@ -199,28 +201,17 @@ def connected(
             own.close(timeout=cluster.CLOSE_TIMEOUT_S)
 
 
-def _models_plugin(models: Mapping[str, Content]) -> Any:
+def _at_start(action: Callable[[], None]) -> Any:
+    """A plugin that does something on each worker, also on those that join later."""
     from distributed import WorkerPlugin  # noqa: PLC0415 - heavy
 
-    class ProvideModels(WorkerPlugin):  # type: ignore[misc]
-        name = f"agc-ml-models-{uuid4().hex}"
+    class AtStart(WorkerPlugin):  # type: ignore[misc]
+        name = f"agc-ml-{uuid4().hex}"
 
         def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask calls it so
-            hook.provide(models)
+            action()
 
-    return ProvideModels()
-
-
-def _equip_plugin(environment: Mapping[str, str]) -> Any:
-    from distributed import WorkerPlugin  # noqa: PLC0415 - heavy
-
-    class EquipWorkers(WorkerPlugin):  # type: ignore[misc]
-        name = f"agc-ml-equipment-{uuid4().hex}"
-
-        def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask calls it so
-            equipment.equip(environment)
-
-    return EquipWorkers()
+    return AtStart()
 
 
 def _outcome(future: Future) -> Failure | Lost:

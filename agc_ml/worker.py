@@ -13,7 +13,7 @@ import time
 import traceback
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -25,7 +25,14 @@ from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import File
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
-from agc_ml.errors import AgcError, DeliveryError, InputFileError, ModelError, ProcessorError
+from agc_ml.errors import (
+    AgcError,
+    DeliveryError,
+    InputFileError,
+    ModelError,
+    ProcessorError,
+    chain,
+)
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
 from agc_ml.outputs import check
@@ -288,14 +295,6 @@ def _processor(job: Job) -> Any:
         return _processors[key]
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _kind(error: BaseException) -> Kind:
     """Whether the file or the processor is to blame.
 
@@ -304,7 +303,7 @@ def _kind(error: BaseException) -> Kind:
     OSError of the processor's own, say of a table that it can't find, is not one.
     """
     folders = _reader_folders()
-    for cause in _chain(error):
+    for cause in chain(error):
         if isinstance(cause, MemoryError | ProcessorError):
             return "processor"
         if isinstance(cause, ModelError):

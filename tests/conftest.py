@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from services.catalogues import data_server, portal, rucio  # noqa: F401 - the fixtures
+from services.catalogues import portal, rucio  # noqa: F401 - the fixtures
 from services.proxy import proxies  # noqa: F401 - the fixture
 from services.servicex import servicex_endpoint  # noqa: F401 - the fixture
 from services.triton import triton  # noqa: F401 - the fixture

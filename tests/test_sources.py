@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 from commandline import Called, agc
 from services.catalogues import (
     Answer,
-    DataServer,
     RucioServer,
     configure_rucio,
     hanging,
@@ -24,6 +23,7 @@ from services.catalogues import (
     serving,
     use_rucio_configuration,
 )
+from services.xrootd import Server, Storage
 
 from agc_ml import catalogue
 from agc_ml.datasets import File, Fileset
@@ -358,16 +358,17 @@ def test_a_rucio_of_something_else(
 
 
 @pytest.fixture(scope="module")
-def served(data_server: DataServer) -> Iterator[DataServer]:
+def served(shared_storage: Storage) -> Server:
     """A server of some files; ``closed`` may not be looked into."""
+    folder = shared_storage.folder()
     for name in ("a.root", "b.root", "deep/c.root", "deep/er/d.root", "notes.txt"):
-        path = data_server.data / name
+        path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x" * 100)
-    (data_server.data / "other").mkdir()
-    nanoaod.write(data_server.data / "other" / "events.root", nanoaod.events(20, 1))
-    (data_server.data / "closed").mkdir(mode=0o700)
-    return data_server
+    (folder / "other").mkdir()
+    nanoaod.write(folder / "other" / "events.root", nanoaod.events(20, 1))
+    (folder / "closed").mkdir(mode=0o700)
+    return shared_storage.data(folder)
 
 
 def test_patterns_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +405,7 @@ def test_patterns_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("deep/**/d.root", ["deep/er/d.root"]),
     ],
 )
-def test_patterns_over_xrootd(pattern: str, expected: list[str], served: DataServer) -> None:
+def test_patterns_over_xrootd(pattern: str, expected: list[str], served: Server) -> None:
     door = f"root://127.0.0.1:{served.port}/"
     found = files(globs.from_patterns([f"tt={door}/{pattern}"]))
     assert [file.lfn for file in found] == [f"/{name}" for name in expected]
@@ -412,8 +413,8 @@ def test_patterns_over_xrootd(pattern: str, expected: list[str], served: DataSer
     assert {file.size for file in found} == {100}
 
 
-def test_patterns_over_http(served: DataServer) -> None:
-    door = f"http://127.0.0.1:{served.web}"
+def test_patterns_over_http(served: Server) -> None:
+    door = f"http://127.0.0.1:{served.http_port}"
     found = files(globs.from_patterns([f"tt={door}/*.root", f"tt={door}/deep/c*"]))
     assert [file.url for file in found] == [
         f"{door}/{name}" for name in ("a.root", "b.root", "deep/c.root")
@@ -423,7 +424,7 @@ def test_patterns_over_http(served: DataServer) -> None:
 
 
 def test_from_a_glob_to_a_checked_fileset(
-    served: DataServer, make: Callable[..., Called], tmp_path: Path
+    served: Server, make: Callable[..., Called], tmp_path: Path
 ) -> None:
     pattern = f"root://127.0.0.1:{served.port}//other/*.root"
     assert make("from-glob", f"tt={pattern}").code == 0
@@ -453,18 +454,18 @@ def test_from_a_glob_to_a_checked_fileset(
     ],
 )
 def test_patterns_without_files(
-    place: str, says: str, served: DataServer, make: Callable[..., Called]
+    place: str, says: str, served: Server, make: Callable[..., Called]
 ) -> None:
-    pattern = place.format(xrootd=f"127.0.0.1:{served.port}", http=f"127.0.0.1:{served.web}")
+    pattern = place.format(xrootd=f"127.0.0.1:{served.port}", http=f"127.0.0.1:{served.http_port}")
     called = make("from-glob", f"tt={pattern}")
     assert called.code == 2
     assert pattern in called.error
     assert says in called.error
 
 
-def test_a_folder_that_may_not_be_listed(served: DataServer, make: Callable[..., Called]) -> None:
+def test_a_folder_that_may_not_be_listed(served: Server, make: Callable[..., Called]) -> None:
     """An error, as files in it would be missing in silence."""
-    xrootd, http = f"root://127.0.0.1:{served.port}", f"http://127.0.0.1:{served.web}"
+    xrootd, http = f"root://127.0.0.1:{served.port}", f"http://127.0.0.1:{served.http_port}"
     for pattern, says in {
         f"{xrootd}//closed/*.root": "/closed may not be listed",
         f"{xrootd}//**/*.root": "/closed may not be listed",
@@ -489,12 +490,13 @@ def test_no_server_there(scheme: str, make: Callable[..., Called]) -> None:
 
 
 def test_servers_that_say_nothing(
-    served: DataServer, make: Callable[..., Called], monkeypatch: pytest.MonkeyPatch
+    served: Server, make: Callable[..., Called], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(globs, "TIMEOUT_S", 2.0)
     start = time.monotonic()
-    with served.frozen():
-        called = make("from-glob", f"tt=root://127.0.0.1:{served.port}//*.root")
+    served.freeze()
+    called = make("from-glob", f"tt=root://127.0.0.1:{served.port}//*.root")
+    served.thaw()
     assert called.code == 1
     assert "Operation expired" in called.error
     with hanging() as port:

@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,15 +57,9 @@ def reason(error: BaseException) -> str:
 
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may help."""
-    return any(_TRANSIENT.search(f"{type(e).__name__}: {e}") for e in _chain(error))
+    from agc_ml.errors import chain  # noqa: PLC0415 - after the thread has started
 
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    return any(_TRANSIENT.search(f"{type(e).__name__}: {e}") for e in chain(error))
 
 
 def _transform(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,13 @@
-"""Places where filesets come from: an Open Data portal, a Rucio server, a data server.
+"""Places where filesets come from: an Open Data portal and a Rucio server.
 
-The first two answer in the formats of the real ones, for the real clients; the third is real.
+They answer in the formats of the real ones, for the real clients.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import socket
-import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,9 +20,6 @@ from urllib.parse import unquote_plus, urlsplit
 import pytest
 
 REFERENCE = Path(__file__).resolve().parent.parent / "reference"
-XROOTD = Path("/usr/bin/xrootd")
-STARTS = 3  # the server crashes once in about a hundred starts
-START_TIMEOUT_S = 15.0
 
 
 @dataclass
@@ -212,77 +203,3 @@ def rucio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RucioServ
     with serving(made.answer) as made.address:
         made.configure(made.address)
         yield made
-
-
-# -- XRootD ------------------------------------------------------------------------------------
-
-
-@dataclass
-class DataServer:
-    """A running XRootD server of a folder, as ``/`` and on a port; ``web`` is its HTTP port."""
-
-    data: Path
-    port: int
-    web: int
-    process: subprocess.Popen[bytes]
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """It runs, but does nothing."""
-        self.process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.process.send_signal(signal.SIGCONT)
-
-
-def start_xrootd(folder: Path) -> DataServer:
-    """Start a server of ``folder/data``, which user xrootd can read."""
-    data, home = folder / "data", folder / "home"
-    data.mkdir()
-    (home / "log").mkdir(parents=True)
-    for _ in range(STARTS):
-        port, web = refusing(), refusing()
-        config = home / "xrootd.cfg"
-        config.write_text(
-            f"all.adminpath {home}/adm\nall.pidpath {home}/adm\nall.export / r/o\n"
-            f"oss.localroot {data}\nxrd.port {port}\nxrd.protocol XrdHttp:{web} libXrdHttp.so\n"
-        )
-        shutil.chown(home, "xrootd", "xrootd")
-        shutil.chown(home / "log", "xrootd", "xrootd")
-        command = [XROOTD, "-R", "xrootd", "-n", "data", "-c", config, "-l", home / "log/x.log"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, cwd=home, **quiet)
-        if _listens(port, process):
-            return DataServer(data, port, web, process)
-        process.kill()
-        process.wait()
-    pytest.fail(f"xrootd does not start, see {home}/log")
-
-
-def _listens(port: int, process: subprocess.Popen[bytes]) -> bool:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.5).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return True
-    return False
-
-
-@pytest.fixture(scope="session")
-def data_server() -> Iterator[DataServer]:
-    """A real XRootD server of an empty folder."""
-    from conftest import absent  # noqa: PLC0415 - the tests' own, importable when they run
-
-    if not XROOTD.exists() or os.getuid() != 0:
-        absent("no XRootD server: as root, 'apt-get install xrootd-server'")
-    with tempfile.TemporaryDirectory(prefix="agc-ml-tests-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)  # pytest's own folders are closed to the server's user
-        server = start_xrootd(folder)
-        yield server
-        server.process.kill()
-        server.process.wait()
