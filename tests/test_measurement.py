@@ -12,6 +12,7 @@ import factories
 import pytest
 import yaml
 from commandline import PROGRAM, agc
+from services.servicex import Endpoint
 
 from agc_ml import catalogue, measurement, stats
 from agc_ml.datasets import Fileset
@@ -98,6 +99,19 @@ def test_steps_can_be_taken_one_by_one(measured: tuple[Path, str, float], tmp_pa
     again = agc("report", folder, "-o", tmp_path)
     assert again.code == 0
     assert (tmp_path / "report.html").stat().st_size > 100_000
+
+
+def test_through_servicex_it_is_the_same(
+    measured: tuple[Path, str, float], servicex_endpoint: Endpoint, tmp_path: Path
+) -> None:
+    via, folder = f"servicex={servicex_endpoint.config}", tmp_path / "run"
+    called = agc("measure", "--pseudodata", "complete", "--via", via, "-o", folder)
+    assert called.code == 0, called.err
+    assert agc("compare", folder, measured[0], "--rtol", 1e-12).code == 0
+    assert RunResult.load(folder).cutflow == RunResult.load(measured[0]).cutflow
+    assert stats.load(folder / "fit").poi.value == pytest.approx(
+        stats.load(measured[0] / "fit").poi.value, rel=1e-6
+    )
 
 
 @pytest.fixture(scope="module")
