@@ -44,6 +44,8 @@ def give_up(url: str) -> None:
 
 def answered(url: str) -> None:
     """Forget what was said of a replica and its server."""
+    if not _failed and not _given_up:
+        return
     with _lock:
         for what in (url, server(url)):
             _failed.pop(what, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -21,7 +22,7 @@ from agc_ml.delivery.faults import (
     ReplicaError,
     TransientError,
 )
-from agc_ml.delivery.transport import Data, Range, Transport, connect, scheme
+from agc_ml.delivery.transport import Data, LocalFile, Range, Transport, connect, scheme
 from agc_ml.errors import DeliveryError
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
 
     What was read stays read: when a replica fails, the next one is asked for the rest. It has to be
     the same file, by size and by the UUID in its header. ``failures`` tells what failed so far,
-    by replica. ``wire_bytes`` counts what was asked of replicas.
+    by replica.
 
     Raises
     ------
@@ -74,7 +75,6 @@ class ReplicaSource(Source):  # type: ignore[misc]
         self._ahead: ThreadPoolExecutor | None = None
         self._closed = False
         self.failures = {} if failures is None else failures
-        self.wire_bytes = 0
         self._from_any(lambda _transport, _timeout: None, 0)
         made(self)
 
@@ -128,6 +128,9 @@ class ReplicaSource(Source):  # type: ignore[misc]
         if all(stop <= len(self._begin) for _, stop in ranges):
             return [self._begin[start:stop] for start, stop in ranges]
         with self._lock:
+            if isinstance(self._transport, LocalFile):  # no limits, no waiting
+                with contextlib.suppress(ReplicaError):  # else as it is done for all
+                    return self._transport.read(ranges, OPERATION_S)
             found = [data for some in _requests(ranges) for data in self._request(some)]
         return _together(ranges, iter(found))
 
@@ -137,9 +140,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         def read(transport: Transport, timeout: float) -> list[Data]:
             return transport.read(ranges, timeout)
 
-        data = self._from_any(read, n_bytes)
-        self.wire_bytes += n_bytes
-        return data
+        return self._from_any(read, n_bytes)
 
     def begin(self, ranges: Sequence[Range]) -> Future[list[Data]]:
         """Read parts in the background, while the caller does something else."""
@@ -162,31 +163,45 @@ class ReplicaSource(Source):  # type: ignore[misc]
 
     def _from_any(self, action: Callable[[Transport, float], Answer], n_bytes: int) -> Answer:
         """Do something with a replica, with another one if it fails, until the deadline."""
+        begun, longest = time.monotonic(), OPERATION_S + n_bytes / SLOWEST
+        errors: dict[str, ReplicaError] = {}
+        if self._transport is not None:  # nearly always there is no more to it
+            for answer in self._answers(self._url, action, min(longest, DEADLINE_S), errors):
+                return answer
         patience = DEADLINE_S
         if all(map(health.is_on_probation, self._wanted.replicas)):
             patience = OPERATION_S
-        end = time.monotonic() + patience
-        errors: dict[str, ReplicaError] = {}
+        end = begun + patience
         while not self._closed:
             for url in self._candidates(errors):
                 left = end - time.monotonic()
                 if left <= 0:
                     break
-                timeout = min(OPERATION_S + n_bytes / SLOWEST, left)
-                try:
-                    answer = action(self._connected(url, timeout), timeout)
-                except ReplicaError as error:
-                    errors[url] = error
-                    self._blame(url, error)
-                    self._drop()
-                else:
-                    health.answered(url)
+                for answer in self._answers(url, action, min(longest, left), errors):
                     return answer
             left = end - time.monotonic()
             if not self._candidates(errors) or left <= PAUSE_S:
                 self._refuse(errors, patience if left <= PAUSE_S else None)
             time.sleep(PAUSE_S)
         raise DeliveryError("it was closed while it was read")
+
+    def _answers(
+        self,
+        url: str,
+        action: Callable[[Transport, float], Answer],
+        timeout: float,
+        errors: dict[str, ReplicaError],
+    ) -> list[Answer]:
+        """What a replica answers; nothing if it fails, and that is noted."""
+        try:
+            answer = action(self._connected(url, timeout), timeout)
+        except ReplicaError as error:
+            errors[url] = error
+            self._blame(url, error)
+            self._drop()
+            return []
+        health.answered(url)
+        return [answer]
 
     def _candidates(self, errors: dict[str, ReplicaError]) -> list[str]:
         """Replicas that may still answer, the one that is open first."""
