@@ -294,3 +294,29 @@ def test_class_defined_here_travels_by_value(tmp_path: Path) -> None:
             Local(), str(data), client=client, output=tmp_path / "run", chunk_size=20, quiet=True
         )
     assert result.outputs["n"] == 50
+
+
+def test_what_is_needed_of_a_dataset() -> None:
+    made = TtbarProcessor()
+    needs = shipping.needs_of(made, is_data=False)
+    assert needs.columns == shipping.declared_columns(made, is_data=False)
+    assert "Electron_cutBased" in needs.preselection
+    assert needs.counted == ("genWeight", "Muon_tightId")
+    assert shipping.needs_of(made, is_data=True).counted == ("Muon_tightId",)
+    # the reference's random numbers are drawn for all events
+    assert shipping.needs_of(TtbarProcessor(compat=True), is_data=False).preselection == ""
+
+
+def test_a_preselection_is_of_flat_columns_and_text() -> None:
+    class Records:
+        columns = ("Jet_pt",)
+        preselection = "any(Jet_pt > 30, axis=1)"
+
+    assert shipping.needs_of(Records(), is_data=False) == (("Jet_pt",), "", ())
+
+    class Wrong(Records):
+        flat = True
+        preselection = ("Jet_pt > 30",)  # type: ignore[assignment]
+
+    with pytest.raises(ProcessorError, match=r"Wrong\.preselection: an expression"):
+        shipping.needs_of(Wrong(), is_data=False)
