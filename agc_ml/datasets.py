@@ -214,8 +214,8 @@ def _refuse_doubles(dataset: Dataset) -> None:
     for file in dataset.files:
         if (twin := lfns.get(file.lfn)) is not None:
             raise FilesetError(
-                f"dataset {dataset.name}: {file.lfn} is listed twice ({twin.url} and {file.url}), "
-                "its events would count twice; remove one, or make them replicas of one file"
+                f"dataset {dataset.name}: {file.lfn} is listed twice, its events would "
+                "count twice; remove one, or make them replicas of one file"
             )
         lfns[file.lfn] = file
         if file.uuid is None:

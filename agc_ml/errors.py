@@ -54,11 +54,15 @@ class DeliveryError(InputFileError):
     """No replica of a file can be read; the message names each one with its reason.
 
     ``is_other_file``: they can be, but are not the file that the fileset describes.
+    ``may_be_replaced``: that is so of one at least, and the others can't be read.
     """
 
-    def __init__(self, message: str, *, is_other_file: bool = False) -> None:
+    def __init__(
+        self, message: str, *, is_other_file: bool = False, may_be_replaced: bool = False
+    ) -> None:
         super().__init__(message)
         self.is_other_file = is_other_file
+        self.may_be_replaced = may_be_replaced
 
 
 class ProcessorError(AgcError):

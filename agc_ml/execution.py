@@ -15,6 +15,7 @@ from typing import Final
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import Dataset, File
+from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import (
     FilesetError,
     InputFileError,
@@ -117,7 +118,8 @@ def _refuse_empty(account: Account) -> None:
         infos = [account.files.get((dataset.name, file.lfn)) for file in dataset.files]
         if all(info is not None and info.entries == 0 for info in infos):
             raise InputFileError(
-                f"dataset {dataset.name}: no events in it ({dataset.files[0].url} has 0 entries); "
+                f"dataset {dataset.name}: no events in it ({redacted(dataset.files[0].url)} has "
+                "0 entries); "
                 "remove it, or leave it out with --datasets"
             )
 
@@ -148,7 +150,8 @@ def process(account: Account, executor: Executor) -> None:
         account.tick()
         lost = _round(account, executor, account.to_do())
         for chunk in lost:  # Dask blames all chunks of a dead worker, so each is tried alone
-            if _round(account, executor, [chunk]):
+            is_known = (chunk.dataset, chunk.lfn) in account.files  # else it is planned anew
+            if is_known and _round(account, executor, [chunk]):
                 account.poison.add(chunk)
                 logger.warning("%s: the worker dies each time, also when it runs alone", chunk)
         if not account.to_do() and not account.unopened():

@@ -46,18 +46,24 @@ class FileCache:
     def __init__(self, path: Path | None = None) -> None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agc-ml"
         self._path = path or folder / "files.sqlite"
+        self._is_usable = True
 
     def recall(self, file: File, columns: tuple[str, ...], *, flat: bool) -> FileInfo | None:
         """What was found when the file was opened for these columns; None if it has to be again."""
-        key = _key(file, columns, flat=flat)
+        key, found = _key(file, columns, flat=flat), None
         with self._database() as database:
             if database is None:
                 return None
             found = database.execute("SELECT content FROM files WHERE key = ?", (key,)).fetchone()
-            if found is None:
-                return None
-            database.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), key))
-        info = _unpacked(found[0])
+            if found is not None:
+                database.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), key))
+        if found is None:
+            return None
+        try:
+            info = _unpacked(found[0])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:  # lz4's, and of JSON
+            logger.debug("%s: %s is not what was written (%s)", self._path, file.lfn, error)
+            return None
         return info if _is_as_it_was(file, info) else None
 
     def keep(self, file: File, columns: tuple[str, ...], info: FileInfo, *, flat: bool) -> None:
@@ -73,12 +79,16 @@ class FileCache:
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection | None]:
+        if not self._is_usable:  # another process has it locked: each try would take seconds
+            yield None
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             database = sqlite3.connect(self._path, timeout=5)
             database.execute(_TABLE)
         except (OSError, sqlite3.Error) as error:
             logger.debug("%s: no cache of files (%s)", self._path, error)
+            self._is_usable = False
             yield None
             return
         try:
@@ -86,6 +96,7 @@ class FileCache:
                 yield database
         except (sqlite3.Error, OSError) as error:
             logger.debug("%s: the cache of files is not used (%s)", self._path, error)
+            self._is_usable = False
         finally:
             database.close()
 
@@ -150,7 +161,8 @@ def _key(file: File, columns: tuple[str, ...], *, flat: bool) -> str:
 
 @functools.cache
 def _code() -> str:
-    sources = b"".join(Path(str(m.__file__)).read_bytes() for m in (inspection, reading))
+    files = (__file__, inspection.__file__, reading.__file__)
+    sources = b"".join(Path(file).read_bytes() for file in files)
     return hashlib.sha256(sources).hexdigest()
 
 

@@ -20,7 +20,9 @@ from agc_ml.errors import FilesetError
 from agc_ml.variations import NOMINAL
 
 SCHEMA: Final = 1
-_SECRET: Final = re.compile(r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature)=")
+_SECRET: Final = re.compile(
+    r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature|sig|xrdhttptk)="
+)
 
 
 class _Model(BaseModel):

@@ -140,6 +140,7 @@ class Columns:
         self._source = file.file.source
         self._asked: tuple[list[int], Future[list[Any]]] | None = None
         self._fetched: dict[int, Any] = {}
+        self._fetched_from = ""
         self._counts: dict[int, Array] = {}
 
     def stream(
@@ -181,6 +182,7 @@ class Columns:
         begun = time.perf_counter()
         (seeks, future), self._asked = self._asked, None
         self._fetched = dict(zip(seeks, future.result(), strict=True))
+        self._fetched_from = self._source.url
         self.seconds += time.perf_counter() - begun
 
     def fetch_first(self) -> None:
@@ -219,8 +221,9 @@ class Columns:
         touched = baskets.touched(start, stop)
         try:
             content = self._content(baskets, touched, kept=_is_counter(name))
-        except InputFileError as error:
-            raise InputFileError(f"branch {name}: {error}") from error
+        except InputFileError as error:  # of whatever kind, it stays that
+            error.args = (f"branch {name}: {error}",)
+            raise
         first, last = int(baskets.bounds[touched.start]), int(baskets.bounds[touched.stop])
         if (first, last) == (start, stop):
             return content
@@ -254,16 +257,16 @@ class Columns:
     def _basket(self, baskets: Baskets, i: int) -> Array:
         """Content of a basket, in the byte order of the file."""
         seek, size = int(baskets.seeks[i]), int(baskets.sizes[i])
-        raw = self._fetched.pop(seek, None)
+        raw, replica = self._fetched.pop(seek, None), self._fetched_from
         while True:
             if raw is None:
-                raw = self._source.read([(seek, seek + size)])[0]
+                raw, replica = self._source.read([(seek, seek + size)])[0], self._source.url
             self.bytes += size
             try:
                 payload, n_bytes = _unpacked(memoryview(raw))
                 break
             except InputFileError as error:
-                if not self._source.distrust(f"at {seek}: {error}"):
+                if not self._source.distrust(f"at {seek}: {error}", replica):
                     raise
                 raw = None
         return np.frombuffer(payload, baskets.dtype, n_bytes // baskets.dtype.itemsize)

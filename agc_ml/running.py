@@ -115,7 +115,6 @@ def run(
     shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     way = None if via is None else ways.parse(via)
-    loaded = ways.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if not 0 <= allow_missing < 1:
@@ -135,6 +134,7 @@ def run(
     earlier = _earlier(how)
     if earlier is not None:
         how = replace(how, chunk_size=_same_chunk_size(how, earlier))
+    loaded = ways.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
     if earlier is not None and earlier.status == "complete":
         return _completed(how.output, earlier, shipment, loaded)
     with ExitStack() as stack:

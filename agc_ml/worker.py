@@ -155,6 +155,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
     )
     notes = (*hook.notes(job.models), *opening.told(_kept.failures))
+    _kept.failures.clear()  # the next run on this worker has its own
     return Finished(receipt, blob, "sumw" in output, notes)
 
 
@@ -309,7 +310,7 @@ def _kind(error: BaseException) -> Kind:
         if isinstance(cause, ModelError):
             return "model"
         if isinstance(cause, InputFileError):
-            return "other" if getattr(cause, "is_other_file", False) else "input"
+            return "other" if getattr(cause, "may_be_replaced", False) else "input"
         files = (frame.filename for frame in traceback.extract_tb(cause.__traceback__))
         if any(file.startswith(folders) for file in files):
             return "input"
@@ -330,6 +331,8 @@ def one_line(error: BaseException) -> str:
     message = getattr(root, "message", None) or str(root)  # uproot's begins with its surroundings
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     text = lines[0] if lines else ""
+    if isinstance(root, DeliveryError):
+        return text  # of each replica
     return text[:300] if isinstance(root, AgcError) else f"{type(root).__name__}: {text}"[:300]
 
 

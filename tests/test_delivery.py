@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import os
 import shutil
+import sqlite3
 import ssl
 import subprocess
 import textwrap
@@ -31,7 +33,8 @@ from agc_ml.delivery import credentials, equipment, health, http, opening, sourc
 from agc_ml.errors import AgcError, DeliveryError, FilesetError, UsageError
 from agc_ml.formats import logical_name
 from agc_ml.inspection import FileInfo, inspect_file
-from agc_ml.worker import Failure
+from agc_ml.reading import Columns
+from agc_ml.worker import Failure, one_line
 
 SECRET = "a-secret-that-nobody-may-see"
 
@@ -70,6 +73,12 @@ def content(*urls: str, **known: object) -> bytes:
 def right(path: Path) -> bytes:
     data = path.read_bytes()
     return b"|".join([data[1000:1100], data[9000:9001], data[30_000:40_000]])
+
+
+def agc_run_fails(what: Fileset, tmp_path: Path) -> str:
+    with pytest.raises(AgcError) as caught:
+        agc.run(stepwise.Flat(), what, site="inline", output=tmp_path / "run", quiet=True)
+    return str(caught.value)
 
 
 def one_file(*urls: str) -> Fileset:
@@ -145,6 +154,21 @@ class TestHttp:
             with pytest.raises(DeliveryError, match=r"too slow.*\(tried for 2 s\)"):
                 file.file.source.read([(1000, 1100), (9000, 9100)])
         assert time.monotonic() - begun < 4
+
+    def test_a_file_that_is_replaced_while_it_is_read(
+        self, web: Web, served: str, right: bytes, tmp_path: Path
+    ) -> None:
+        """Of equal layout, so that nothing else would tell; told by tag, and then by its begin."""
+        other = nanoaod.write(tmp_path / "other.root", nanoaod.events(1000, 2), cluster=100)
+        with opening.opened(File("x.root", (served,))) as file:
+            file.file.source.read([(1000, 1100)])
+            os.utime(web.folder / "x.root", ns=(1, 1))
+            assert file.file.source.read([(1000, 1100)]) == [right[:100]]
+            shutil.copy(other, web.folder / "x.root")
+            with pytest.raises(DeliveryError, match="is it another file") as caught:
+                file.file.source.read([(1000, 1100), (9000, 9100)])
+        assert caught.value.may_be_replaced
+        assert list(file.file.source.failures) == [served]
 
     def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(source, "DEADLINE_S", 2)
@@ -231,6 +255,12 @@ class TestTokens:
             f"https://me:{SECRET}@host/x.root",
             f"https://h/x?X-Amz-Credential=me&X-Amz-Signature={SECRET}",
             f"https://h/x?access_token={SECRET}",
+            f"https://me:p@{SECRET}@host/x.root",
+            f"https://h/x?X-Amz-Security-Token={SECRET}",
+            f"https://h/x?se=1&sig={SECRET}",
+            f"root://h//x?xrdhttptk={SECRET}",
+            f'{{"access_token": "{SECRET}"}}',
+            f"Authorization: Basic {SECRET}",
         ],
     )
     def test_no_text_shows_them(self, text: str) -> None:
@@ -394,6 +424,60 @@ class TestReplicas:
         with pytest.raises(DeliveryError, match="FileNotFoundError"):
             content("memory://y.root")
 
+    def test_others_that_break_in_their_own_way(
+        self, path: Path, right: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from fsspec.implementations.memory import MemoryFileSystem  # noqa: PLC0415 - only here
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("no credentials\nhere")
+
+        monkeypatch.setattr(MemoryFileSystem, "info", fail)
+        assert content("memory://x.root", str(path)) == right
+        with pytest.raises(DeliveryError, match="RuntimeError: no credentials here"):
+            content("memory://x.root")
+
+    def test_a_damaged_one_is_not_asked_for_ever(self, path: Path, tmp_path: Path) -> None:
+        """Also where a replica is listed twice."""
+        damaged = tmp_path / "x.root"
+        info = inspect_file(File("x.root", (str(path),)), ("Jet_pt",), flat=True)
+        assert isinstance(info, FileInfo)
+        seek = int(info.directory["Jet_pt"].seeks[5])
+        content = bytearray(path.read_bytes())
+        content[seek + 100 : seek + 200] = bytes(100)
+        damaged.write_bytes(content)
+        outcome = agc_run_fails(one_file(str(damaged), str(damaged)), tmp_path)
+        assert "basket is damaged" in outcome
+
+    def test_an_outage_is_no_damage(self, web: Web, served: str) -> None:
+        file = File("x.root", (served, f"{served}.gone"))
+        info = inspect_file(file, ("Jet_pt",), flat=True)
+        assert isinstance(info, FileInfo)
+        with opening.opened(file) as opened:
+            columns = Columns(opened, "Events", info.directory or {})
+            web.status = 404
+            with pytest.raises(DeliveryError, match="no replica can be read") as caught:
+                columns.read("Jet_pt", 0, 1000)
+        assert f"{served}.gone" in one_line(caught.value)
+
+    def test_every_replica_is_told(self) -> None:
+        urls = [f"http://no-such-host.invalid/{'long' * 30}/{i}.root" for i in range(5)]
+        failure = inspect_file(File("x.root", tuple(urls)), ())
+        assert isinstance(failure, Failure)
+        assert all(url in failure.reason for url in urls)
+        assert all(url in one_line(DeliveryError(failure.reason)) for url in urls)
+
+    def test_the_damaged_one_is_blamed(self, path: Path) -> None:
+        """Not the one that is read from by then."""
+        urls = (str(path), f"file://{path}")
+        with opening.opened(File("x.root", urls)) as file:
+            source = file.file.source
+            assert source.url == urls[0]
+            assert source.distrust("bad", urls[1])
+            assert source.url == urls[0]
+            assert list(source.failures) == [urls[1]]
+            assert not source.distrust("bad", urls[0])
+
     def test_a_server_whose_name_is_wrong(self) -> None:
         begun = time.monotonic()
         with pytest.raises(DeliveryError, match=r"name is not known \(Invalid address"):
@@ -521,6 +605,28 @@ class TestWhatIsKnownOfFiles:
         assert result.ledger.events == 700
         assert len(opened) == 2
 
+    def test_replaced_behind_a_replica_that_is_gone(
+        self, web: Web, served: str, tmp_path: Path
+    ) -> None:
+        listed = one_file(f"http://127.0.0.1:{web.server_port}/gone.root", served)
+        agc.run(stepwise.Flat(), listed, site="inline", output=tmp_path / "1", quiet=True)
+        other = nanoaod.write(tmp_path / "other.root", nanoaod.events(700, 2), cluster=100)
+        shutil.copy(other, web.folder / "x.root")
+        result = agc.run(stepwise.Flat(), listed, site="inline", output=tmp_path / "2", quiet=True)
+        assert result.cutflow == {"tt": {"all": 700}}
+
+    def test_each_run_tells_of_its_own_failures(
+        self, web: Web, served: str, path: Path, tmp_path: Path
+    ) -> None:
+        listed = one_file(served, str(path))
+        stepwise.EVENTS[:] = [lambda: setattr(web, "status", 403)]
+        options = {"site": "inline", "quiet": True, "chunk_size": 300}
+        first = agc.run(stepwise.Flat(), listed, output=tmp_path / "1", **options)
+        assert any("no permission" in warning for warning in first.warnings)
+        web.status = None
+        second = agc.run(stepwise.Flat(), listed, output=tmp_path / "2", **options)
+        assert second.warnings == ()
+
     def test_local_files_are_looked_at(self, path: Path, tmp_path: Path) -> None:
         mine = tmp_path / "x.root"
         shutil.copy(path, mine)
@@ -550,6 +656,19 @@ class TestWhatIsKnownOfFiles:
             cache = filecache.FileCache(place)
             cache.keep(file, self.COLUMNS, info, flat=False)
             assert cache.recall(file, self.COLUMNS, flat=False) is None
+        good = tmp_path / "good.sqlite"
+        filecache.FileCache(good).keep(file, self.COLUMNS, info, flat=False)
+        with contextlib.closing(sqlite3.connect(good)) as database, database:
+            database.execute("UPDATE files SET content = ?", (b"what is this",))
+        assert filecache.FileCache(good).recall(file, self.COLUMNS, flat=False) is None
+        locked = filecache.FileCache(good)
+        begun = time.monotonic()
+        with contextlib.closing(sqlite3.connect(good)) as database:
+            database.execute("BEGIN EXCLUSIVE")
+            for _ in range(3):
+                locked.keep(file, self.COLUMNS, info, flat=False)
+                assert locked.recall(file, self.COLUMNS, flat=False) is None
+        assert time.monotonic() - begun < 8
 
 
 class TestChecks:

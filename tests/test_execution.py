@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import awkward as ak
 import faulty
@@ -26,11 +27,12 @@ import uproot
 from commandline import PROGRAM
 
 import agc_ml as agc
-from agc_ml import catalogue
+from agc_ml import catalogue, execution, executors
 from agc_ml.datasets import Fileset
 from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.ledger import Ledger
 from agc_ml.results import RunResult, load_record
+from agc_ml.worker import Failure
 
 CHUNK = 250
 
@@ -197,6 +199,31 @@ def test_file_that_breaks_in_the_middle_and_heals(
     healed = [entry for entry in result.ledger.entries if entry.errors]
     assert {entry.dataset for entry in healed} == {"process4"}
     assert all(entry.attempts >= 2 for entry in healed)
+
+
+def test_another_file_beside_a_dead_worker(
+    fileset: Fileset, baseline: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was known of it is forgotten; the chunk whose worker died is then planned anew."""
+    original, rounds = executors.InlineExecutor.outcomes, []
+
+    def outcomes(self: Any, function: Any, jobs: Any) -> Any:
+        if function is execution.process_packed and not rounds:
+            rounds.append(jobs)
+            first, *others = jobs
+            yield first, executors.Lost()
+            for key in others:
+                yield key, Failure("other", "its uuid is another")
+        else:
+            yield from original(self, function, jobs)
+
+    monkeypatch.setattr(executors.InlineExecutor, "outcomes", outcomes)
+    result = agc.run(
+        faulty.Spectrum(), fileset, site="inline", output=tmp_path, chunk_size=CHUNK, quiet=True
+    )
+    assert len(rounds) == 1
+    complete(result)
+    same_bits(result, baseline)
 
 
 def test_poison_chunk_is_named_and_all_else_kept(

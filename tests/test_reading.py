@@ -483,7 +483,7 @@ def test_baskets_of_each_branch_may_end_elsewhere(
         return future
 
     for is_local in (True, False):
-        source = SimpleNamespace(read=at_once, begin=later, is_local=is_local)
+        source = SimpleNamespace(read=at_once, begin=later, is_local=is_local, url="x")
         columns = Columns(SimpleNamespace(file=SimpleNamespace(source=source)), "", used)
         columns.ask(start, stop)
         columns.take()

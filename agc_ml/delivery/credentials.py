@@ -25,9 +25,10 @@ VARIABLES: Final = (
 _ENCRYPTED: Final = {"https", "roots", "xroots"}
 _HERE: Final = {"localhost", "127.0.0.1", "::1"}
 _IN_TEXT: Final = re.compile(
-    r"(?i)((?:authz=|bearer[ +]|bearer%20|access_token=|[a-z-]*signature=)+)[^\s&\"'),;:]+"
+    r"(?i)((?:authz=|bearer[ +]|bearer%20|authorization: basic |access_token[\"']?[=:]\s*[\"']?"
+    r"|security-token=|xrdhttptk=|\bsig=|[a-z-]*signature=)+)[^\s&\"'),;:]+"
 )
-_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/@\s]+@")
+_IN_ADDRESS: Final = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def environment() -> dict[str, str]:

@@ -17,7 +17,7 @@ GIVEN_UP_S: Final = 10.0
 
 _lock: Final = threading.Lock()
 _failed: dict[str, float] = {}
-_given_up: dict[str, float] = {}
+_given_up: dict[str, tuple[float, str]] = {}
 _times: Counter[str] = Counter()
 
 
@@ -36,10 +36,10 @@ def failed(url: str, error: ReplicaError) -> None:
         _times[what or url] += 1
 
 
-def give_up(url: str) -> None:
-    """Remember that a server did not answer for as long as a read may take."""
+def give_up(url: str, reason: str) -> None:
+    """Remember that a server did not help for as long as a read may take."""
     with _lock:
-        _given_up[server(url) or url] = time.monotonic()
+        _given_up[server(url) or url] = time.monotonic(), reason
 
 
 def answered(url: str) -> None:
@@ -65,10 +65,10 @@ def in_order(urls: tuple[str, ...]) -> list[str]:
     return sorted(urls, key=lambda url: failures[url] if now - failures[url] < REMEMBERED_S else 0)
 
 
-def is_given_up(url: str) -> bool:
-    """Whether its server was given up a moment ago."""
-    since = _given_up.get(server(url) or url)
-    return since is not None and time.monotonic() - since < GIVEN_UP_S
+def why_given_up(url: str) -> str | None:
+    """Why its server was given up, if that was a moment ago."""
+    since, reason = _given_up.get(server(url) or url, (-GIVEN_UP_S, ""))
+    return reason if time.monotonic() - since < GIVEN_UP_S else None
 
 
 def is_on_probation(url: str) -> bool:

@@ -52,9 +52,14 @@ class Answer(NamedTuple):
     parts: list[Part]
 
     @property
-    def is_multipart(self) -> bool:
-        """Whether it holds as many parts as the server likes."""
-        return _is_multipart(self.headers)
+    def begin(self) -> bytes:
+        """Its first part."""
+        return self.parts[0][1] if self.parts else b""
+
+    @property
+    def stamp(self) -> str:
+        """What changes when the file does."""
+        return str(self.headers.get("ETag") or self.headers.get("Last-Modified", ""))
 
 
 class HttpFile:
@@ -76,8 +81,9 @@ class HttpFile:
         if found is None and answer.status != _BEYOND:
             raise PermanentError("its server does not say how large it is (Content-Range)")
         self.size = int(found[3]) if found else 0
-        self.stamp = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
-        self.begin = answer.parts[0][1] if answer.parts else b""
+        self.stamp = answer.stamp
+        self.begin = answer.begin
+        self._stamps = {answer.stamp}
 
     def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:
         """Read parts of the file."""
@@ -94,15 +100,16 @@ class HttpFile:
         parts = []
         for first in range(0, len(ranges), _MOST_RANGES):
             some = ranges[first : first + _MOST_RANGES]
-            answer = self._get(some, end - time.monotonic())
-            if answer.status != _PARTIAL or (len(some) > 1 and not answer.is_multipart):
+            answer = self._get_same(some, end)
+            is_part = len(some) == 1 or _is_multipart(answer.headers)
+            if answer.status != _PARTIAL or not is_part:
                 return None
             parts += answer.parts
         return parts
 
     def _one_by_one(self, ranges: Sequence[Range], end: float) -> list[Part]:
         def one(wanted: Range) -> Part:
-            answer = self._get([wanted], end - time.monotonic())
+            answer = self._get_same([wanted], end)
             if answer.status != _PARTIAL or not answer.parts:
                 raise TransientError(f"its server answers {answer.status} to a range")
             return answer.parts[0]
@@ -111,6 +118,19 @@ class HttpFile:
             return [one(ranges[0])]
         with ThreadPoolExecutor(min(_AT_ONCE, len(ranges))) as pool:
             return list(pool.map(one, ranges))
+
+    def _get_same(self, ranges: Sequence[Range], end: float) -> Answer:
+        """Ask for ranges of the file that was opened: another one may have its name by now.
+
+        One file may have several stamps, as mirrors behind one name do.
+        """
+        answer = self._get(ranges, end - time.monotonic())
+        if answer.stamp not in self._stamps:
+            again = self._get([(0, N_BYTES)], end - time.monotonic())
+            if (again.stamp, again.begin) != (answer.stamp, self.begin):
+                raise TransientError("it was replaced while it was read")
+            self._stamps.add(answer.stamp)
+        return answer
 
     def _get(self, ranges: Sequence[Range], timeout: float) -> Answer:
         """Ask for ranges; once more if the token was replaced since it was refused."""
@@ -242,7 +262,8 @@ def _pool(folder: str | None, proxy: tuple[str, str] | None, _changed: float) ->
     """Connections of this process, kept for the next file of the same server."""
     import urllib3  # noqa: PLC0415 - on demand
 
-    logging.getLogger("urllib3.connectionpool").addFilter(_without_secrets)
+    for name in ("connectionpool", "poolmanager", "util.retry"):
+        logging.getLogger(f"urllib3.{name}").addFilter(_without_secrets)
     context = ssl.create_default_context()
     if folder:
         context.load_verify_locations(capath=folder)

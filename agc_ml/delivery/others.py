@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
-from agc_ml.delivery.transport import Data, Range, scheme
+from agc_ml.delivery.faults import PermanentError, ReplicaError, TransientError
+from agc_ml.delivery.transport import Data, Range, check, scheme
 
 
 class OtherFile:
@@ -23,7 +23,7 @@ class OtherFile:
                 f"{scheme(url)}:// is no protocol known here ({error}); known are root, roots, "
                 "http, https, paths, and those of installed fsspec packages"
             ) from error
-        except OSError as error:
+        except Exception as error:  # each file system has its own
             raise _sorted(error) from error
         self.size = int(info["size"] or 0)
         self.stamp = str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
@@ -34,15 +34,12 @@ class OtherFile:
         paths = [self._path] * len(ranges)
         try:
             parts: list[Any] = self._system.cat_ranges(paths, list(starts), list(stops))
-        except OSError as error:
+        except Exception as error:  # as above
             raise _sorted(error) from error
         for (start, stop), part in zip(ranges, parts, strict=True):
             if isinstance(part, Exception):
                 raise _sorted(part)
-            if len(part) != stop - start:
-                raise CorruptError(
-                    f"cut off: {len(part)} of {stop - start} bytes at {start} are there"
-                )
+            check(part, start, stop)
         return parts
 
     def close(self) -> None:
@@ -50,6 +47,8 @@ class OtherFile:
 
 
 def _sorted(error: Exception) -> ReplicaError:
-    text = f"{type(error).__name__}: {error}"
-    is_lasting = isinstance(error, FileNotFoundError | PermissionError)
-    return PermanentError(text) if is_lasting else TransientError(text)
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    may_pass = isinstance(error, OSError) and not isinstance(
+        error, FileNotFoundError | PermissionError
+    )
+    return TransientError(text) if may_pass else PermanentError(text)

@@ -151,21 +151,23 @@ class ReplicaSource(Source):  # type: ignore[misc]
             self._ahead = ThreadPoolExecutor(1, "read-ahead")
         return self._ahead.submit(self.read, ranges)
 
-    def distrust(self, reason: str) -> bool:
-        """Take it that the replica that is read from is damaged; whether there is another one."""
+    def distrust(self, reason: str, url: str = "") -> bool:
+        """Take it that a replica (the open one) is damaged; whether there is another one."""
         with self._lock:
-            if not self._url:
+            url = url or self._url
+            if not url:
                 return False
-            self._blame(self._url, CorruptError(reason))
-            self._distrusted.add(self._url)
-            self._drop()
-            return len(self._distrusted) < len(self._wanted.replicas)
+            self._blame(url, CorruptError(reason))
+            self._distrusted.add(url)
+            if url == self._url:
+                self._drop()
+            return not self._distrusted.issuperset(self._wanted.replicas)
 
     def _from_any(self, action: Callable[[Transport, float], Answer], n_bytes: int) -> Answer:
         """Do something with a replica, with another one if it fails, until the deadline."""
         begun, longest = time.monotonic(), OPERATION_S + n_bytes / SLOWEST
         errors: dict[str, ReplicaError] = {}
-        if self._transport is not None:  # nearly always there is no more to it
+        if self._transport is not None and not self._closed:  # nearly always no more is needed
             for answer in self._answers(self._url, action, min(longest, DEADLINE_S), errors):
                 return answer
         patience = DEADLINE_S
@@ -204,25 +206,24 @@ class ReplicaSource(Source):  # type: ignore[misc]
         return [answer]
 
     def _candidates(self, errors: dict[str, ReplicaError]) -> list[str]:
-        """Replicas that may still answer, the one that is open first."""
+        """Replicas that may still answer, the most promising one first."""
         lasting = {url for url, e in errors.items() if not isinstance(e, TransientError)}
         urls = [url for url in health.in_order(self._wanted.replicas) if url not in lasting]
         trusted = [url for url in urls if url not in self._distrusted] or urls
-        if self._transport is not None and self._url in trusted:
-            trusted.remove(self._url)
-            return [self._url, *trusted]
-        for url in [url for url in trusted if url not in errors and health.is_given_up(url)]:
-            errors[url] = PermanentError("its server did not answer a moment ago")
-            trusted.remove(url)
+        for url in [url for url in trusted if url not in errors]:
+            reason = health.why_given_up(url)
+            if reason is not None:
+                errors[url] = PermanentError(f"{reason} (a moment ago)")
+                trusted.remove(url)
         return trusted
 
     def _connected(self, url: str, timeout: float) -> Transport:
         if self._transport is not None and self._url == url:
             return self._transport
-        self._drop()
+        begun = time.monotonic()
         transport = connect(url, timeout)
         try:
-            self._compare(transport, timeout)
+            self._compare(transport, max(1.0, timeout - (time.monotonic() - begun)))
         except ReplicaError:
             transport.close()
             raise
@@ -268,7 +269,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         if waited is not None:
             for url, error in errors.items():
                 if isinstance(error, TransientError):
-                    health.give_up(url)
+                    health.give_up(url, str(error))
         reasons = [
             (credentials.redacted(url), str(errors.get(url) or self.failures.get(url, "not tried")))
             for url in self._wanted.replicas
@@ -277,8 +278,10 @@ class ReplicaSource(Source):  # type: ignore[misc]
         text = reasons[0][1] if len(reasons) == 1 else f"no replica can be read: {listed}"
         if waited is not None:
             text += f" (tried for {waited:.0f} s)"
-        is_other_file = all(isinstance(error, MismatchError) for error in errors.values())
-        raise DeliveryError(credentials.redacted(text), is_other_file=is_other_file)
+        others = [isinstance(error, MismatchError) for error in errors.values()]
+        raise DeliveryError(
+            credentials.redacted(text), is_other_file=all(others), may_be_replaced=any(others)
+        )
 
     def close(self) -> None:
         """Let go of the file, and of what is still read ahead."""

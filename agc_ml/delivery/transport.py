@@ -75,6 +75,18 @@ def connect(url: str, timeout: float) -> Transport:
     return OtherFile(url, timeout)
 
 
+def check(part: Data, start: int, stop: int) -> None:
+    """See that a part is whole.
+
+    Raises
+    ------
+    CorruptError
+        The file ends before ``stop``.
+    """
+    if len(part) != stop - start:
+        raise CorruptError(f"cut off: {len(part)} of {stop - start} bytes at {start} are there")
+
+
 class LocalFile:
     """A file of this machine. What is read stays the same file, whatever takes its name."""
 
@@ -99,8 +111,7 @@ class LocalFile:
             part = os.pread(self._descriptor, stop - start, start)
         except OSError as error:
             raise CorruptError(f"can't be read at {start}: {_reason(error)}") from error
-        if len(part) != stop - start:
-            raise CorruptError(f"cut off: {len(part)} of {stop - start} bytes at {start} are there")
+        check(part, start, stop)
         return part
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from agc_ml.delivery import credentials, health
 from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
-from agc_ml.delivery.transport import Data, Range
+from agc_ml.delivery.transport import Data, Range, check
 
 SETTINGS: Final = {
     "XRD_CONNECTIONWINDOW": "5",
@@ -55,7 +55,11 @@ class XRootDFile:
             ) from error
         self._file = client.File()
         self._call(self._file.open, _fresh(credentials.with_token(url)), _READ, timeout=timeout)
-        info = self._call(self._file.stat, timeout=timeout)
+        try:
+            info = self._call(self._file.stat, timeout=timeout)
+        except ReplicaError:
+            self.close()
+            raise
         self.size = int(info.size)
         self.stamp = str(info.modtime)
 
@@ -65,10 +69,7 @@ class XRootDFile:
         found = self._call(self._file.vector_read, wanted, timeout=timeout)
         parts: list[Data] = [chunk.buffer for chunk in found.chunks]
         for (start, stop), part in zip(ranges, parts, strict=True):
-            if len(part) != stop - start:
-                raise CorruptError(
-                    f"cut off: {len(part)} of {stop - start} bytes at {start} are there"
-                )
+            check(part, start, stop)
         return parts
 
     def close(self) -> None:
