@@ -11,6 +11,7 @@ from agc_ml.catalogue import Facts
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import ways
 from agc_ml.delivery.credentials import redacted
+from agc_ml.errors import UsageError
 from agc_ml.executors import Lost
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.shipping import declared_columns, prepare
@@ -60,7 +61,13 @@ def check(
         No scheduler answers.
     """
     made = prepare(processor).processor if processor is not None else None
-    delivered = ways.deliver(fileset, None if via is None else ways.parse(via))
+    way = None if via is None else ways.parse(via)
+    if way is not None and way.kind == ways.SERVICEX:
+        raise UsageError(
+            "--via servicex: files are checked where they are, and ServiceX makes others of them; "
+            "leave the option out"
+        )
+    delivered = ways.deliver(fileset, way)
     replicas = list(_replicas(delivered))
     jobs = {
         str(number): (one, declared_columns(made, is_data=dataset.is_data), False, checksums)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import awkward as ak
 import faulty
@@ -18,15 +21,18 @@ import numpy as np
 import pytest
 import stepwise
 import uproot
+from coffea.processor import ProcessorABC
 from services.servicex import Endpoint, endpoint
 
 import agc_ml as agc
-from agc_ml import catalogue
+from agc_ml import catalogue, checking
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import service
-from agc_ml.errors import AgcError, DeliveryError, ProcessorError, UsageError
+from agc_ml.errors import AgcError, DeliveryError, FilesetError, ProcessorError, UsageError
+from agc_ml.kernels.flat import blocks
 from agc_ml.results import RunResult
 from agc_ml.templates import compare
+from agc_ml.worker import EVENT_ID
 from processors.ttbar import TtbarProcessor
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client's own
@@ -109,11 +115,55 @@ def test_only_selected_events_travel(
     kept = {}
     for path in (tmp_path / "cache").rglob("*.root"):
         with uproot.open(path) as file:
-            assert set(file["Dropped"].keys()) == {"genWeight", "nMuon", "Muon_tightId"}
+            counted = {"genWeight", "nMuon", "Muon_tightId", *EVENT_ID}
+            assert set(file["Dropped"].keys()) == counted
             kept[path] = file["Events"].num_entries, file["Dropped"].num_entries
     assert len(kept) == len(paths)
     assert {(0, 300), (len(every["event"]), 0)} < set(kept.values())
     assert sum(map(sum, kept.values())) == direct.ledger.events
+
+
+@dataclass(frozen=True)
+class Counting(ProcessorABC):
+    """Counts events, with a preselection of the kind that it is told."""
+
+    preselection: str
+    flat: ClassVar = True
+    columns: ClassVar = ("Muon_pt", "genWeight")
+    counted_columns: ClassVar = ("genWeight",)
+
+    def process(self, events: Any) -> dict[str, Any]:
+        counts = {"all": 0, "selected": 0}
+        for block in blocks(events):
+            counts["all"] += len(block)
+            counts["selected"] += len(block) if block.is_selected else 0
+        return {"cutflow": {events.metadata["dataset"]: counts}}
+
+
+@pytest.mark.parametrize("preselection", ["nMuon", "nMuon > 0", "any(Muon_pt > 0, axis=1)"])
+def test_every_event_is_selected_or_dropped(
+    preselection: str, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+) -> None:
+    via = f"servicex={servicex_endpoint.config}"
+    result = run(listed(*paths), tmp_path / "run", via, Counting(preselection))
+    with_muons = 0
+    for path in paths:
+        with uproot.open(path) as file:
+            with_muons += int((file["Events"]["nMuon"].array(library="np") > 0).sum())
+    assert result.cutflow == {"tt": {"all": 900, "selected": with_muons}}
+
+
+def test_recorded_data_too(servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path) -> None:
+    """Their trees of runs have no counts of what was generated."""
+    for path in paths:
+        with uproot.update(path) as file:
+            file.mktree("Runs", {"run": np.uint32}).extend({"run": np.array([1], np.uint32)})
+    via = f"servicex={servicex_endpoint.config}"
+    files = tuple(File(path.name, (str(path),)) for path in paths)
+    for is_data in (True, False):
+        what = Fileset((Dataset("tt", "data", files, is_data=is_data, xsec=None),), 1.0, "made up")
+        processor = Counting("nMuon > 0")
+        assert run(what, tmp_path / f"{is_data}", via, processor).ledger.events == 900
 
 
 def test_a_processor_that_does_not_know_of_dropped_events_is_told(
@@ -222,8 +272,32 @@ class TestWhatWasDelivered:
         content[len(content) // 2] ^= 1
         kept[0].write_bytes(content)
         kept[1].unlink()
-        second = run(listed(*paths), tmp_path / "second", via)
-        assert compare(second.templates, first.templates, 0.0) == []
+        for name in ("second", "third"):
+            again = run(listed(*paths), tmp_path / name, via)
+            assert compare(again.templates, first.templates, 0.0) == []
+            assert again.warnings == first.warnings
+
+    def test_a_file_that_was_replaced_is_asked_for_again(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        via = f"servicex={servicex_endpoint.config}"
+        run(listed(*paths), tmp_path / "first", via)
+        nanoaod.write(paths[0], nanoaod.events(350, 33))
+        assert run(listed(*paths), tmp_path / "second", via).ledger.events == 950
+
+    def test_a_file_that_was_mended_is_asked_for_again(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        """Also where nothing tells that it is another one."""
+        via = f"servicex={servicex_endpoint.config}"
+        good, status = paths[0].read_bytes(), paths[0].stat()
+        paths[0].write_bytes(bytes(len(good)))
+        os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(DeliveryError, match="did not deliver 1 of 3 files"):
+            run(listed(*paths), tmp_path / "first", via)
+        paths[0].write_bytes(good)
+        os.utime(paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert run(listed(*paths), tmp_path / "second", via).ledger.events == 900
 
     def test_a_request_that_is_not_known_any_more_is_made_again(
         self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
@@ -280,6 +354,43 @@ class TestBadInput:
         assert "\n" not in str(caught.value)
         assert time.monotonic() - begun < 30
         return caught.value
+
+    def test_copies_of_a_file(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        via, copy = f"servicex={servicex_endpoint.config}", tmp_path / "copy.root"
+        shutil.copy(paths[0], copy)
+        for attempt in range(2):  # the second time what was delivered is kept
+            error = self.says([*paths, copy], via, "copy.root and 0.root", "would count twice")
+            assert isinstance(error, FilesetError), attempt
+        each = {"a": paths[0], "b": copy}
+        datasets = tuple(
+            Dataset(name, "tt", (File(path.name, (str(path),)),), xsec=1.0)
+            for name, path in each.items()
+        )
+        two = Fileset(datasets, 1.0, "made up")
+        with pytest.raises(FilesetError, match=r"dataset b: copy.root and 0.root of dataset a"):
+            run(two, tmp_path / "two", via)
+
+    def test_two_trees_of_a_file(self, servicex_endpoint: Endpoint, paths: list[Path]) -> None:
+        files = tuple(File(f"x:{tree}", (str(paths[0]),), tree=tree) for tree in ("Events", "B"))
+        what = Fileset((Dataset("tt", "tt", files, xsec=1.0),), 1.0, "made up")
+        with pytest.raises(FilesetError, match="dataset tt: a file is listed twice"):
+            run(what, Path("run"), f"servicex={servicex_endpoint.config}")
+
+    def test_checks_look_at_files_where_they_are(self, paths: list[Path]) -> None:
+        with pytest.raises(UsageError, match="leave the option out"):
+            checking.check(listed(*paths), via="servicex")
+
+    def test_a_token_that_is_none(
+        self, servicex_endpoint: Endpoint, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Path("token").write_text("MDAxbWFjYXJvb24-a-secret")
+        monkeypatch.setenv("BEARER_TOKEN_FILE", "token")
+        error = self.says(
+            paths, f"servicex={servicex_endpoint.config}", "does not let us in", "BEARER_TOKEN_FILE"
+        )
+        assert "MDAx" not in "".join(traceback.format_exception(error))
 
     def test_no_configuration(self, paths: list[Path]) -> None:
         error = self.says(paths, "servicex", "no servicex.yaml here", "agc-ml service servicex")

@@ -144,11 +144,14 @@ async def _authorization(service: Service, *, again: bool = False) -> dict[str, 
     try:
         # the client knows where tokens are and how to renew them, and offers no other way
         headers: dict[str, str] = await service.adapter._get_authorization(again)  # noqa: SLF001
-    except (AuthorizationError, OSError, ValueError) as error:
+    except (AuthorizationError, OSError, ValueError, RuntimeError) as error:
+        # what others say holds the token
+        reason = said(error) if isinstance(error, AuthorizationError) else type(error).__name__
+        where = "BEARER_TOKEN_FILE" if os.environ.get("BEARER_TOKEN_FILE") else "servicex.yaml"
         raise DeliveryError(
-            f"ServiceX at {service.url} does not let us in ({said(error)}); the token in "
-            "servicex.yaml may have expired: get a new one from its web page"
-        ) from error
+            f"ServiceX at {service.url} does not let us in ({reason}); the token in {where} may "
+            "have expired, or be none for it: get a new one from its web page"
+        ) from None
     return headers
 
 
@@ -178,7 +181,7 @@ async def submitted(service: Service, name: str, request: Any, earlier: Any) -> 
     try:
         if isinstance(earlier, str):
             status = await status_of(service, earlier)
-            if status is not None and status.status.value in {*_UNDER_WAY, "Complete"}:
+            if status is not None and _is_of_use(status):
                 logger.info("dataset %s: going on with the request %s", name, earlier)
                 return earlier
         body = request.model_dump(by_alias=True, exclude_none=True, mode="json")
@@ -192,6 +195,12 @@ async def submitted(service: Service, name: str, request: Any, earlier: Any) -> 
     raise DeliveryError(
         f"dataset {name}: ServiceX at {service.url} refuses the request: {first_line(reason)}"
     )
+
+
+def _is_of_use(status: Any) -> bool:
+    """Whether a request goes on, or delivered all: failed files may have been mended since."""
+    state = status.status.value
+    return state in _UNDER_WAY or (state == "Complete" and not status.files_failed)
 
 
 async def finished(service: Service, name: str, n_files: int, request_id: str) -> None:
@@ -245,12 +254,29 @@ async def finished(service: Service, name: str, n_files: int, request_id: str) -
         wait = min(wait * 1.5, _POLL_S[1])
 
 
-async def results(service: Service, request_id: str) -> list[dict[str, Any]]:
-    """What became of each file: of this, the client keeps what went well only."""
-    answer = await _asked(service, f"/transformation/{request_id}/results")
-    answer.raise_for_status()
-    found: list[dict[str, Any]] = answer.json()["results"]
-    return found
+async def outcome(service: Service, name: str, request_id: str) -> tuple[Any, list[dict[str, Any]]]:
+    """A finished request, and what became of each file: the client keeps what went well only.
+
+    Raises
+    ------
+    DeliveryError
+        The service does not say.
+    """
+    import httpx  # noqa: PLC0415 - heavy
+
+    reason = "it does not know the request any more"
+    try:
+        status = await status_of(service, request_id)
+        if status is not None:
+            answer = await _asked(service, f"/transformation/{request_id}/results")
+            answer.raise_for_status()
+            return status, answer.json()["results"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        reason = said(error)
+    raise DeliveryError(
+        f"dataset {name}: ServiceX at {service.url} does not say what became of the request "
+        f"{request_id} ({reason}); run again"
+    )
 
 
 def said(error: BaseException) -> str:
@@ -262,4 +288,6 @@ def said(error: BaseException) -> str:
 def first_line(text: Any) -> str:
     """The line that tells most of what a service says of a failure."""
     lines = [line for line in str(text or "no reason given").splitlines() if line.strip()]
+    if not lines:
+        return "no reason given"
     return redacted(lines[-1 if lines[0].startswith("Traceback") else 0])[:300]

@@ -117,6 +117,8 @@ def _rows(tree: Any, target: str, query: TreeQuery) -> Iterator[Rows]:
     )
     columns["language"] = _language(standard=bool(query.use_standard_awkward_axis))
     empty = tree.arrays(entry_stop=0, **columns)
+    if not empty.fields and query.fail_on_missing_trees is False:
+        return
     if not empty.fields:
         raise InputFileError(f"no column of the tree {tree.name} is wanted by the query")
     yield Rows(target, empty)  # the tree is there even if no event is

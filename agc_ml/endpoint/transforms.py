@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from agc_ml.delivery.credentials import redacted
 from agc_ml.endpoint.objects import Objects
 from agc_ml.endpoint.state import Job, Outcome, State
 from agc_ml.endpoint.workers import Workers
@@ -77,6 +78,7 @@ class Transforms:
     def _record(self, job: Job, outcome: Outcome) -> None:
         is_finished = self._state.record(job, outcome)
         if outcome.error:
-            logger.warning("%s: %s: %s", job.request_id, job.path, outcome.error)
+            told = f"{job.request_id}: {job.path}: {outcome.error}"
+            logger.warning("%s", redacted(told))
         if is_finished:
             logger.info("%s: finished", job.request_id)

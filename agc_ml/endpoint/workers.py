@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.delivery import xrootd
+from agc_ml.delivery.credentials import redacted
 from agc_ml.endpoint import objects
 from agc_ml.endpoint.requests import locate
 from agc_ml.endpoint.state import Job, Outcome
@@ -55,7 +56,8 @@ class Workers:
             verdict = await self._attempt(job)
             if not verdict.get("transient") or pause is None:
                 break
-            logger.debug("%s: %s; again in %d s", job.path, verdict["error"], pause)
+            told = f"{job.path}: {verdict['error']}"
+            logger.debug("%s; again in %d s", redacted(told), pause)
             await asyncio.sleep(pause)
         if "error" in verdict:
             return Outcome(error=verdict["error"])
