@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import ssl
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
@@ -208,13 +209,7 @@ class TestTokens:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        key = os.urandom(64)
-        secret = storage.folder() / "secret"
-        lines = textwrap.fill(base64.b64encode(key).decode(), 64)  # as OpenSSL writes them
-        secret.write_text(lines + "\n")
-        if os.geteuid() == 0:
-            shutil.chown(secret, "xrootd", "xrootd")
-        secret.chmod(0o400)
+        key, secret = signing_key(storage)
         server = storage.protected(storage.folder(path), secret)
         url = server.url("x.root") if over == "root" else server.http("x.root")
         with pytest.raises(DeliveryError, match="no permission"):
@@ -295,6 +290,17 @@ class TestTokens:
         with pytest.raises(AgcError) as caught:
             agc.run(stepwise.Flat(), listed, site="inline", output=tmp_path / "b", quiet=True)
         assert SECRET not in str(caught.value) + caplog.text
+
+
+def signing_key(storage: Storage) -> tuple[bytes, Path]:
+    """A key, and the file that a server has it from."""
+    key, secret = os.urandom(64), storage.folder() / "secret"
+    lines = textwrap.fill(base64.b64encode(key).decode(), 64)  # as OpenSSL writes them
+    secret.write_text(lines + "\n")
+    if os.geteuid() == 0:
+        shutil.chown(secret, "xrootd", "xrootd")
+    secret.chmod(0o400)
+    return key, secret
 
 
 def macaroon(key: bytes, *, seconds: int) -> str:
@@ -390,6 +396,50 @@ class TestCertificates:
         mine.write_bytes(certificates.proxy.read_bytes())  # renewed
         os.utime(mine, (1, 1))
         assert content(secure.url("x.root")) == right
+
+    @pytest.mark.parametrize("over", ["root", "https"])
+    def test_tokens_over_tls(
+        self, over: str, certificates: Certificates, storage: Storage, path: Path, right: bytes
+    ) -> None:
+        """In processes of their own: the XRootD client takes its authorities once."""
+        key, secret = signing_key(storage)
+        server = storage.protected(storage.folder(path), secret, certificates.server)
+        url = server.url("x.root") if over == "root" else server.http("x.root")
+        url = url.replace("root://", "roots://").replace("http://", "https://")
+        token = macaroon(key, seconds=100)
+
+        def read(**environment: str) -> str:
+            """What a process reads, or the line that says why not."""
+            code = (
+                "import sys\n"
+                "from agc_ml.datasets import File\n"
+                "from agc_ml.delivery.opening import opened\n"
+                "from agc_ml.errors import DeliveryError\n"
+                "try:\n"
+                "    with opened(File('x.root', (sys.argv[1],))) as file:\n"
+                "        print(bytes(file.file.source.read([(1000, 1100)])[0]).hex())\n"
+                "except DeliveryError as error:\n"
+                "    print(error)\n"
+            )
+            begun = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-c", code, url],
+                env={**os.environ, **environment},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert time.monotonic() - begun < 15
+            assert token not in done.stdout + done.stderr
+            return done.stdout.strip()
+
+        ours = str(certificates.authorities)
+        assert read(X509_CERT_DIR=ours, BEARER_TOKEN=token) == right[:100].hex()
+        assert "no permission" in read(X509_CERT_DIR=ours)
+        refused = read(X509_CERT_DIR=str(path.parent), BEARER_TOKEN=token)
+        assert "its server is not trusted" in refused
+        assert "X509_CERT_DIR" in refused
+        assert "\n" not in refused
 
     def test_a_proxy_that_is_not_there(self, secure: Web, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("X509_USER_PROXY", "/no/such/proxy")

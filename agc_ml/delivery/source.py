@@ -278,7 +278,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         text = reasons[0][1] if len(reasons) == 1 else f"no replica can be read: {listed}"
         if waited is not None:
             text += f" (tried for {waited:.0f} s)"
-        others = [isinstance(error, MismatchError) for error in errors.values()]
+        others = [isinstance(error, MismatchError) for error in errors.values()] or [False]
         raise DeliveryError(
             credentials.redacted(text), is_other_file=all(others), may_be_replaced=any(others)
         )

@@ -32,6 +32,7 @@ _PERMANENT: Final = {
     3030: "no permission",
 }
 _TRUNCATED: Final = 3005
+_TLS: Final = "TLS error"
 _WRONG_ADDRESS: Final = "Invalid address"
 _WRONG_NAME: Final = ("Unknown protocol", "Invalid arguments")
 
@@ -117,6 +118,8 @@ def _sorted(status: Any) -> ReplicaError:
         return PermanentError(f"{_PERMANENT[status.errno]} ({message})")
     if status.errno == _TRUNCATED:
         return CorruptError(f"cut off, or not readable on its server ({message})")
+    if _TLS in message:
+        return PermanentError(f"its server is not trusted ({message}); X509_CERT_DIR")
     if _WRONG_ADDRESS in message:
         return PermanentError(f"its server's name is not known ({message})")
     if any(words in message for words in _WRONG_NAME):

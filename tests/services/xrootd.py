@@ -127,8 +127,10 @@ class Storage:
     def data(self, folder: Path) -> Server:
         return self._server("data", str(folder))
 
-    def protected(self, folder: Path, secret: Path) -> Server:
-        return self._server("protected", str(folder), str(secret))
+    def protected(self, folder: Path, secret: Path, certificate: Path | None = None) -> Server:
+        """With a certificate, a file that holds its key too, over TLS."""
+        pair = {} if certificate is None else dict.fromkeys(("CERT", "KEY"), str(certificate))
+        return self._server("protected", str(folder), str(secret), **pair)
 
     def cache(self, origin: str) -> Server:
         """A cache before ``origin``, host:port, or = for any."""
