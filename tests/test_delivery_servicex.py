@@ -277,6 +277,55 @@ class TestWhatWasDelivered:
             assert compare(again.templates, first.templates, 0.0) == []
             assert again.warnings == first.warnings
 
+    def test_what_another_run_reads_stays(
+        self,
+        servicex_endpoint: Endpoint,
+        paths: list[Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from servicex.minio_adapter import MinioAdapter  # noqa: PLC0415 - heavy
+
+        via = f"servicex={servicex_endpoint.config}"
+        run(listed(*paths), tmp_path / "first", via)
+        (note,) = (tmp_path / "cache").rglob("delivered.json")
+        kept = {path: path.read_bytes() for path in note.parent.glob("*.root")}
+        note.write_text(json.dumps({"request": json.loads(note.read_text())["request"]}))
+        download, seen = MinioAdapter.download_file, []
+
+        async def looking(*arguments: Any, **options: Any) -> Path:
+            seen.append(all(path.is_file() for path in kept))
+            return await download(*arguments, **options)
+
+        monkeypatch.setattr(MinioAdapter, "download_file", looking)
+        run(listed(*paths), tmp_path / "second", via)
+        assert {path: path.read_bytes() for path in kept} == kept
+        assert seen == [True] * 3
+
+    def test_datasets_of_the_same_files_are_kept_apart(
+        self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
+    ) -> None:
+        files = listed(*paths).datasets[0].files
+        both = Fileset(tuple(Dataset(x, x, files, xsec=1.0) for x in "ab"), 1.0, "made up")
+        run(both, tmp_path / "run", f"servicex={servicex_endpoint.config}")
+        assert len(list((tmp_path / "cache").rglob("delivered.json"))) == 2
+
+    def test_no_token_is_noted_or_logged(self, paths: list[Path], tmp_path: Path) -> None:
+        """Not of a file that was delivered, nor of one that was not."""
+        with endpoint(tmp_path / "endpoint", "--workers", 1) as running:
+            via = f"servicex={running.config}"
+            url = "http://127.0.0.1:9/x.root?authz=TOPSECRET"
+            what = Fileset((Dataset("tt", "tt", (File("x", (url,)),), xsec=1.0),), 1.0, "made up")
+            with pytest.raises(DeliveryError, match="did not deliver") as caught:
+                run(what, tmp_path / "run", via)
+            run(listed(*paths), tmp_path / "first", via)
+        log = (tmp_path / "endpoint.log").read_text()
+        notes = [path.read_text() for path in (tmp_path / "cache").rglob("delivered.json")]
+        assert "x.root" in log
+        for text in (log, str(caught.value), *notes):
+            assert "TOPSECRET" not in text
+        assert not any(str(path) in text for path in paths for text in notes)
+
     def test_a_file_that_was_replaced_is_asked_for_again(
         self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
     ) -> None:
@@ -379,7 +428,7 @@ class TestBadInput:
             run(what, Path("run"), f"servicex={servicex_endpoint.config}")
 
     def test_checks_look_at_files_where_they_are(self, paths: list[Path]) -> None:
-        with pytest.raises(UsageError, match="leave the option out"):
+        with pytest.raises(UsageError, match="files are checked where they are"):
             checking.check(listed(*paths), via="servicex")
 
     def test_a_token_that_is_none(
@@ -432,6 +481,29 @@ class TestBadInput:
     def test_no_client(self, paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "servicex", None)
         self.says(paths, "servicex", "pip install 'agc-ml[servicex]'")
+
+    @pytest.mark.parametrize("forgotten", [True, False])
+    def test_one_that_stops_or_forgets_at_the_end(
+        self,
+        forgotten: bool,
+        paths: list[Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        finished = service.finished
+        with endpoint(tmp_path / "endpoint", "--workers", 2) as running:
+
+            async def then(*arguments: Any) -> None:
+                await finished(*arguments)
+                if forgotten:
+                    await running.adapter().delete_transform(arguments[-1])
+                else:
+                    running.kill()
+
+            monkeypatch.setattr(service, "finished", then)
+            reason = "does not know the request any more" if forgotten else "attempts failed"
+            error = self.says(paths, f"servicex={running.config}", "what became of", reason)
+            assert isinstance(error, DeliveryError)
 
     def test_one_that_stops_for_good(
         self, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

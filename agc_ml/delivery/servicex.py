@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -228,13 +229,6 @@ def _request(wanted: _Wanted) -> Any:
     )
 
 
-def _clear(folder: Path) -> None:
-    """Remove what is in the way: the client takes a file of equal size for what it would get."""
-    for old in folder.iterdir():
-        if old.name != _NOTE:
-            old.unlink()
-
-
 def _kept(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads((folder / _NOTE).read_text())
@@ -316,12 +310,11 @@ async def _fetched(
             f"files: {'; '.join(failed[:_NAMED])}{more}; mend them, or take them out of the fileset"
         )
     store = MinioAdapter.for_transform(status)
-    _clear(folder)
 
     async def fetch(url: str, file: File) -> tuple[str, _Kept, str]:
         key = str(results[url]["s3-object-name"])
         try:
-            path = await store.download_file(key, str(folder), shorten_filename=True)
+            path = await store.download_file(key, own, shorten_filename=True)
             signed = await store.get_signed_url(key)
         except (BotoCoreError, ClientError, OSError, RuntimeError) as error:
             raise DeliveryError(
@@ -335,9 +328,13 @@ async def _fetched(
         except DeliveryError:
             _note(folder, {})  # the same request would give the same again
             raise
-        return url, _Kept(path.name, _checksum(path), events), signed
+        kept = _Kept(f"{request_id}-{path.name}", _checksum(path), events)
+        path.replace(folder / kept.name)
+        return url, kept, signed
 
-    fetched = await asyncio.gather(*(fetch(url, file) for url, file in wanted.inputs.items()))
+    # other runs may be reading what is kept; the client leaves what is there as it is
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
+        fetched = await asyncio.gather(*(fetch(url, file) for url, file in wanted.inputs.items()))
     _note(folder, {"request": request_id, "files": {_key(url): one for url, one, _ in fetched}})
     files = [
         _as_delivered(wanted.inputs[url], folder / one.name, wanted.dropped, signed)
