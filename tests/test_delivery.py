@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import nanoaod
 import numpy as np
@@ -24,6 +25,7 @@ import stepwise
 from hypothesis import given
 from hypothesis import strategies as st
 from pymacaroons import MACAROON_V1, Macaroon
+from services.proxy import Proxy
 from services.web import Web
 from services.xrootd import Server, Storage
 
@@ -31,6 +33,7 @@ import agc_ml as agc
 from agc_ml import checking, filecache, inspection
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import credentials, equipment, health, http, opening, source, ways, xrootd
+from agc_ml.delivery.faults import PermanentError, ReplicaError, TransientError
 from agc_ml.errors import AgcError, DeliveryError, FilesetError, UsageError
 from agc_ml.formats import logical_name
 from agc_ml.inspection import FileInfo, inspect_file
@@ -386,16 +389,61 @@ class TestCertificates:
         with pytest.raises(DeliveryError, match="its server is not trusted"):
             content(secure.url("x.root"))
         monkeypatch.setenv("X509_CERT_DIR", str(certificates.authorities))
-        with pytest.raises(DeliveryError):
+        with pytest.raises(DeliveryError, match=r"refuses our certificate|the connection broke"):
             content(secure.url("x.root"))
         mine = tmp_path / "proxy"
         mine.write_bytes(certificates.stranger.read_bytes())
         monkeypatch.setenv("X509_USER_PROXY", str(mine))
         with pytest.raises(DeliveryError):
             content(secure.url("x.root"))
+        health.forget()  # whoever is refused may see a broken connection and not why
         mine.write_bytes(certificates.proxy.read_bytes())  # renewed
         os.utime(mine, (1, 1))
         assert content(secure.url("x.root")) == right
+
+    @pytest.mark.parametrize(("fault", "at"), [("cut", 100), ("flip", 700), ("flip", 12_000)])
+    def test_a_bad_line_is_no_distrust(
+        self,
+        fault: str,
+        at: int,
+        certificates: Certificates,
+        secure: Web,
+        proxies: list[Proxy],
+        right: bytes,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It fails in the handshake or behind it; both are asked again."""
+        monkeypatch.setenv("X509_CERT_DIR", str(certificates.authorities))
+        monkeypatch.setenv("X509_USER_PROXY", str(certificates.proxy))
+        proxies.append(proxy := Proxy(secure.server_port))
+        setattr(proxy, fault, at)
+        assert content(f"https://127.0.0.1:{proxy.port}/x.root") == right
+        assert getattr(proxy, fault) is None  # it came to it
+
+    @pytest.mark.parametrize(
+        ("message", "kind", "says"),
+        [
+            ("resource temporarily unavailable", PermanentError, "not trusted"),
+            ("Failed to initialize TLS", PermanentError, "not trusted"),
+            ("Unable to validate vm; hostname not in SAN", PermanentError, "not trusted"),
+            ("Unable to connect to host; error_ssl", PermanentError, "not trusted"),
+            (
+                "connection refused: Server was not configured to support encryption.",
+                PermanentError,
+                "not configured to support encryption",
+            ),
+            ("Unable to connect to host; broken pipe", TransientError, "broken pipe"),
+            ("socket error", TransientError, "socket error"),
+        ],
+    )
+    def test_what_the_xrootd_client_says_of_tls(
+        self, message: str, kind: type[ReplicaError], says: str
+    ) -> None:
+        """As 6.2.1 says it; the last two when a line is cut in the handshake."""
+        status = SimpleNamespace(message=f"[FATAL] TLS error: {message}", errno=0)
+        error = xrootd._sorted(status)
+        assert type(error) is kind
+        assert says in str(error)
 
     @pytest.mark.parametrize("over", ["root", "https"])
     def test_tokens_over_tls(

@@ -34,6 +34,8 @@ _PERMANENT: Final = {
     404: "no such file",
     410: "no such file",
 }
+_REFUSED: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
+"""Words of the alerts with which a server ends a connection because of who we are."""
 _RANGE_LINE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/")
 _RANGE: Final = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+)")
 _LINE: Final = 1 << 12
@@ -242,12 +244,20 @@ def _sorted(error: Any) -> ReplicaError:
     if isinstance(inner, urllib3.exceptions.NewConnectionError):
         return TransientError(f"no connection to its server ({text.rpartition('] ')[2]}")
     if isinstance(inner, urllib3.exceptions.SSLError):
-        return PermanentError(f"its server is not trusted ({text}); X509_CERT_DIR or SSL_CERT_FILE")
+        return _sorted_tls(inner.args[0], text)
     if isinstance(inner, urllib3.exceptions.LocationParseError):
         return PermanentError(f"no URL: {text}")
     if isinstance(inner, urllib3.exceptions.TimeoutError):
         return TransientError("its server does not answer")
     return TransientError(f"the connection broke: {text.rpartition(': ')[2] or text}")
+
+
+def _sorted_tls(error: object, text: str) -> ReplicaError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return PermanentError(f"its server is not trusted ({text}); X509_CERT_DIR or SSL_CERT_FILE")
+    if any(words in (getattr(error, "reason", None) or "") for words in _REFUSED):
+        return PermanentError(f"no permission: its server refuses our certificate ({text})")
+    return TransientError(f"the connection broke: {text}")
 
 
 def _identity() -> tuple[str | None, tuple[str, str] | None, float]:

@@ -32,9 +32,16 @@ _PERMANENT: Final = {
     3030: "no permission",
 }
 _TRUNCATED: Final = 3005
-_TLS: Final = "TLS error"
+_UNTRUSTED: Final = (
+    *("Failed to initialize TLS", "Unable to validate"),
+    *("TLS error: resource temporarily unavailable", "error_ssl"),
+)
+"""No authorities are there, another host's certificate, one that nobody we trust has signed."""
 _WRONG_ADDRESS: Final = "Invalid address"
-_WRONG_NAME: Final = ("Unknown protocol", "Invalid arguments")
+_WRONG_NAME: Final = (
+    *("Unknown protocol", "Invalid arguments"),
+    "Server was not configured to support encryption",
+)
 
 
 def prepare() -> None:
@@ -118,7 +125,7 @@ def _sorted(status: Any) -> ReplicaError:
         return PermanentError(f"{_PERMANENT[status.errno]} ({message})")
     if status.errno == _TRUNCATED:
         return CorruptError(f"cut off, or not readable on its server ({message})")
-    if _TLS in message:
+    if any(words in message for words in _UNTRUSTED):
         return PermanentError(f"its server is not trusted ({message}); X509_CERT_DIR")
     if _WRONG_ADDRESS in message:
         return PermanentError(f"its server's name is not known ({message})")
