@@ -9,10 +9,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agc_ml.errors import FilesetError, UsageError
 from agc_ml.variations import NOMINAL
+
+EVENT_ID: Final = ("run", "luminosityBlock", "event")
+"""Branches that tell an event from all others."""
+
+
+def with_counters(columns: tuple[str, ...]) -> list[str]:
+    """Columns and the counters of their collections: ``Jet_pt`` needs ``nJet``."""
+    counters = {f"n{name.partition('_')[0]}" for name in columns if "_" in name}
+    return [*columns, *sorted(counters)]
 
 
 @dataclass(frozen=True, slots=True)

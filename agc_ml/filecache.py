@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -24,12 +23,12 @@ from typing import Any, Final
 import lz4.frame
 import numpy as np
 
-from agc_ml import inspection, reading
+from agc_ml import baskets, folders, inspection, reading
+from agc_ml.baskets import Baskets, Directory, Dropped
 from agc_ml.datasets import File
 from agc_ml.delivery.transport import local_path
 from agc_ml.identity import version_of
 from agc_ml.inspection import FileInfo
-from agc_ml.reading import Baskets, Directory, Dropped
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +43,7 @@ class FileCache:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agc-ml"
-        self._path = path or folder / "files.sqlite"
+        self._path = path or folders.cache() / "files.sqlite"
         self._is_usable = True
 
     def recall(self, file: File, columns: tuple[str, ...], *, flat: bool) -> FileInfo | None:
@@ -161,7 +159,7 @@ def _key(file: File, columns: tuple[str, ...], *, flat: bool) -> str:
 
 @functools.cache
 def _code() -> str:
-    files = (__file__, inspection.__file__, reading.__file__)
+    files = (__file__, baskets.__file__, inspection.__file__, reading.__file__)
     sources = b"".join(Path(file).read_bytes() for file in files)
     return hashlib.sha256(sources).hexdigest()
 

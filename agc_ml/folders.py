@@ -18,6 +18,11 @@ logger = logging.getLogger(__name__)
 LOCK: Final = ".lock"
 
 
+def cache() -> Path:
+    """Where is kept what saves time, and may be deleted: agc-ml in XDG_CACHE_HOME (~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agc-ml"
+
+
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Make a folder, and keep others out while at work in it.

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from agc_ml.datasets import File
+from agc_ml.baskets import Directory, Dropped, in_both, part_of
+from agc_ml.datasets import EVENT_ID, File, with_counters
 from agc_ml.delivery import opening
 from agc_ml.errors import DeliveryError
-from agc_ml.reading import Directory, Dropped, directory, in_both, part_of
-from agc_ml.worker import EVENT_ID, Failure, one_line, trace, with_counters
+from agc_ml.reading import directory
+from agc_ml.worker import Failure, one_line, trace
 
 _VARIABLE: Final = ("[]", "RVec", "vector")
 _FIXED: Final = ("[", "array<")

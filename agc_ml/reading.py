@@ -13,11 +13,11 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from agc_ml.baskets import Array, Baskets, Directory, baskets_of, is_counter, needed_of
 from agc_ml.errors import InputFileError
 from agc_ml.kernels.flat import FlatEvents
 
@@ -25,41 +25,8 @@ _KEY: Final = struct.Struct(">i2xi4xH")  # bytes of the record, of its content, 
 _ZLIB: Final = b"ZL"
 _HEADER: Final = 9  # bytes before each compressed part
 
-Array = NDArray[Any]
-
 BLOCK: Final = 50_000
 """Least number of events that are handed on at once, where clusters are smaller."""
-
-
-class Baskets(NamedTuple):
-    """Where the baskets of a branch are, and what is in them.
-
-    Basket i holds the entries [bounds[i], bounds[i + 1]) in ``sizes[i]`` bytes from ``seeks[i]``.
-    """
-
-    seeks: Array
-    sizes: Array
-    bounds: Array
-    dtype: np.dtype[Any]
-    is_jagged: bool
-
-    def touched(self, start: int, stop: int) -> range:
-        """Numbers of the baskets that hold the entries [start, stop), one at least."""
-        first = int(self.bounds.searchsorted(start, "right")) - 1
-        last = int(self.bounds.searchsorted(stop, "left"))
-        return range(first, max(last, first + 1))
-
-    def some(self, kept: range) -> Baskets:
-        """Those of the given numbers."""
-        return self._replace(
-            seeks=self.seeks[kept.start : kept.stop],
-            sizes=self.sizes[kept.start : kept.stop],
-            bounds=self.bounds[kept.start : kept.stop + 1],
-        )
-
-
-Directory = Mapping[str, Baskets | None]
-"""Baskets of each branch, None for one that only uproot can read."""
 
 
 def directory(file: Any, tree: str, names: Iterable[str]) -> tuple[Directory, list[str]]:
@@ -67,58 +34,11 @@ def directory(file: Any, tree: str, names: Iterable[str]) -> tuple[Directory, li
 
     Returns them, and the names of branches for which that is not so: uproot has to read those.
     """
-    found = {name: _baskets_of(file[tree], name) for name in names}
+    found = {name: baskets_of(file[tree], name) for name in names}
     columns = Columns(file, tree, found)
     columns.fetch_first()
     wrong = [name for name in found if not columns.agrees(name)]
     return {name: None if name in wrong else baskets for name, baskets in found.items()}, wrong
-
-
-def part_of(directory: Directory, start: int, stop: int) -> Directory:
-    """What is needed of a directory to read the entries [start, stop)."""
-    if start == stop:
-        return {}
-    needed = _needed(directory, start, stop)
-    return {
-        name: None if baskets is None else baskets.some(needed[name])
-        for name, baskets in directory.items()
-    }
-
-
-def _needed(directory: Directory, start: int, stop: int) -> dict[str, range]:
-    """Numbers of the baskets of each branch that are needed for the entries [start, stop)."""
-    known = {name: baskets for name, baskets in directory.items() if baskets is not None}
-    touched = {name: baskets.touched(start, stop) for name, baskets in known.items()}
-    first = min((known[name].bounds[some.start] for name, some in touched.items()), default=start)
-    last = max((known[name].bounds[some.stop] for name, some in touched.items()), default=stop)
-    return {
-        # counters tell where entries begin in baskets that hold others too
-        name: known[name].touched(first, last) if _is_counter(name) else some
-        for name, some in touched.items()
-    }
-
-
-def _is_counter(name: str) -> bool:
-    return name.startswith("n")
-
-
-class Dropped(NamedTuple):
-    """A tree of entries that a preselection dropped. They count on from the last of those it kept.
-
-    ``directory`` has the few columns that are there of them.
-    """
-
-    tree: str
-    directory: Directory
-    entries: int
-
-
-def in_both(start: int, stop: int, n_kept: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of the entries [start, stop) those of the kept ones, and those of the dropped ones."""
-    return (
-        (min(start, n_kept), min(stop, n_kept)),
-        (max(start - n_kept, 0), max(stop - n_kept, 0)),
-    )
 
 
 class Columns:
@@ -132,7 +52,7 @@ class Columns:
         self.seconds = 0.0
         self.bytes = 0
         self.collections = frozenset(
-            name[1:] for name in directory if _is_counter(name) and "_" not in name
+            name[1:] for name in directory if is_counter(name) and "_" not in name
         )
         self._file = file
         self._tree = tree
@@ -161,7 +81,7 @@ class Columns:
 
     def ask(self, start: int, stop: int) -> None:
         """Begin to read all that is needed of the entries [start, stop) from a remote file."""
-        self._ask(_needed(self._directory, start, stop))
+        self._ask(needed_of(self._directory, start, stop))
 
     def _ask(self, wanted: Mapping[str, range]) -> None:
         if self._source.is_local:
@@ -220,7 +140,7 @@ class Columns:
     def _with_baskets(self, name: str, baskets: Baskets, start: int, stop: int) -> Array:
         touched = baskets.touched(start, stop)
         try:
-            content = self._content(baskets, touched, kept=_is_counter(name))
+            content = self._content(baskets, touched, kept=is_counter(name))
         except InputFileError as error:  # of whatever kind, it stays that
             error.args = (f"branch {name}: {error}",)
             raise
@@ -349,35 +269,6 @@ class Stream:
             events = FlatEvents(stop - start, column, columns.collections, self.metadata)
             events.is_selected = is_selected
             yield events
-
-
-def _baskets_of(tree: Any, name: str) -> Baskets | None:
-    """Directory of a branch; None for one that only uproot can read."""
-    import uproot  # noqa: PLC0415 - heavy
-
-    branch = tree.get(name)
-    if not isinstance(branch, uproot.TBranch):
-        return None
-    interpretation = branch.interpretation
-    is_jagged = isinstance(interpretation, uproot.AsJagged)
-    content = interpretation.content if is_jagged else interpretation
-    n = branch.num_baskets
-    seeks = np.asarray(branch.member("fBasketSeek")[:n], np.int64)
-    if (
-        type(content) is not uproot.AsDtype
-        or content.from_dtype.shape
-        or (is_jagged and interpretation.header_bytes)
-        or not n
-        or not seeks.all()
-    ):
-        return None
-    return Baskets(
-        seeks=seeks,
-        sizes=np.asarray(branch.member("fBasketBytes")[:n], np.int64),
-        bounds=np.asarray(branch.entry_offsets, np.int64),
-        dtype=np.dtype(content.from_dtype),
-        is_jagged=is_jagged,
-    )
 
 
 def _unpacked(raw: memoryview) -> tuple[Any, int]:

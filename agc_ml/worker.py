@@ -21,8 +21,9 @@ from typing import Any, Final, Literal
 import cloudpickle
 import lz4.frame
 
+from agc_ml.baskets import Directory, Dropped, in_both
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.datasets import File
+from agc_ml.datasets import EVENT_ID, File, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import (
@@ -36,12 +37,11 @@ from agc_ml.errors import (
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
 from agc_ml.outputs import check
-from agc_ml.reading import Columns, Directory, Dropped, in_both
+from agc_ml.reading import Columns
 from agc_ml.shipping import load_source
 
 Kind = Literal["input", "other", "definite", "model", "processor"]
 
-EVENT_ID: Final = ("run", "luminosityBlock", "event")
 _READERS: Final = ("uproot", "fsspec", "aiohttp", "fsspec_xrootd", "XRootD")  # and processors
 _PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
 
@@ -100,12 +100,6 @@ def pack(output: Any) -> bytes:
 def unpack(blob: bytes) -> Any:
     """Undo `pack`; only for what this run, its driver or its own interrupted predecessor packed."""
     return pickle.loads(lz4.frame.decompress(blob))  # noqa: S301 - our own, checked by sha256
-
-
-def with_counters(columns: tuple[str, ...]) -> list[str]:
-    """Columns and the counters of their collections: ``Jet_pt`` needs ``nJet``."""
-    counters = {f"n{name.partition('_')[0]}" for name in columns if "_" in name}
-    return [*columns, *sorted(counters)]
 
 
 def _only(columns: tuple[str, ...]) -> dict[str, Any]:

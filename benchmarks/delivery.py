@@ -39,12 +39,13 @@ from services.xrootd import opened as servers  # noqa: E402
 
 import agc_ml as agc  # noqa: E402 - after the settings above, as all that follows
 from agc_ml import provenance  # noqa: E402
+from agc_ml.baskets import part_of  # noqa: E402
 from agc_ml.catalogue import DEMO, load  # noqa: E402
 from agc_ml.datasets import Dataset, File, Fileset  # noqa: E402
 from agc_ml.delivery.opening import opened  # noqa: E402
 from agc_ml.errors import AgcError  # noqa: E402
 from agc_ml.inspection import FileInfo, inspect_file  # noqa: E402
-from agc_ml.reading import Columns, part_of  # noqa: E402
+from agc_ml.reading import Columns  # noqa: E402
 from agc_ml.templates import compare  # noqa: E402
 from benchmarks.speed import SAMPLES, file_of  # noqa: E402
 from processors.ttbar import TtbarProcessor  # noqa: E402

@@ -44,9 +44,10 @@ from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: E402
 from coffea.processor.accumulator import iadd  # noqa: E402
 from numba import njit  # noqa: E402
 
-from agc_ml import catalogue, inspection, provenance, reading, worker  # noqa: E402
+from agc_ml import baskets, catalogue, inspection, provenance, reading, worker  # noqa: E402
 from agc_ml.checkpoints import Chunk  # noqa: E402
-from agc_ml.datasets import File  # noqa: E402
+from agc_ml.datasets import File, with_counters  # noqa: E402
+from agc_ml.delivery import transport  # noqa: E402
 from agc_ml.delivery.opening import opened  # noqa: E402
 from agc_ml.generate.lookalike import Part, generate  # noqa: E402
 from agc_ml.hists import materialised  # noqa: E402
@@ -55,7 +56,7 @@ from agc_ml.ml import cards, hook  # noqa: E402
 from agc_ml.ml.trees import read_xgboost  # noqa: E402
 from agc_ml.shipping import prepare  # noqa: E402
 from agc_ml.variations import NOMINAL  # noqa: E402
-from agc_ml.worker import Job, process_chunk, unpack, with_counters  # noqa: E402
+from agc_ml.worker import Job, process_chunk, unpack  # noqa: E402
 from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
 from processors.ttbar import TtbarProcessor, assignment, systematics  # noqa: E402
 
@@ -131,7 +132,7 @@ class Ours:
     def __call__(self, start: int, stop: int) -> worker.Finished:
         """Process the events [start, stop)."""
         chunk = replace(self._job.chunk, start=start, stop=stop)
-        directory = reading.part_of(self._job.directory or {}, start, stop)
+        directory = baskets.part_of(self._job.directory or {}, start, stop)
         outcome = process_chunk(replace(self._job, chunk=chunk, directory=directory))
         if not isinstance(outcome, worker.Finished):
             raise SystemExit(f"{outcome.reason}\n{outcome.details}")
@@ -295,7 +296,7 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
         totals = dict.fromkeys(STAGES, 0.0)
         watched = (
             (worker, "_opened", "open"),
-            (reading.os, "pread", "read"),
+            (transport.os, "pread", "read"),
             (reading, "_decompressed", "decompress"),
             (reading.Columns, "read", "flatten"),
             (TtbarProcessor, "process", "kernels"),

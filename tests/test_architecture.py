@@ -20,7 +20,7 @@ ORDER = [
     {"datasets", "hists", "identity", "ledger", "ml"},
     {"agc", "delivery", "outputs", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
-    {"reading", "sources"},
+    {"baskets", "reading", "sources"},
     {"worker"},
     {"executors", "inspection"},
     {"filecache"},

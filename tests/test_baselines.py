@@ -14,12 +14,11 @@ from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from test_processors_ttbar import SAMPLE, SEEDS
 
 from agc_ml import catalogue
-from agc_ml.datasets import File
+from agc_ml.datasets import File, with_counters
 from agc_ml.delivery.opening import opened
 from agc_ml.hists import materialised
 from agc_ml.ml import cards
 from agc_ml.reading import Columns, directory
-from agc_ml.worker import with_counters
 from processors.ttbar import TtbarProcessor
 
 ROOT = Path(__file__).resolve().parent.parent

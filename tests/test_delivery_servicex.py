@@ -26,13 +26,12 @@ from services.servicex import Endpoint, endpoint
 
 import agc_ml as agc
 from agc_ml import catalogue, checking
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import EVENT_ID, Dataset, File, Fileset
 from agc_ml.delivery import service
 from agc_ml.errors import AgcError, DeliveryError, FilesetError, ProcessorError, UsageError
 from agc_ml.kernels.flat import blocks
 from agc_ml.results import RunResult
 from agc_ml.templates import compare
-from agc_ml.worker import EVENT_ID
 from processors.ttbar import TtbarProcessor
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # the client's own

@@ -20,13 +20,12 @@ from scipy import stats
 import agc_ml as agc
 from agc_ml import agc as published
 from agc_ml import reading
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import EVENT_ID, Dataset, File, Fileset, with_counters
 from agc_ml.errors import InputFileError
 from agc_ml.hists import materialised
 from agc_ml.kernels.flat import FlatEvents, blocks
 from agc_ml.kernels.jagged import count
 from agc_ml.ml import hook
-from agc_ml.worker import EVENT_ID, with_counters
 from processors.ttbar import TtbarProcessor, assignment, selection, systematics
 from processors.ttbar.observables import OBSERVABLES, h_t, m_bjj
 

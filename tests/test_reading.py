@@ -23,15 +23,16 @@ from services.web import Web
 
 import agc_ml as agc
 from agc_ml import reading, worker
+from agc_ml.baskets import Baskets, part_of
 from agc_ml.checkpoints import Chunk
-from agc_ml.datasets import File
+from agc_ml.datasets import EVENT_ID, File
 from agc_ml.delivery import transport
 from agc_ml.delivery.opening import opened
 from agc_ml.errors import InputFileError
 from agc_ml.inspection import FileInfo, inspect_file
-from agc_ml.reading import Baskets, Columns, directory, part_of
+from agc_ml.reading import Columns, directory
 from agc_ml.shipping import prepare
-from agc_ml.worker import EVENT_ID, Failure, Finished, Job, process_chunk
+from agc_ml.worker import Failure, Finished, Job, process_chunk
 from processors.ttbar import TtbarProcessor
 
 NAMES = ("event", "genWeight", "nJet", "Jet_pt", "Jet_jetId", "nMuon", "Muon_tightId")

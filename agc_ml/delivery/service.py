@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from agc_ml import folders
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import DeliveryError, UsageError
 
@@ -53,7 +54,7 @@ def find(where: str | None) -> Service:
     from servicex.configuration import Configuration  # noqa: PLC0415 - heavy
     from servicex.servicex_adapter import ServiceXAdapter  # noqa: PLC0415 - heavy
 
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agc-ml" / "servicex"
+    base = folders.cache() / "servicex"
     if where is not None and "://" in where:
         return Service(ServiceXAdapter(where.rstrip("/")), base)
     path = where if where is not None and Path(where).is_file() else None

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import EVENT_ID, Dataset, File, Fileset, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery import service as talk
 from agc_ml.delivery.credentials import redacted
@@ -30,7 +30,6 @@ from agc_ml.errors import DeliveryError, FilesetError, UsageError
 
 logger = logging.getLogger(__name__)
 
-EVENT_ID: Final = ("run", "luminosityBlock", "event")
 DROPPED: Final = "Dropped"
 """Tree of the events that a preselection dropped."""
 _NOTE: Final = "delivered.json"
@@ -162,10 +161,10 @@ def _wanted(dataset: Dataset, needs: Needs) -> _Wanted:
         )
     trees = sorted({file.tree for file in dataset.files})
     cut = needs.preselection if len(trees) == 1 else ""
-    names = _with_counters((*EVENT_ID, *needs.columns))
+    names = with_counters((*EVENT_ID, *needs.columns))
     queries = [_query(tree, tree, names, cut) for tree in trees]
     if cut:
-        names = _with_counters((*EVENT_ID, *needs.counted))
+        names = with_counters((*EVENT_ID, *needs.counted))
         queries.append(_query(trees[0], DROPPED, names, f"({cut}) == 0"))
     if not dataset.is_data:  # how many events a filter dropped, where a file says so
         queries.append(
@@ -175,13 +174,9 @@ def _wanted(dataset: Dataset, needs: Needs) -> _Wanted:
 
 
 def _query(tree: str, target: str, names: Sequence[str], cut: str) -> dict[str, Any]:
-    query = {"treename": {tree: target}, "filter_name": names, "fail_on_missing_trees": True}
+    branches = sorted(set(names))
+    query = {"treename": {tree: target}, "filter_name": branches, "fail_on_missing_trees": True}
     return {**query, "cut": cut} if cut else query
-
-
-def _with_counters(names: Sequence[str]) -> list[str]:
-    counters = {f"n{name.partition('_')[0]}" for name in names if "_" in name}
-    return sorted({*names, *counters})
 
 
 async def _one_dataset(service: talk.Service, wanted: _Wanted) -> _Delivered:

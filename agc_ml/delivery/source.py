@@ -168,8 +168,8 @@ class ReplicaSource(Source):  # type: ignore[misc]
         begun, longest = time.monotonic(), OPERATION_S + n_bytes / SLOWEST
         errors: dict[str, ReplicaError] = {}
         if self._transport is not None and not self._closed:  # nearly always no more is needed
-            for answer in self._answers(self._url, action, min(longest, DEADLINE_S), errors):
-                return answer
+            with contextlib.suppress(ReplicaError):
+                return self._attempt(self._url, action, min(longest, DEADLINE_S), errors)
         patience = DEADLINE_S
         if all(map(health.is_on_probation, self._wanted.replicas)):
             patience = OPERATION_S
@@ -179,31 +179,31 @@ class ReplicaSource(Source):  # type: ignore[misc]
                 left = end - time.monotonic()
                 if left <= 0:
                     break
-                for answer in self._answers(url, action, min(longest, left), errors):
-                    return answer
+                with contextlib.suppress(ReplicaError):
+                    return self._attempt(url, action, min(longest, left), errors)
             left = end - time.monotonic()
             if not self._candidates(errors) or left <= PAUSE_S:
                 self._refuse(errors, patience if left <= PAUSE_S else None)
             time.sleep(PAUSE_S)
         raise DeliveryError("it was closed while it was read")
 
-    def _answers(
+    def _attempt(
         self,
         url: str,
         action: Callable[[Transport, float], Answer],
         timeout: float,
         errors: dict[str, ReplicaError],
-    ) -> list[Answer]:
-        """What a replica answers; nothing if it fails, and that is noted."""
+    ) -> Answer:
+        """Do something with one replica; what it fails with is noted, and let go."""
         try:
             answer = action(self._connected(url, timeout), timeout)
         except ReplicaError as error:
             errors[url] = error
             self._blame(url, error)
             self._drop()
-            return []
+            raise
         health.answered(url)
-        return [answer]
+        return answer
 
     def _candidates(self, errors: dict[str, ReplicaError]) -> list[str]:
         """Replicas that may still answer, the most promising one first."""

@@ -1,0 +1,119 @@
+"""Where the columns of a tree are in a file: the baskets of its branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Baskets(NamedTuple):
+    """Where the baskets of a branch are, and what is in them.
+
+    Basket i holds the entries [bounds[i], bounds[i + 1]) in ``sizes[i]`` bytes from ``seeks[i]``.
+    """
+
+    seeks: Array
+    sizes: Array
+    bounds: Array
+    dtype: np.dtype[Any]
+    is_jagged: bool
+
+    def touched(self, start: int, stop: int) -> range:
+        """Numbers of the baskets that hold the entries [start, stop), one at least."""
+        first = int(self.bounds.searchsorted(start, "right")) - 1
+        last = int(self.bounds.searchsorted(stop, "left"))
+        return range(first, max(last, first + 1))
+
+    def some(self, kept: range) -> Baskets:
+        """Those of the given numbers."""
+        return self._replace(
+            seeks=self.seeks[kept.start : kept.stop],
+            sizes=self.sizes[kept.start : kept.stop],
+            bounds=self.bounds[kept.start : kept.stop + 1],
+        )
+
+
+Directory = Mapping[str, Baskets | None]
+"""Baskets of each branch, None for one that only uproot can read."""
+
+
+def baskets_of(tree: Any, name: str) -> Baskets | None:
+    """Directory of a branch; None for one that only uproot can read."""
+    import uproot  # noqa: PLC0415 - heavy
+
+    branch = tree.get(name)
+    if not isinstance(branch, uproot.TBranch):
+        return None
+    interpretation = branch.interpretation
+    is_jagged = isinstance(interpretation, uproot.AsJagged)
+    content = interpretation.content if is_jagged else interpretation
+    n = branch.num_baskets
+    seeks = np.asarray(branch.member("fBasketSeek")[:n], np.int64)
+    if (
+        type(content) is not uproot.AsDtype
+        or content.from_dtype.shape
+        or (is_jagged and interpretation.header_bytes)
+        or not n
+        or not seeks.all()
+    ):
+        return None
+    return Baskets(
+        seeks=seeks,
+        sizes=np.asarray(branch.member("fBasketBytes")[:n], np.int64),
+        bounds=np.asarray(branch.entry_offsets, np.int64),
+        dtype=np.dtype(content.from_dtype),
+        is_jagged=is_jagged,
+    )
+
+
+def part_of(directory: Directory, start: int, stop: int) -> Directory:
+    """What is needed of a directory to read the entries [start, stop)."""
+    if start == stop:
+        return {}
+    needed = needed_of(directory, start, stop)
+    return {
+        name: None if baskets is None else baskets.some(needed[name])
+        for name, baskets in directory.items()
+    }
+
+
+def needed_of(directory: Directory, start: int, stop: int) -> dict[str, range]:
+    """Numbers of the baskets of each branch that are needed for the entries [start, stop)."""
+    known = {name: baskets for name, baskets in directory.items() if baskets is not None}
+    touched = {name: baskets.touched(start, stop) for name, baskets in known.items()}
+    first = min((known[name].bounds[some.start] for name, some in touched.items()), default=start)
+    last = max((known[name].bounds[some.stop] for name, some in touched.items()), default=stop)
+    return {
+        # counters tell where entries begin in baskets that hold others too
+        name: known[name].touched(first, last) if is_counter(name) else some
+        for name, some in touched.items()
+    }
+
+
+def is_counter(name: str) -> bool:
+    """Whether a branch says how many objects of a collection an event has."""
+    return name.startswith("n")
+
+
+class Dropped(NamedTuple):
+    """A tree of entries that a preselection dropped. They count on from the last of those it kept.
+
+    ``directory`` has the few columns that are there of them.
+    """
+
+    tree: str
+    directory: Directory
+    entries: int
+
+
+def in_both(start: int, stop: int, n_kept: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Of the entries [start, stop) those of the kept ones, and those of the dropped ones."""
+    return (
+        (min(start, n_kept), min(stop, n_kept)),
+        (max(start - n_kept, 0), max(stop - n_kept, 0)),
+    )
