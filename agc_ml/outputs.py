@@ -12,6 +12,7 @@ import numpy as np
 
 from agc_ml.errors import ProcessorError
 from agc_ml.hists import DenseHist, flatten
+from agc_ml.rows import Rows
 
 _LEVELS = 2  # of a cutflow: dataset -> cut
 
@@ -44,6 +45,11 @@ def check(output: Any) -> None:
         if not np.isfinite(values).all():
             raise ProcessorError(f"its histogram {name} holds NaN or infinite contents")
     flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})
+
+
+def tables(output: Mapping[Any, Any]) -> dict[str, Rows]:
+    """The tables of an output, by name."""
+    return {str(key): value for key, value in output.items() if isinstance(value, Rows)}
 
 
 def _is_numbers(value: Any, levels: int) -> bool:

@@ -15,7 +15,7 @@ from agc_ml.delivery import ways
 from agc_ml.filecache import FileCache
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.running import CHUNK_SIZE
-from agc_ml.shipping import needs_of, prepare
+from agc_ml.shipping import needs_of, prepare, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ def plan(
     """
     shipment = prepare(processor, settings, model)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
+    loaded = taken(shipment, loaded)
     way = None if via is None else ways.parse(via)
     loaded = ways.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
     account = Account(

@@ -13,7 +13,8 @@ from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
 from agc_ml.hists import flatten, materialised
-from agc_ml.outputs import check, collect
+from agc_ml.outputs import check, collect, tables
+from agc_ml.rows import Rows
 from agc_ml.worker import unpack
 
 
@@ -26,6 +27,7 @@ class Reduced:
     cutflow: dict[str, dict[str, float]]
     warnings: tuple[str, ...]
     outputs: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Rows] = field(default_factory=dict)
 
 
 def reduce(account: Account) -> Reduced:
@@ -146,10 +148,10 @@ def _scaled(output: Any, factor: float) -> Any:
 
 
 def _rest(output: Mapping[Any, Any]) -> dict[str, Any]:
-    """What is no histogram, with its nesting."""
+    """What is neither a histogram nor a table, with its nesting."""
     found: dict[str, Any] = {}
     for key, value in output.items():
-        if isinstance(value, hist.Hist):
+        if isinstance(value, hist.Hist | Rows):
             continue
         if not isinstance(value, Mapping):
             found[str(key)] = value
@@ -178,4 +180,5 @@ def _sorted(output: Any, phantoms: Collection[str]) -> Reduced:
         cutflow={str(key): dict(cuts) for key, cuts in output.get("cutflow", {}).items()},
         warnings=tuple(output.get("warnings", ())),
         outputs=_rest({k: v for k, v in output.items() if k not in {"cutflow", "warnings"}}),
+        tables=tables(output),
     )

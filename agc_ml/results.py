@@ -16,8 +16,10 @@ import hist
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import hists as histograms
+from agc_ml import rows
 from agc_ml.errors import RunDirectoryError, StoreError
 from agc_ml.ledger import Ledger
+from agc_ml.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +113,14 @@ class Yield(_Record):
     variance: float
 
 
+class TableSummary(_Record):
+    """A table of the run: ``{name}.parquet``."""
+
+    rows: int
+    columns: tuple[str, ...]
+    digest: str = Field(description="sha256 of what it is about and of its values")
+
+
 class RunRecord(_Record):
     """The content of ``run.json``."""
 
@@ -123,6 +133,9 @@ class RunRecord(_Record):
     missing: tuple[str, ...] = Field(description="ranges that are not in the histograms")
     templates: tuple[str, ...] = Field(
         description="names of the templates; those of up to three axes are in histograms.root"
+    )
+    tables: dict[str, TableSummary] = Field(
+        default_factory=dict, description="tables, each in a Parquet file"
     )
     outputs: dict[str, Any] = Field(description="what else the processor gave")
     provenance: Provenance
@@ -142,6 +155,8 @@ class RunResult:
         Events that pass each cut, by dataset, nominal.
     ledger
         Every range of every file, with what became of it.
+    tables
+        Tables that the processor extracted.
     """
 
     status: Status
@@ -153,6 +168,7 @@ class RunResult:
     provenance: Provenance
     warnings: tuple[str, ...] = ()
     outputs: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Rows] = field(default_factory=dict)
     path: Path | None = None
 
     def yields(self) -> dict[str, dict[str, Yield]]:
@@ -183,12 +199,16 @@ class RunResult:
             warnings=self.warnings,
             missing=tuple(str(entry) for entry in self.ledger.missing),
             templates=tuple(self.templates),
+            tables={
+                name: TableSummary(rows=len(table), columns=table.names, digest=table.digest)
+                for name, table in self.tables.items()
+            },
             outputs={key: value for key, value in self.outputs.items() if _is_json(value)},
             provenance=self.provenance,
         )
 
     def save(self, directory: Path) -> None:
-        """Write ``histograms.root``, ``histograms.zip``, ``ledger.jsonl``, then ``run.json``.
+        """Write ``ledger.jsonl``, histograms as ROOT and zip, tables as Parquet, then ``run.json``.
 
         Raises
         ------
@@ -207,6 +227,12 @@ class RunResult:
                 lambda path: histograms.write_root(path, self.templates),
             )
             write(directory / "histograms.zip", lambda path: histograms.write_zip(path, self.hists))
+        made_of = self.provenance.model_dump(mode="json")
+        for name, table in self.tables.items():
+            write(
+                directory / f"{name}.parquet",
+                lambda path, table=table: rows.write(path, table, made_of),  # type: ignore[misc]
+            )
         text = self.record().model_dump_json(by_alias=True, indent=1)
         write(directory / "run.json", lambda path: path.write_text(text + "\n"))
 
@@ -242,6 +268,7 @@ class RunResult:
             provenance=record.provenance,
             warnings=record.warnings,
             outputs=record.outputs,
+            tables={name: _table(path, name, stated) for name, stated in record.tables.items()},
             path=path,
         )
 
@@ -257,6 +284,16 @@ class RunResult:
             f"chunks, {self.metrics.events_per_s:,.0f} events/s; {html.escape(str(self.path))}</p>"
             f"<table><tr><th>region</th><th>process</th><th>yield</th></tr>{rows}</table>"
         )
+
+
+def _table(directory: Path, name: str, stated: TableSummary) -> Rows:
+    path = directory / f"{name}.parquet"
+    found = rows.read(path)
+    if found.digest != stated.digest:
+        raise RunDirectoryError(
+            f"{path}: its content is not what run.json says; run again with --overwrite"
+        )
+    return Rows(found.columns, found.about)
 
 
 def load_record(directory: Path) -> RunRecord:

@@ -27,7 +27,7 @@ from agc_ml.ml.hook import Bundle, Model
 from agc_ml.reduction import Reduced, reduce
 from agc_ml.remarks import remarks
 from agc_ml.results import ClusterSummary, Metrics, RunRecord, RunResult, Status, load_record
-from agc_ml.shipping import Shipment, needs_of, prepare
+from agc_ml.shipping import Shipment, needs_of, prepare, taken
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -134,6 +134,7 @@ def run(
     earlier = _earlier(how)
     if earlier is not None:
         how = replace(how, chunk_size=_same_chunk_size(how, earlier))
+    loaded = taken(shipment, loaded)
     loaded = ways.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
     if earlier is not None and earlier.status == "complete":
         return _completed(how.output, earlier, shipment, loaded)
@@ -312,6 +313,7 @@ def _result(
         provenance=provenance.collect(account, begun.where, begun.at, begun.how.command),
         warnings=(*remarks(account), *reduced.warnings),
         outputs=reduced.outputs,
+        tables=reduced.tables,
         path=begun.how.output,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +18,14 @@ import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from agc_ml.datasets import Fileset
 from agc_ml.delivery.ways import Needs
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.identity import canonical, code_of
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle, Model, by_reference
+
+logger = logging.getLogger(__name__)
 
 ENTRY_POINTS: Final = "agc_ml.processors"
 _USER_MODULE: Final = "agc_ml_user_"
@@ -235,6 +239,38 @@ def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
     if columns and not is_data:
         columns += _names(processor, "simulation_columns")
     return columns
+
+
+def taken(shipment: Shipment, fileset: Fileset) -> Fileset:
+    """Datasets that a processor is for: all, or those whose metadata are what its ``takes`` says.
+
+    Raises
+    ------
+    UsageError
+        There is none.
+    ProcessorError
+        ``takes`` is no mapping of text.
+    """
+    wanted = getattr(shipment.processor, "takes", None) or {}
+    if not isinstance(wanted, Mapping) or not all(isinstance(v, str) for v in wanted.values()):
+        raise ProcessorError(
+            f"{type(shipment.processor).__name__}.takes: {{field of the metadata: text}} is needed"
+        )
+    names = [
+        dataset.name
+        for dataset in fileset.datasets
+        if all(fileset.metadata(dataset).get(key) == value for key, value in wanted.items())
+    ]
+    if len(names) == len(fileset.datasets):
+        return fileset
+    described = ", ".join(f"{key} {value}" for key, value in wanted.items())
+    if not names:
+        raise UsageError(
+            f"{shipment.name}: it is for datasets with {described}, and none of "
+            f"{', '.join(dataset.name for dataset in fileset.datasets[:9])} is one; name others"
+        )
+    logger.info("%s is for datasets with %s: %s", shipment.name, described, ", ".join(names))
+    return replace(fileset, datasets=tuple(d for d in fileset.datasets if d.name in names))
 
 
 def needs_of(processor: Any, *, is_data: bool) -> Needs:

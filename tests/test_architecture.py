@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     {"_version", "errors", "options"},
     {"folders", "kernels", "variations"},
-    {"datasets", "hists", "identity", "ledger", "ml"},
+    {"datasets", "hists", "identity", "ledger", "ml", "rows"},
     {"agc", "delivery", "outputs", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
     {"baskets", "reading", "sources"},
@@ -116,7 +116,7 @@ def test_the_framework_does_not_know_its_processors() -> None:
 
 
 def test_processors_know_physics_only() -> None:
-    allowed = {"agc_ml.errors", "agc_ml.variations", "agc_ml.hists", "agc_ml.ml.hook"}
+    allowed = {f"agc_ml.{name}" for name in ("errors", "variations", "hists", "ml.hook", "rows")}
     libraries = {"awkward", "numpy", "coffea", "correctionlib"}
     for path in (ROOT / "processors").glob("**/*.py"):
         for module, _ in imports(path, "processors"):

@@ -71,7 +71,8 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
         """Select and fill one chunk.
 
         Gives the histograms, the cutflow, the sum of generator weights ``sumw`` (which asks for
-        normalisation to cross-section and luminosity), and the numbers of muons with an ID.
+        normalisation to cross-section and luminosity), the numbers of muons with an ID, and, with
+        a model, the spectra of what it is given (``inputs``).
         """
         filling = Filling(
             *(events.metadata, self.model), compat=self.compat, muons=self.muons, seed=self.seed
@@ -90,4 +91,5 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
             for file, count in accumulator.pop("muon_ids").items()
             if count["muons"] and not count["tight"]
         ]
-        return {**materialised(accumulator), "warnings": warnings}
+        inputs = assignment.named(accumulator.pop("inputs", {}))
+        return {**materialised(accumulator), **inputs, "warnings": warnings}

@@ -7,7 +7,7 @@ Open Data ttbar analysis of the IRIS-HEP Analysis Grand Challenge, version 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -16,9 +16,11 @@ import numpy as np
 from agc_ml.errors import ModelError
 from agc_ml.hists import DenseHist
 from agc_ml.kernels import combinatorics
+from agc_ml.kernels.filling import fill
 from agc_ml.kernels.jagged import Collection, offsets_of
 from agc_ml.kernels.kinematics import cartesian, pair_mass
 from agc_ml.ml.hook import PARITIES, Batches, Bundle, Parity
+from agc_ml.variations import NOMINAL
 
 TASK: Final = "jet_assignment"
 REGION: Final = "4j2b"
@@ -30,6 +32,9 @@ COLUMNS: Final = (
 ROWS_AT_ONCE: Final = 16_384
 EVENTS_AT_ONCE: Final = 500
 """Fewer wait for those of the next block: a call costs more than they do."""
+
+
+N_BINS: Final = 25
 
 
 class Feature(NamedTuple):
@@ -153,11 +158,36 @@ def permutations(candidates: Candidates, *, wraps: bool) -> tuple[Any, Any]:
     return features, rows
 
 
+def spectra(features: Any) -> Any:
+    """Numbers of events in the bins of each feature's histogram, with flow; shape ``(20, 27)``.
+
+    ``features`` of one permutation an event, the first one: so they say what a model is given,
+    whatever it makes of it.
+    """
+    counts = np.zeros((len(FEATURES), N_BINS + 2, 2))
+    one = np.ones(len(features))
+    for bins, feature, values in zip(counts, FEATURES.values(), features.T, strict=True):
+        fill(bins, feature.start, feature.stop, values, one)
+    return counts[:, :, 0].astype(np.int64)
+
+
+def named(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`spectra` of each process as JSON can hold them: ``process -> feature -> 27 numbers``."""
+    if not inputs:
+        return {}
+    return {
+        "inputs": {
+            process: dict(zip(FEATURES, counts.tolist(), strict=True))
+            for process, counts in inputs.items()
+        }
+    }
+
+
 def book(process: str, variations: list[str]) -> dict[str, DenseHist]:
     """Histogram of each feature of the best permutation."""
     return {
         name: DenseHist(
-            *(25, feature.start, feature.stop),
+            *(N_BINS, feature.start, feature.stop),
             label=feature.label,
             process=process,
             variations=variations,
@@ -170,15 +200,17 @@ class BestPermutation:
     """Fills the features of each event's permutation with the highest score.
 
     Events of all variations and blocks are scored together; `finish` scores the last ones, and
-    fills.
+    fills. ``inputs`` are then the `spectra` of nominal events.
     """
 
     def __init__(self, model: Bundle, hists: dict[str, DenseHist]) -> None:
+        self.inputs = spectra(np.empty((0, len(FEATURES)), np.float32))
         self._hists = hists
         self._wraps = model.delta_phi == "wrapped"
         self._batches = {parity: Batches(model.scorer(parity)) for parity in PARITIES}
         self._waiting: dict[str, list[tuple[Candidates, dict[str, Any]]]] = {}
         self._found: dict[str, list[tuple[Any, Any]]] = {}
+        self._first: list[Any] = []
 
     def add(self, variation: str, candidates: Candidates, weights: dict[str, Any]) -> None:
         """Take events of a kinematic variation, and their weights in each one that they fill."""
@@ -205,6 +237,8 @@ class BestPermutation:
             until = max(int(until), first + 1)
             features, of_event = permutations(candidates.part(first, until), wraps=self._wraps)
             own = {name: values[first:until] for name, values in weights.items()}
+            if NOMINAL in weights:
+                self._first.append(features[of_event[:-1]])
             self._batches[parity].add(features, partial(self._keep, features, of_event, own))
             first = until
 
@@ -223,3 +257,5 @@ class BestPermutation:
             best, weights = (np.concatenate(some) for some in zip(*parts, strict=True))
             for histogram, values in zip(self._hists.values(), best.T, strict=True):
                 histogram.fill(name, values, weights)
+        if self._first:
+            self.inputs += spectra(np.concatenate(self._first))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from agc_ml.hists import DenseHist
-from agc_ml.kernels.jagged import count
 from agc_ml.ml.hook import Bundle
 from agc_ml.variations import NOMINAL
 from processors.ttbar import assignment, selection, systematics
 from processors.ttbar.observables import OBSERVABLES
+from processors.ttbar.varied import select
 
 
 class Filling:
@@ -56,28 +56,19 @@ class Filling:
         weight = self.count(events)
         leptons = selection.leptons(events, with_muons=self._with_muons)
         one_lepton = selection.one_lepton(leptons)
-        good = selection.jets(events.Jet)
-        # whatever their pt is: a variation may lift it
-        four_jets = count(events.Jet.offsets, good) >= selection.N_JETS
-        rows = np.flatnonzero(one_lepton & four_jets)
-        jets = events.Jet.take(rows, good).converted(self._precision, "pt", "eta", "phi", "mass")
-        for name, vary in self._kinematic.items():
-            varied = vary(events, rows, jets)
-            passed = selection.hard(varied)
-            n_jets = count(jets.offsets, passed)
-            n_btags = count(jets.offsets, passed & selection.b_tagged(jets))
-            regions = selection.regions(n_jets, n_btags)
-            for region, mask in regions.items():
-                selected, rows_in = varied.take(mask, passed), rows[mask]
-                weights = self._weights(name, selected, weight[rows_in])
-                self._fill(region, selected, weights)
+        for varied in select(events, one_lepton, self._kinematic, self._precision):
+            name = varied.variation
+            for region in varied.regions:
+                jets, rows = varied.selected(region)
+                weights = self._weights(name, jets, weight[rows])
+                self._fill(region, jets, weights)
                 if self._best is not None and region == assignment.REGION:
-                    lepton = selection.lepton(leptons, rows_in, self._precision)
-                    candidates = assignment.Candidates(selected, lepton, events.event[rows_in])
+                    lepton = selection.lepton(leptons, rows, self._precision)
+                    candidates = assignment.Candidates(jets, lepton, events.event[rows])
                     self._best.add(name, candidates, weights)
             if name == self._variation:
-                self._cuts["four jets"] += int(np.sum(n_jets >= selection.N_JETS))
-                self._cuts.update({region: int(mask.sum()) for region, mask in regions.items()})
+                self._cuts["four jets"] += int(np.sum(varied.n_jets >= selection.N_JETS))
+                self._cuts.update({r: int(mask.sum()) for r, mask in varied.regions.items()})
         self._cuts["one lepton"] += int(one_lepton.sum())
 
     def count(self, events: Any) -> Any:
@@ -109,12 +100,15 @@ class Filling:
 
     def output(self) -> dict[str, Any]:
         """What a processor returns."""
+        inputs: dict[str, Any] = {}
         if self._best is not None:
             self._best.finish()
+            inputs = {"inputs": {self._metadata["process"]: self._best.inputs}}
         return {
             **self._hists,
             **self._assigned,
             "cutflow": {self._metadata["dataset"]: dict(self._cuts)},
             "sumw": self._sumw,
             "muon_ids": {self._metadata["filename"]: dict(self._muons)},
+            **(inputs if self._variation == NOMINAL else {}),
         }

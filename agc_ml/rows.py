@@ -1,0 +1,176 @@
+"""Tables of a run: columns of equal length, such as the training set that a processor extracts.
+
+On disk a table is a Parquet file. It says what it is, what it was made of, and the digest of its
+content, which does not depend on how Parquet packs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml.errors import RunDirectoryError
+
+Array = NDArray[Any]
+
+SCHEMA: Final = 1
+_KEY: Final = b"agc_ml"
+_KINDS: Final = "biufS"
+
+
+class Rows:
+    """A table in memory, ``{column: values}``, of which all columns are equally long.
+
+    Those of later chunks go behind those of earlier ones, in the order of the fileset. Text is kept
+    as numpy's bytes (``S``). ``about`` says what it is, in what JSON can hold: the same in all
+    chunks.
+    """
+
+    def __init__(self, columns: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> None:
+        self._parts = [{name: np.asarray(values) for name, values in columns.items()}]
+        self.about = dict(about or {})
+        for name, values in self._parts[0].items():
+            if values.ndim != 1 or values.dtype.kind not in _KINDS:
+                raise ValueError(
+                    f"column {name}: one number or bytes a row is needed, not {values.dtype} of "
+                    f"shape {values.shape}"
+                )
+        lengths = {len(values) for values in self._parts[0].values()}
+        if len(lengths) != 1:
+            raise ValueError(f"columns of one length are needed, not of {sorted(lengths)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self._parts[0])
+
+    def __len__(self) -> int:
+        first = self.names[0]
+        return sum(len(part[first]) for part in self._parts)
+
+    def __getitem__(self, name: str) -> Array:
+        return np.concatenate([part[name] for part in self._parts])
+
+    def columns(self) -> dict[str, Array]:
+        """All columns, each in one piece."""
+        return {name: self[name] for name in self.names}
+
+    def __iadd__(self, other: Any) -> Self:
+        if not isinstance(other, Rows) or self._kind() != other._kind():
+            raise ValueError("tables of other columns, or about something else")
+        self._parts += other._parts
+        return self
+
+    def __add__(self, other: Any) -> Rows:
+        total = Rows(self._parts[0], self.about)
+        total._parts = list(self._parts)
+        total += other
+        return total
+
+    def _kind(self) -> tuple[Any, ...]:
+        # numbers; the width of text is that of the longest one in a chunk
+        kinds = [(name, v.dtype.kind if v.dtype.kind == "S" else v.dtype.str)
+                 for name, v in self._parts[0].items()]  # fmt: skip
+        return kinds, self.about
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what it is about and of all columns: names, types and values, in order."""
+        return digest(self.columns(), self.about)
+
+
+def digest(columns: Mapping[str, Array], about: Mapping[str, Any]) -> str:
+    """sha256 of a table's content; text counts without the padding of its column."""
+    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, values in columns.items():
+        is_text = values.dtype.kind == "S"
+        kind = "S" if is_text else values.dtype.newbyteorder("<").str
+        found.update(json.dumps([name, kind, len(values)]).encode())
+        if is_text:
+            found.update(b"\0".join(values.tolist()))
+        else:
+            found.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as it is on disk.
+
+    ``provenance`` says what it was made of; ``digest`` is that of its content.
+    """
+
+    columns: Mapping[str, Array]
+    about: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    digest: str
+
+
+def write(path: Path, rows: Rows, provenance: Mapping[str, Any]) -> None:
+    """Write a table as Parquet, compressed with zstd."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
+
+    columns = rows.columns()
+    text = json.dumps(
+        {
+            "schema": SCHEMA,
+            "digest": digest(columns, rows.about),
+            "about": rows.about,
+            "provenance": provenance,
+        }
+    )
+    arrays = {
+        name: pa.array(values.astype(str)) if values.dtype.kind == "S" else pa.array(values)
+        for name, values in columns.items()
+    }
+    table = pa.table(arrays).replace_schema_metadata({_KEY: text.encode()})
+    pq.write_table(table, path, compression="zstd")
+
+
+def read(path: Path, error: Callable[[str], Exception] = RunDirectoryError) -> Table:
+    """Read a table, and check that its content is what its digest says.
+
+    Raises
+    ------
+    RunDirectoryError
+        Or what ``error`` makes of a line: it can't be read, is no table of agc-ml, or was changed.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
+
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise error(f"{path}: there is no such file") from None
+    except (OSError, pa.ArrowException) as cause:
+        reason = " ".join(str(cause).split())[:200]
+        raise error(f"{path}: can't be read as Parquet ({reason}); extract it anew") from cause
+    try:
+        stated = json.loads((table.schema.metadata or {})[_KEY])
+        version, content = stated["schema"], stated["digest"]
+        about, provenance = dict(stated["about"]), dict(stated["provenance"])
+    except (KeyError, ValueError, TypeError) as cause:
+        raise error(
+            f"{path}: it does not say what it is; tables are what 'agc-ml run' writes"
+        ) from cause
+    if version != SCHEMA:
+        raise error(f"{path}: schema {version!r}, this agc-ml reads {SCHEMA}; extract it anew")
+    columns = {}
+    for name in table.column_names:
+        values = table[name].combine_chunks().to_numpy(zero_copy_only=False)
+        columns[name] = values.astype("S") if values.dtype == object else values
+    found = digest(columns, about)
+    if found != content:
+        raise error(
+            f"{path}: its content has the digest {found[:12]}, not {content[:12]} as it says; it "
+            "was changed or is damaged: extract it anew"
+        )
+    return Table(columns, about, provenance, content)
