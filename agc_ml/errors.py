@@ -16,6 +16,7 @@
     ├── HistogramError    histograms are missing, damaged or don't fit together
     ├── FitError          a fit configuration or a fit is wrong
     ├── ModelError        a model is not what it should be, or can't score what it is given
+    ├── TrainingError     a training set, a job or the training service is not as it should be
     ├── GenerateError     events can't be generated, or a generated set is not what it says
     └── Interrupted       exit code 130: by Ctrl-C or SIGTERM; what is finished is kept
 """
@@ -95,6 +96,10 @@ class FitError(AgcError):
 
 class ModelError(AgcError):
     """A model is missing, damaged or of another kind, or can't score; the message names it."""
+
+
+class TrainingError(AgcError):
+    """Nothing can be trained or promoted: a training set, a job or the service is in the way."""
 
 
 class GenerateError(AgcError):

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,8 +135,8 @@ def write(path: Path, rows: Rows, provenance: Mapping[str, Any]) -> None:
     pq.write_table(table, path, compression="zstd")
 
 
-def read(path: Path, error: Callable[[str], Exception] = RunDirectoryError) -> Table:
-    """Read a table, and check that its content is what its digest says.
+def read(source: Path | BinaryIO, error: Callable[[str], Exception] = RunDirectoryError) -> Table:
+    """Read a table, from a file or its content; check that it is what its digest says.
 
     Raises
     ------
@@ -146,8 +146,9 @@ def read(path: Path, error: Callable[[str], Exception] = RunDirectoryError) -> T
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
 
+    path = source if isinstance(source, Path) else "table"
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(source)
     except FileNotFoundError:
         raise error(f"{path}: there is no such file") from None
     except (OSError, pa.ArrowException) as cause:

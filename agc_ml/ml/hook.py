@@ -301,6 +301,11 @@ def by_reference() -> Iterator[list[Model]]:
         _gathered.reset(token)
 
 
+def content_of(sha256: str) -> Content | None:
+    """What this process was given under a sha256, None if nothing."""
+    return _contents.get(sha256)
+
+
 def contents(models: Iterable[Model]) -> dict[str, Content]:
     """Content of models, by sha256.
 

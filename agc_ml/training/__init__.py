@@ -1,0 +1,4 @@
+"""Training models: searches, judgement, a registry, and a service that does it for a group.
+
+Fed with training sets that runs extract (`agc_ml.rows`); knows no processors and no runs.
+"""

@@ -1,0 +1,228 @@
+"""Search spaces: the parameters that a search varies, and how.
+
+::
+
+    max_depth: {low: 3, high: 10}               # whole numbers; step: 2 if not each of them
+    learning_rate: {low: 0.02, high: 0.5, log: true}
+    reg_alpha: [0, 0.25, 0.5]                   # one of these
+    gamma: 0                                    # always this
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from agc_ml.errors import UsageError
+
+Kind = Literal["xgboost", "keras"]
+Number = int | FiniteFloat
+
+
+class Range(BaseModel):
+    """Numbers from ``low`` to ``high``, both included; whole ones if both are written so."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    low: Number
+    high: Number
+    step: Number | None = Field(default=None, gt=0, description="between them")
+    log: bool = Field(default=False, description="drawn evenly in the logarithm")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if self.low > self.high or (self.log and (self.low <= 0 or self.step is not None)):
+            raise ValueError(
+                "low may not be above high; with log, low must be above 0 and there is no step"
+            )
+        return self
+
+
+Parameter = Number | tuple[Number, ...] | Range
+Space = dict[str, Parameter]
+_SPACE: Final = TypeAdapter(Space)
+
+_LEAST: Final[Mapping[Kind, Mapping[str, tuple[float, float]]]] = {
+    "xgboost": {
+        "n_estimators": (1, 5000),
+        "max_depth": (1, 100),
+        "learning_rate": (1e-6, 10),
+        "min_child_weight": (0, 1e9),
+        "reg_lambda": (0, 1e9),
+        "reg_alpha": (0, 1e9),
+        "gamma": (0, 1e9),
+        "subsample": (1e-3, 1),
+        "colsample_bytree": (1e-3, 1),
+    },
+    "keras": {
+        "layers": (1, 10),
+        "width": (1, 4096),
+        "dropout": (0, 0.95),
+        "learning_rate": (1e-6, 1),
+        "batch_size": (16, 65536),
+        "epochs": (1, 1000),
+    },
+}
+"""Parameters of each kind of model, with the least and the most that they may be."""
+
+_WHOLE: Final = {"n_estimators", "max_depth", "layers", "width", "batch_size", "epochs"}
+
+
+def _grid(start: float, stop: float, number: int, *, log: bool) -> tuple[float, ...]:
+    values = np.logspace(start, stop, number) if log else np.linspace(start, stop, number)
+    return tuple(float(value) for value in values)
+
+
+PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
+    # moderate trees: what thousands of events can carry
+    "xgboost": (
+        "xgboost",
+        {
+            "n_estimators": Range(low=50, high=300, step=50),
+            "max_depth": Range(low=3, high=8),
+            "learning_rate": Range(low=0.03, high=0.3, log=True),
+            "min_child_weight": Range(low=0.1, high=10.0, log=True),
+            "reg_lambda": Range(low=0.1, high=10.0, log=True),
+            "subsample": Range(low=0.6, high=1.0),
+            "colsample_bytree": Range(low=0.5, high=1.0),
+        },
+    ),
+    # of the published training of the Analysis Grand Challenge
+    "reference": (
+        "xgboost",
+        {
+            "max_depth": Range(low=1, high=71, step=10),
+            "n_estimators": Range(low=1, high=451, step=50),
+            "learning_rate": _grid(0.01, 1, 10, log=False),
+            "min_child_weight": _grid(-1, 3, 20, log=True),
+            "reg_lambda": (0, 0.25, 0.5, 0.75, 1),
+            "reg_alpha": (0, 0.25, 0.5, 0.75, 1),
+            "gamma": _grid(-4, 1, 20, log=True),
+        },
+    ),
+    "keras": (
+        "keras",
+        {
+            "layers": Range(low=1, high=3),
+            "width": (32, 64, 128),
+            "dropout": Range(low=0.0, high=0.3),
+            "learning_rate": Range(low=3e-4, high=1e-2, log=True),
+            "batch_size": (256, 1024),
+            "epochs": (20, 40),
+        },
+    ),
+}
+
+
+def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
+    """A search space: a preset by name, the content of one, or the default of the kind.
+
+    Raises
+    ------
+    UsageError
+        There is no such preset, or a parameter is unknown, of a wrong type or out of range.
+    """
+    if given is None:
+        given = kind
+    if isinstance(given, str):
+        names = [name for name, (of, _) in PRESETS.items() if of == kind]
+        if given not in names:
+            raise UsageError(f"space {given!r}: for {kind} there are {', '.join(names)}, or a file")
+        return dict(PRESETS[given][1])
+    known = _LEAST[kind]
+    for name in given:
+        if name not in known:
+            raise UsageError(
+                f"search space: {name!r} is no parameter of {kind}; there are {', '.join(known)}"
+            )
+    try:
+        space = _SPACE.validate_python(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = str(first["loc"][0]) if first["loc"] else "it"
+        raise UsageError(
+            f"search space: {where}: a number, a list of them, or {{low, high}} is needed "
+            f"({first['msg']})"
+        ) from error
+    for name, parameter in space.items():
+        _check(name, parameter, *known[name])
+    return space
+
+
+def _check(name: str, parameter: Parameter, least: float, most: float) -> None:
+    values: tuple[Number, ...]
+    if isinstance(parameter, Range):
+        values = (parameter.low, parameter.high, *([parameter.step] if parameter.step else ()))
+    else:
+        values = parameter if isinstance(parameter, tuple) else (parameter,)
+    if not values:
+        raise UsageError(f"search space: {name}: the list is empty; name at least one value")
+    if name in _WHOLE and not all(isinstance(value, int) for value in values):
+        raise UsageError(f"search space: {name}: whole numbers are needed")
+    ends = values[:2] if isinstance(parameter, Range) else values
+    if min(ends) < least or max(ends) > most:
+        raise UsageError(f"search space: {name}: from {least:g} to {most:g} is possible")
+
+
+def load_space(kind: Kind, spec: str | None) -> Space:
+    """A preset by name, or a file of YAML or JSON.
+
+    Raises
+    ------
+    UsageError
+        There is no such preset or file, or it is no search space.
+    """
+    if spec is None or spec in PRESETS:
+        return space_of(kind, spec)
+    path = Path(spec)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return space_of(kind, spec)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"search space {spec}: can't be read ({reason})") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"search space {spec}: parameters by name are needed")
+    return space_of(kind, content)
+
+
+def described(space: Space) -> dict[str, Any]:
+    """A space as JSON holds it, and `space_of` takes it."""
+    found: dict[str, Any] = json.loads(_SPACE.dump_json(space, exclude_none=True))
+    return found
+
+
+def suggest(trial: Any, space: Space) -> dict[str, Number]:
+    """Parameters of an Optuna trial."""
+    return {name: _suggested(trial, name, parameter) for name, parameter in space.items()}
+
+
+def _suggested(trial: Any, name: str, parameter: Parameter) -> Number:
+    value: Number
+    if isinstance(parameter, tuple):
+        value = trial.suggest_categorical(name, parameter)
+    elif not isinstance(parameter, Range):
+        value = parameter
+    elif isinstance(parameter.low, int) and isinstance(parameter.high, int):
+        value = trial.suggest_int(
+            *(name, parameter.low, parameter.high), step=int(parameter.step or 1), log=parameter.log
+        )
+    else:
+        value = trial.suggest_float(
+            *(name, parameter.low, parameter.high), step=parameter.step, log=parameter.log
+        )
+    return value
