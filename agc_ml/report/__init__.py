@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agc_ml.results import RunResult
     from agc_ml.stats import FitResult
 
-__all__ = ["write_report"]
+__all__ = ["write_page", "write_report"]
 
 
 class _Image(NamedTuple):
@@ -54,6 +54,19 @@ def write_report(
     StoreError
         The page can't be written.
     """
+    write_page(content.page(result, fit, large), figures, path)
+
+
+def write_page(page: content.Page, figures: Sequence[FigureInfo], path: Path) -> None:
+    """Write a page with its figures in it.
+
+    Raises
+    ------
+    RunDirectoryError
+        A figure is gone.
+    StoreError
+        The page can't be written.
+    """
     import jinja2  # noqa: PLC0415 - only here
 
     environment = jinja2.Environment(
@@ -64,7 +77,7 @@ def write_report(
         lstrip_blocks=True,
     )
     text = environment.get_template("report.html.j2").render(
-        page=content.page(result, fit, large),
+        page=page,
         images=[_image(figure) for figure in figures],
         version=__version__,
     )

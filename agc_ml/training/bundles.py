@@ -1,0 +1,177 @@
+"""A bundle as a folder: a card, the models, and what it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agc_ml.errors import ModelError, TrainingError
+from agc_ml.ml import backends
+from agc_ml.ml.cards import CARD, FORMATS, Card, CardEntry, GoldenRows, load_model
+from agc_ml.ml.hook import PARITIES, Bundle, DeltaPhi, Parity
+from agc_ml.results import write
+from agc_ml.training.trials import Fitted
+
+Array = NDArray[Any]
+
+CARD_FILE: Final = CARD[-1]
+TRAINED: Final = "training.json"
+GOLDEN: Final = "golden_{parity}.npz"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Learned(_Record):
+    """How one of the two models came about."""
+
+    params: dict[str, int | float]
+    trials: int = Field(description="that were finished to find the parameters")
+    validation: dict[str, float] = Field(description="cross-validated: auc, jet_score, fully_right")
+    curve: tuple[tuple[int, float, float], ...] = Field(
+        description="(events, auc, jet_score) of models trained on fewer events"
+    )
+
+
+class Trained(_Record):
+    """The content of ``training.json``: what a bundle was made of."""
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    kind: str = Field(description="xgboost or keras")
+    dataset: str = Field(description="digest of the training set")
+    variation: str = Field(description="of the jets it was trained with")
+    seed: int
+    job: str
+    models: dict[Parity, Learned]
+    versions: dict[str, str] = Field(description="of the libraries that trained")
+    inputs: dict[str, dict[str, tuple[int, ...]]] = Field(
+        description="process -> feature -> events in the bins of its histogram, with flow"
+    )
+
+
+def entry_of(parity: Parity, fitted: Fitted) -> CardEntry:
+    """What a card says of a trained model."""
+    name, content = fitted.files["model"]
+    golden = None
+    if FORMATS[Path(name).suffix] == "xgboost":
+        found = backends.golden(content, name)
+        if found is not None:
+            golden = GoldenRows(
+                rows=tuple(map(tuple, found.rows.tolist())), margins=tuple(found.values.tolist())
+            )
+    sha256 = hashlib.sha256(content).hexdigest()
+    return CardEntry(file=name, uri=None, sha256=sha256, trained_on=parity, golden=golden)
+
+
+def write_models(folder: Path, fitted: Mapping[Parity, Fitted]) -> None:
+    """Write the files of trained models, and their golden rows and scores.
+
+    Raises
+    ------
+    StoreError
+        There is no space, or no permission.
+    """
+    for parity, one in fitted.items():
+        for name, content in one.files.values():
+            write(folder / name, lambda path, data=content: path.write_bytes(data))  # type: ignore[misc]
+        if one.golden is not None:
+            rows, scores = one.golden
+            write(
+                folder / GOLDEN.format(parity=parity),
+                lambda path, r=rows, s=scores: np.savez_compressed(path, rows=r, scores=s),  # type: ignore[misc]
+            )
+
+
+def write_card(
+    folder: Path,
+    name: str,
+    entries: Mapping[Parity, CardEntry],
+    about: tuple[str, DeltaPhi, tuple[str, ...]],
+) -> None:
+    """Write the card of one model or of two; ``about`` are task, Delta phi and features.
+
+    Its version is a digest of the models: that of the registry is known only when it is there.
+    """
+    task, delta_phi, features = about
+    digests = "".join(str(entries[parity].sha256) for parity in PARITIES if parity in entries)
+    card = Card(
+        schema=1,
+        name=name,
+        version=hashlib.sha256(digests.encode()).hexdigest()[:12],
+        task=task,
+        delta_phi=delta_phi,
+        features=features,
+        models=tuple(entries[parity] for parity in PARITIES if parity in entries),
+    )
+    text = card.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True, indent=1)
+    write(folder / CARD_FILE, lambda path: path.write_text(text + "\n"))
+
+
+def write_trained(folder: Path, trained: Trained) -> None:
+    """Write ``training.json``."""
+    text = trained.model_dump_json(by_alias=True, indent=1)
+    write(folder / TRAINED, lambda path: path.write_text(text + "\n"))
+
+
+def read_trained(folder: Path) -> Trained:
+    """Read ``training.json``.
+
+    Raises
+    ------
+    TrainingError
+        It is missing or damaged.
+    """
+    path = folder / TRAINED
+    try:
+        return Trained.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(
+            f"{path}: does not say what the bundle learned from ({reason})"
+        ) from error
+
+
+def read_card(folder: Path) -> Card:
+    """Read the card of a bundle.
+
+    Raises
+    ------
+    TrainingError
+        It is missing or damaged.
+    """
+    path = folder / CARD_FILE
+    try:
+        return Card.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{path}: no card ({reason})") from error
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle of two.
+
+    Raises
+    ------
+    ModelError
+        It is damaged, or one model only.
+    """
+    found = load_model(folder)
+    if not isinstance(found, Bundle):
+        raise ModelError(f"{folder}: one model, not a bundle of two; train the other parity too")
+    return found
+
+
+def read_golden(folder: Path, parity: Parity) -> tuple[Array, Array] | None:
+    """Rows, and what the library that trained scores them with; None if there are none."""
+    path = folder / GOLDEN.format(parity=parity)
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as content:
+        return content["rows"], content["scores"]

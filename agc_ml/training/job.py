@@ -1,0 +1,350 @@
+"""A job in a process of its own: from a training set to a judged bundle, in the job's folder.
+
+It is given all it needs in ``setup.json`` and talks to nobody. What it finds it leaves in
+``bundle/``, and when that is whole, ``result.json``; or ``error.json``, which says why not. It can
+be killed at any time and started again: the search goes on where it was, and everything after that
+gives the same again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from agc_ml import executors, rows
+from agc_ml.cluster import INLINE, LOCAL
+from agc_ml.errors import AgcError, TrainingError, chain
+from agc_ml.executors import Executor, Lost
+from agc_ml.ml import hook
+from agc_ml.ml.hook import Content, Parity
+from agc_ml.provenance import versions
+from agc_ml.results import write
+from agc_ml.training import bundles, gates, page, trainingset, trials
+from agc_ml.training.bundles import Learned, Trained
+from agc_ml.training.search import Attempt, Plan, best, search
+from agc_ml.training.spaces import space_of
+from agc_ml.training.spec import JobSpec, Setup
+from agc_ml.training.trainingset import TrainingSet
+from agc_ml.training.trials import Fit, Fitted, Source, Trial, Tried
+from agc_ml.variations import NOMINAL
+from agc_ml.worker import Failure
+
+logger = logging.getLogger(__name__)
+
+SETUP: Final = "setup.json"
+RESULT: Final = "result.json"
+ERROR: Final = "error.json"
+PROGRESS: Final = "progress.json"
+STUDY: Final = "study.db"
+BUNDLE: Final = "bundle"
+GATES: Final = "gates.json"
+TRIALS: Final = "trials.json"
+
+_DEATHS: Final = 3
+"""Of workers under the same trial, before it is given up."""
+
+
+class Progress:
+    """How far a job is, in ``progress.json``."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self._path = folder / PROGRESS
+        self._total = total
+        self._done = 0
+
+    def step(self, message: str) -> None:
+        """Note that one more part is done."""
+        self._done += 1
+        self.say(message)
+
+    def say(self, message: str) -> None:
+        """Note what is done now."""
+        logger.info("%s", message)
+        text = json.dumps({"done": self._done, "total": self._total, "message": message})
+        write(self._path, lambda path: path.write_text(text), durable=False)
+
+
+def run(folder: Path) -> None:
+    """Do the job in a folder.
+
+    Raises
+    ------
+    AgcError
+        It can't be done.
+    """
+    setup = Setup.model_validate_json((folder / SETUP).read_bytes())
+    spec = setup.spec
+    n_trials = 0 if spec.kind == "judge" else spec.trials * len(spec.parities)
+    progress = Progress(folder, n_trials + (0 if spec.kind == "judge" else len(spec.parities)) + 1)
+    path = Path(setup.dataset)
+    progress.say("reading the training set")
+    table = rows.read(path, TrainingError)
+    if table.digest != spec.dataset:
+        raise TrainingError(
+            f"{path}: its digest is {table.digest[:12]}, not {spec.dataset[:12]}; upload it again"
+        )
+    sets = _variations(table)
+    bundle = folder / BUNDLE
+    shutil.rmtree(bundle, ignore_errors=True)
+    bundle.mkdir()
+    attempts: dict[Parity, list[Attempt]] = {}
+    if spec.kind == "judge":
+        trained = _gathered(bundle, setup)
+    else:
+        chosen = trainingset.of_table(table, spec.variation)
+        attempts, trained = _train(folder, setup, path, chosen, progress)
+    _write_trials(bundle, attempts)
+    judged = None
+    if len(trained.models) == len(hook.PARITIES):
+        progress.say("judging the bundle")
+        judged = _judge(bundle, setup, sets, trained, attempts)
+    progress.step("done")
+    _finish(folder, trained, judged)
+
+
+def _variations(table: rows.Table) -> dict[str, TrainingSet]:
+    """The training set of each of its variations; all of them have to be good."""
+    names = sorted({value.decode() for value in set(table.columns["variation"].tolist())}
+                   if "variation" in table.columns else {NOMINAL})  # fmt: skip
+    return {name: trainingset.of_table(table, name) for name in dict.fromkeys([NOMINAL, *names])}
+
+
+def _train(
+    folder: Path, setup: Setup, path: Path, data: TrainingSet, progress: Progress
+) -> tuple[dict[Parity, list[Attempt]], Trained]:
+    spec = setup.spec
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    sources: dict[Parity, Source] = {
+        parity: Source(sha256, data.digest, spec.variation, parity) for parity in spec.parities
+    }
+    kind = spec.trained_kind
+    plan = Plan(kind, space_of(kind, spec.space), spec.trials, spec.seed, sources)
+    is_alone = setup.site == LOCAL and setup.workers == 1
+    site = INLINE if is_alone else setup.site
+    workers = setup.workers if site == LOCAL else None
+    hook.provide({sha256: Content(content)})
+    with executors.connected(None, site, workers) as (executor, _):
+        executor.provide({sha256: Content(content)})
+
+        def evaluate(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
+            jobs = {key: (trial,) for key, trial in waiting.items()}
+            for key, tried in _outcomes(executor, trials.run, jobs):
+                yield key, tried if isinstance(tried, Tried) else Tried(-1, error=tried)
+
+        def on_trial(parity: Parity, one: Attempt) -> None:
+            ending = ", stopped early" if one.pruned else ""
+            progress.step(
+                f"trial {one.number} on {parity} events: jet score {one.quality.jet_score:.4f}, "
+                f"AUC {one.quality.auc:.4f}{ending}"
+            )
+
+        attempts = search(plan, evaluate, folder / STUDY, on_trial)
+        chosen = {parity: best(found) for parity, found in attempts.items()}
+        progress.say("training with the best parameters")
+        tasks = {
+            str(parity): (Fit(kind, sources[parity], one.params, spec.seed),)
+            for parity, one in chosen.items()
+        }
+        fitted: dict[Parity, Fitted] = {}
+        for key, outcome in _outcomes(executor, trials.fit, tasks):
+            error = outcome if isinstance(outcome, str) else outcome.error
+            if error:
+                raise TrainingError(f"the {key} model can't be trained: {error}")
+            fitted["even" if key == "even" else "odd"] = outcome
+            progress.step(f"trained on {key} events")
+    learned = {
+        parity: Learned(
+            params=dict(one.params),
+            trials=len(attempts[parity]),
+            validation=one.quality._asdict(),
+            curve=tuple(
+                (point.events, point.quality.auc, point.quality.jet_score)
+                for point in fitted[parity].curve
+            ),
+        )
+        for parity, one in chosen.items()
+    }
+    return attempts, _save(folder / BUNDLE, setup, data, learned, fitted)
+
+
+def _outcomes(executor: Executor, function: Any, jobs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What became of each job; a line where it can't be done. Those of dead workers run again."""
+    deaths = dict.fromkeys(jobs, 0)
+    waiting = dict(jobs)
+    while waiting:
+        lost = {}
+        for key, outcome in executor.outcomes(function, waiting):
+            if isinstance(outcome, Lost):
+                deaths[key] += 1
+                logger.warning("%s: its worker died (%d of %d)", key, deaths[key], _DEATHS)
+                if deaths[key] < _DEATHS:
+                    lost[key] = waiting[key]
+                else:
+                    yield key, f"its worker died {_DEATHS} times (memory?)"
+            elif isinstance(outcome, Failure):
+                yield key, outcome.reason
+            else:
+                yield key, outcome
+        waiting = lost
+
+
+def _save(
+    bundle: Path,
+    setup: Setup,
+    data: TrainingSet,
+    learned: dict[Parity, Learned],
+    fitted: Mapping[Parity, Fitted],
+) -> Trained:
+    bundles.write_models(bundle, fitted)
+    entries = {parity: bundles.entry_of(parity, one) for parity, one in fitted.items()}
+    about = (data.task, data.delta_phi, data.names)
+    bundles.write_card(bundle, setup.spec.name, entries, about)
+    library = {"xgboost": "xgboost", "keras": "tensorflow"}[setup.spec.kind]
+    trained = Trained(
+        schema=1,
+        kind=setup.spec.kind,
+        dataset=data.digest,
+        variation=data.variation,
+        seed=setup.spec.seed,
+        job=setup.job,
+        models=learned,
+        versions=_versions(library),
+        inputs={p: {f: tuple(n) for f, n in one.items()} for p, one in data.inputs.items()},
+    )
+    bundles.write_trained(bundle, trained)
+    return trained
+
+
+def _versions(library: str) -> dict[str, str]:
+    from agc_ml.identity import version_of  # noqa: PLC0415 - on demand
+
+    found = {name: version for name, version in versions().items()
+             if name in {"python", "agc-ml", "numpy"}}  # fmt: skip
+    installed = version_of(library)
+    return {**found, library: (installed or "unknown").rpartition(" ")[2]}
+
+
+def _gathered(bundle: Path, setup: Setup) -> Trained:
+    """Put two models of other jobs into one bundle."""
+    parts: dict[Parity, tuple[Path, Trained]] = {}
+    entries = {}
+    for parity, known in setup.members.items():
+        folder = Path(known.folder)
+        trained = bundles.read_trained(folder)
+        found = bundles.read_card(folder)
+        entry = next((one for one in found.models if one.trained_on == parity), None)
+        if entry is None or parity not in trained.models:
+            raise TrainingError(
+                f"version {known.version} was not trained on {parity} events; name another"
+            )
+        parts[parity] = (folder, trained)
+        entries[parity] = (entry, found)
+        for path in folder.iterdir():
+            if path.name in {str(entry.file), bundles.GOLDEN.format(parity=parity)} or (
+                path.suffix == ".keras" and path.stem == parity
+            ):
+                shutil.copyfile(path, bundle / path.name)
+    even, odd = (entries[parity] for parity in hook.PARITIES)
+    abouts = [(card.task, card.delta_phi, card.features) for _, card in (even, odd)]
+    if abouts[0] != abouts[1]:
+        raise TrainingError("the two models have different tasks or features; they make no bundle")
+    bundles.write_card(bundle, setup.spec.name, {"even": even[0], "odd": odd[0]}, abouts[0])
+    first = parts["even"][1]
+    trained = first.model_copy(
+        update={
+            "job": setup.job,
+            "kind": " and ".join(dict.fromkeys(t.kind for _, t in parts.values())),
+            "models": {parity: t.models[parity] for parity, (_, t) in parts.items()},
+        }
+    )
+    bundles.write_trained(bundle, trained)
+    return trained
+
+
+def _judge(
+    bundle: Path,
+    setup: Setup,
+    sets: Mapping[str, TrainingSet],
+    trained: Trained,
+    attempts: Mapping[Parity, list[Attempt]],
+) -> gates.Judged:
+    champion = None
+    if setup.champion is not None:
+        folder = Path(setup.champion.folder)
+        champion = (setup.champion.version, bundles.read_bundle(folder))
+    judged, seen = gates.judge(
+        bundle, sets, champion=champion, limits=setup.limits, remote=setup.spec.remote
+    )
+    text = judged.model_dump_json(by_alias=True, indent=1)
+    write(bundle / GATES, lambda path: path.write_text(text + "\n"))
+    page.write(bundle, setup.spec.name, (judged, seen), trained, attempts)
+    return judged
+
+
+def _write_trials(bundle: Path, attempts: Mapping[Parity, list[Attempt]]) -> None:
+    text = json.dumps({p: [one.described() for one in found] for p, found in attempts.items()})
+    write(bundle / TRIALS, lambda path: path.write_text(text))
+
+
+def _finish(folder: Path, trained: Trained, judged: gates.Judged | None) -> None:
+    """Write down all files of the bundle with their sha256: from now on it is whole."""
+    bundle = folder / BUNDLE
+    files = {
+        str(path.relative_to(bundle)): trainingset.sha256_of(path)
+        for path in sorted(bundle.rglob("*"))
+        if path.is_file()
+    }
+    text = json.dumps(
+        {
+            "files": files,
+            "parities": sorted(trained.models),
+            "quality": None if judged is None else judged.quality,
+            "passed": None if judged is None else judged.passed,
+            "against": None if judged is None else judged.against,
+            "validation": {p: one.validation for p, one in trained.models.items()},
+            "params": {p: one.params for p, one in trained.models.items()},
+        }
+    )
+    write(folder / RESULT, lambda path: path.write_text(text))
+
+
+def spec_of(folder: Path) -> JobSpec:
+    """What the job in a folder was asked to do."""
+    return Setup.model_validate_json((folder / SETUP).read_bytes()).spec
+
+
+def main(folder: Path) -> int:
+    """Do the job in a folder; what goes wrong is left there as ``error.json``."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    for chatty in ("distributed", "bokeh", "matplotlib", "fontTools"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    try:
+        run(folder)
+    except Exception as error:
+        logger.exception("failed")
+        reason = str(error) if isinstance(error, AgcError) else f"{type(error).__name__}: {error}"
+        if any(getattr(one, "errno", None) == errno.ENOSPC for one in chain(error)):
+            reason = f"{folder}: no space left on the disk; free some, and submit it again"
+        text = json.dumps({"error": " ".join(reason.split())[:500]})
+        try:
+            write(folder / ERROR, lambda path: path.write_text(text))
+        except AgcError:  # the same full disk: the service reads the last lines of the log
+            logger.exception("error.json can't be written")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    os.nice(10)  # those who ask the service how far it is should not wait for it
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,113 @@
+"""What a job is asked to do, and what it is given to do it with."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from agc_ml.errors import UsageError
+from agc_ml.ml.hook import PARITIES, Parity
+from agc_ml.training.gates import Limits
+from agc_ml.training.spaces import Kind, space_of
+
+NAME: Final = r"[a-z][a-z0-9_]{0,63}"
+DIGEST: Final = r"[0-9a-f]{64}"
+MAX_TRIALS: Final = 1000
+
+
+class JobSpec(BaseModel):
+    """A job: models to train on a training set, or a pair of them to judge."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["xgboost", "keras", "judge"]
+    name: str = Field(pattern=f"^{NAME}$", description="of the model in the registry")
+    dataset: str = Field(description="digest of the training set; or label@digest")
+    fold: Literal["even", "odd", "both"] = Field(
+        default="both", description="parity of the events that are trained on"
+    )
+    space: str | dict[str, Any] | None = Field(
+        default=None, description="search space: the name of a preset, or parameters"
+    )
+    trials: int = Field(default=20, ge=1, le=MAX_TRIALS, description="of the search, each fold")
+    seed: int = Field(default=1, ge=0, lt=2**31)
+    variation: str = Field(
+        default="nominal", pattern=r"^\w{1,64}$", description="of the jets that are trained with"
+    )
+    versions: dict[Parity, int] | None = Field(
+        default=None, description="of the two models to judge"
+    )
+    remote: dict[Parity, str] | None = Field(
+        default=None, description="where the two are served, to compare scores with"
+    )
+    idempotency_key: str | None = Field(
+        default=None, min_length=1, max_length=200, description="the same key is the same job"
+    )
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_a_digest(cls, value: str) -> str:
+        digest = value.rpartition("@")[2]
+        if not re.fullmatch(DIGEST, digest):
+            raise ValueError("the digest of a training set is needed, 64 hexadecimal digits")
+        return digest
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if (self.kind == "judge") != (self.versions is not None):
+            raise ValueError("versions belong to the kind judge, which needs them")
+        if self.versions is not None and set(self.versions) != set(PARITIES):
+            raise ValueError("versions of the even and of the odd model are needed")
+        if self.kind != "judge":
+            try:
+                space_of(self.kind, self.space)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def parities(self) -> tuple[Parity, ...]:
+        """Parities of the events that are trained on."""
+        return PARITIES if self.fold == "both" else (self.fold,)
+
+    @property
+    def trained_kind(self) -> Kind:
+        """Kind of the models to train."""
+        if self.kind == "judge":
+            raise ValueError("nothing is trained")
+        return self.kind
+
+
+def first_error(error: ValidationError) -> str:
+    """What is wrong with what was asked, in a line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+class Known(BaseModel):
+    """A version in the registry, and the folder with its content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: str
+    folder: str
+
+
+class Setup(BaseModel):
+    """All that a job's process is given: it asks nobody for anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: str
+    spec: JobSpec
+    dataset: str = Field(description="file of the training set")
+    site: str = Field(description="where trials run")
+    workers: int
+    limits: Limits
+    champion: Known | None
+    members: dict[Parity, Known] = Field(
+        default_factory=dict, description="models of other jobs that make a bundle"
+    )
