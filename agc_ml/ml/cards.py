@@ -81,8 +81,9 @@ def load_model(spec: str | Path) -> Model | Bundle:
     ----------
     spec
         A model's file (xgboost .json or .ubj, ONNX); a card, or a folder with a card or with the
-        two models that the Analysis Grand Challenge published; or a server's
-        ``grpc://host:port/model?version=1``.
+        two models that the Analysis Grand Challenge published; a server's
+        ``grpc://host:port/model?version=1``; or ``name@champion`` or ``name@version`` of the
+        registry that `agc_ml.ml.registry.place` finds.
 
     Raises
     ------
@@ -91,6 +92,11 @@ def load_model(spec: str | Path) -> Model | Bundle:
     """
     if isinstance(spec, str) and "://" in spec:
         return _served(spec)
+    if isinstance(spec, str) and "@" in spec:
+        from agc_ml.ml import registry  # noqa: PLC0415 - it builds on this module
+
+        if registry.is_named(spec):
+            return registry.resolve(spec)
     path = Path(spec)
     try:
         data = _read(path)

@@ -9,6 +9,7 @@ gives the same again.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -16,10 +17,11 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from agc_ml import executors, rows
+from agc_ml import executors, folders, rows
 from agc_ml.cluster import INLINE, LOCAL
 from agc_ml.errors import AgcError, TrainingError, chain
 from agc_ml.executors import Executor, Lost
@@ -322,6 +324,17 @@ def spec_of(folder: Path) -> JobSpec:
     return Setup.model_validate_json((folder / SETUP).read_bytes()).spec
 
 
+@contextmanager
+def _sole(folder: Path) -> Iterator[None]:
+    """Hold the lock of the job's folder, with the process's number in it: until it dies."""
+    with (folder / folders.LOCK).open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def main(folder: Path) -> int:
     """Do the job in a folder; what goes wrong is left there as ``error.json``."""
     logging.basicConfig(
@@ -330,7 +343,11 @@ def main(folder: Path) -> int:
     for chatty in ("distributed", "bokeh", "matplotlib", "fontTools"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
-        run(folder)
+        with _sole(folder):
+            run(folder)
+    except BlockingIOError:
+        logger.info("another process is at work on it")
+        return 0
     except Exception as error:
         logger.exception("failed")
         reason = str(error) if isinstance(error, AgcError) else f"{type(error).__name__}: {error}"

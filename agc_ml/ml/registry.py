@@ -1,0 +1,347 @@
+"""Models by name: ``jet_assignment@champion`` or ``jet_assignment@3``, from a registry.
+
+A registry is MLflow's: its versions, tags and aliases. The files of a version lie beside it, and a
+tag holds the sha256 of each: what is read is these bytes, or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import urllib3
+import yaml
+
+from agc_ml.errors import ModelError, UsageError
+from agc_ml.ml.cards import CARD, load_model
+from agc_ml.ml.hook import Bundle, Model
+
+VARIABLE: Final = "AGC_ML_TRAINING"
+TOKEN_VARIABLE: Final = "AGC_ML_TRAINING_TOKEN"  # noqa: S105 - the name of a variable
+FOLDER: Final = "training"
+"""Where models are trained unless something else is named."""
+
+CLIENT: Final = "client.yaml"
+DATABASE: Final = "mlflow.db"
+ARTIFACTS: Final = "artifacts"
+SCHEME: Final = "mlflow-artifacts:/"
+FILES_TAG: Final = "agc_ml.files"
+PART_TAG: Final = "agc_ml.part"
+WHOLE: Final = "bundle"
+CHAMPION: Final = "champion"
+
+TIMEOUT_S: Final = 30.0
+_SPEC: Final = re.compile(r"([a-z][a-z0-9_]{0,63})@([A-Za-z0-9_-]{1,64})")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A training service: its URL and a token for it."""
+
+    url: str
+    token: str
+
+
+@dataclass(frozen=True)
+class Local:
+    """A folder in which models were trained without a service."""
+
+    folder: Path
+
+
+Place = Service | Local
+
+
+def place(where: str | None = None) -> Place:
+    """Find the training service, or the folder that models are trained in.
+
+    Parameters
+    ----------
+    where
+        A URL, with the token in ``AGC_ML_TRAINING_TOKEN``; the ``client.yaml`` that a service
+        writes; or a folder. By default what ``AGC_ML_TRAINING`` names, else ``./training``.
+
+    Raises
+    ------
+    UsageError
+        It is none of these.
+    """
+    named = where or os.environ.get(VARIABLE) or FOLDER
+    if named.startswith(("http://", "https://")):
+        return Service(named.rstrip("/"), os.environ.get(TOKEN_VARIABLE, ""))
+    path = Path(named)
+    client = path / CLIENT if path.is_dir() else path
+    if client.is_file():
+        return _client(client)
+    if path.is_dir() or where is None:
+        return Local(path)
+    raise UsageError(
+        f"{named}: no training service and no folder of one; give a URL, a client.yaml or a folder"
+    )
+
+
+def _client(path: Path) -> Service:
+    try:
+        content = yaml.safe_load(path.read_text())
+        return Service(str(content["url"]).rstrip("/"), str(content["token"]))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not what a training service writes ({error!r})") from error
+
+
+def is_named(spec: str) -> bool:
+    """Whether a model is asked for by its name in a registry."""
+    return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
+
+
+def resolve(spec: str, where: str | None = None) -> Model | Bundle:
+    """Find what ``name@alias`` or ``name@version`` is now, and pin it to its bytes.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, its files were changed, or the registry can't be reached.
+    UsageError
+        No such registry.
+    """
+    matched = _SPEC.fullmatch(spec)
+    if matched is None:
+        raise UsageError(f"model {spec}: name@alias or name@version is needed")
+    name, which = matched.groups()
+    found = place(where)
+    if isinstance(found, Service):
+        version, files = _from_service(found, name, which)
+    else:
+        version, files = Registry(found.folder).read(name, which)
+    return _loaded(name, version, files)
+
+
+def _loaded(name: str, version: str, files: Mapping[str, bytes]) -> Model | Bundle:
+    with tempfile.TemporaryDirectory() as scratch:
+        for file, content in files.items():
+            (Path(scratch) / file).write_bytes(content)
+        found = load_model(scratch)
+    if isinstance(found, Model):
+        return replace(found, version=version)
+    members = {p: replace(getattr(found, p), version=version) for p in ("even", "odd")}
+    return Bundle(name, version, **members)
+
+
+def needed(files: Mapping[str, Any]) -> list[str]:
+    """Of a version's files, those that score: the card, and the models beside it."""
+    return [file for file in files if "/" not in file and _scores(file)]
+
+
+def _scores(file: str) -> bool:
+    path = Path(file)
+    return file in CARD or (path.stem in {"even", "odd"} and path.suffix in {".json", ".onnx"})
+
+
+def _from_service(service: Service, name: str, which: str) -> tuple[str, dict[str, bytes]]:
+    key = "version" if which.isdigit() else "alias"
+    told = json.loads(fetch(service, f"/v1/models/{name}/resolve?{key}={which}"))
+    version, digests = str(told["version"]), dict(told["files"])
+    files = {}
+    for file in needed(digests):
+        content = fetch(service, f"/v1/models/{name}/versions/{version}/files/{file}")
+        if hashlib.sha256(content).hexdigest() != digests[file]:
+            raise ModelError(f"model {name}@{version}: {file} arrived damaged; try again")
+        files[file] = content
+    return version, files
+
+
+def fetch(service: Service, path: str) -> bytes:
+    """What a training service answers to a GET.
+
+    Raises
+    ------
+    ModelError
+        It can't be reached, or refuses: in its words.
+    """
+    try:
+        answer = urllib3.request(
+            "GET",
+            service.url + path,
+            headers={"Authorization": f"Bearer {service.token}"},
+            timeout=TIMEOUT_S,
+            retries=urllib3.Retry(2, backoff_factor=0.3, redirect=0),
+        )
+    except (urllib3.exceptions.HTTPError, ValueError) as error:
+        raise ModelError(
+            f"the training service {service.url} can't be reached ({_reason(error)}); start it, "
+            "or use a bundle on disk (agc-ml models pull)"
+        ) from error
+    if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
+        raise ModelError(f"the training service {service.url}: {problem(answer.data)}")
+    return bytes(answer.data)
+
+
+def problem(body: bytes) -> str:
+    """What a service says is wrong, by its problem details."""
+    try:
+        told = json.loads(body)
+        return " ".join(str(told.get("detail") or told["title"]).split())[:500]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return f"it answers with something else: {body[:100]!r}"
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", None) or error
+    return str(cause).rpartition(": ")[2][:150]
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version in a registry; ``files`` are the sha256 of its files."""
+
+    name: str
+    version: str
+    tags: Mapping[str, str]
+    files: Mapping[str, str]
+    folder: Path
+
+
+class Registry:
+    """Reads MLflow's registry, and the files of its versions in ``folder/artifacts``.
+
+    ``uri`` is that of an MLflow server; without it, MLflow's database in the folder is read.
+    """
+
+    def __init__(self, folder: Path, uri: str | None = None) -> None:
+        self._root = folder / ARTIFACTS
+        self._database = None if uri is not None else folder / DATABASE
+        self._uri = uri or f"sqlite:///{(folder / DATABASE).absolute()}"
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client.
+
+        Raises
+        ------
+        UsageError
+            MLflow is not installed.
+        """
+        if self._client is None:
+            # Seven tries with growing pauses, of two minutes each, are not an answer.
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            try:
+                from mlflow import MlflowClient  # noqa: PLC0415 - heavy, and optional
+            except ImportError as error:
+                raise UsageError(
+                    f"MLflow is not installed ({error}): pip install 'agc-ml[training]'"
+                ) from error
+            self._client = MlflowClient(self._uri, self._uri)
+        return self._client
+
+    def read(self, name: str, which: str) -> tuple[str, dict[str, bytes]]:
+        """Version, and content of the files that score, checked.
+
+        Raises
+        ------
+        ModelError
+            There is no such model, or a file was changed.
+        """
+        if self._database is not None and not self._database.exists():
+            raise ModelError(
+                f"model {name}@{which}: there is no registry in {self._database.parent}; train "
+                "there, or name the service or folder with AGC_ML_TRAINING"
+            )
+        found = self.find(name, which)
+        return found.version, {file: self.content(found, file) for file in needed(found.files)}
+
+    def find(self, name: str, which: str) -> Version:
+        """The version of a number or an alias.
+
+        Raises
+        ------
+        ModelError
+            There is none.
+        """
+        with self.errors(f"model {name}@{which}"):
+            if which.isdigit():
+                found = self.client.get_model_version(name, which)
+            else:
+                found = self.client.get_model_version_by_alias(name, which)
+        return self.described(found)
+
+    def described(self, found: Any) -> Version:
+        """A version of MLflow's with what we know of it.
+
+        Raises
+        ------
+        ModelError
+            It does not come from agc-ml.
+        """
+        try:
+            files = dict(json.loads(found.tags[FILES_TAG]))
+        except (KeyError, ValueError) as error:
+            raise ModelError(
+                f"model {found.name}@{found.version}: it was not registered by agc-ml, so nothing "
+                "says what its files must be"
+            ) from error
+        path = self._root / str(found.source).removeprefix(SCHEME).lstrip("/")
+        return Version(found.name, str(found.version), dict(found.tags), files, path)
+
+    def content(self, version: Version, file: str) -> bytes:
+        """Content of a file of a version.
+
+        Raises
+        ------
+        ModelError
+            It is gone, or not what it was when it was registered.
+        """
+        label = f"model {version.name}@{version.version}"
+        if file not in version.files:
+            raise ModelError(f"{label}: it has no file {file}")
+        try:
+            content = (version.folder / file).read_bytes()
+        except OSError as error:
+            raise ModelError(
+                f"{label}: {file} can't be read ({error.strerror}); restore the artefacts, or "
+                "promote another version"
+            ) from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != version.files[file]:
+            raise ModelError(
+                f"{label}: {file} was changed on disk: its sha256 is {found[:12]}, it was "
+                f"registered with {version.files[file][:12]}; restore it, or promote another"
+            )
+        return content
+
+    @contextmanager
+    def errors(self, what: str) -> Iterator[None]:
+        """Turn MLflow's errors into one line.
+
+        Raises
+        ------
+        ModelError
+            There is no such thing.
+        RegistryError
+            The registry can't be reached.
+        """
+        from mlflow.exceptions import MlflowException  # noqa: PLC0415 - heavy
+
+        try:
+            yield
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                raise ModelError(
+                    f"{what}: there is no such model, version or alias in the registry; see "
+                    "'agc-ml models list'"
+                ) from error
+            reason = " ".join(str(error).split())[:200]
+            raise RegistryError(f"MLflow's registry can't be used now ({reason})") from error
+
+
+class RegistryError(ModelError):
+    """The registry can't be reached, or fails: later it may work."""

@@ -1,0 +1,497 @@
+"""Training as a whole, on a folder: what the service does, and what is done without one.
+
+::
+
+    training/
+      jobs.sqlite       jobs, promotions, tokens
+      datasets/         training sets, by digest
+      jobs/ID/          a job: setup.json, log.txt, study.db, bundle/, result.json
+      mlflow.db         MLflow's database: runs, versions, aliases
+      artifacts/        files of the versions
+
+`step` moves jobs on. A job is alive while its process holds the lock of its folder, whoever
+started it: so a service that was killed finds its jobs again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from agc_ml import folders, rows
+from agc_ml.cluster import LOCAL
+from agc_ml.errors import ModelError, StoreError, TrainingError
+from agc_ml.ml.hook import PARITIES, Parity
+from agc_ml.ml.registry import RegistryError, Version
+from agc_ml.results import write
+from agc_ml.training import job as work
+from agc_ml.training import trainingset
+from agc_ml.training.gates import Limits
+from agc_ml.training.publishing import AGAINST_TAG, PASSED_TAG, Publisher, member
+from agc_ml.training.spec import JobSpec, Known, Setup
+from agc_ml.training.table import Job, Promotion, Table
+
+logger = logging.getLogger(__name__)
+
+TABLE: Final = "jobs.sqlite"
+DATASETS: Final = "datasets"
+JOBS: Final = "jobs"
+LOG: Final = "log.txt"
+
+MAX_ATTEMPTS: Final = 3
+GRACE_S: Final = 10.0
+"""Between asking a process to stop and killing it."""
+
+AGAIN_S: Final = 5.0
+"""Between two attempts to reach the registry."""
+
+_LAST_LINES: Final = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How jobs are done: ``slots`` of them at once, each with trials on ``workers`` of ``site``.
+
+    ``timeout`` seconds are the most that a job's process may take, ``most_queued`` jobs may wait.
+    """
+
+    folder: Path
+    site: str = LOCAL
+    workers: int = 1
+    slots: int = 1
+    timeout: float = 4 * 3600
+    most_queued: int = 100
+    limits: Limits = field(default_factory=Limits)
+
+
+class Training:
+    """Jobs, models and promotions of a folder. Only one of it at a time, in one thread.
+
+    But for `publish` and `prepare`, which talk to MLflow and may run in another one.
+    """
+
+    def __init__(self, settings: Settings, mlflow_uri: str | None = None) -> None:
+        self.settings = settings
+        self.folder = settings.folder
+        with folders.store_errors(self.folder):
+            for name in (DATASETS, JOBS):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self.table = Table(self.folder / TABLE)
+        self.registry = Publisher(self.folder, mlflow_uri)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._asked: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Stop the processes of jobs, which go on when it is opened again; close the database."""
+        for identity, process in self._processes.items():
+            if process.poll() is None:
+                logger.info("job %s: stopped, it goes on with the next start", identity)
+                _signal(process.pid, signal.SIGTERM)
+        for process in self._processes.values():
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                _signal(process.pid, signal.SIGKILL)
+                process.wait()
+        self.table.close()
+
+    # training sets
+
+    def dataset_path(self, digest: str) -> Path:
+        """Where the training set of a digest is, or would be."""
+        return self.folder / DATASETS / f"{digest}.parquet"
+
+    def add_dataset(self, path: Path, digest: str | None = None) -> str:
+        """Take a training set in; its digest.
+
+        Raises
+        ------
+        TrainingError
+            It is not what it should be, or nothing can be learned from it.
+        StoreError
+            There is no space.
+        """
+        table = rows.read(path, TrainingError)
+        if digest is not None and table.digest != digest:
+            raise TrainingError(
+                f"the training set has the digest {table.digest}, not {digest}; name the right one"
+            )
+        trainingset.of_table(table)
+        target = self.dataset_path(table.digest)
+        if not target.exists():
+            write(target, lambda scratch: shutil.copyfile(path, scratch))
+        return table.digest
+
+    # jobs
+
+    def submit(self, spec: JobSpec, owner: str) -> tuple[Job, bool]:
+        """Take a job on; whether it is new.
+
+        Raises
+        ------
+        TrainingError
+            Its training set is not here, or the queue is full.
+        """
+        if not self.dataset_path(spec.dataset).exists():
+            raise TrainingError(
+                f"there is no training set {spec.dataset[:12]} here; upload it first"
+            )
+        return self.table.submit(spec, owner, self.settings.most_queued)
+
+    def job_folder(self, job: Job) -> Path:
+        """Where a job's process works."""
+        return self.folder / JOBS / job.id
+
+    def log(self, job: Job, tail: int = 200) -> list[str]:
+        """The last lines of what a job's process said."""
+        try:
+            text = (self.job_folder(job) / LOG).read_text(errors="replace")
+        except FileNotFoundError:
+            return []
+        return text.splitlines()[-tail:]
+
+    def step(self) -> list[Job]:
+        """Look after all jobs; returns those that wait for MLflow: to be prepared or published."""
+        for job in self.table.jobs(("running",)):
+            self._look_after(job)
+        publishing = self.table.jobs(("publishing",))
+        free = self.settings.slots - len(self.table.jobs(("running",)))
+        queued = self.table.jobs(("queued",))[: max(free, 0)]
+        return [*publishing, *queued]
+
+    def _look_after(self, job: Job) -> None:
+        folder = self.job_folder(job)
+        process = self._processes.get(job.id)
+        if (process is not None and process.poll() is None) or _is_locked(folder):
+            self.table.note(job, progress=_progress(folder))
+            self._limit(job, folder)
+            return
+        code = None if process is None else process.poll()
+        self._processes.pop(job.id, None)
+        self._asked.pop(job.id, None)
+        if (folder / work.RESULT).exists():
+            self.table.move(job, "publishing", progress=_progress(folder), note="")
+        elif job.cancelled:
+            self.table.move(job, "cancelled")
+        elif (error := _error(folder)) is not None:
+            self.table.move(job, "failed", error=error)
+        elif self._is_late(job):
+            self.table.move(
+                job, "failed", error=f"not done after {self.settings.timeout:g} s; the job's limit"
+            )
+        elif job.attempt < MAX_ATTEMPTS:
+            logger.warning("job %s: its process died (%s); it goes on", job.id, code)
+            self.table.move(job, "queued", note="its process died, and is started again")
+        else:
+            self.table.move(job, "failed", error=self._died(job, code))
+
+    def _is_late(self, job: Job) -> bool:
+        return job.started is not None and time.time() - job.started > self.settings.timeout
+
+    def _limit(self, job: Job, folder: Path) -> None:
+        """Stop a process that was cancelled or takes too long."""
+        if not (job.cancelled or self._is_late(job)):
+            return
+        pid = _pid(folder)
+        if pid is None:
+            return
+        first = self._asked.setdefault(job.id, time.monotonic())
+        overdue = time.monotonic() - first > GRACE_S
+        _signal(pid, signal.SIGKILL if overdue else signal.SIGTERM)
+
+    def _died(self, job: Job, code: int | None) -> str:
+        said = " ".join(self.log(job, _LAST_LINES))[-300:]
+        how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
+        return f"its process died {MAX_ATTEMPTS} times ({how}); the last lines: {said or 'none'}"
+
+    def prepare(self, job: Job) -> Setup | None:
+        """What a job's process is given; None while the registry can't be reached.
+
+        Raises
+        ------
+        ModelError
+            The champion or a model to judge can't be used.
+        """
+        folder = self.job_folder(job)
+        folder.mkdir(exist_ok=True)
+        given = folder / "given"
+        shutil.rmtree(given, ignore_errors=True)
+        champion = self.registry.champion(job.spec.name)
+        members: dict[Parity, Known] = {}
+        if job.spec.versions is not None:
+            for parity in PARITIES:
+                name = member(job.spec.name, parity)
+                members[parity] = self._known(
+                    self.registry.find(name, str(job.spec.versions[parity])), given
+                )
+        return Setup(
+            job=job.id,
+            spec=job.spec,
+            dataset=str(self.dataset_path(job.spec.dataset).absolute()),
+            site=self.settings.site,
+            workers=self.settings.workers,
+            limits=self.settings.limits,
+            champion=None if champion is None else self._known(champion, given),
+            members=members,
+        )
+
+    def _known(self, version: Version, folder: Path) -> Known:
+        path = self.registry.materialised(version, folder)
+        return Known(version=version.version, folder=str(path.absolute()))
+
+    def start(self, job: Job, setup: Setup) -> None:
+        """Start the process of a job that waits."""
+        folder = self.job_folder(job)
+        text = setup.model_dump_json()
+        write(folder / work.SETUP, lambda path: path.write_text(text))
+        for stale in (work.ERROR, work.RESULT):
+            (folder / stale).unlink(missing_ok=True)
+        if not self.table.move(job, "running", attempt=job.attempt + 1, note=""):
+            return
+        with (folder / LOG).open("ab") as log:
+            self._processes[job.id] = subprocess.Popen(  # noqa: S603 - ourselves
+                [sys.executable, "-P", "-m", "agc_ml.training.job", str(folder.absolute())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def publish(self, job: Job) -> dict[str, Any]:
+        """Register what a job made, once.
+
+        Raises
+        ------
+        RegistryError
+            MLflow does not answer: try again later.
+        """
+        return self.registry.publish(job, self.job_folder(job))
+
+    # models
+
+    def promote(
+        self,
+        name: str,
+        version: str | Mapping[Parity, int],
+        *,
+        expected: str | None,
+        who: str,
+        force: str = "",
+    ) -> Promotion:
+        """Make a bundle the champion: the two models change together, and at once.
+
+        Parameters
+        ----------
+        version
+            Of the bundle, or of its two models.
+        expected
+            Version that has to be the champion now, '' for none; None if any may be.
+        force
+            Why a bundle is promoted that did not pass all gates.
+
+        Raises
+        ------
+        ConflictError
+            Another one is the champion, or it was judged against another one, or fails a gate.
+        ModelError
+            There is no such bundle, or its files were changed.
+        """
+        found = (
+            self.registry.find(name, version)
+            if isinstance(version, str)
+            else self.registry.bundle_of(name, version)
+        )
+        for file in found.files:
+            self.registry.content(found, file)
+        now = self.registry.champion(name)
+        current = "" if now is None else now.version
+        if expected is not None and expected != current:
+            raise ConflictError(
+                f"model {name}: the champion is {_called(current)}, not {_called(expected)}; look "
+                "again, and promote again"
+            )
+        if found.version == current:
+            raise ConflictError(f"model {name}: version {current} is the champion already")
+        if not force:
+            self._check_gates(found, current)
+        return self._crown(name, found.version, current, force, who)
+
+    def _check_gates(self, found: Version, current: str) -> None:
+        label = f"model {found.name}: version {found.version}"
+        if found.tags.get(PASSED_TAG) != "true":
+            raise ConflictError(
+                f"{label} does not pass all gates; see its report, or promote it with --force and "
+                "a reason"
+            )
+        against = found.tags.get(AGAINST_TAG, "")
+        if against != current:
+            raise ConflictError(
+                f"{label} was judged against {_called(against)}, but the champion is "
+                f"{_called(current)}; judge it again, or promote it with --force and a reason"
+            )
+
+    def _crown(self, name: str, version: str, current: str, reason: str, who: str) -> Promotion:
+        begun = self.table.begin_promotion(name, version, current, reason, who)
+        try:
+            self.registry.crown(name, version)
+        except ModelError:
+            with contextlib.suppress(ModelError):  # settled with the next start
+                self._settle(begun)
+            raise
+        self.table.end_promotion(begun, happened=True)
+        logger.info("model %s: version %s is the champion, by %s", name, version, who)
+        return begun
+
+    def rollback(self, name: str, *, expected: str | None, who: str) -> Promotion:
+        """Make the champion before this one the champion again.
+
+        Raises
+        ------
+        ConflictError
+            There was none before, or another one is the champion.
+        """
+        history = self.table.promotions(name)
+        now = self.registry.champion(name)
+        current = "" if now is None else now.version
+        if expected is not None and expected != current:
+            raise ConflictError(
+                f"model {name}: the champion is {_called(current)}, not {_called(expected)}"
+            )
+        before = _before(history, current)
+        if not before:
+            raise ConflictError(f"model {name}: there was no champion before; promote a version")
+        found = self.registry.find(name, before)
+        for file in found.files:
+            self.registry.content(found, file)
+        return self._crown(name, before, current, f"rollback from version {current}", who)
+
+    def settle(self) -> None:
+        """Finish promotions in which someone died, as the registry says.
+
+        Raises
+        ------
+        RegistryError
+            MLflow does not answer.
+        """
+        for begun in self.table.unfinished_promotions():
+            self._settle(begun)
+
+    def _settle(self, begun: Promotion) -> None:
+        now = self.registry.champion(begun.name)
+        happened = now is not None and now.version == begun.version
+        self.table.end_promotion(begun, happened=happened)
+
+    def run_until_over(self, job: Job, pause: float = 0.2) -> Job:
+        """Do all that is to be done until a job is over: training without a service."""
+        while not (found := self.table.job(job.id)).is_over:
+            for waiting in self.step():
+                advance(self, waiting)
+            time.sleep(pause)
+        return found
+
+
+class ConflictError(TrainingError):
+    """The state of a model is another one than the promotion supposed."""
+
+
+def advance(training: Training, job: Job) -> None:
+    """Prepare and start a job that waits, or publish what it made; what fails is noted."""
+    try:
+        if job.state == "queued":
+            settle(training, job, training.prepare(job))
+        else:
+            settle(training, job, training.publish(job))
+    except (ModelError, StoreError, OSError) as error:
+        settle(training, job, error)
+
+
+def settle(
+    training: Training, job: Job, outcome: Setup | dict[str, Any] | Exception | None
+) -> None:
+    """Note what came of preparing or publishing a job."""
+    if isinstance(outcome, Setup):
+        training.start(job, outcome)
+    elif isinstance(outcome, RegistryError):
+        training.table.note(job, note=f"waits: {outcome}")
+    elif isinstance(outcome, Exception):
+        training.table.move(job, "failed", error=" ".join(str(outcome).split())[:500])
+    elif outcome is not None:
+        training.table.move(job, "succeeded", result=outcome, note="")
+
+
+def _called(version: str) -> str:
+    return f"version {version}" if version else "none"
+
+
+def _before(history: list[Promotion], current: str) -> str:
+    """Champion before the current one; rollbacks are steps back, not champions of their own."""
+    stack: list[str] = []
+    for one in history:
+        if (
+            one.reason.startswith("rollback from version")
+            and len(stack) > 1
+            and (stack[-2] == one.version)
+        ):
+            stack.pop()
+        else:
+            stack = stack or ([one.previous] if one.previous else [])
+            stack.append(one.version)
+    while stack and stack[-1] != current:
+        stack.pop()
+    return stack[-2] if len(stack) > 1 else ""
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process is at work in a job's folder."""
+    try:
+        with (folder / folders.LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _pid(folder: Path) -> int | None:
+    """The process that holds the lock of a job's folder."""
+    if not _is_locked(folder):
+        return None
+    try:
+        return int((folder / folders.LOCK).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a job's process and to all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / work.PROGRESS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _error(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / work.ERROR).read_text())["error"])
+    except (OSError, ValueError, KeyError):
+        return None
