@@ -418,9 +418,10 @@ def advance(training: Training, job: Job) -> None:
         settle(training, job, error)
 
 
-def settle(
-    training: Training, job: Job, outcome: Setup | dict[str, Any] | Exception | None
-) -> None:
+Outcome = Setup | dict[str, Any] | Exception
+
+
+def settle(training: Training, job: Job, outcome: Outcome) -> None:
     """Note what came of preparing or publishing a job."""
     if isinstance(outcome, Setup):
         training.start(job, outcome)
