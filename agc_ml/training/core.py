@@ -54,9 +54,6 @@ MAX_ATTEMPTS: Final = 3
 GRACE_S: Final = 10.0
 """Between asking a process to stop and killing it."""
 
-AGAIN_S: Final = 5.0
-"""Between two attempts to reach the registry."""
-
 _LAST_LINES: Final = 3
 
 
@@ -77,9 +74,10 @@ class Settings:
 
 
 class Training:
-    """Jobs, models and promotions of a folder. Only one of it at a time, in one thread.
+    """Jobs, models and promotions of a folder; only one of it at a time.
 
-    But for `publish` and `prepare`, which talk to MLflow and may run in another one.
+    `step`, `start` and what is asked of the table are quick, the others talk to MLflow: they may
+    run in another thread, one at a time.
     """
 
     def __init__(self, settings: Settings, mlflow_uri: str | None = None) -> None:
@@ -216,11 +214,13 @@ class Training:
         how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
         return f"its process died {MAX_ATTEMPTS} times ({how}); the last lines: {said or 'none'}"
 
-    def prepare(self, job: Job) -> Setup | None:
-        """What a job's process is given; None while the registry can't be reached.
+    def prepare(self, job: Job) -> Setup:
+        """What a job's process is given.
 
         Raises
         ------
+        RegistryError
+            MLflow does not answer: try again later.
         ModelError
             The champion or a model to judge can't be used.
         """
@@ -429,7 +429,7 @@ def settle(training: Training, job: Job, outcome: Outcome) -> None:
         training.table.note(job, note=f"waits: {outcome}")
     elif isinstance(outcome, Exception):
         training.table.move(job, "failed", error=" ".join(str(outcome).split())[:500])
-    elif outcome is not None:
+    else:
         training.table.move(job, "succeeded", result=outcome, note="")
 
 

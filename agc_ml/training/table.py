@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -98,12 +99,15 @@ class Token(BaseModel):
 
 
 class Table:
-    """The database of a training folder. Not for several threads at once."""
+    """The database of a training folder; threads take turns."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.RLock()
         with self._errors():
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            self._db = sqlite3.connect(
+                path, timeout=30, isolation_level=None, check_same_thread=False
+            )
             self._db.row_factory = sqlite3.Row
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=full")  # a machine that goes down loses no job
@@ -116,7 +120,8 @@ class Table:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self._path}: can't be used ({error}); free space or permission there"
