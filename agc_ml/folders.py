@@ -93,3 +93,12 @@ def clear(folder: Path, keep: Sequence[str] = ()) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file that nobody else can read, all of it or nothing."""
+    partial = file.with_name(f"{file.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch(mode=0o600)
+    partial.write_text(text)
+    partial.replace(file)

@@ -8,12 +8,11 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from agc_ml import folders
 from agc_ml.endpoint.signatures import Keys
 from agc_ml.errors import RunDirectoryError, UsageError
 
 FILE: Final = "credentials.json"
-
-_PRIVATE: Final = 0o600
 
 
 class Credentials(BaseModel):
@@ -55,17 +54,8 @@ class Credentials(BaseModel):
                 access_key=secrets.token_hex(10).upper(),
                 secret_key=secrets.token_urlsafe(30),
             )
-            write_private(file, known.model_dump_json(indent=2) + "\n")
+            folders.write_private(file, known.model_dump_json(indent=2) + "\n")
         return known if token is None else known.model_copy(update={"token": token})
-
-
-def write_private(file: Path, text: str) -> None:
-    """Write a file that nobody else can read, all of it or nothing."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=_PRIVATE)
-    partial.write_text(text)
-    partial.replace(file)
 
 
 def read_token(token_file: Path) -> str:

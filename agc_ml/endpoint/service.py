@@ -21,7 +21,7 @@ from tornado.web import Application, RequestHandler
 from agc_ml import folders
 from agc_ml.endpoint import rest, storage
 from agc_ml.endpoint.credentials import FILE as SECRETS
-from agc_ml.endpoint.credentials import Credentials, read_token, write_private
+from agc_ml.endpoint.credentials import Credentials, read_token
 from agc_ml.endpoint.objects import Objects
 from agc_ml.endpoint.state import State
 from agc_ml.endpoint.transforms import Transforms
@@ -92,7 +92,7 @@ async def _serve(
         server = HTTPServer(_application(endpoint, kept))
         server.add_socket(listener)
         client = folder / CLIENT
-        write_private(client, _client(address, credentials.token, folder / "cache"))
+        folders.write_private(client, _client(address, credentials.token, folder / "cache"))
         announce(f"http://{address}", client)
         await _until_stopped(transforms.run(settings.workers))
         server.stop()

@@ -42,6 +42,14 @@ TIMEOUT_S: Final = 30.0
 _SPEC: Final = re.compile(r"([a-z][a-z0-9_]{0,63})@([A-Za-z0-9_-]{1,64})")
 
 
+class RegistryError(ModelError):
+    """The registry can't be reached, or fails: later it may work."""
+
+
+class ChangedError(ModelError):
+    """A file is not what it was when it was registered."""
+
+
 @dataclass(frozen=True)
 class Service:
     """A training service: its URL and a token for it."""
@@ -312,7 +320,7 @@ class Registry:
             ) from error
         found = hashlib.sha256(content).hexdigest()
         if found != version.files[file]:
-            raise ModelError(
+            raise ChangedError(
                 f"{label}: {file} was changed on disk: its sha256 is {found[:12]}, it was "
                 f"registered with {version.files[file][:12]}; restore it, or promote another"
             )
@@ -341,7 +349,3 @@ class Registry:
                 ) from error
             reason = " ".join(str(error).split())[:200]
             raise RegistryError(f"MLflow's registry can't be used now ({reason})") from error
-
-
-class RegistryError(ModelError):
-    """The registry can't be reached, or fails: later it may work."""

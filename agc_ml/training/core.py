@@ -25,7 +25,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -38,10 +37,10 @@ from agc_ml.ml.registry import RegistryError, Version
 from agc_ml.results import write
 from agc_ml.training import job as work
 from agc_ml.training import trainingset
-from agc_ml.training.gates import Limits
-from agc_ml.training.publishing import AGAINST_TAG, PASSED_TAG, Publisher, member
-from agc_ml.training.spec import JobSpec, Known, Setup
-from agc_ml.training.table import Job, Promotion, Table
+from agc_ml.training.promoting import Promoting
+from agc_ml.training.publishing import Publisher, member
+from agc_ml.training.spec import JobSpec, Known, Limits, Setup
+from agc_ml.training.table import Job, Table
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +87,7 @@ class Training:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.table = Table(self.folder / TABLE)
         self.registry = Publisher(self.folder, mlflow_uri)
+        self.promoting = Promoting(self.registry, self.table)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._asked: dict[str, float] = {}
 
@@ -280,120 +280,6 @@ class Training:
         """
         return self.registry.publish(job, self.job_folder(job))
 
-    # models
-
-    def promote(
-        self,
-        name: str,
-        version: str | Mapping[Parity, int],
-        *,
-        expected: str | None,
-        who: str,
-        force: str = "",
-    ) -> Promotion:
-        """Make a bundle the champion: the two models change together, and at once.
-
-        Parameters
-        ----------
-        version
-            Of the bundle, or of its two models.
-        expected
-            Version that has to be the champion now, '' for none; None if any may be.
-        force
-            Why a bundle is promoted that did not pass all gates.
-
-        Raises
-        ------
-        ConflictError
-            Another one is the champion, or it was judged against another one, or fails a gate.
-        ModelError
-            There is no such bundle, or its files were changed.
-        """
-        found = (
-            self.registry.find(name, version)
-            if isinstance(version, str)
-            else self.registry.bundle_of(name, version)
-        )
-        for file in found.files:
-            self.registry.content(found, file)
-        now = self.registry.champion(name)
-        current = "" if now is None else now.version
-        if expected is not None and expected != current:
-            raise ConflictError(
-                f"model {name}: the champion is {_called(current)}, not {_called(expected)}; look "
-                "again, and promote again"
-            )
-        if found.version == current:
-            raise ConflictError(f"model {name}: version {current} is the champion already")
-        if not force:
-            self._check_gates(found, current)
-        return self._crown(name, found.version, current, force, who)
-
-    def _check_gates(self, found: Version, current: str) -> None:
-        label = f"model {found.name}: version {found.version}"
-        if found.tags.get(PASSED_TAG) != "true":
-            raise ConflictError(
-                f"{label} does not pass all gates; see its report, or promote it with --force and "
-                "a reason"
-            )
-        against = found.tags.get(AGAINST_TAG, "")
-        if against != current:
-            raise ConflictError(
-                f"{label} was judged against {_called(against)}, but the champion is "
-                f"{_called(current)}; judge it again, or promote it with --force and a reason"
-            )
-
-    def _crown(self, name: str, version: str, current: str, reason: str, who: str) -> Promotion:
-        begun = self.table.begin_promotion(name, version, current, reason, who)
-        try:
-            self.registry.crown(name, version)
-        except ModelError:
-            with contextlib.suppress(ModelError):  # settled with the next start
-                self._settle(begun)
-            raise
-        self.table.end_promotion(begun, happened=True)
-        logger.info("model %s: version %s is the champion, by %s", name, version, who)
-        return begun
-
-    def rollback(self, name: str, *, expected: str | None, who: str) -> Promotion:
-        """Make the champion before this one the champion again.
-
-        Raises
-        ------
-        ConflictError
-            There was none before, or another one is the champion.
-        """
-        history = self.table.promotions(name)
-        now = self.registry.champion(name)
-        current = "" if now is None else now.version
-        if expected is not None and expected != current:
-            raise ConflictError(
-                f"model {name}: the champion is {_called(current)}, not {_called(expected)}"
-            )
-        before = _before(history, current)
-        if not before:
-            raise ConflictError(f"model {name}: there was no champion before; promote a version")
-        found = self.registry.find(name, before)
-        for file in found.files:
-            self.registry.content(found, file)
-        return self._crown(name, before, current, f"rollback from version {current}", who)
-
-    def settle(self) -> None:
-        """Finish promotions in which someone died, as the registry says.
-
-        Raises
-        ------
-        RegistryError
-            MLflow does not answer.
-        """
-        for begun in self.table.unfinished_promotions():
-            self._settle(begun)
-
-    def _settle(self, begun: Promotion) -> None:
-        now = self.registry.champion(begun.name)
-        happened = now is not None and now.version == begun.version
-        self.table.end_promotion(begun, happened=happened)
-
     def run_until_over(self, job: Job, pause: float = 0.2) -> Job:
         """Do all that is to be done until a job is over: training without a service."""
         while not (found := self.table.job(job.id)).is_over:
@@ -401,10 +287,6 @@ class Training:
                 advance(self, waiting)
             time.sleep(pause)
         return found
-
-
-class ConflictError(TrainingError):
-    """The state of a model is another one than the promotion supposed."""
 
 
 def advance(training: Training, job: Job) -> None:
@@ -431,28 +313,6 @@ def settle(training: Training, job: Job, outcome: Outcome) -> None:
         training.table.move(job, "failed", error=" ".join(str(outcome).split())[:500])
     else:
         training.table.move(job, "succeeded", result=outcome, note="")
-
-
-def _called(version: str) -> str:
-    return f"version {version}" if version else "none"
-
-
-def _before(history: list[Promotion], current: str) -> str:
-    """Champion before the current one; rollbacks are steps back, not champions of their own."""
-    stack: list[str] = []
-    for one in history:
-        if (
-            one.reason.startswith("rollback from version")
-            and len(stack) > 1
-            and (stack[-2] == one.version)
-        ):
-            stack.pop()
-        else:
-            stack = stack or ([one.previous] if one.previous else [])
-            stack.append(one.version)
-    while stack and stack[-1] != current:
-        stack.pop()
-    return stack[-2] if len(stack) > 1 else ""
 
 
 def _is_locked(folder: Path) -> bool:

@@ -9,13 +9,14 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field
 
 from agc_ml.errors import ModelError
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import BATCH_ROWS, PARITIES, Bundle, Model, Parity
 from agc_ml.training import bundles, scores
 from agc_ml.training.scores import Quality
+from agc_ml.training.spec import Limits
 from agc_ml.training.trainingset import TrainingSet
 from agc_ml.variations import NOMINAL
 
@@ -24,37 +25,6 @@ Array = NDArray[Any]
 MULTIPLICITIES: Final = {"4": (4, 4), "5": (5, 5), "6 or more": (6, 999)}
 FEW: Final = 30
 """Events below which a number of jets is shown, but not judged."""
-
-
-class Limits(BaseModel):
-    """What gates allow; a service may have its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    min_auc: FiniteFloat = Field(default=0.9, ge=0, le=1, description="least AUC")
-    max_loss: FiniteFloat = Field(
-        default=0.02, ge=0, description="most that AUC or jet score may be below the champion's"
-    )
-    max_gap: FiniteFloat = Field(
-        default=0.02, ge=0, description="most that the validation's AUC may be above the test's"
-    )
-    max_calibration: FiniteFloat = Field(
-        default=0.05, ge=0, description="largest expected calibration error"
-    )
-    max_multiplicity: FiniteFloat = Field(
-        default=0.1,
-        ge=0,
-        description="most that the jet score of a number of jets may be below that of all",
-    )
-    max_variation: FiniteFloat = Field(
-        default=0.02, ge=0, description="largest change of AUC or jet score under a variation"
-    )
-    max_parity: FiniteFloat = Field(
-        default=1e-5, ge=0, description="largest difference of a score between ways to score"
-    )
-    max_latency: FiniteFloat = Field(
-        default=20.0, ge=0, description="most microseconds a row, on one core"
-    )
 
 
 class Gate(BaseModel):

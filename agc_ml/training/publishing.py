@@ -23,11 +23,8 @@ from agc_ml.ml.registry import (
 )
 from agc_ml.training.job import BUNDLE, RESULT, TRIALS
 from agc_ml.training.table import Job
+from agc_ml.training.versions import AGAINST_TAG, JOB_TAG, MEMBER_TAG, PASSED_TAG, QUALITY_TAG
 
-JOB_TAG: Final = "agc_ml.job"
-PASSED_TAG: Final = "agc_ml.passed"
-AGAINST_TAG: Final = "agc_ml.against"
-MEMBER_TAG: Final = "agc_ml.{parity}"
 _PAGE: Final = 1000
 
 
@@ -68,7 +65,7 @@ class Publisher(Registry):
                     PASSED_TAG: str(bool(result["passed"])).lower(),
                     AGAINST_TAG: result["against"],
                     **{MEMBER_TAG.format(parity=p): versions[p] for p in parities},
-                    **{f"quality.{k}": f"{v:.6f}" for k, v in result["quality"].items()},
+                    **{f"{QUALITY_TAG}{k}": f"{v:.6f}" for k, v in result["quality"].items()},
                 }
                 versions[WHOLE] = self._version(job.spec.name, run, source, tags)
             self.client.set_terminated(run)

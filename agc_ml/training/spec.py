@@ -5,16 +5,54 @@ from __future__ import annotations
 import re
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from agc_ml.errors import UsageError
 from agc_ml.ml.hook import PARITIES, Parity
-from agc_ml.training.gates import Limits
 from agc_ml.training.spaces import Kind, space_of
 
 NAME: Final = r"[a-z][a-z0-9_]{0,63}"
 DIGEST: Final = r"[0-9a-f]{64}"
 MAX_TRIALS: Final = 1000
+
+
+class Limits(BaseModel):
+    """What gates allow; a service may have its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_auc: FiniteFloat = Field(default=0.9, ge=0, le=1, description="least AUC")
+    max_loss: FiniteFloat = Field(
+        default=0.02, ge=0, description="most that AUC or jet score may be below the champion's"
+    )
+    max_gap: FiniteFloat = Field(
+        default=0.02, ge=0, description="most that the validation's AUC may be above the test's"
+    )
+    max_calibration: FiniteFloat = Field(
+        default=0.05, ge=0, description="largest expected calibration error"
+    )
+    max_multiplicity: FiniteFloat = Field(
+        default=0.1,
+        ge=0,
+        description="most that the jet score of a number of jets may be below that of all",
+    )
+    max_variation: FiniteFloat = Field(
+        default=0.02, ge=0, description="largest change of AUC or jet score under a variation"
+    )
+    max_parity: FiniteFloat = Field(
+        default=1e-5, ge=0, description="largest difference of a score between ways to score"
+    )
+    max_latency: FiniteFloat = Field(
+        default=20.0, ge=0, description="most microseconds a row, on one core"
+    )
 
 
 class JobSpec(BaseModel):

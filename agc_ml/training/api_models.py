@@ -1,0 +1,126 @@
+"""Routes of models: versions, promotion, rollback."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from fastapi import APIRouter, Response
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from agc_ml.errors import TrainingError
+from agc_ml.ml.hook import Parity
+from agc_ml.ml.registry import CHAMPION
+from agc_ml.training import versions
+from agc_ml.training.house import PAGE_POLICY, InHouse, Promoter, Reader
+from agc_ml.training.page import REPORT
+from agc_ml.training.spec import NAME
+from agc_ml.training.table import Promotion, UnknownError
+from agc_ml.training.versions import VersionFacts
+
+ROUTES: Final = APIRouter(tags=["models"])
+
+
+class Promote(BaseModel):
+    """Which bundle is to be the champion: by its version, or those of its two models."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: int | None = Field(default=None, ge=1)
+    versions: dict[Parity, int] | None = None
+    expect_current: int | None = Field(
+        default=None, ge=0, description="version that is the champion now; 0: there is none"
+    )
+    force: bool = Field(default=False, description="although it fails a gate")
+    reason: str = Field(default="", max_length=500, description="why, if it is forced")
+
+
+class Rollback(BaseModel):
+    """Back to the champion before."""
+
+    model_config = ConfigDict(extra="forbid")
+    expect_current: int | None = Field(default=None, ge=0)
+
+
+@ROUTES.get("/v1/models")
+async def models(house: InHouse, _: Reader) -> list[VersionFacts]:
+    """All bundles."""
+    return await house.read(versions.of_all, house.training.registry)
+
+
+@ROUTES.get("/v1/models/{name}")
+async def of_model(name: str, house: InHouse, _: Reader) -> list[VersionFacts]:
+    """Bundles of a model, the oldest first."""
+    return await house.read(versions.of_model, house.training.registry, _name(name))
+
+
+@ROUTES.get("/v1/models/{name}/promotions")
+async def promotions(name: str, house: InHouse, _: Reader) -> list[Promotion]:
+    """Who was made champion, when, and by whom."""
+    return house.training.table.promotions(name)
+
+
+@ROUTES.get("/v1/models/{name}/resolve")
+async def resolve(
+    name: str, house: InHouse, _: Reader, alias: str = CHAMPION, version: int | None = None
+) -> VersionFacts:
+    """What an alias or a version is now; its files can be relied upon."""
+    which = alias if version is None else str(version)
+    return await house.read(versions.resolved, house.training.registry, _name(name), which)
+
+
+@ROUTES.get("/v1/models/{name}/versions/{version}/files/{file:path}")
+async def content(name: str, version: int, file: str, house: InHouse, _: Reader) -> Response:
+    """A file of a bundle."""
+    data = await house.read(
+        versions.content, house.training.registry, _name(name), str(version), file
+    )
+    return Response(data, media_type="application/octet-stream")
+
+
+@ROUTES.get("/v1/models/{name}/versions/{version}/report")
+async def report(name: str, version: int, house: InHouse, _: Reader) -> HTMLResponse:
+    """The page that says whether to promote it."""
+    data = await house.read(
+        versions.content, house.training.registry, _name(name), str(version), REPORT
+    )
+    return HTMLResponse(data, headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@ROUTES.post("/v1/models/{name}/promote")
+async def promote(name: str, asked: Promote, house: InHouse, who: Promoter) -> Promotion:
+    """Make a bundle the champion, unless another one is than was expected."""
+    if (asked.version is None) == (asked.versions is None):
+        raise TrainingError("either version (of a bundle) or versions (of two models)")
+    if asked.force != bool(asked.reason.strip()):
+        raise TrainingError("force needs a reason, and a reason is for force only")
+    return await house.talk(
+        house.training.promoting.promote,
+        _name(name),
+        asked.versions or str(asked.version),
+        expected=_expected(asked.expect_current),
+        who=who.name,
+        force=asked.reason.strip(),
+    )
+
+
+@ROUTES.post("/v1/models/{name}/rollback")
+async def rollback(name: str, asked: Rollback, house: InHouse, who: Promoter) -> Promotion:
+    """Make the champion before the champion again."""
+    return await house.talk(
+        house.training.promoting.rollback,
+        _name(name),
+        expected=_expected(asked.expect_current),
+        who=who.name,
+    )
+
+
+def _name(name: str) -> str:
+    """A name that may go into a query of MLflow's."""
+    if not re.fullmatch(NAME, name):
+        raise UnknownError(f"there is no model {name[:80]!r}")
+    return name
+
+
+def _expected(version: int | None) -> str | None:
+    return None if version is None else str(version or "")

@@ -1,0 +1,60 @@
+"""What the service shows of itself: a page for people, numbers for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from agc_ml._version import __version__
+from agc_ml.training.core import Training
+from agc_ml.training.table import Job
+
+MOST: Final = 50
+"""Jobs on the page."""
+
+
+def page(jobs: Sequence[Job], models: Sequence[Any], mlflow_url: str, *, is_up: bool) -> str:
+    """The page of a service: its models and its newest jobs."""
+    import jinja2  # noqa: PLC0415 - only here
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("agc_ml.training", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["time"] = _time
+    return environment.get_template("board.html.j2").render(
+        jobs=list(reversed(jobs)),
+        models=list(reversed(models)),
+        mlflow=mlflow_url,
+        is_up=is_up,
+        version=__version__,
+    )
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def metrics(training: Training, requests: Mapping[tuple[str, int], int], *, mlflow_up: bool) -> str:
+    """Numbers in Prometheus' format."""
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest  # noqa: PLC0415 - heavy
+
+    registry = CollectorRegistry()
+    jobs = Gauge("agc_ml_jobs", "Jobs by state", ["state"], registry=registry)
+    for state, number in training.table.counts().items():
+        jobs.labels(state).set(number)
+    answered = Gauge(
+        "agc_ml_requests", "Requests since the start", ["method", "status"], registry=registry
+    )
+    for (method, status), number in requests.items():
+        answered.labels(method, str(status)).set(number)
+    Gauge("agc_ml_mlflow_up", "Whether MLflow answers", registry=registry).set(mlflow_up)
+    Gauge("agc_ml_slots", "Jobs that run at once", registry=registry).set(training.settings.slots)
+    text: bytes = generate_latest(registry)
+    return text.decode()

@@ -1,0 +1,218 @@
+"""MLflow beside the service: started, watched, and found again after a death of the service."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import urllib3
+
+from agc_ml.errors import TrainingError, UsageError
+from agc_ml.folders import write_private
+from agc_ml.ml.registry import ARTIFACTS, DATABASE
+
+logger = logging.getLogger(__name__)
+
+HOST: Final = "127.0.0.1"
+LOG: Final = "mlflow.log"
+_STATE: Final = "mlflow.json"
+_CONFIG: Final = "mlflow-auth.ini"
+_ADMIN: Final = "agc-ml"
+VIEWER: Final = "viewer"
+START_S: Final = 120.0
+_OK: Final = 200
+
+
+class MlflowServer:
+    """An MLflow server on a folder, with its own users: ours, and one who may only look."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self._folder = folder.absolute()
+        state = self._read()
+        self._passwords = state.get("passwords") or {
+            _ADMIN: secrets.token_urlsafe(24),
+            VIEWER: secrets.token_urlsafe(12),
+        }
+        known = int(state.get("port", 0))
+        self.port = port or known or _free_port()
+        self._pid = int(state.get("pid", 0)) if self.port == known else 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where people find its pages."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def uri(self) -> str:
+        """The same with our name and password, for MLflow's client."""
+        return f"http://{_ADMIN}:{self._passwords[_ADMIN]}@{HOST}:{self.port}"
+
+    @property
+    def viewer(self) -> tuple[str, str]:
+        """Name and password of the one who may only look."""
+        return VIEWER, self._passwords[VIEWER]
+
+    def start(self) -> None:
+        """Start it, unless it still runs from before; does not wait until it answers.
+
+        Raises
+        ------
+        UsageError
+            Its port is in use.
+        """
+        if self.is_up():
+            logger.info("MLflow runs already at %s", self.url)
+            return
+        self._stop_earlier()
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, self.port))
+            except OSError as error:
+                raise UsageError(
+                    f"port {self.port}: {error.strerror}; name another one with --mlflow-port"
+                ) from error
+        config = self._folder / _CONFIG
+        write_private(config, self._config())
+        with (self._folder / LOG).open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - MLflow, of our own environment
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
+                    *("--backend-store-uri", f"sqlite:///{self._folder / DATABASE}"),
+                    *("--artifacts-destination", str(self._folder / ARTIFACTS)),
+                    *("--host", HOST, "--port", str(self.port), "--workers", "1"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "MLFLOW_AUTH_CONFIG_PATH": str(config),
+                    "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                    "MLFLOW_DISABLE_TELEMETRY": "true",
+                },
+            )
+        self._pid = self._process.pid
+        self._write()
+
+    def watch(self) -> bool:
+        """Start it again if it died; whether it answers."""
+        if self.is_up():
+            return True
+        if self._process is None or self._process.poll() is not None:
+            logger.warning("MLflow does not answer at %s: it is started again", self.url)
+            with contextlib.suppress(UsageError):  # its port is free a little later
+                self.start()
+        return False
+
+    def is_up(self) -> bool:
+        """Whether it answers, and is ours."""
+        return self._ask("POST", "/api/2.0/mlflow/experiments/search", {"max_results": 1}) == _OK
+
+    def wait(self) -> None:
+        """Wait until it answers, and make the user who may only look.
+
+        Raises
+        ------
+        TrainingError
+            It does not.
+        """
+        deadline = time.monotonic() + START_S
+        while not self.is_up():
+            if self._process is not None and self._process.poll() is not None:
+                raise TrainingError(f"MLflow does not start; see {self._folder / LOG}")
+            if time.monotonic() > deadline:
+                raise TrainingError(
+                    f"MLflow does not answer after {START_S:g} s; see {self._folder / LOG}"
+                )
+            time.sleep(0.2)
+        user = {"username": VIEWER, "password": self._passwords[VIEWER]}
+        self._ask("POST", "/api/2.0/mlflow/users/create", user)
+
+    def stop(self) -> None:
+        """Stop it, and all that it started."""
+        self._stop_earlier()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        self._process = None
+
+    def _ask(self, method: str, path: str, body: dict[str, Any]) -> int:
+        try:
+            answer = urllib3.request(
+                method,
+                self.url + path,
+                json=body,
+                headers=urllib3.make_headers(basic_auth=f"{_ADMIN}:{self._passwords[_ADMIN]}"),
+                timeout=5,
+                retries=False,
+            )
+        except urllib3.exceptions.HTTPError:
+            return 0
+        return answer.status
+
+    def _stop_earlier(self) -> None:
+        """End the process that was noted, if it is MLflow still."""
+        if not self._pid or "mlflow" not in _command(self._pid):
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._pid, number)
+            deadline = time.monotonic() + 5
+            while _command(self._pid) and time.monotonic() < deadline:
+                if self._process is not None:
+                    self._process.poll()  # lets it go
+                time.sleep(0.05)
+
+    def _config(self) -> str:
+        return "\n".join(
+            [
+                "[mlflow]",
+                "default_permission = READ",
+                f"database_uri = sqlite:///{self._folder / 'mlflow-users.db'}",
+                f"admin_username = {_ADMIN}",
+                f"admin_password = {self._passwords[_ADMIN]}",
+                "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+                "",
+            ]
+        )
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self._folder / _STATE).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def _write(self) -> None:
+        state = {"port": self.port, "pid": self._pid, "passwords": self._passwords}
+        write_private(self._folder / _STATE, json.dumps(state))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _command(pid: int) -> str:
+    """Command line of a process, '' if there is none."""
+    ps = shutil.which("ps") or "ps"
+    found = subprocess.run(  # noqa: S603 - a number
+        [ps, "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return "" if found.startswith("Z") else found

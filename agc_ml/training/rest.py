@@ -1,0 +1,128 @@
+"""The interface of the training service over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from agc_ml._version import __version__
+from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
+from agc_ml.ml.registry import ChangedError, RegistryError
+from agc_ml.training import api_jobs, api_models, api_pages
+from agc_ml.training.house import House, house_of
+from agc_ml.training.promoting import ConflictError
+from agc_ml.training.table import QueueFullError, UnknownError
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY: Final = 1 << 20
+"""Bytes of a request, but for training sets."""
+
+_PROBLEM: Final = "application/problem+json"
+_STATUS: Final[tuple[tuple[type[AgcError], HTTPStatus], ...]] = (
+    (UnknownError, HTTPStatus.NOT_FOUND),
+    (ConflictError, HTTPStatus.CONFLICT),
+    (QueueFullError, HTTPStatus.TOO_MANY_REQUESTS),
+    (RegistryError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (ChangedError, HTTPStatus.CONFLICT),
+    (StoreError, HTTPStatus.INSUFFICIENT_STORAGE),
+    (TrainingError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ModelError, HTTPStatus.NOT_FOUND),
+)
+_RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: "60", HTTPStatus.SERVICE_UNAVAILABLE: "5"}
+
+
+def application(house: House) -> FastAPI:
+    """The application, with its page of documentation."""
+    from fastapi_offline import FastAPIOffline  # noqa: PLC0415 - reads its files
+
+    app = FastAPIOffline(
+        title="agc-ml training service",
+        version=__version__,
+        max_body_size=MAX_BODY,
+        swagger_ui_parameters={"defaultModelsExpandDepth": 0},
+    )
+    app.state.house = house
+    _add_errors(app)
+    _add_log(app)
+    for routes in (api_pages.ROUTES, api_jobs.ROUTES, api_models.ROUTES):
+        app.include_router(routes)
+    return app
+
+
+def _problem(
+    status: HTTPStatus | int, detail: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """Problem details, RFC 9457."""
+    known = HTTPStatus(status)
+    content = {
+        "type": "about:blank",
+        "title": known.phrase,
+        "status": known.value,
+        "detail": " ".join(detail.split()),
+    }
+    extra = {"Retry-After": _RETRY_AFTER[known]} if known in _RETRY_AFTER else {}
+    return JSONResponse(content, known.value, {**extra, **(headers or {})}, media_type=_PROBLEM)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(AgcError)
+    async def ours(_: Request, error: AgcError) -> JSONResponse:
+        status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
+        return _problem(status, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return _problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {message}" if where else message
+        )
+
+    @app.exception_handler(HTTPException)
+    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+        return _problem(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> JSONResponse:
+        logger.error("a fault of the service", exc_info=error)
+        return _problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR, f"a fault of the service ({type(error).__name__})"
+        )
+
+
+def _add_log(app: FastAPI) -> None:
+    @app.middleware("http")
+    async def log(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        start = time.perf_counter()
+        response = await call_next(request)
+        seconds = time.perf_counter() - start
+        house = house_of(request)
+        key = request.method, response.status_code
+        house.requests[key] = house.requests.get(key, 0) + 1
+        logger.info(
+            "request",
+            extra={
+                "facts": {
+                    "method": request.method,
+                    "path": request.url.path,
+                    "status": response.status_code,
+                    "ms": round(1000 * seconds, 1),
+                    "who": getattr(request.state, "who", ""),
+                }
+            },
+        )
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-store"
+        return response

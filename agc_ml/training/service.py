@@ -1,0 +1,278 @@
+"""The training service as a whole: started on a folder, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import json
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from agc_ml import folders
+from agc_ml.errors import AgcError, ModelError, StoreError, UsageError
+from agc_ml.ml.registry import CLIENT
+from agc_ml.training import access, core
+from agc_ml.training.core import Outcome, Settings, Training
+from agc_ml.training.house import House
+from agc_ml.training.mlflow_server import MlflowServer
+from agc_ml.training.rest import application
+from agc_ml.training.table import Job
+
+logger = logging.getLogger(__name__)
+
+HOST: Final = "127.0.0.1"
+OWNER: Final = "owner"
+"""Name of the token that is made with the folder."""
+
+TICK_S: Final = 0.2
+WATCH_S: Final = 3.0
+AGAIN_S: Final = 3.0
+"""Between two attempts to reach the registry for a job."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the service listens, and how it is protected.
+
+    ``certificate`` and ``key`` are files for TLS. ``open_to_all``: nobody needs a token, which is
+    possible on this machine only.
+    """
+
+    host: str = HOST
+    port: int = 8500
+    mlflow_port: int = 8501
+    certificate: Path | None = None
+    key: Path | None = None
+    open_to_all: bool = False
+    max_upload: int = 2 << 30
+
+
+def serve(
+    settings: Settings, address: Address, announce: Callable[[str, Path, MlflowServer], None]
+) -> None:
+    """Be a training service until SIGINT or SIGTERM.
+
+    ``announce`` is called when it listens, with its URL, a configuration for clients, and MLflow.
+
+    Raises
+    ------
+    UsageError
+        The folder holds something else or is in use, a port is, or strangers would need no token.
+    StoreError
+        The folder can't be written.
+    """
+    _check(address)
+    folder = settings.folder
+    with folders.store_errors(folder):
+        is_ours = folders.is_unused(folder) or (folder / core.TABLE).exists()
+    if not is_ours:
+        raise UsageError(f"{folder}: holds other files; name a new folder with -o")
+    with folders.owned(folder), _bound(address) as listener:
+        folder.chmod(0o700)
+        mlflow = MlflowServer(folder, address.mlflow_port)
+        mlflow.start()
+        training = Training(settings, mlflow.uri)
+        try:
+            asyncio.run(_serve(training, address, listener, mlflow, announce))
+        finally:
+            training.close()
+            mlflow.stop()
+
+
+def _check(address: Address) -> None:
+    try:
+        is_here = address.host == "localhost" or ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        is_here = False
+    if not is_here and address.open_to_all:
+        raise UsageError(
+            f"--no-auth with --host {address.host}: anyone who reaches it could replace models; "
+            "leave one of the two out"
+        )
+    if (address.certificate is None) != (address.key is None):
+        raise UsageError("--certificate and --key belong together")
+    if not is_here and address.certificate is None:
+        logger.warning(
+            "tokens travel unencrypted to %s: give --certificate and --key, or put a proxy with "
+            "TLS before it",
+            address.host,
+        )
+
+
+@contextlib.contextmanager
+def _bound(address: Address) -> Any:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        listener = socket.create_server((address.host, address.port), family=family, backlog=512)
+    except OSError as error:
+        why = "in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
+        raise UsageError(
+            f"{address.host}, port {address.port}: {why}; name another with --host and --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+async def _serve(
+    training: Training,
+    address: Address,
+    listener: socket.socket,
+    mlflow: MlflowServer,
+    announce: Callable[[str, Path, MlflowServer], None],
+) -> None:
+    import uvicorn  # noqa: PLC0415 - only here
+
+    with ThreadPoolExecutor(1, "talker") as talker, ThreadPoolExecutor(4, "reader") as readers:
+        house = House(
+            training=training,
+            talker=talker,
+            readers=readers,
+            mlflow_url=mlflow.url,
+            max_upload=address.max_upload,
+            open_to_all=address.open_to_all,
+        )
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(house),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=2,
+                ssl_certfile=address.certificate,
+                ssl_keyfile=address.key,
+            )
+        )
+        scheme = "http" if address.certificate is None else "https"
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        url = f"{scheme}://{host}:{listener.getsockname()[1]}"
+        client = _write_client(training, url, mlflow)
+        watching = asyncio.create_task(_watch(house, mlflow))
+        working = asyncio.create_task(_work(house))
+        announcing = asyncio.create_task(_announce(server, url, client, mlflow, announce))
+        serving = asyncio.create_task(server.serve([listener]))
+        done, _ = await asyncio.wait({serving, working}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        for task in (watching, working, announcing):
+            task.cancel()
+        await asyncio.gather(serving, watching, working, announcing, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+async def _announce(
+    server: Any, url: str, client: Path, mlflow: MlflowServer, announce: Callable[..., None]
+) -> None:
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.02)
+    announce(url, client, mlflow)
+
+
+async def _watch(house: House, mlflow: MlflowServer) -> None:
+    """Keep MLflow running, and settle what was begun when it answers for the first time."""
+    settled = False
+    while True:
+        if not house.is_mlflow_up and not settled:
+            try:
+                await house.read(mlflow.wait)
+                await house.talk(house.training.promoting.settle)
+                settled = True
+            except AgcError as error:
+                logger.error("%s", error)  # noqa: TRY400 - one line says it
+        house.is_mlflow_up = await house.read(mlflow.watch)
+        await asyncio.sleep(WATCH_S)
+
+
+async def _work(house: House) -> None:
+    """Look after jobs, one of them at the registry at a time."""
+    training = house.training
+    at_registry: asyncio.Task[None] | None = None
+    later: dict[str, float] = {}
+    while True:
+        try:
+            waiting = training.step()
+        except StoreError as error:
+            logger.error("%s", error)  # noqa: TRY400 - one line says it
+            waiting = []
+        if at_registry is None or at_registry.done():
+            now = time.monotonic()
+            due = [job for job in waiting if later.get(job.id, 0) <= now]
+            if due and house.is_mlflow_up:
+                later[due[0].id] = now + AGAIN_S
+                at_registry = asyncio.create_task(_advance(house, due[0]))
+            elif due:
+                training.table.note(due[0], note="waits: MLflow does not answer")
+        await asyncio.sleep(TICK_S)
+
+
+async def _advance(house: House, job: Job) -> None:
+    training = house.training
+    outcome: Outcome
+    try:
+        if job.state == "queued":
+            outcome = await house.talk(training.prepare, job)
+        else:
+            outcome = await house.talk(training.publish, job)
+    except (ModelError, StoreError, OSError) as error:
+        outcome = error
+    except Exception as error:
+        logger.exception("job %s", job.id)
+        outcome = error
+    core.settle(training, job, outcome)
+
+
+def _write_client(training: Training, url: str, mlflow: MlflowServer) -> Path:
+    """Write what clients need: the URL and a token, which is made if there is none yet."""
+    path = training.folder / CLIENT
+    token = None
+    with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+        token = str(yaml.safe_load(path.read_text())["token"])
+    if token is None or access.known(training.table, token) is None:
+        with contextlib.suppress(AgcError):
+            training.table.revoke_token(OWNER)
+        token = access.issue(training.table, OWNER, "promote", None)
+    user, password = mlflow.viewer
+    content = {
+        "url": url,
+        "token": token,
+        "mlflow": {"url": mlflow.url, "user": user, "password": password},
+    }
+    folders.write_private(path, yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+class JsonLines(logging.Formatter):
+    """Each record as a line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A line."""
+        content = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            content["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(content)
+
+
+def log_as_json(level: int) -> None:
+    """Have all that is logged written to stderr, a line of JSON each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for chatty in ("mlflow", "alembic", "urllib3", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
