@@ -14,10 +14,14 @@ import click
 
 from agc_ml import options
 from agc_ml._version import __version__
-from agc_ml.endpoint.commands import service
+from agc_ml.endpoint.commands import servicex
 from agc_ml.errors import AgcError, Interrupted, UsageError
 from agc_ml.generate.commands import generate
 from agc_ml.sources import commands as sources
+from agc_ml.training.commands import jobs, train
+from agc_ml.training.commands_models import models
+from agc_ml.training.commands_service import service as training_service
+from agc_ml.training.commands_service import token
 
 
 def main() -> NoReturn:
@@ -305,7 +309,17 @@ def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
 
 
 cli.add_command(generate)
-cli.add_command(service)
+for command in (train, jobs, models):
+    cli.add_command(command)
+
+
+@cli.group(epilog="Example: agc-ml service training")
+def service() -> None:
+    """Run services that analyses use, on this machine."""
+
+
+for command in (servicex, training_service, token):
+    service.add_command(command)
 
 
 @cli.group()

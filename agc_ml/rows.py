@@ -146,24 +146,15 @@ def read(source: Path | BinaryIO, error: Callable[[str], Exception] = RunDirecto
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
 
-    path = source if isinstance(source, Path) else "table"
+    label = source if isinstance(source, Path) else "table"
     try:
         table = pq.read_table(source)
     except FileNotFoundError:
-        raise error(f"{path}: there is no such file") from None
+        raise error(f"{label}: there is no such file") from None
     except (OSError, pa.ArrowException) as cause:
         reason = " ".join(str(cause).split())[:200]
-        raise error(f"{path}: can't be read as Parquet ({reason}); extract it anew") from cause
-    try:
-        stated = json.loads((table.schema.metadata or {})[_KEY])
-        version, content = stated["schema"], stated["digest"]
-        about, provenance = dict(stated["about"]), dict(stated["provenance"])
-    except (KeyError, ValueError, TypeError) as cause:
-        raise error(
-            f"{path}: it does not say what it is; tables are what 'agc-ml run' writes"
-        ) from cause
-    if version != SCHEMA:
-        raise error(f"{path}: schema {version!r}, this agc-ml reads {SCHEMA}; extract it anew")
+        raise error(f"{label}: can't be read as Parquet ({reason}); extract it anew") from cause
+    about, provenance, content = _stated(label, table.schema.metadata, error)
     columns = {}
     for name in table.column_names:
         values = table[name].combine_chunks().to_numpy(zero_copy_only=False)
@@ -171,7 +162,43 @@ def read(source: Path | BinaryIO, error: Callable[[str], Exception] = RunDirecto
     found = digest(columns, about)
     if found != content:
         raise error(
-            f"{path}: its content has the digest {found[:12]}, not {content[:12]} as it says; it "
+            f"{label}: its content has the digest {found[:12]}, not {content[:12]} as it says; it "
             "was changed or is damaged: extract it anew"
         )
     return Table(columns, about, provenance, content)
+
+
+def digest_of(path: Path, error: Callable[[str], Exception] = RunDirectoryError) -> str:
+    """The digest that a table states, without reading it.
+
+    Raises
+    ------
+    RunDirectoryError
+        As of `read`.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
+
+    try:
+        metadata = pq.read_schema(path).metadata
+    except (OSError, pa.ArrowException) as cause:
+        reason = " ".join(str(cause).split())[:200]
+        raise error(f"{path}: can't be read as Parquet ({reason}); extract it anew") from cause
+    return _stated(path, metadata, error)[2]
+
+
+def _stated(
+    label: object, metadata: Mapping[bytes, bytes] | None, error: Callable[[str], Exception]
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What a table says of itself: about, provenance, digest."""
+    try:
+        stated = json.loads((metadata or {})[_KEY])
+        version, content = stated["schema"], str(stated["digest"])
+        about, provenance = dict(stated["about"]), dict(stated["provenance"])
+    except (KeyError, ValueError, TypeError) as cause:
+        raise error(
+            f"{label}: it does not say what it is; tables are what 'agc-ml run' writes"
+        ) from cause
+    if version != SCHEMA:
+        raise error(f"{label}: schema {version!r}, this agc-ml reads {SCHEMA}; extract it anew")
+    return about, provenance, content

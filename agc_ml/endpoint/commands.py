@@ -14,12 +14,7 @@ from agc_ml.errors import Interrupted, UsageError
 _EXTRA = ("func_adl_uproot", "qastle", "botocore", "fsspec_xrootd")
 
 
-@click.group(epilog="Example: agc-ml service servicex")
-def service() -> None:
-    """Run services that analyses use, on this machine."""
-
-
-@service.command(epilog="Example: agc-ml service servicex --port 5000 -o servicex-endpoint")
+@click.command(epilog="Example: agc-ml service servicex --port 5000 -o servicex-endpoint")
 @click.option(
     *("-o", "--folder"),
     type=click.Path(path_type=Path),

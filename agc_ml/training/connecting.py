@@ -1,0 +1,129 @@
+"""What the commands of training share: finding the service, naming versions, showing jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agc_ml import options
+from agc_ml.errors import Interrupted, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from agc_ml.training.client import Training
+    from agc_ml.training.table import Job
+
+_EXTRA = ("mlflow", "optuna", "fastapi", "fastapi_offline", "uvicorn", "prometheus_client")
+
+where_options = options.together(
+    click.option(
+        "--service",
+        "where",
+        metavar="WHERE",
+        help="URL of a service, its client.yaml, or its folder [AGC_ML_TRAINING, or ./training].",
+    ),
+    click.option("--local", is_flag=True, help="Without a service, in the folder WHERE."),
+)
+
+
+@contextlib.contextmanager
+def connected(given: dict[str, Any]) -> Iterator[Training]:
+    """Connect as the options say."""
+    from agc_ml.training.client import connect_training  # noqa: PLC0415 - on demand
+
+    if given.get("local"):
+        require_extra()
+    found = connect_training(
+        given["where"],
+        local=given["local"],
+        workers=given.get("workers"),
+        site=given.get("site") or "local",
+    )
+    with found as training:
+        yield training
+
+
+def require_extra() -> None:
+    """Make sure that the libraries of training are there.
+
+    Raises
+    ------
+    UsageError
+        One is not.
+    """
+    for part in _EXTRA:
+        if find_spec(part) is None:
+            raise UsageError(
+                f"{part} is not installed; it comes with: pip install 'agc-ml[training]'"
+            )
+
+
+def named(label: str) -> tuple[str, str]:
+    """Name, and version or alias.
+
+    Raises
+    ------
+    UsageError
+        One is missing.
+    """
+    name, separator, which = label.partition("@")
+    if not separator or not name or not which:
+        raise UsageError(f"{label}: NAME@VERSION or NAME@champion is needed")
+    return name, which
+
+
+def follow(
+    training: Training, job: Job, given: dict[str, Any], *, as_json: bool, quiet: bool
+) -> None:
+    """Show a job until it is over; exit code 1 if it failed."""
+    from agc_ml.training.following import shown  # noqa: PLC0415 - on demand
+
+    try:
+        with shown(quiet=quiet or as_json) as show:
+            for now in training.follow(job.id):
+                show(now)
+                job = now
+    except KeyboardInterrupt as stop:
+        with_service = f" --service {shlex.quote(given['where'])}" if given["where"] else ""
+        local = " --local" if given["local"] else ""
+        goes_on = "is stopped, and goes on" if given["local"] else "goes on; follow it"
+        raise Interrupted(
+            f"interrupted; the job {goes_on} with: agc-ml jobs follow {job.id}{with_service}{local}"
+        ) from stop
+    print_job(job, as_json=as_json)
+    if job.state != "succeeded":
+        sys.exit(1)
+
+
+def print_job(job: Job, *, as_json: bool) -> None:
+    """Say what came of a job, or how it stands.
+
+    Raises
+    ------
+    TrainingError
+        It failed.
+    """
+    if as_json:
+        click.echo(job.model_dump_json(indent=1))
+        return
+    if job.state == "failed":
+        raise TrainingError(f"job {job.id} failed: {job.error}; its log: agc-ml jobs log {job.id}")
+    click.echo(f"job {job.id}: {job.state}{f' ({job.note})' if job.note else ''}")
+    if job.result is None:
+        return
+    versions, quality = job.result["versions"], job.result["quality"]
+    for parity in ("even", "odd"):
+        if parity in versions and quality is None:
+            click.echo(f"{job.spec.name}-{parity}@{versions[parity]}: trained on {parity} events")
+    if quality is not None:
+        verdict = "passes all gates" if job.result["passed"] else "does not pass all gates"
+        click.echo(
+            f"{job.spec.name}@{versions['bundle']}: AUC {quality['auc']:.4f}, jet score "
+            f"{quality['jet_score']:.4f}; {verdict}"
+        )
+        click.echo(f"look at it: agc-ml models report {job.spec.name}@{versions['bundle']}")
