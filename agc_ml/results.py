@@ -88,6 +88,13 @@ class GitState(_Record):
     dirty: bool
 
 
+class NamedModel(_Record):
+    """A model of a registry: as it was asked for, and what that was when the run began."""
+
+    asked: str = Field(description="jet_assignment@champion")
+    found: str = Field(description="jet_assignment@3")
+
+
 class Provenance(_Record):
     """What decides the result: inputs, code, versions, and how it was asked for."""
 
@@ -97,6 +104,7 @@ class Provenance(_Record):
     datasets: tuple[DatasetSummary, ...]
     processor: ProcessorSummary
     models: dict[str, str] = Field(default_factory=dict, description="model -> sha256")
+    model: NamedModel | None = Field(default=None, description="what was asked for by name, if it was")
     versions: dict[str, str] = Field(description="Python and the packages that decide results")
     git: GitState | None
     cluster: ClusterSummary

@@ -23,10 +23,19 @@ from agc_ml.delivery import ways
 from agc_ml.errors import IncompleteError, ProcessorError, StoreError, UsageError
 from agc_ml.filecache import FileCache
 from agc_ml.ledger import Ledger, merge_attempts
+from agc_ml.ml import registry
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.reduction import Reduced, reduce
 from agc_ml.remarks import remarks
-from agc_ml.results import ClusterSummary, Metrics, RunRecord, RunResult, Status, load_record
+from agc_ml.results import (
+    ClusterSummary,
+    Metrics,
+    NamedModel,
+    RunRecord,
+    RunResult,
+    Status,
+    load_record,
+)
 from agc_ml.shipping import Shipment, needs_of, prepare, taken
 
 if TYPE_CHECKING:
@@ -58,6 +67,7 @@ class Settings:
     allow_missing: float = 0.0
     quiet: bool = False
     command: tuple[str, ...] = ()
+    model: NamedModel | None = None
 
 
 def run(
@@ -92,7 +102,8 @@ def run(
         ``inline`` stays in this process, an address names a scheduler.
     model
         What the processor scores with, if it takes a model: where `load_model` finds one, or what
-        it gives.
+        it gives. ``name@champion`` is looked up once, when the run begins; ``resume`` goes on with
+        the version that it was then.
     via
         How files are reached: ``local``, ``https[=URL]``, ``xrootd[=URL]``, ``xcache=URL[,URL]``,
         ``servicex[=ENDPOINT]``; by default replicas are read as they are listed, the first one
@@ -112,7 +123,8 @@ def run(
     AgcError
         One line that says what is wrong and the way out. What is finished is kept on disk.
     """
-    shipment = prepare(processor, settings, model)
+    named = _named_model(model, output if resume else None)
+    shipment = prepare(processor, settings, model if named is None else named.found)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     way = None if via is None else ways.parse(via)
     if resume and overwrite:
@@ -129,6 +141,7 @@ def run(
         allow_missing=allow_missing,
         quiet=quiet,
         command=tuple(command),
+        model=named,
     )
     start = time.perf_counter()
     earlier = _earlier(how)
@@ -152,6 +165,20 @@ def run(
             cache=None if how.resume else FileCache(),
         )
         return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
+
+
+def _named_model(model: Any, earlier: str | Path | None) -> NamedModel | None:
+    """Pin a model that is asked for by its name, once for a run: one that is resumed keeps its own.
+
+    ``earlier`` is the folder of the run to go on with.
+    """
+    if not isinstance(model, str) or not registry.is_named(model):
+        return None
+    if earlier is not None and (Path(earlier) / "run.json").exists():
+        known = load_record(Path(earlier)).provenance.model
+        if known is not None and known.asked == model:
+            return known
+    return NamedModel(asked=model, found=registry.pinned(model))
 
 
 def default_output(name: str) -> Path:
@@ -310,7 +337,9 @@ def _result(
         cutflow=reduced.cutflow,
         ledger=ledger,
         metrics=_metrics(account, begun, ledger),
-        provenance=provenance.collect(account, begun.where, begun.at, begun.how.command),
+        provenance=provenance.collect(account, begun.where, begun.at, begun.how.command).model_copy(
+            update={"model": begun.how.model}
+        ),
         warnings=(*remarks(account), *reduced.warnings),
         outputs=reduced.outputs,
         tables=reduced.tables,

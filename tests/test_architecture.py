@@ -35,7 +35,7 @@ ORDER = [
     {"stats"},
     {"plots", "report"},
     {"tables"},
-    {"generate"},
+    {"generate", "training"},
     {"measurement", "validation"},
     {"cli"},
     {"__main__"},

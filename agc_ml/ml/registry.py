@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -43,7 +44,7 @@ _SPEC: Final = re.compile(r"([a-z][a-z0-9_]{0,63})@([A-Za-z0-9_-]{1,64})")
 
 
 class RegistryError(ModelError):
-    """The registry can't be reached, or fails: later it may work."""
+    """The registry's database can't be used now: later it may work."""
 
 
 class ChangedError(ModelError):
@@ -129,6 +130,24 @@ def resolve(spec: str, where: str | None = None) -> Model | Bundle:
     else:
         version, files = Registry(found.folder).read(name, which)
     return _loaded(name, version, files)
+
+
+def pinned(spec: str, where: str | None = None) -> str:
+    """``name@version`` of what ``name@alias`` is now.
+
+    Raises
+    ------
+    ModelError
+        As of `resolve`.
+    """
+    name, _, which = spec.partition("@")
+    if which.isdigit():
+        return spec
+    found = place(where)
+    if isinstance(found, Service):
+        told = json.loads(fetch(found, f"/v1/models/{name}/resolve?alias={which}"))
+        return f"{name}@{told['version']}"
+    return f"{name}@{Registry(found.folder).find(name, which).version}"
 
 
 def _loaded(name: str, version: str, files: Mapping[str, bytes]) -> Model | Bundle:
@@ -217,15 +236,14 @@ class Version:
 
 
 class Registry:
-    """Reads MLflow's registry, and the files of its versions in ``folder/artifacts``.
+    """Reads MLflow's registry in its database, and the files of versions in ``folder/artifacts``.
 
-    ``uri`` is that of an MLflow server; without it, MLflow's database in the folder is read.
+    MLflow's server shows the same database to people: it need not run.
     """
 
-    def __init__(self, folder: Path, uri: str | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._root = folder / ARTIFACTS
-        self._database = None if uri is not None else folder / DATABASE
-        self._uri = uri or f"sqlite:///{(folder / DATABASE).absolute()}"
+        self._database = folder / DATABASE
         self._client: Any = None
 
     @property
@@ -238,9 +256,6 @@ class Registry:
             MLflow is not installed.
         """
         if self._client is None:
-            # Seven tries with growing pauses, of two minutes each, are not an answer.
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             try:
                 from mlflow import MlflowClient  # noqa: PLC0415 - heavy, and optional
@@ -248,7 +263,10 @@ class Registry:
                 raise UsageError(
                     f"MLflow is not installed ({error}): pip install 'agc-ml[training]'"
                 ) from error
-            self._client = MlflowClient(self._uri, self._uri)
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
+            # others may write to it, too: they are waited for
+            uri = f"sqlite:///{self._database.absolute()}?timeout=60"
+            self._client = MlflowClient(uri, uri)
         return self._client
 
     def read(self, name: str, which: str) -> tuple[str, dict[str, bytes]]:
@@ -259,11 +277,6 @@ class Registry:
         ModelError
             There is no such model, or a file was changed.
         """
-        if self._database is not None and not self._database.exists():
-            raise ModelError(
-                f"model {name}@{which}: there is no registry in {self._database.parent}; train "
-                "there, or name the service or folder with AGC_ML_TRAINING"
-            )
         found = self.find(name, which)
         return found.version, {file: self.content(found, file) for file in needed(found.files)}
 
@@ -275,6 +288,11 @@ class Registry:
         ModelError
             There is none.
         """
+        if not self._database.exists():
+            raise ModelError(
+                f"model {name}@{which}: there is no registry in {self._database.parent}; train "
+                "there, or name the service or folder with AGC_ML_TRAINING"
+            )
         with self.errors(f"model {name}@{which}"):
             if which.isdigit():
                 found = self.client.get_model_version(name, which)
@@ -335,7 +353,7 @@ class Registry:
         ModelError
             There is no such thing.
         RegistryError
-            The registry can't be reached.
+            MLflow's database can't be used.
         """
         from mlflow.exceptions import MlflowException  # noqa: PLC0415 - heavy
 
@@ -347,5 +365,5 @@ class Registry:
                     f"{what}: there is no such model, version or alias in the registry; see "
                     "'agc-ml models list'"
                 ) from error
-            reason = " ".join(str(error).split())[:200]
-            raise RegistryError(f"MLflow's registry can't be used now ({reason})") from error
+            reason = " ".join(str(error).partition("[SQL")[0].split())[:200]
+            raise RegistryError(f"{self._database}: can't be used now ({reason})") from error

@@ -33,7 +33,7 @@ async def metrics(house: InHouse, _: Reader) -> str:
 async def page(house: InHouse, _: Reader) -> HTMLResponse:
     """Models and jobs, for people."""
     models: list[VersionFacts] = []
-    if house.is_mlflow_up:
+    if house.is_open:
         with contextlib.suppress(ModelError):
             models = await house.read(versions.of_all, house.training.registry)
     jobs = house.training.table.jobs(limit=board.MOST)

@@ -75,18 +75,18 @@ class Settings:
 class Training:
     """Jobs, models and promotions of a folder; only one of it at a time.
 
-    `step`, `start` and what is asked of the table are quick, the others talk to MLflow: they may
+    `step`, `start` and what is asked of the table are quick, the others use the registry: they may
     run in another thread, one at a time.
     """
 
-    def __init__(self, settings: Settings, mlflow_uri: str | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = settings.folder
         with folders.store_errors(self.folder):
             for name in (DATASETS, JOBS):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         self.table = Table(self.folder / TABLE)
-        self.registry = Publisher(self.folder, mlflow_uri)
+        self.registry = Publisher(self.folder)
         self.promoting = Promoting(self.registry, self.table)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._asked: dict[str, float] = {}
@@ -161,7 +161,7 @@ class Training:
         return text.splitlines()[-tail:]
 
     def step(self) -> list[Job]:
-        """Look after all jobs; returns those that wait for MLflow: to be prepared or published."""
+        """Look after all jobs; returns those that wait for the registry: to prepare, to publish."""
         for job in self.table.jobs(("running",)):
             self._look_after(job)
         publishing = self.table.jobs(("publishing",))
@@ -220,7 +220,7 @@ class Training:
         Raises
         ------
         RegistryError
-            MLflow does not answer: try again later.
+            The registry can't be used now: try again later.
         ModelError
             The champion or a model to judge can't be used.
         """
@@ -276,7 +276,7 @@ class Training:
         Raises
         ------
         RegistryError
-            MLflow does not answer: try again later.
+            The registry can't be used now: try again later.
         """
         return self.registry.publish(job, self.job_folder(job))
 

@@ -31,7 +31,8 @@ class House:
     """What requests are answered from.
 
     ``talker`` runs what changes the registry, one after the other; ``readers`` what reads it;
-    ``mlflow_url`` is where people find MLflow's pages, ``is_mlflow_up`` whether it answers.
+    ``is_open`` says whether that can be done by now; ``mlflow_url`` is where people find MLflow's
+    pages, ``is_mlflow_up`` whether it answers.
     ``open_to_all``: no token is needed.
     """
 
@@ -41,6 +42,7 @@ class House:
     mlflow_url: str
     max_upload: int
     open_to_all: bool = False
+    is_open: bool = False
     is_mlflow_up: bool = False
     requests: dict[tuple[str, int], int] = field(default_factory=dict)
 

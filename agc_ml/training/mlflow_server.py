@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import urllib3
 
-from agc_ml.errors import TrainingError, UsageError
+from agc_ml.errors import UsageError
 from agc_ml.folders import write_private
 from agc_ml.ml.registry import ARTIFACTS, DATABASE
 
@@ -31,6 +31,11 @@ _CONFIG: Final = "mlflow-auth.ini"
 _ADMIN: Final = "agc-ml"
 VIEWER: Final = "viewer"
 START_S: Final = 120.0
+"""Given to it to answer for the first time."""
+
+AGAIN_S: Final = 15.0
+"""Between two starts."""
+
 _OK: Final = 200
 
 
@@ -48,6 +53,8 @@ class MlflowServer:
         self.port = port or known or _free_port()
         self._pid = int(state.get("pid", 0)) if self.port == known else 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_viewer = False
+        self._next = self._patience = 0.0
 
     @property
     def url(self) -> str:
@@ -55,22 +62,17 @@ class MlflowServer:
         return f"http://{HOST}:{self.port}"
 
     @property
-    def uri(self) -> str:
-        """The same with our name and password, for MLflow's client."""
-        return f"http://{_ADMIN}:{self._passwords[_ADMIN]}@{HOST}:{self.port}"
-
-    @property
     def viewer(self) -> tuple[str, str]:
         """Name and password of the one who may only look."""
         return VIEWER, self._passwords[VIEWER]
 
-    def start(self) -> None:
-        """Start it, unless it still runs from before; does not wait until it answers.
+    def claim(self) -> None:
+        """Make sure that its port is free, or that it runs there still from before.
 
         Raises
         ------
         UsageError
-            Its port is in use.
+            Someone else is there.
         """
         if self.is_up():
             logger.info("MLflow runs already at %s", self.url)
@@ -84,6 +86,9 @@ class MlflowServer:
                 raise UsageError(
                     f"port {self.port}: {error.strerror}; name another one with --mlflow-port"
                 ) from error
+
+    def _start(self) -> None:
+        self._stop_earlier()
         config = self._folder / _CONFIG
         write_private(config, self._config())
         with (self._folder / LOG).open("ab") as log:
@@ -110,38 +115,25 @@ class MlflowServer:
         self._write()
 
     def watch(self) -> bool:
-        """Start it again if it died; whether it answers."""
+        """Start it if it does not run; whether it answers."""
         if self.is_up():
+            if not self._has_viewer:
+                user = {"username": VIEWER, "password": self._passwords[VIEWER]}
+                self._ask("POST", "/api/2.0/mlflow/users/create", user)
+                self._has_viewer = True
             return True
-        if self._process is None or self._process.poll() is not None:
-            logger.warning("MLflow does not answer at %s: it is started again", self.url)
-            with contextlib.suppress(UsageError):  # its port is free a little later
-                self.start()
+        now, process = time.monotonic(), self._process
+        is_starting = process is not None and process.poll() is None and now < self._patience
+        if not is_starting and now >= self._next:
+            if process is not None:
+                logger.warning("MLflow does not answer: started again; see %s", self._folder / LOG)
+            self._next, self._patience = now + AGAIN_S, now + START_S
+            self._start()
         return False
 
     def is_up(self) -> bool:
         """Whether it answers, and is ours."""
         return self._ask("POST", "/api/2.0/mlflow/experiments/search", {"max_results": 1}) == _OK
-
-    def wait(self) -> None:
-        """Wait until it answers, and make the user who may only look.
-
-        Raises
-        ------
-        TrainingError
-            It does not.
-        """
-        deadline = time.monotonic() + START_S
-        while not self.is_up():
-            if self._process is not None and self._process.poll() is not None:
-                raise TrainingError(f"MLflow does not start; see {self._folder / LOG}")
-            if time.monotonic() > deadline:
-                raise TrainingError(
-                    f"MLflow does not answer after {START_S:g} s; see {self._folder / LOG}"
-                )
-            time.sleep(0.2)
-        user = {"username": VIEWER, "password": self._passwords[VIEWER]}
-        self._ask("POST", "/api/2.0/mlflow/users/create", user)
 
     def stop(self) -> None:
         """Stop it, and all that it started."""

@@ -129,7 +129,7 @@ class Promoting:
         Raises
         ------
         RegistryError
-            MLflow does not answer.
+            The registry can't be used now.
         """
         for begun in self._table.unfinished_promotions():
             self._settle(begun)

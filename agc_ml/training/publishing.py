@@ -31,9 +31,20 @@ _PAGE: Final = 1000
 class Publisher(Registry):
     """Writes what `Registry` reads. Everything can be done again after a death in the middle."""
 
-    def __init__(self, folder: Path, uri: str | None = None) -> None:
-        super().__init__(folder, uri)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self._folder = folder
+
+    def open(self) -> None:
+        """Make MLflow's database, if it is not there.
+
+        Raises
+        ------
+        RegistryError
+            It can't be made.
+        """
+        with self.errors("the registry"):
+            self.client.search_experiments(max_results=1)
 
     def publish(self, job: Job, work: Path) -> dict[str, Any]:
         """Make versions of what a finished job left in its folder ``work``; those it has by now.
@@ -41,7 +52,7 @@ class Publisher(Registry):
         Raises
         ------
         RegistryError
-            MLflow does not answer.
+            The registry can't be used now.
         ModelError
             The job's files are not what it said.
         """
@@ -162,7 +173,9 @@ class Publisher(Registry):
             return str(there[0].version)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        made = client.create_model_version(name, source, run_id=run, tags=dict(tags))
+        made = client.create_model_version(
+            name, source, run_id=run, tags=dict(tags), await_creation_for=0
+        )
         return str(made.version)
 
     def champion(self, name: str) -> Version | None:
@@ -171,7 +184,7 @@ class Publisher(Registry):
         Raises
         ------
         RegistryError
-            MLflow does not answer.
+            The registry can't be used now.
         """
         with self.errors(f"model {name}"):
             found = self.client.search_registered_models(f"name = '{name}'")
@@ -186,7 +199,7 @@ class Publisher(Registry):
         Raises
         ------
         RegistryError
-            MLflow does not answer.
+            The registry can't be used now.
         """
         with self.errors(f"model {name}@{version}"):
             self.client.set_registered_model_alias(name, CHAMPION, version)
@@ -197,7 +210,7 @@ class Publisher(Registry):
         Raises
         ------
         RegistryError
-            MLflow does not answer.
+            The registry can't be used now.
         """
         with self.errors(f"model {name}"):
             found = self.client.search_model_versions(f"name = '{name}'", max_results=_PAGE)
@@ -228,7 +241,7 @@ class Publisher(Registry):
         Raises
         ------
         RegistryError
-            MLflow does not answer.
+            The registry can't be used now.
         """
         with self.errors("models"):
             found = self.client.search_registered_models(max_results=_PAGE)

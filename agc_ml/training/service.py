@@ -81,8 +81,8 @@ def serve(
     with folders.owned(folder), _bound(address) as listener:
         folder.chmod(0o700)
         mlflow = MlflowServer(folder, address.mlflow_port)
-        mlflow.start()
-        training = Training(settings, mlflow.uri)
+        mlflow.claim()
+        training = Training(settings)
         try:
             asyncio.run(_serve(training, address, listener, mlflow, announce))
         finally:
@@ -179,16 +179,16 @@ async def _announce(
 
 
 async def _watch(house: House, mlflow: MlflowServer) -> None:
-    """Keep MLflow running, and settle what was begun when it answers for the first time."""
-    settled = False
+    """Open the registry, settle what was begun in it, and keep MLflow's pages up."""
+    while not house.is_open:
+        try:
+            await house.talk(house.training.registry.open)
+            await house.talk(house.training.promoting.settle)
+            house.is_open = True
+        except AgcError as error:
+            logger.error("%s", error)  # noqa: TRY400 - one line says it
+            await asyncio.sleep(AGAIN_S)
     while True:
-        if not house.is_mlflow_up and not settled:
-            try:
-                await house.read(mlflow.wait)
-                await house.talk(house.training.promoting.settle)
-                settled = True
-            except AgcError as error:
-                logger.error("%s", error)  # noqa: TRY400 - one line says it
         house.is_mlflow_up = await house.read(mlflow.watch)
         await asyncio.sleep(WATCH_S)
 
@@ -207,11 +207,9 @@ async def _work(house: House) -> None:
         if at_registry is None or at_registry.done():
             now = time.monotonic()
             due = [job for job in waiting if later.get(job.id, 0) <= now]
-            if due and house.is_mlflow_up:
+            if due and house.is_open:
                 later[due[0].id] = now + AGAIN_S
                 at_registry = asyncio.create_task(_advance(house, due[0]))
-            elif due:
-                training.table.note(due[0], note="waits: MLflow does not answer")
         await asyncio.sleep(TICK_S)
 
 
@@ -274,5 +272,8 @@ def log_as_json(level: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    ours = logging.getLogger("agc_ml")
+    ours.handlers.clear()  # that of the command line
+    ours.setLevel(level)
     for chatty in ("mlflow", "alembic", "urllib3", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -59,7 +59,7 @@ def of_model(registry: Publisher, name: str) -> list[VersionFacts]:
     Raises
     ------
     RegistryError
-        MLflow does not answer.
+        The registry can't be used now.
     """
     champion = registry.champion(name)
     crowned = "" if champion is None else champion.version
@@ -72,7 +72,7 @@ def of_all(registry: Publisher) -> list[VersionFacts]:
     Raises
     ------
     RegistryError
-        MLflow does not answer.
+        The registry can't be used now.
     """
     return [one for name in registry.names() for one in of_model(registry, name)]
 
@@ -85,7 +85,7 @@ def resolved(registry: Publisher, name: str, which: str) -> VersionFacts:
     ModelError
         There is none, or a file of it was changed.
     RegistryError
-        MLflow does not answer.
+        The registry can't be used now.
     """
     champion = registry.champion(name)
     found = registry.find(name, which)
@@ -102,6 +102,6 @@ def content(registry: Publisher, name: str, which: str, file: str) -> bytes:
     ModelError
         There is none, or it was changed.
     RegistryError
-        MLflow does not answer.
+        The registry can't be used now.
     """
     return registry.content(registry.find(name, which), file)
