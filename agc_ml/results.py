@@ -104,7 +104,9 @@ class Provenance(_Record):
     datasets: tuple[DatasetSummary, ...]
     processor: ProcessorSummary
     models: dict[str, str] = Field(default_factory=dict, description="model -> sha256")
-    model: NamedModel | None = Field(default=None, description="what was asked for by name, if it was")
+    model: NamedModel | None = Field(
+        default=None, description="what was asked for by name, if it was"
+    )
     versions: dict[str, str] = Field(description="Python and the packages that decide results")
     git: GitState | None
     cluster: ClusterSummary

@@ -18,6 +18,7 @@ from services.triton import triton  # noqa: F401 - the fixture
 from services.web import web  # noqa: F401 - the fixture
 from services.xrootd import shared_storage, storage  # noqa: F401 - the fixtures
 
+from agc_ml import running
 from agc_ml.generate import production, samples
 from agc_ml.generate.samples import SAMPLES
 
@@ -74,6 +75,14 @@ def generated_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def training_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that extracted the training set of the embedded events; not to be changed."""
+    folder = tmp_path_factory.mktemp("features") / "run"
+    running.run("jet_assignment", site="inline", output=folder, quiet=True)
+    return folder
+
+
 @pytest.fixture
 def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system of a few kilobytes: as many as the test's parameter says."""
@@ -88,3 +97,16 @@ def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         absent("a small file system can't be mounted here (it needs root)")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def trained_job(training_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job that trained and judged a bundle; not to be changed."""
+    from trained import setup_of  # noqa: PLC0415 - only for tests of training
+
+    from agc_ml.training import job  # noqa: PLC0415 - likewise
+
+    folder = tmp_path_factory.mktemp("job")
+    setup_of(folder, training_run)
+    assert job.main(folder) == 0
+    return folder

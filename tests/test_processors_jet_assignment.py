@@ -1,4 +1,4 @@
-"""Truth labels of jets against the reference, and the published model on events of our own."""
+"""Training sets: truth labels against the reference, features against those that models score."""
 
 from __future__ import annotations
 
@@ -7,72 +7,136 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import awkward as ak
-import nanoaod
 import numpy as np
 import pytest
 import uproot
-from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from conftest import absent
+from sets import columns_of, labels_of_all_jets, matched
 
-from agc_ml import catalogue
+import agc_ml
+from agc_ml import catalogue, rows
+from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.generate import production
+from agc_ml.kernels.jagged import Collection
+from agc_ml.ml import hook
+from agc_ml.ml.hook import Bundle, Model
 from processors import jet_assignment
-from processors.ttbar import assignment, selection
+from processors.ttbar import TtbarProcessor, assignment, truth
 
-NanoAODSchema.warn_missing_crossrefs = False
-
-
-def signal_region(path: Path) -> tuple[Any, Any, Any]:
-    """Events of the region 4j2b, their lepton, and all their selected jets."""
-    events = NanoEventsFactory.from_root(
-        {str(path): "Events"},
-        mode="virtual",
-        iteritems_options={
-            "filter_name": [
-                *selection.COLUMNS, *assignment.COLUMNS, "GenPart_*", "*_charge",
-                *("nElectron", "nMuon", "nJet", "nGenPart"),
-            ]
-        },
-    ).events()  # fmt: skip
-    electrons = events.Electron[selection.electrons(events.Electron)]
-    muons = events.Muon[selection.muons(events.Muon)]
-    jets = events.Jet[selection.jets(events.Jet) & selection.hard(events.Jet)]
-    n_btags = ak.sum(selection.b_tagged(jets), axis=1)
-    one_lepton = ak.num(electrons) + ak.num(muons) == 1
-    passed = one_lepton & selection.regions(ak.num(jets), n_btags)["4j2b"]
-    fields = ("pt", "eta", "phi", "mass")
-    leptons = [ak.zip({f: part[f] for f in fields}) for part in (electrons, muons)]
-    lepton = ak.firsts(ak.concatenate(leptons, axis=1))
-    return events[passed], lepton[passed], jets[passed]
+REFERENCE = "unroot_NanoAODv5_sample"
 
 
-@pytest.mark.filterwarnings("ignore:Branch Photon_.* already exists:RuntimeWarning")
-def test_labels_are_those_of_the_reference(real_data: Path) -> None:
-    name = "unroot_NanoAODv5_sample"
-    reference = json.loads((real_data / "reference" / f"training_set_{name}.json").read_text())
-    events, _, jets = signal_region(real_data / f"{name}.root")
-    leading = jets[:, : jet_assignment.N_JETS]
-    labels = ak.to_numpy(jet_assignment.jet_labels(leading, events.GenPart))
-    kept = labels.sum(axis=1) == jet_assignment.FULLY_MATCHED
-    pt = ak.to_numpy(leading.pt)[kept]
-    assert kept.sum() == len(reference["jet_labels"]) == 9
-    targets = np.maximum(np.array(reference["labels"]).reshape(9, 12), 0)  # -1 and 0 are the same
-    for row, expected in enumerate(reference["jet_labels"]):
-        nearest = np.argmin(np.abs(pt - reference["jet_pt"][row]).sum(axis=1))
-        assert np.allclose(pt[nearest], reference["jet_pt"][row], rtol=1e-6)
-        found = labels[kept][nearest]
-        assert found.tolist() == expected
-        assert jet_assignment.targets(found[None])[0].tolist() == targets[row].tolist()
+def extract(source: Path, output: Path, **settings: str) -> Path:
+    fileset = agc_ml.Fileset.load(source, dataset="ttbar")
+    agc_ml.run(
+        "jet_assignment", fileset, settings=settings, site="inline", output=output, quiet=True
+    )
+    return output / "training.parquet"
+
+
+def test_the_training_set_of_the_reference(real_data: Path, tmp_path: Path) -> None:
+    """All numbers of it, to the last bit, with its flaws."""
+    reference = json.loads((real_data / "reference" / f"training_set_{REFERENCE}.json").read_text())
+    path = extract(real_data / f"{REFERENCE}.root", tmp_path / "run", compat="true")
+    found = columns_of(path, "nominal")
+    features = np.stack([found[name] for name in assignment.FEATURES], axis=1).reshape(-1, 12, 20)
+    expected = np.array(reference["features"], np.float32).reshape(-1, 12, 20)
+    assert len(features) == len(expected) == 9
+    for row, own in enumerate(expected):
+        place = int(np.abs(features - own).sum(axis=(1, 2)).argmin())
+        assert np.array_equal(features[place], own)
+        of_event = slice(12 * place, 12 * place + 12)
+        labels = np.array(reference["labels"]).reshape(-1, 12)[row]
+        assert found["label"][of_event].tolist() == labels.tolist()
+        assert {-1, 0, 1} == set(labels)
+        assert found["observable"][12 * place] == np.float32(reference["observable"][row])
+        assert found["trijet_label"][12 * place] == reference["trijet_label"][row]
+        assert (found["event"][12 * place] % 2 == 0) == reference["even"][row]
+
+
+def test_without_the_flaws(real_data: Path, tmp_path: Path) -> None:
+    path = extract(real_data / f"{REFERENCE}.root", tmp_path / "run")
+    found = columns_of(path, "nominal")
+    assert set(found["label"]) == {0, 1}
+    assert found["label"].reshape(-1, 12).sum(axis=1).tolist() == [1] * 9
+    raw = columns_of(
+        extract(real_data / f"{REFERENCE}.root", tmp_path / "raw", compat="true"), "nominal"
+    )
+    wrapped, unwrapped = found["deltar_w1w2"], raw["deltar_w1w2"]
+    assert (wrapped <= unwrapped + 1e-5).all()
+    assert (wrapped < unwrapped - 0.1).any()
+    assert rows.read(path).about["delta_phi"] == "wrapped"
+
+
+def test_chunks_change_nothing(training_run: Path, tmp_path: Path) -> None:
+    agc_ml.run(
+        "jet_assignment", site="inline", output=tmp_path / "run", chunk_size=1_100, quiet=True
+    )
+    whole, parts = (
+        rows.read(folder / "training.parquet") for folder in (training_run, tmp_path / "run")
+    )
+    assert whole.digest == parts.digest
+    assert whole.about == parts.about
+
+
+def test_features_are_those_that_models_score(
+    training_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very numbers, for each event with four jets and each variation."""
+    seen: list[Any] = []
+
+    def listen(features: Any) -> Any:
+        seen.append(features.copy())
+        return np.zeros(len(features), np.float32)
+
+    members: dict[Any, Model] = {}
+    for parity in hook.PARITIES:
+        sha256 = parity.ljust(64, "0")
+        members[parity] = Model("spy", "1", sha256, "onnx", 20, trained_on=parity)
+        monkeypatch.setitem(hook._backends, sha256, listen)
+        monkeypatch.setitem(hook._contents, sha256, hook.Content(b""))
+    bundle = Bundle("spy", "1", **members)
+    fileset = agc_ml.Fileset.load(catalogue.DEMO).select(["ttbar__nominal"])
+    processor = TtbarProcessor(model=bundle)
+    output = tmp_path / "run"
+    result = agc_ml.run(processor, fileset, site="inline", output=output, quiet=True)
+    scored = {row.tobytes() for part in seen for row in part}
+    table = rows.read(training_run / "training.parquet")
+    features = np.stack([table.columns[name] for name in assignment.FEATURES], axis=1)
+    four_jets = table.columns["njet"] == 4
+    assert four_jets.sum() > 10_000
+    assert {row.tobytes() for row in features[four_jets]} <= scored
+    # and what is kept for drift: the same events, so the same spectra
+    assert result.outputs["inputs"] == table.about["inputs"]
+
+
+def test_other_datasets_are_left_out(tmp_path: Path) -> None:
+    fileset = agc_ml.Fileset.load(catalogue.DEMO)
+    planned = agc_ml.plan("jet_assignment", fileset, site="inline")
+    assert [one.name for one in planned.datasets] == ["ttbar__nominal"]
+    with pytest.raises(UsageError, match="is for datasets with process ttbar, variation nominal"):
+        agc_ml.run(
+            "jet_assignment", fileset.select(["wjets*"]), site="inline", output=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_processor_takes_must_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "class Odd:\n    takes = {'process': 3}\n    def process(self, events): return {}\n"
+    )
+    with pytest.raises(ProcessorError, match="takes"):
+        agc_ml.run(f"{path}:Odd", site="inline", output=tmp_path / "run")
 
 
 def test_one_permutation_is_right() -> None:
-    assert len(jet_assignment.PERMUTATIONS) == 12
-    for labels in permutations(jet_assignment.CORRECT):
-        found = jet_assignment.targets(np.array([labels]))[0]
+    assert len(truth.PERMUTATIONS) == 12
+    for labels in permutations(truth.CORRECT):
+        found = truth.targets(np.array([labels]))[0]
         assert found.sum() == 1
-        w1, w2, top, other = jet_assignment.PERMUTATIONS[int(found.argmax())]
-        assert (labels[w1], labels[w2], labels[top], labels[other]) == jet_assignment.CORRECT
+        w1, w2, top, other = truth.PERMUTATIONS[int(found.argmax())]
+        assert (labels[w1], labels[w2], labels[top], labels[other]) == truth.CORRECT
         assert w1 > w2
 
 
@@ -93,145 +157,112 @@ TOPS = [
 Part = tuple[int, int, int, float, float]
 
 
-def labels_of(path: Path, jets: list[tuple[float, float]], parts: list[Part]) -> list[int]:
-    """Labels of jets, given by eta and phi, in an event with these generated particles."""
-    columns = zip(*parts, strict=True)
-    pdg, mother, last, eta, phi = (np.array(column) for column in columns)
-    gen_part = {
-        "pdgId": pdg.astype(np.int32),
-        "genPartIdxMother": mother.astype(np.int32),
-        "statusFlags": (last << 13).astype(np.int32),
-        "eta": eta.astype(np.float32),
-        "phi": phi.astype(np.float32),
-        "pt": np.full(len(parts), 50, np.float32),
-        "mass": np.zeros(len(parts), np.float32),
-    }
-    branches = nanoaod.events(1, seed=1)
-    branches["GenPart"] = ak.unflatten(ak.zip(gen_part), [len(parts)])
-    nanoaod.write(path / "one.root", branches)
-    events = NanoEventsFactory.from_root({str(path / "one.root"): "Events"}, mode="eager").events()
-    jet = ak.zip({"eta": [[eta for eta, _ in jets]], "phi": [[phi for _, phi in jets]]})
-    found: list[int] = jet_assignment.jet_labels(jet, events.GenPart)[0].tolist()
-    return found
+def collection(n_events: int, **fields: Any) -> Collection:
+    n = len(next(iter(fields.values()))) // n_events
+    arrays = {name: np.asarray(values) for name, values in fields.items()}
+    return Collection(np.arange(n_events + 1) * n, arrays.__getitem__)
 
 
-def test_labels_of_a_top_pair(tmp_path: Path) -> None:
+def labels_of(jets: list[tuple[float, float]], parts: list[Part], copies: int = 2) -> list[int]:
+    """Labels of jets, given by eta and phi, in an event with these generated particles.
+
+    The event is there twice: what is in one may not be taken for a part of the other.
+    """
+    pdg, mother, last, eta, phi = (np.array(c) for c in zip(*(parts * copies), strict=True))
+    particles = collection(
+        copies,
+        pdgId=pdg.astype(np.int32),
+        genPartIdxMother=mother.astype(np.int32),
+        statusFlags=(last << 13).astype(np.int32),
+        eta=eta.astype(np.float32),
+        phi=phi.astype(np.float32),
+    )
+    jet_eta, jet_phi = (np.array(c, np.float32) for c in zip(*(jets * copies), strict=True))
+    found = truth.jet_labels(collection(copies, eta=jet_eta, phi=jet_phi), particles)
+    assert (found == found[0]).all()
+    return [int(label) for label in found[0]]
+
+
+def test_labels_of_a_top_pair() -> None:
     jets = [(1.1, 0.1), (-1.0, 0.0), (0.0, 1.4), (0.1, -3.1), (3.0, 0.0)]
-    assert labels_of(tmp_path, jets, TOPS) == [-6, 6, 24, 24, 100]
+    assert labels_of(jets, TOPS) == [-6, 6, 24, 24, 100]
 
 
 @pytest.mark.parametrize(("distance", "label"), [(0.39, -6), (0.41, 100)])
-def test_matching_radius(tmp_path: Path, distance: float, label: int) -> None:
-    assert labels_of(tmp_path, [(1.0 + distance, 0.0)], TOPS) == [label]
+def test_matching_radius(distance: float, label: int) -> None:
+    assert labels_of([(1.0 + distance, 0.0)], TOPS) == [label]
 
 
-def test_a_quark_before_radiation_does_not_count(tmp_path: Path) -> None:
-    assert labels_of(tmp_path, [(-2.0, 0.0)], TOPS) == [100]
+def test_a_quark_before_radiation_does_not_count() -> None:
+    assert labels_of([(-2.0, 0.0)], TOPS) == [100]
 
 
-def test_the_nearest_quark_counts_not_the_first(tmp_path: Path) -> None:
+def test_the_nearest_quark_counts_not_the_first() -> None:
     near = [*TOPS[:9], (1, 8, 1, 1.1, 0.0), TOPS[10]]
-    assert labels_of(tmp_path, [(1.12, 0.0), (0.98, 0.0)], near) == [24, -6]
+    assert labels_of([(1.12, 0.0), (0.98, 0.0)], near) == [24, -6]
 
 
-def test_taus_are_leptons(tmp_path: Path) -> None:
+def test_taus_are_leptons() -> None:
     tau = [*TOPS[:3], (-15, 2, 1, 2.0, 2.0), (16, 2, 1, 2.0, -2.0), *TOPS[5:]]
-    assert labels_of(tmp_path, [(1.0, 0.0)], tau) == [-6]
+    assert labels_of([(1.0, 0.0)], tau) == [-6]
 
 
-def test_a_lepton_alone_makes_no_leptonic_top(tmp_path: Path) -> None:
+def test_a_lepton_alone_makes_no_leptonic_top() -> None:
     no_neutrino = [*TOPS[:4], (1, 2, 1, 2.0, -2.0), *TOPS[5:]]
-    assert labels_of(tmp_path, [(1.0, 0.0)], no_neutrino) == [6]
+    assert labels_of([(1.0, 0.0)], no_neutrino) == [6]
 
 
-def test_other_quarks_do_not_count(tmp_path: Path) -> None:
+def test_other_quarks_do_not_count() -> None:
     gluon = [*TOPS, (21, -1, 1, 0.0, 0.0), (1, 11, 1, 2.5, 0.0), (5, -1, 1, 0.0, -1.0)]
-    assert labels_of(tmp_path, [(2.5, 0.0), (0.0, -1.0)], gluon) == [100, 100]
+    assert labels_of([(2.5, 0.0), (0.0, -1.0)], gluon) == [100, 100]
 
 
-def test_an_event_without_quarks(tmp_path: Path) -> None:
-    assert labels_of(tmp_path, [(1.0, 0.0), (0.0, 0.0)], [(21, -1, 1, 0.0, 0.0)]) == [100, 100]
+def test_an_event_without_quarks() -> None:
+    assert labels_of([(1.0, 0.0), (0.0, 0.0)], [(21, -1, 1, 0.0, 0.0)]) == [100, 100]
 
 
-def features(lepton: Any, jets: Any) -> np.ndarray:
-    """The twenty features of the reference, (n_events, 12, 20), without wrapping phi, as there."""
-    order = np.array(jet_assignment.PERMUTATIONS)
-    column = {f: ak.to_numpy(jets[f])[:, order].astype(float) for f in (*P4, "btagCSVV2", "qgl")}
-    w1, w2, top, other = ({f: values[:, :, k] for f, values in column.items()} for k in range(4))
-    one = {f: ak.to_numpy(lepton[f]).astype(float)[:, None] for f in P4}
-
-    def delta_r(a: dict[str, Any], b: dict[str, Any]) -> np.ndarray:
-        return np.hypot(a["eta"] - b["eta"], a["phi"] - b["phi"])
-
-    def total(*parts: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        px, py, pz, energy = (
-            sum(component) for component in zip(*(cartesian(part) for part in parts), strict=True)
-        )
-        return np.sqrt(np.maximum(energy**2 - px**2 - py**2 - pz**2, 0)), np.hypot(px, py)
-
-    quarks = (w1, w2, top, other)
-    return np.stack(
-        [
-            delta_r(one, other), delta_r(w1, w2), delta_r(w1, top), delta_r(w2, top),
-            total(one, other)[0], total(w1, w2)[0], *total(w1, w2, top),
-            *(quark[f] for f in ("pt", "btagCSVV2", "qgl") for quark in quarks),
-        ],
-        axis=2,
-    )  # fmt: skip
+def test_trijet_of_four_jets() -> None:
+    """The one with a b-tag and the highest pt, by hand."""
+    jets = collection(
+        1,
+        pt=np.array([100.0, 80, 60, 40]),
+        eta=np.zeros(4),
+        phi=np.array([0.0, 0.1, 0.2, 0.3]),
+        mass=np.zeros(4),
+        btagCSVV2=np.array([0.0, 0, 0, 0.9]),
+    )
+    mass, label = jet_assignment.trijet(jets, np.array([[24, 24, 6, -6]]))
+    assert label.tolist() == [24 + 24 - 6]  # the hard three have no b-tag
+    momenta = np.array([[100, 80, 40], [0, 0.1, 0.3]])
+    x, y = momenta[0] * np.cos(momenta[1]), momenta[0] * np.sin(momenta[1])
+    assert mass[0] == pytest.approx(np.sqrt(220**2 - x.sum() ** 2 - y.sum() ** 2))
 
 
-P4 = ("pt", "eta", "phi", "mass")
-
-
-def cartesian(part: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    px, py = part["pt"] * np.cos(part["phi"]), part["pt"] * np.sin(part["phi"])
-    pz = part["pt"] * np.sinh(part["eta"])
-    return px, py, pz, np.sqrt(px**2 + py**2 + pz**2 + part["mass"] ** 2)
-
-
-def test_published_model_finds_the_jets_of_generated_top_pairs(real_data: Path) -> None:
+def test_published_model_finds_the_jets_of_generated_top_pairs(
+    real_data: Path, tmp_path: Path
+) -> None:
     """As often as in CMS's events: 76 to 83 % of the fully matched ones."""
     try:
-        import xgboost  # noqa: PLC0415 - heavy
+        import xgboost  # noqa: F401, PLC0415 - heavy
     except ImportError:
         absent("xgboost is not installed")
-    events, lepton, jets = signal_region(catalogue.demo().parent / "ttbar__nominal.root")
-    jets = jets[:, : jet_assignment.N_JETS]
-    labels = ak.to_numpy(jet_assignment.jet_labels(jets, events.GenPart))
-    kept = labels.sum(axis=1) == jet_assignment.FULLY_MATCHED
-    assert kept.sum() > 300
-    rows = features(lepton[kept], jets[kept])
-    targets = jet_assignment.targets(labels[kept])
-    is_even = ak.to_numpy(events.event)[kept] % 2 == 0
-    scores = np.empty(targets.shape)
-    for name, parity in (("odd", True), ("even", False)):  # each scores what it did not learn
-        model = xgboost.Booster(params={"nthread": 1})
-        model.load_model(real_data / f"model_{name}.json")
-        model.set_param({"nthread": 1})
-        chosen = rows[is_even == parity]
-        flat = model.inplace_predict(chosen.reshape(-1, 20).astype(np.float32))
-        scores[is_even == parity] = flat.reshape(-1, 12)
-    right = targets[np.arange(len(scores)), scores.argmax(axis=1)]
+    demo = catalogue.demo().parent / "ttbar__nominal.root"
+    found = columns_of(extract(demo, tmp_path / "run", compat="true"), "nominal")
+    features = np.stack([found[name] for name in assignment.FEATURES], axis=1)
+    bundle = agc_ml.load_model(real_data)
+    scores = bundle(features, found["event"]).reshape(-1, 12)
+    assert len(scores) > 300
+    right = found["label"].reshape(-1, 12)[np.arange(len(scores)), scores.argmax(axis=1)] == 1
     assert 0.76 <= right.mean() <= 0.83, right.mean()
 
 
 def test_labels_of_generated_top_pairs_are_as_in_real_ones(real_data: Path) -> None:
     """Kinds of labels, and fully matched events, within three standard errors of CMS's few."""
-    found, uncertainty = [], None
-    for path in (
-        real_data / "unroot_NanoAODv5_sample.root",
-        catalogue.demo().parent / "ttbar__nominal.root",
-    ):
-        events, _, jets = signal_region(path)
-        labels = jet_assignment.jet_labels(jets[:, : jet_assignment.N_JETS], events.GenPart)
-        labels = ak.to_numpy(labels)
-        kinds = [(labels == kind).mean(axis=1) for kind in (24, 6, -6, 100)]
-        of_event = np.array([*kinds, labels.sum(axis=1) == jet_assignment.FULLY_MATCHED])
-        assert np.allclose(of_event[:4].sum(axis=0), 1)
-        found.append(of_event.mean(axis=1))
-        if uncertainty is None:  # of the real ones; the others are many
-            uncertainty = of_event.std(axis=1) / np.sqrt(of_event.shape[1])
-    assert np.all(np.abs(found[1] - found[0]) < 3 * uncertainty), (*found, uncertainty)
+    real = matched(real_data / f"{REFERENCE}.root")
+    ours = matched(catalogue.demo().parent / "ttbar__nominal.root")
+    uncertainty = real.std(axis=1) / np.sqrt(real.shape[1])
+    difference = ours.mean(axis=1) - real.mean(axis=1)
+    assert np.all(np.abs(difference) < 3 * uncertainty), (difference, uncertainty)
 
 
 def test_slim_truth_gives_the_same_labels(generated_set: Path, tmp_path: Path) -> None:
@@ -239,14 +270,12 @@ def test_slim_truth_gives_the_same_labels(generated_set: Path, tmp_path: Path) -
     production.generate(
         tmp_path / "set", events=events, seed=7, content="slim", site="inline", quiet=True
     )
-    found = []
-    for folder in (generated_set, tmp_path / "set"):
-        made = NanoEventsFactory.from_root(
-            {str(folder / "ttbar__nominal.root"): "Events"}, mode="eager", entry_stop=25
-        ).events()
-        found.append(jet_assignment.jet_labels(made.Jet, made.GenPart))
+    found = [
+        labels_of_all_jets(folder / "ttbar__nominal.root", 25)
+        for folder in (generated_set, tmp_path / "set")
+    ]
     assert found[0].tolist() == found[1].tolist()
-    assert {-6, 6, 24} < set(ak.flatten(found[0]).tolist())
+    assert {-6, 6, 24} < set(found[0].tolist())
 
 
 def test_truth_of_the_demo_set() -> None:

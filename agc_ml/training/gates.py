@@ -110,10 +110,13 @@ def judge(
     gates = [_least_auc(mine, nominal, limits)]
     if champion is not None:
         version, other = champion
-        its = score(other, nominal)
-        its_quality = scores.quality(its, nominal.right)._asdict()
-        roc[f"champion, version {version}"] = scores.roc(its, nominal.right)
-        gates += _against(mine, its, nominal, limits)
+        if all(_fits(model, nominal) for model in other.members):
+            its = score(other, nominal)
+            its_quality = scores.quality(its, nominal.right)._asdict()
+            roc[f"champion, version {version}"] = scores.roc(its, nominal.right)
+            gates += _against(mine, its, nominal, limits)
+        else:
+            gates.append(_not_compared(version, limits))
     by_variation = {
         name: scores.quality(score(bundle, data), data.right) for name, data in sets.items()
     }
@@ -154,18 +157,35 @@ def judge(
     )
 
 
+def _fits(model: Model, data: TrainingSet) -> bool:
+    """Whether a training set has the features that a model takes."""
+    return (
+        model.n_features == data.features.shape[2]
+        and model.features in {(), data.names}
+        and model.delta_phi == data.delta_phi
+    )
+
+
 def _check_features(bundle: Bundle, data: TrainingSet) -> None:
     for model in bundle.members:
-        if (
-            model.n_features != data.features.shape[2]
-            or model.features not in {(), data.names}
-            or model.delta_phi != data.delta_phi
-        ):
+        if not _fits(model, data):
             raise ModelError(
                 f"{model}: other features than those of the training set "
                 f"{data.digest[:12]} (Delta R {data.delta_phi}); judge it on one that was "
                 "extracted for it"
             )
+
+
+def _not_compared(version: str, limits: Limits) -> Gate:
+    return Gate(
+        name="auc_against_champion",
+        title="AUC is not below the champion's",
+        passed=False,
+        value=0.0,
+        limit=-limits.max_loss,
+        detail=f"version {version} takes other features than this training set has, so they can't "
+        "be compared",
+    )
 
 
 def _least_auc(mine: Array, data: TrainingSet, limits: Limits) -> Gate:

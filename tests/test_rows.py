@@ -1,0 +1,130 @@
+"""Tables: adding them up, their digest, and files that are not what they say."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agc_ml import rows
+from agc_ml.errors import RunDirectoryError
+from agc_ml.results import RunResult
+from agc_ml.rows import Rows
+
+COLUMNS = {
+    "n": np.array([1, 2, 3], np.int16),
+    "x": np.array([0.5, -0.0, 2.5], np.float32),
+    "name": np.array([b"a", b"", b"long one"]),
+}
+
+
+def written(
+    path: Path, columns: dict[str, Any] = COLUMNS, about: dict[str, Any] | None = None
+) -> Path:
+    rows.write(path, Rows(columns, about or {"task": "test"}), {"code": "abc"})
+    return path
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.parquet")
+    table = rows.read(path)
+    assert {name: values.tolist() for name, values in table.columns.items()} == {
+        name: values.tolist() for name, values in COLUMNS.items()
+    }
+    assert [v.dtype.kind for v in table.columns.values()] == ["i", "f", "S"]
+    assert table.about == {"task": "test"}
+    assert table.provenance == {"code": "abc"}
+    assert table.digest == Rows(COLUMNS, {"task": "test"}).digest == rows.digest_of(path)
+    assert rows.read(io.BytesIO(path.read_bytes())).digest == table.digest
+
+
+@given(cuts=st.lists(st.integers(0, 3), max_size=4))
+def test_chunks_add_up_to_the_same(cuts: list[int]) -> None:
+    bounds = [0, *sorted(cuts), 3]
+    parts = [
+        Rows({name: values[a:b] for name, values in COLUMNS.items()})
+        for a, b in itertools.pairwise(bounds)
+    ]
+    total = sum(parts[1:], start=parts[0])
+    assert len(total) == 3
+    assert total.digest == Rows(COLUMNS).digest
+    assert parts[0].names == total.names
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {**COLUMNS, "n": np.array([1, 2, 4], np.int16)},
+        {**COLUMNS, "n": COLUMNS["n"].astype(np.int32)},
+        {"m": COLUMNS["n"], "x": COLUMNS["x"], "name": COLUMNS["name"]},
+        {"x": COLUMNS["x"], "n": COLUMNS["n"], "name": COLUMNS["name"]},
+        {**COLUMNS, "x": np.array([0.5, 0.0, 2.5], np.float32)},
+        {**COLUMNS, "name": np.array([b"a", b"l", b"ong one"])},
+    ],
+)
+def test_any_change_is_another_digest(changed: dict[str, Any]) -> None:
+    assert Rows(changed).digest != Rows(COLUMNS).digest
+    assert Rows(COLUMNS, {"a": 1}).digest != Rows(COLUMNS).digest
+
+
+def test_the_width_of_text_does_not_count() -> None:
+    wide = {**COLUMNS, "name": COLUMNS["name"].astype("S40")}
+    assert Rows(wide).digest == Rows(COLUMNS).digest
+    assert len(Rows(wide) + Rows(COLUMNS)) == 6
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"a": [1, 2], "b": [1]}, "one length"),
+        ({"a": np.zeros((2, 2))}, "one number or bytes a row"),
+        ({"a": np.array([{}], object)}, "one number or bytes a row"),
+        ({"a": np.array(["text"])}, "one number or bytes a row"),
+    ],
+)
+def test_what_is_no_table(columns: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Rows(columns)
+
+
+def test_tables_of_other_kinds_do_not_add_up() -> None:
+    for other in (Rows({"n": [1]}), Rows(COLUMNS, {"task": "other"}), 3):
+        with pytest.raises(ValueError, match="other columns"):
+            Rows(COLUMNS) + other
+
+
+def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.parquet")
+    table = pq.read_table(path)
+    changed = table.set_column(0, "n", [np.array([1, 2, 9], np.int16)])
+    pq.write_table(changed, tmp_path / "changed.parquet")
+    with pytest.raises(RunDirectoryError, match=r"changed\.parquet: its content has the digest"):
+        rows.read(tmp_path / "changed.parquet")
+    pq.write_table(table.replace_schema_metadata({}), tmp_path / "plain.parquet")
+    with pytest.raises(RunDirectoryError, match="does not say what it is"):
+        rows.read(tmp_path / "plain.parquet")
+    (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:200])
+    with pytest.raises(RunDirectoryError, match="can't be read as Parquet"):
+        rows.read(tmp_path / "cut.parquet")
+    with pytest.raises(RunDirectoryError, match="no such file"):
+        rows.read(tmp_path / "gone.parquet")
+
+
+def test_a_run_keeps_its_tables(training_run: Path, tmp_path: Path) -> None:
+    result = RunResult.load(training_run)
+    table = result.tables["training"]
+    record = result.record().tables["training"]
+    assert record.rows == len(table) > 10_000
+    assert record.digest == table.digest == rows.digest_of(training_run / "training.parquet")
+    for name in ("run.json", "ledger.jsonl"):
+        (tmp_path / name).write_bytes((training_run / name).read_bytes())
+    written(tmp_path / "training.parquet")
+    with pytest.raises(RunDirectoryError, match=r"not what run\.json says"):
+        RunResult.load(tmp_path)

@@ -1,0 +1,103 @@
+"""Training sets that nothing can be learned from, and how events are split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agc_ml import rows
+from agc_ml.errors import TrainingError
+from agc_ml.rows import Rows
+from agc_ml.training import trainingset
+
+Columns = dict[str, Any]
+
+
+def without(name: str) -> Callable[[Columns], Columns]:
+    return lambda columns: {key: v for key, v in columns.items() if key != name}
+
+
+def changed(name: str, change: Callable[[Any], Any]) -> Callable[[Columns], Columns]:
+    return lambda columns: {**columns, name: change(columns[name].copy())}
+
+
+def put(values: Any, place: Any, value: Any) -> Any:
+    values[place] = value
+    return values
+
+
+def few(columns: Columns) -> Columns:
+    return {name: values[: 12 * 9] for name, values in columns.items()}
+
+
+def doubled(columns: Columns) -> Columns:
+    return {name: np.concatenate([v[:1200], v[:1200], v[1200:]]) for name, v in columns.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("pt_w1"), "it lacks pt_w1"),
+        (without("weight"), "it lacks weight"),
+        (changed("mass_w1w2", lambda v: put(v, 5, np.nan)), "column mass_w1w2 is nan in row 5"),
+        (changed("weight", lambda v: put(v, 3, np.inf)), "column weight is inf in row 3"),
+        (changed("label", lambda v: v * 0), "all its labels are of one class"),
+        (changed("label", lambda v: put(v, slice(0, 12), 1)), "event number 0 has 12 right"),
+        (changed("event", lambda v: put(v, 0, 999_999_999)), "each event needs 12 rows"),
+        (changed("event", lambda v: v // 2 * 2), "events are in it twice|0 fully matched odd"),
+        (few, "fully matched even events; at least 50 are needed"),
+        (doubled, "100 events are in it twice"),
+    ],
+)
+def test_nothing_can_be_learned(
+    training_run: Path, tmp_path: Path, change: Callable[[Columns], Columns], message: str
+) -> None:
+    table = rows.read(training_run / "training.parquet")
+    path = tmp_path / "t.parquet"
+    rows.write(path, Rows(change(dict(table.columns)), table.about), {})
+    with pytest.raises(TrainingError, match=message):
+        trainingset.load(path)
+
+
+def test_other_faults(training_run: Path, tmp_path: Path) -> None:
+    path = training_run / "training.parquet"
+    with pytest.raises(TrainingError, match="its digest is"):
+        trainingset.load(path, "0" * 64)
+    with pytest.raises(TrainingError, match=r"variation 'JER'; there are: nominal, pt_res_up"):
+        trainingset.load(path, variation="JER")
+    rows.write(tmp_path / "t.parquet", Rows({"x": [1.0]}), {})
+    with pytest.raises(TrainingError, match="does not say its task"):
+        trainingset.load(tmp_path / "t.parquet")
+
+
+def test_what_is_loaded(training_run: Path) -> None:
+    path = training_run / "training.parquet"
+    data = trainingset.load(path)
+    columns = rows.read(path).columns
+    nominal = columns["variation"] == b"nominal"
+    assert data.features.shape == (len(data), 12, 20)
+    assert np.array_equal(data.labels.ravel(), columns["label"][nominal] > 0)
+    assert np.array_equal(data.features[:, :, 4].ravel(), columns["mass_leptonbtoplep"][nominal])
+    assert len(data.of_parity("even")) + len(data.of_parity("odd")) == len(data)
+    assert (data.of_parity("odd").is_even == 0).all()
+    assert len(trainingset.load(path, variation="pt_scale_up")) != len(data)
+
+
+def test_parts_are_even_and_belong_to_events(training_run: Path) -> None:
+    """The same event is in the same part in any variation, and all parts are alike."""
+    rng = np.random.default_rng(1)
+    ids = [rng.integers(0, 2**bits, 20_000).astype(np.uint64) for bits in (20, 12, 34)]
+    parts = trainingset._parts(*ids)
+    counts = np.bincount(parts, minlength=10)
+    assert len(counts) == 10
+    assert ((counts - 2_000) ** 2 / 2_000).sum() < 30  # chi2 of nine degrees of freedom
+    order = rng.permutation(20_000)
+    assert np.array_equal(trainingset._parts(*(one[order] for one in ids)), parts[order])
+    one_bit = trainingset._parts(ids[0], ids[1], ids[2] ^ np.uint64(1))
+    assert abs((one_bit == parts).mean() - 0.1) < 0.02
+    even = (ids[2] % np.uint64(2)) == 0
+    assert abs(np.bincount(parts[even], minlength=10) / even.sum() - 0.1).max() < 0.02
