@@ -101,7 +101,7 @@ class JetAssignmentProcessor(ProcessorABC):  # type: ignore[misc]
         }
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
-        """Put nominal events first, whatever the chunks were; say how the inputs are distributed."""
+        """Put nominal events first, whatever the chunks were; say how inputs are distributed."""
         inputs = assignment.named(accumulator.pop("inputs"))
         columns = accumulator["training"].columns()
         order = np.argsort(columns["variation"], kind="stable")

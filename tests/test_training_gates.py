@@ -210,7 +210,8 @@ def test_two_models_of_other_jobs_are_judged_together(
 @pytest.mark.parametrize("tiny_disk", ["900k"], indirect=True)
 def test_a_full_disk_ends_in_one_line(training_run: Path, tiny_disk: Path) -> None:
     setup_of(tiny_disk, training_run, **SPEC)
-    assert job.main(tiny_disk) == 1
+    command = [sys.executable, "-m", "agc_ml.training.job", str(tiny_disk)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 1
     error = json.loads((tiny_disk / "error.json").read_text())["error"]
     assert "space" in error
     assert not (tiny_disk / "result.json").exists()

@@ -45,6 +45,7 @@ def _library() -> Any:
             f"TensorFlow is not installed ({error}): pip install 'agc-ml[keras]'"
         ) from error
     tf.config.experimental.enable_op_determinism()
+    tf.get_logger().setLevel("ERROR")  # it warns of functions that are made once a network
     return keras
 
 
@@ -93,16 +94,18 @@ class Learner:
         layers, width = self._keras.layers, int(params["width"])
         n_features = self._data.rows.shape[1]
         # an adapted Normalization layer does not survive the export: a layer that does the same
+        # names of their own: Keras numbers those that have none, in the order of a process
         scaled = layers.Rescaling(
             scale=(1 / self._data.deviation).tolist(),
             offset=(-self._data.mean / self._data.deviation).tolist(),
+            name="scaled",
         )
         hidden = [
             layer
-            for _ in range(int(params["layers"]))
+            for number in range(int(params["layers"]))
             for layer in (
-                layers.Dense(width, activation="relu"),
-                layers.Dropout(float(params["dropout"]), seed=self._seed),
+                layers.Dense(width, activation="relu", name=f"hidden_{number}"),
+                layers.Dropout(float(params["dropout"]), seed=self._seed, name=f"drop_{number}"),
             )
         ]
         network = self._keras.Sequential(
@@ -111,7 +114,8 @@ class Learner:
                 scaled,
                 *hidden,
                 layers.Dense(1, activation="sigmoid", name="scores"),
-            ]
+            ],
+            name="assignment",
         )
         network.compile(
             optimizer=self._keras.optimizers.Adam(float(params["learning_rate"])),
