@@ -159,6 +159,7 @@ class Learner:
         source, path = folder / f"{stem}.keras", folder / f"{stem}.onnx"
         self.network.save(source)
         self.network.export(str(path), format="onnx", verbose=False, opset_version=_OPSET)
+        _make_canonical(path)
         rows = self._data.rows[:4096]
         loaded = self._keras.models.load_model(source, safe_mode=True, compile=False)
         for name, scores in (
@@ -172,6 +173,17 @@ class Learner:
                     f"{difference:.2g} (at most {TOLERANCE:g} is allowed); it is not registered"
                 )
         return {"model": path, "source": source}
+
+
+def _make_canonical(path: Path) -> None:
+    """Leave out of an ONNX file what depends on the process that wrote it: counters in names."""
+    import onnx  # noqa: PLC0415 - heavy
+
+    model = onnx.load(path)
+    model.graph.doc_string = ""
+    for tensor in (*model.graph.input, *model.graph.output):
+        tensor.type.tensor_type.shape.dim[0].dim_param = "n"
+    path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def onnx_scores(content: bytes, rows: Array) -> Array:
