@@ -14,6 +14,11 @@ from hypothesis import settings
 from services.catalogues import portal, rucio  # noqa: F401 - the fixtures
 from services.proxy import proxies  # noqa: F401 - the fixture
 from services.servicex import servicex_endpoint  # noqa: F401 - the fixture
+from services.training import (  # noqa: F401 - the fixtures
+    champions,
+    own_champions,
+    training_service,
+)
 from services.triton import triton  # noqa: F401 - the fixture
 from services.web import web  # noqa: F401 - the fixture
 from services.xrootd import shared_storage, storage  # noqa: F401 - the fixtures

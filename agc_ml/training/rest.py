@@ -11,7 +11,9 @@ from typing import Final
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
@@ -56,6 +58,27 @@ def application(house: House) -> FastAPI:
     for routes in (api_pages.ROUTES, api_jobs.ROUTES, api_models.ROUTES):
         app.include_router(routes)
     return app
+
+
+class Limited:
+    """An application that is not even asked where a body is announced that is too large."""
+
+    def __init__(self, app: FastAPI, uploads: str = "/v1/datasets/") -> None:
+        self._app = app
+        self._uploads = uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "http" and not scope["path"].startswith(self._uploads):
+            announced = Headers(scope=scope).get("content-length", "0")
+            if announced.isdigit() and int(announced) > MAX_BODY:
+                detail = f"a body of {announced} bytes; at most {MAX_BODY} are taken here"
+                answer = _problem(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, {"Connection": "close"}
+                )
+                await answer(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 def _problem(

@@ -26,7 +26,7 @@ from agc_ml.training import access, core
 from agc_ml.training.core import Outcome, Settings, Training
 from agc_ml.training.house import House
 from agc_ml.training.mlflow_server import MlflowServer
-from agc_ml.training.rest import application
+from agc_ml.training.rest import Limited, application
 from agc_ml.training.table import Job
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ async def _serve(
         )
         server = uvicorn.Server(
             uvicorn.Config(
-                application(house),
+                Limited(application(house)),
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -1,0 +1,152 @@
+"""A real training service, in a process of its own with MLflow beside it, on free ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+import yaml
+
+from agc_ml.training import core
+from agc_ml.training.core import Settings
+from agc_ml.training.table import Job
+
+READY_S = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class TrainingService:
+    """Started on a folder; `kill` is SIGKILL, `stop` is what Ctrl-C does."""
+
+    def __init__(self, folder: Path, *options: str, workers: int = 1) -> None:
+        self.folder = folder
+        self.port, self.mlflow_port = free_port(), free_port()
+        self.log = folder.with_name(f"{folder.name}.log")
+        self._options = ("--workers", str(workers), *options)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [
+            *(sys.executable, "-m", "agc_ml", "service", "training", "-o", str(self.folder)),
+            *("--port", str(self.port), "--mlflow-port", str(self.mlflow_port)),
+            *self._options,
+        ]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        deadline = time.monotonic() + READY_S
+        while True:
+            with suppress(urllib3.exceptions.HTTPError):
+                if urllib3.request("GET", f"{self.url}/healthz", retries=False).status == 200:
+                    return
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-2000:]
+            time.sleep(0.05)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def token(self) -> str:
+        return str(yaml.safe_load((self.folder / "client.yaml").read_text())["token"])
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def ask(
+        self, method: str, path: str, *, token: str | None = None, json: Any = None, **more: Any
+    ) -> urllib3.BaseHTTPResponse:
+        headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
+        return urllib3.request(
+            method, self.url + path, headers=headers, json=json, retries=False, timeout=30, **more
+        )
+
+
+def registered(folder: Path, run: Path, trained: Path, **change: Any) -> tuple[Job, core.Training]:
+    """Have a folder register a job as if it had done what was done in ``trained``."""
+    from trained import SPEC  # noqa: PLC0415 - beside this package
+
+    training = core.Training(Settings(folder))
+    digest = training.add_dataset(run / "training.parquet")
+    from agc_ml.training.client import checked  # noqa: PLC0415 - on demand
+
+    spec = checked({**SPEC, "dataset": digest, **change})
+    job, _ = training.submit(spec, "tests")
+    work = training.job_folder(job)
+    shutil.copytree(trained, work, ignore=shutil.ignore_patterns(".lock"))
+    training.table.move(job, "running", attempt=1)
+    training.table.move(training.table.job(job.id), "publishing")
+    return training.table.job(job.id), training
+
+
+@pytest.fixture(scope="session")
+def champions(
+    training_run: Path, trained_job: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A training folder with two bundles alike, of which the first one is the champion."""
+    folder = tmp_path_factory.mktemp("champions") / "training"
+    for number in range(2):
+        job, training = registered(folder, training_run, trained_job, seed=number)
+        core.advance(training, job)
+        assert training.table.job(job.id).state == "succeeded"
+        if number == 0:
+            training.promoting.promote("jet_assignment", "1", expected=None, who="tests")
+        training.close()
+    return folder
+
+
+@pytest.fixture
+def own_champions(champions: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    shutil.copytree(champions, tmp_path / "training")
+    return tmp_path / "training"
+
+
+@pytest.fixture(scope="session")
+def training_service(
+    champions: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrainingService]:
+    """A service on such a folder."""
+    folder = tmp_path_factory.mktemp("service") / "training"
+    shutil.copytree(champions, folder)
+    service = TrainingService(folder, "--max-upload", "20", "--max-queued", "6")
+    service.start()
+    yield service
+    service.stop()
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Processes whose command line names a folder: services, jobs and what they started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+    return found

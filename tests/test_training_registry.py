@@ -1,0 +1,353 @@
+"""Registry and promotions without a service: each version once, one champion, bytes that count."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from services.training import registered
+
+import agc_ml
+from agc_ml import catalogue
+from agc_ml.errors import ModelError, UsageError
+from agc_ml.ml import registry
+from agc_ml.ml.hook import Bundle
+from agc_ml.ml.registry import ChangedError, RegistryError
+from agc_ml.training import client, core
+from agc_ml.training.core import Settings
+from agc_ml.training.promoting import ConflictError
+from agc_ml.training.publishing import Publisher
+
+NAME = "jet_assignment"
+
+
+class DiedError(Exception):
+    """The process, in the middle of it."""
+
+
+class Mortal:
+    """MLflow's client, that dies with its n-th call: before it, or after it has had its effect."""
+
+    def __init__(self, client: Any, calls: int, *, after: bool) -> None:
+        self._client = client
+        self.left = calls
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.left -= 1
+            if self.left < 0 and not self._after:
+                raise DiedError
+            result = method(*args, **kwargs)
+            if self.left < 0:
+                raise DiedError
+            return result
+
+        return call
+
+
+def versions_of(folder: Path) -> dict[str, list[str]]:
+    """All versions of all models that MLflow knows."""
+    found: dict[str, list[str]] = {}
+    for version in Publisher(folder).client.search_model_versions(max_results=1000):
+        found.setdefault(version.name, []).append(str(version.version))
+    return found
+
+
+def check_nothing_by_half(folder: Path) -> None:
+    """What can be resolved is whole."""
+    publisher = Publisher(folder)
+    try:
+        found = publisher.find(NAME, "1")
+    except ModelError:
+        return
+    for file in found.files:
+        publisher.content(found, file)
+    assert found.tags["agc_ml.passed"] == "true"
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_death_at_any_call_registers_once(
+    training_run: Path, trained_job: Path, tmp_path: Path, *, after: bool
+) -> None:
+    """Publishing dies at one call, is started again, dies at a later one, and so on."""
+    job, training = registered(tmp_path / "training", training_run, trained_job)
+    calls, lives = 0, 0
+    while True:
+        mortal = Mortal(Publisher(tmp_path / "training").client, calls, after=after)
+        training.registry._client = mortal
+        try:
+            result = training.publish(job)
+            break
+        except DiedError:
+            lives += 1
+            calls += 1
+            check_nothing_by_half(tmp_path / "training")
+    assert lives > 8
+    assert result["versions"] == {"even": "1", "odd": "1", "bundle": "1"}
+    assert versions_of(tmp_path / "training") == {
+        NAME: ["1"], f"{NAME}-even": ["1"], f"{NAME}-odd": ["1"]
+    }  # fmt: skip
+    runs = Publisher(tmp_path / "training").client.search_runs(
+        [Publisher(tmp_path / "training").client.get_experiment_by_name(NAME).experiment_id]
+    )
+    assert len(runs) == 1 + 4  # the job, and its trials
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    training.close()
+
+
+def test_what_is_in_mlflow(champions: Path) -> None:
+    found = Publisher(champions).client
+    experiment = found.get_experiment_by_name(NAME).experiment_id
+    run = found.search_runs([experiment], "params.kind = 'xgboost'")[0]
+    assert run.data.metrics["auc"] > 0.95
+    assert run.data.params["dataset"]
+    version = found.get_model_version_by_alias(NAME, "champion")
+    assert str(version.version) == "1"
+    assert version.tags["agc_ml.passed"] == "true"
+
+
+def test_a_named_model_is_the_bundle(own_champions: Path, trained_job: Path) -> None:
+    where = str(own_champions)
+    found = registry.resolve(f"{NAME}@champion", where)
+    assert isinstance(found, Bundle)
+    assert (found.name, found.version) == (NAME, "1")
+    assert [model.version for model in found.members] == ["1", "1"]
+    rows, event = np.random.default_rng(1).random((40, 20), np.float32), np.arange(40)
+    direct = agc_ml.load_model(trained_job / "bundle")
+    assert isinstance(direct, Bundle)
+    assert np.array_equal(found(rows, event), direct(rows, event))
+    assert registry.pinned(f"{NAME}@champion", where) == f"{NAME}@1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (f"{NAME}@99", "no such model, version or alias"),
+        (f"{NAME}@challenger", "no such model, version or alias"),
+        ("muons@champion", "no such model, version or alias"),
+    ],
+)
+def test_names_of_nothing(own_champions: Path, spec: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        registry.resolve(spec, str(own_champions))
+
+
+def test_a_registry_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AGC_ML_TRAINING", raising=False)
+    with pytest.raises(ModelError, match=r"there is no registry in training"):
+        agc_ml.load_model(f"{NAME}@champion")
+    with pytest.raises(UsageError, match="no training service and no folder of one"):
+        registry.resolve(f"{NAME}@champion", "nowhere")
+    monkeypatch.setenv("AGC_ML_TRAINING", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match=r"127\.0\.0\.1:9 can't be reached"):
+        agc_ml.load_model(f"{NAME}@champion")
+
+
+def test_a_file_called_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model@champion").write_text("")
+    with pytest.raises(ModelError, match="not a format"):
+        agc_ml.load_model("model@champion")
+
+
+def test_a_changed_artefact_is_refused(own_champions: Path) -> None:
+    """For scoring, and for promotion: even one that only people look at."""
+    training = core.Training(Settings(own_champions))
+    found = training.registry.find(NAME, "2")
+    for file in ("even.json", "report.html"):
+        path = found.folder / file
+        good = path.read_bytes()
+        path.write_bytes(good.replace(b"0", b"1", 1))
+        with pytest.raises(ChangedError, match=f"{file} was changed on disk"):
+            training.promoting.promote(NAME, "2", expected=None, who="me", force="I like it")
+        if file == "even.json":
+            with pytest.raises(ChangedError, match=r"even\.json was changed on disk"):
+                registry.resolve(f"{NAME}@2", str(own_champions))
+        path.unlink()
+        with pytest.raises(ModelError, match=f"{file} can't be read"):
+            training.promoting.promote(NAME, "2", expected=None, who="me", force="I like it")
+        path.write_bytes(good)
+    assert training.registry.champion(NAME).version == "1"  # type: ignore[union-attr]
+    training.close()
+
+
+def test_a_version_of_someone_else(own_champions: Path) -> None:
+    """Registered by hand in MLflow: nothing says what its files must be."""
+    publisher = Publisher(own_champions)
+    publisher.client.create_model_version(NAME, "mlflow-artifacts:/x", await_creation_for=0)
+    with pytest.raises(ModelError, match="was not registered by agc-ml"):
+        publisher.find(NAME, "3")
+    assert [one.version for one in publisher.versions(NAME)] == ["1", "2"]
+
+
+def test_champions(own_champions: Path) -> None:
+    training = core.Training(Settings(own_champions))
+    promote = training.promoting.promote
+    with pytest.raises(ConflictError, match="version 1 is the champion already"):
+        promote(NAME, "1", expected=None, who="me")
+    with pytest.raises(ConflictError, match="the champion is version 1, not version 5"):
+        promote(NAME, "2", expected="5", who="me")
+    with pytest.raises(ConflictError, match="the champion is version 1, not none"):
+        promote(NAME, "2", expected="", who="me")
+    # judged when there was no champion
+    with pytest.raises(ConflictError, match="judged against none, but the champion is version 1"):
+        promote(NAME, "2", expected="1", who="me")
+    done = promote(NAME, {"even": 2, "odd": 2}, expected="1", who="me", force="same as 1")
+    assert (done.version, done.previous, done.reason) == ("2", "1", "same as 1")
+    with pytest.raises(ModelError, match="were never judged as a bundle"):
+        promote(NAME, {"even": 1, "odd": 2}, expected=None, who="me")
+    back = training.promoting.rollback(NAME, expected="2", who="you")
+    assert (back.version, back.previous) == ("1", "2")
+    with pytest.raises(ConflictError, match="there was no champion before"):
+        training.promoting.rollback(NAME, expected=None, who="you")
+    assert [one.version for one in training.table.promotions(NAME)] == ["1", "2", "1"]
+    training.close()
+
+
+def test_a_bundle_that_fails_needs_a_reason(own_champions: Path) -> None:
+    training = core.Training(Settings(own_champions))
+    training.registry.client.set_model_version_tag(NAME, "2", "agc_ml.passed", "false")
+    with pytest.raises(ConflictError, match="does not pass all gates"):
+        training.promoting.promote(NAME, "2", expected=None, who="me")
+    training.promoting.promote(NAME, "2", expected=None, who="me", force="the only one we have")
+    assert training.table.promotions(NAME)[-1].reason == "the only one we have"
+    training.close()
+
+
+def test_of_two_promotions_at_once_one_wins(own_champions: Path) -> None:
+    """In a service they come one after the other; both expect the same champion."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only here
+
+    training = core.Training(Settings(own_champions))
+    barrier = threading.Barrier(2)
+
+    def promote(version: str, talker: ThreadPoolExecutor) -> str:
+        barrier.wait()
+        try:
+            talker.submit(
+                training.promoting.promote, NAME, version, expected="1", who="me", force="race"
+            ).result()
+        except ConflictError as error:
+            return str(error)
+        return "won"
+
+    job, other = registered_again(training)
+    with ThreadPoolExecutor(1) as talker, ThreadPoolExecutor(2) as both:
+        outcomes = list(both.map(promote, (job, other), (talker, talker)))
+    assert sorted(outcome == "won" for outcome in outcomes) == [False, True]
+    loser = next(outcome for outcome in outcomes if outcome != "won")
+    assert "not version 1; look again" in loser
+    training.close()
+
+
+def registered_again(training: core.Training) -> tuple[str, str]:
+    """Two versions that are not the champion."""
+    source = training.registry.find(NAME, "2")
+    made = training.registry.client.create_model_version(
+        NAME,
+        training.registry.client.get_model_version(NAME, "2").source,
+        tags=dict(source.tags),
+        await_creation_for=0,
+    )
+    return "2", str(made.version)
+
+
+@pytest.mark.parametrize("crowned", [False, True])
+def test_a_death_in_a_promotion(own_champions: Path, *, crowned: bool) -> None:
+    """Before or after the alias was changed: the history says what the registry says."""
+    training = core.Training(Settings(own_champions))
+    training.table.begin_promotion(NAME, "2", "1", "", "me")
+    if crowned:
+        training.registry.crown(NAME, "2")
+    training.close()
+    again = core.Training(Settings(own_champions))
+    again.promoting.settle()
+    assert not again.table.unfinished_promotions()
+    assert [one.version for one in again.table.promotions(NAME)] == ["1", "2"][: 1 + crowned]
+    again.close()
+
+
+def test_the_registry_is_locked(own_champions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By someone else, for long: a job waits, and is not failed."""
+    training = core.Training(Settings(own_champions))
+
+    def fails(_: str) -> Any:
+        raise RegistryError("mlflow.db: can't be used now (database is locked)")
+
+    monkeypatch.setattr(training.registry, "champion", fails)
+    spec = training.table.jobs()[0].spec.model_copy(update={"idempotency_key": "new"})
+    job, _ = training.submit(spec, "me")
+    core.advance(training, job)
+    found = training.table.job(job.id)
+    assert found.state == "queued"
+    assert "database is locked" in found.note
+    training.close()
+
+
+def run_ttbar(output: Path, model: str, **how: Any) -> Any:
+    fileset = agc_ml.Fileset.load(catalogue.DEMO).select(["ttbar__nominal"])
+    return agc_ml.run(
+        "ttbar", fileset, model=model, site="inline", output=output, quiet=True, **how
+    )
+
+
+def test_a_promotion_changes_the_next_run_only(
+    own_champions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that is resumed goes on with the model that it began with."""
+    monkeypatch.setenv("AGC_ML_TRAINING", str(own_champions))
+    first = run_ttbar(tmp_path / "first", f"{NAME}@champion", chunk_size=4_000)
+    assert set(first.provenance.models) == {f"{NAME}-even@1", f"{NAME}-odd@1"}
+    assert first.provenance.model.found == f"{NAME}@1"
+    shutil.copytree(tmp_path / "first", tmp_path / "resumed")
+    record = json.loads((tmp_path / "resumed" / "run.json").read_text())
+    record["status"] = "partial"
+    (tmp_path / "resumed" / "run.json").write_text(json.dumps(record))
+    training = core.Training(Settings(own_champions))
+    training.promoting.promote(NAME, "2", expected="1", who="me", force="for the test")
+    training.close()
+    second = run_ttbar(tmp_path / "second", f"{NAME}@champion", chunk_size=4_000)
+    assert set(second.provenance.models) == {f"{NAME}-even@2", f"{NAME}-odd@2"}
+    resumed = run_ttbar(tmp_path / "resumed", f"{NAME}@champion", resume=True)
+    assert resumed.provenance.models == first.provenance.models
+    # asked for something else, it gets that
+    other = run_ttbar(tmp_path / "other", f"{NAME}@1")
+    assert other.provenance.models == first.provenance.models
+
+
+def test_a_pulled_bundle_needs_no_registry(own_champions: Path, tmp_path: Path) -> None:
+    with client.connect_training(str(own_champions), local=True) as training:
+        found = client.pull(training, NAME, "champion", tmp_path / "bundle")
+        assert found.version == "1"
+        with pytest.raises(UsageError, match="there is something in it"):
+            client.pull(training, NAME, "champion", tmp_path / "bundle")
+    shutil.rmtree(own_champions)
+    result = run_ttbar(tmp_path / "run", str(tmp_path / "bundle"))
+    assert result.status == "complete"
+
+
+def test_two_can_not_train_in_a_folder(own_champions: Path) -> None:
+    with (
+        client.connect_training(str(own_champions), local=True),
+        pytest.raises(UsageError, match="is at work in it"),
+        client.connect_training(str(own_champions), local=True),
+    ):
+        pass
+
+
+def test_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with (
+        pytest.raises(UsageError, match="holds other files"),
+        client.connect_training(str(tmp_path), local=True),
+    ):
+        pass
