@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from agc_ml.running import run
     from agc_ml.stats import FitResult, fit
     from agc_ml.templates import compare
+    from agc_ml.training.client import connect_training
 
 __all__ = [
     "AgcError",
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "compare",
     "connect",
+    "connect_training",
     "fit",
     "load_model",
     "measure",
@@ -57,6 +59,7 @@ _HOMES = {
     "RunResult": "results",
     "compare": "templates",
     "connect": "cluster",
+    "connect_training": "training.client",
     "fit": "stats",
     "load_model": "ml.cards",
     "measure": "measurement",

@@ -233,22 +233,33 @@ def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, *
 @click.argument("run", metavar="RUN_OR_HISTOGRAMS", type=click.Path(path_type=Path))
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the fit.")
+@click.option(
+    "--ml-uncertainty",
+    "others",
+    multiple=True,
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="A run of the same events with another model; repeat it. How they scatter becomes a "
+    "nuisance parameter.",
+)
 @options.pseudodata_option
 @options.json_option
 @options.logging_options
-def fit(
-    run: Path, config: Path | None, output: Path | None, pseudodata: Any, as_json: bool, **_: Any
-) -> None:
+def fit(run: Path, config: Path | None, output: Path | None, as_json: bool, **given: Any) -> None:
     """Fit templates: workspace, maximum likelihood, pulls, impacts, goodness of fit.
 
     RUN_OR_HISTOGRAMS is a run directory, a ROOT file with the names of the Analysis Grand
     Challenge, or its published reference JSON. CONFIG is in cabinetry's format; by default the one
     that ships with the processor.
+
+    With --ml-uncertainty the mass of the hadronic top that the model finds is fitted in the signal
+    region, and the fit goes to RUN/fit_ml.
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
-    result = measurement.fit(run, output, config=config, pseudodata=pseudodata)
-    where = output or run / "fit"
+    others, kind = given["others"], given["pseudodata"]
+    result = measurement.fit(run, output, config=config, pseudodata=kind, ml_uncertainty=others)
+    where = measurement.fit_folder(run, output, others)
     if as_json:
         click.echo((where / "fit.json").read_text(), nl=False)
         return
@@ -258,7 +269,8 @@ def fit(
     click.echo(
         f"goodness of fit: chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"
     )
-    click.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(output or run))}")
+    page = where if others else output or run
+    click.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(page))}")
 
 
 @cli.command(epilog="Example: agc-ml report runs/first")

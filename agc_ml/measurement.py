@@ -138,10 +138,12 @@ def fit(
     *,
     config: Path | None = None,
     pseudodata: Pseudodata = "published",
+    ml_uncertainty: Sequence[Path] = (),
 ) -> FitResult:
     """Fit the templates of a run directory, or of a file of histograms, and draw the fit.
 
-    Writes ``fit/`` into the run directory; for a file, ``output`` becomes that folder.
+    Writes ``fit/`` into the run directory, or ``fit_ml/`` if runs with other models say how
+    uncertain the model is; for a file, ``output`` becomes that folder.
 
     Raises
     ------
@@ -150,15 +152,22 @@ def fit(
     """
     from agc_ml import plots, stats  # noqa: PLC0415 - heavy
 
-    folder = _output(source, output)
-    folder = folder / "fit" if output is None else folder
+    folder = fit_folder(source, output, ml_uncertainty)
     described = stats.load_config(config) if config is not None else None
     made = RunResult.load(source).provenance if source.is_dir() else None
     label = (made.luminosity, made.label) if made is not None else (None, None)
-    result = stats.fit(source, described, pseudodata=pseudodata)
+    result = stats.fit(source, described, pseudodata=pseudodata, ml_uncertainty=ml_uncertainty)
     stats.save(result, folder)
     _write_index(folder / "figures", plots.draw_fit(result, folder / "figures", *label))
     return result
+
+
+def fit_folder(source: Path, output: Path | None, ml_uncertainty: Sequence[Path]) -> Path:
+    """Where a fit is written to."""
+    folder = _output(source, output)
+    if output is not None:
+        return folder
+    return folder / ("fit_ml" if ml_uncertainty else "fit")
 
 
 def report(source: Path, output: Path | None = None) -> Path:

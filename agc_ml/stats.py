@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agc_ml import likelihood as lk
 from agc_ml.carryover import carry_over, prepare_unfitted, shipped_observables
+from agc_ml.errors import FitError
 from agc_ml.fitconfig import Config, load_config, region_paths, shipped_config
 from agc_ml.fitresult import (
     CarriedOver,
@@ -34,6 +35,7 @@ from agc_ml.fitresult import (
 from agc_ml.minimum import Minimum, impacts, minimise
 from agc_ml.prediction import before_and_after
 from agc_ml.results import RunResult
+from agc_ml.spread import check_alternatives, ml_config, with_spread
 from agc_ml.templates import Pseudodata, digest
 from agc_ml.templates import load as load_templates
 from agc_ml.workspace import Workspace, build_workspace, prepare
@@ -68,12 +70,15 @@ def fit(
     config: str | Path | Config | None = None,
     *,
     pseudodata: Pseudodata = "published",
+    ml_uncertainty: Sequence[RunResult | str | Path] = (),
 ) -> FitResult:
     """Fit templates: build the workspace, find the maximum of the likelihood, and the impacts.
 
     ``source`` is a run, its directory, a file of templates (`agc_ml.templates.load`), or templates.
     ``config`` is a configuration in cabinetry's format or the path of one; the default is the one
     that the run's processor ships, and for templates without a run the one of ttbar.
+    ``ml_uncertainty`` are runs over the same events with other models: how their templates scatter
+    becomes nuisance parameters; the default configuration then fits what depends on the model.
 
     Raises
     ------
@@ -84,14 +89,23 @@ def fit(
     RunDirectoryError, UsageError
         ``source`` is damaged, or there is nothing there.
     """
+    alternatives = [_run(one) for one in ml_uncertainty]
+    if alternatives:
+        source = _run(source)
+        check_alternatives(source, alternatives)
     templates, processor, notes = _templates(source)
-    if config is None:
-        settings: Config = shipped_config(processor)
+    if config is not None:
+        settings: Config = load_config(config) if isinstance(config, str | Path) else config
     else:
-        settings = load_config(config) if isinstance(config, str | Path) else config
+        settings = ml_config(processor) if alternatives else shipped_config(processor)
+    if alternatives:
+        others = [one.templates for one in alternatives]
+        templates, settings, more = with_spread(templates, settings, others)
+        notes += more
     workspace = prepare(templates, settings, pseudodata)
     # now, so that what is wrong with their histograms is told before the fit
-    unfitted = prepare_unfitted(templates, shipped_observables(processor), settings, pseudodata)
+    observables = None if alternatives else shipped_observables(processor)
+    unfitted = prepare_unfitted(templates, observables, settings, pseudodata)
     likelihood = lk.build(workspace.spec)
     minimum = minimise(likelihood)
     poi = settings["General"]["POI"]
@@ -148,6 +162,18 @@ def _templates(
     if isinstance(source, str | Path):
         return load_templates(source), DEFAULT_PROCESSOR, []
     return source, DEFAULT_PROCESSOR, []
+
+
+def _run(source: Any) -> RunResult:
+    """A run that alternatives are compared with, or one of them."""
+    if isinstance(source, RunResult):
+        return source
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        return RunResult.load(source)
+    raise FitError(
+        f"{source if isinstance(source, str | Path) else 'these templates'}: not a run directory; "
+        "the uncertainty of a model is found from runs"
+    )
 
 
 def _left_out(likelihood: lk.Likelihood, workspace: Workspace) -> list[str]:

@@ -233,7 +233,7 @@ class TestConfig:
         ("processor", "message"),
         [
             ("dimuon", "the processor 'dimuon' ships no fit configuration"),
-            ("nope", r"no processor 'nope' with a fit \(dimuon, ttbar are registered\)"),
+            ("nope", r"no processor 'nope' with a fit \(dimuon, jet_assignment, ttbar are reg"),
             ("folder/file.py:Class", "no processor 'folder/file.py:Class' with a fit"),
         ],
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -27,7 +28,15 @@ from pydantic import TypeAdapter, ValidationError
 from agc_ml import folders
 from agc_ml.errors import TrainingError, UsageError
 from agc_ml.ml.hook import Parity
-from agc_ml.ml.registry import TIMEOUT_S, Local, Service, place, problem
+from agc_ml.ml.registry import (
+    FOLDER,
+    TIMEOUT_S,
+    VARIABLE,
+    Local,
+    Service,
+    place,
+    problem,
+)
 from agc_ml.results import load_record, write
 from agc_ml.rows import digest_of
 from agc_ml.training.spec import JobSpec, first_error
@@ -120,7 +129,10 @@ def connect_training(
         There is none, or ``where`` is something else.
     """
     if local:
-        return _in_folder(Path(where or "training"), workers, site)
+        named = where or os.environ.get(VARIABLE) or FOLDER
+        if "://" in named:
+            raise UsageError(f"{named}: a service; without one, name a folder")
+        return _in_folder(Path(named), workers, site)
     found = place(where)
     if isinstance(found, Local):
         raise UsageError(

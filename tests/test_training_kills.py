@@ -1,0 +1,32 @@
+"""SIGKILL of the service, of jobs and of their trainers: nothing is lost, nothing done twice."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from services.kills import kill_rounds
+from services.training import TrainingService, processes_of
+from trained import SPEC
+
+from agc_ml.ml.registry import Service
+from agc_ml.training.client import Remote
+
+
+@pytest.mark.slow
+def test_kills_at_random_points(training_run: Path, tmp_path: Path) -> None:
+    """A few rounds; benchmarks/loop.py does fifty."""
+    service = TrainingService(tmp_path / "training", workers=2)
+    service.start()
+    try:
+        remote = Remote(Service(service.url, service.token))
+        spec = {**SPEC, "dataset": remote.upload(training_run), "trials": 4}
+        report = kill_rounds(service, spec, rounds=3, seed=20261126, seconds=9)
+    finally:
+        service.stop()
+    assert report.rounds == 3
+    assert report.lost == report.twice == report.halves == report.other_bytes == []
+    assert report.resolved == 3
+    time.sleep(1)
+    assert processes_of(tmp_path / "training") == []
