@@ -12,10 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import urllib3
-from services.training import TrainingService, free_port
+from services.training import TrainingService, free_port, polled
 from trained import SPEC
 
 from agc_ml import rows
@@ -340,26 +339,6 @@ def test_many_who_poll_while_a_job_trains(
     assert len(latencies) == 800
     p99 = sorted(latencies)[int(0.99 * len(latencies))]
     assert p99 < 0.6, p99  # benchmarks/loop.py measures it: 0.2 s is asked for
-
-
-async def polled(service: TrainingService, path: str, clients: int, times: int) -> list[float]:
-    latencies: list[float] = []
-
-    async def one(session: aiohttp.ClientSession, number: int) -> None:
-        await asyncio.sleep(number / clients)
-        for _ in range(times):
-            start = time.perf_counter()
-            async with session.get(service.url + path) as answer:
-                assert answer.status == 200
-                await answer.read()
-            latencies.append(time.perf_counter() - start)
-            await asyncio.sleep(1)
-
-    headers = {"Authorization": f"Bearer {service.token}"}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
-        await asyncio.gather(*(one(session, number) for number in range(clients)))
-    return latencies
 
 
 def test_pages_in_a_browser(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from agc_ml.plots import style
@@ -181,10 +182,12 @@ def _history(axes: Axes, facts: Facts) -> None:
     low = min(value for trials in facts.history.values() for value, _ in trials)
     high = max(value for trials in facts.history.values() for value, _ in trials)
     room = max(high - low, 0.02)
-    axes.set_ylim(max(low, high - 0.3) - 0.1 * room, high + 0.25 * room)
+    axes.set_ylim(max(low, high - 0.3) - 0.1 * room, high + 0.3 * room)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.minorticks_off()
     axes.set_xlabel("trial")
     axes.set_ylabel("cross-validated jet score")
-    axes.legend(frameon=False, fontsize=11, loc="lower right")
+    axes.legend(frameon=False, fontsize=11, ncols=2, loc="upper center")
 
 
 class _Drawn(NamedTuple):

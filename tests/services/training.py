@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import urllib3
 import yaml
@@ -86,6 +88,27 @@ class TrainingService:
         return urllib3.request(
             method, self.url + path, headers=headers, json=json, retries=False, timeout=30, **more
         )
+
+
+async def polled(service: TrainingService, path: str, clients: int, times: int) -> list[float]:
+    """Have clients ask so often, once a second each; seconds of each answer."""
+    latencies: list[float] = []
+
+    async def one(session: aiohttp.ClientSession, number: int) -> None:
+        await asyncio.sleep(number / clients)
+        for _ in range(times):
+            start = time.perf_counter()
+            async with session.get(service.url + path) as answer:
+                assert answer.status == 200
+                await answer.read()
+            latencies.append(time.perf_counter() - start)
+            await asyncio.sleep(1)
+
+    headers = {"Authorization": f"Bearer {service.token}"}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+        await asyncio.gather(*(one(session, number) for number in range(clients)))
+    return latencies
 
 
 def registered(folder: Path, run: Path, trained: Path, **change: Any) -> tuple[Job, core.Training]:
