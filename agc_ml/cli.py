@@ -310,8 +310,8 @@ def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
 def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
     """Say what files and folders are, and what is wrong with them.
 
-    Knows filesets, generated sets, fit configurations, models and their cards, run directories,
-    fits and files of histograms.
+    Knows filesets, generated sets, training sets, fit configurations, models and their cards, run
+    directories, fits and files of histograms.
     """
     from agc_ml import tables, validation  # noqa: PLC0415 - on demand
 

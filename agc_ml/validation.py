@@ -45,6 +45,8 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
         return _recognise_folder(path)
     if path.suffix in MODELS:
         return "model", _model
+    if path.suffix == ".parquet":
+        return "training set", _training_set
     if path.suffix.lower() not in FORMATS:
         return "histograms", _histograms
     try:
@@ -92,6 +94,17 @@ def _model(path: Path) -> str:
     first, *others = found.members
     parts = f"two models of {first.n_features}" if others else f"{first.n_features}"
     return f"{found.name}, version {found.version}: {parts} features"
+
+
+def _training_set(path: Path) -> str:
+    from agc_ml.training import trainingset  # noqa: PLC0415 - heavy
+
+    found = trainingset.load(path)
+    even = int(found.is_even.sum())
+    return (
+        f"{found.task}, {even:,} even and {len(found) - even:,} odd events of "
+        f"{found.features.shape[1]} rows, digest {found.digest[:12]}"
+    )
 
 
 def _fileset(path: Path) -> str:

@@ -6,11 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from services.triton import Triton, weighted
 from trained import SPEC, setup_of
 
 from agc_ml import (
@@ -279,3 +281,42 @@ def test_an_export_that_scores_otherwise_is_not_registered(
     monkeypatch.setattr(networks, "_make_canonical", lambda _: None)
     with pytest.raises(TrainingError, match=r"even\.onnx: its ONNX scores otherwise"):
         learner.save(tmp_path, "even")
+
+
+def test_trials_on_a_dask_cluster(done: Path, training_run: Path, tmp_path: Path) -> None:
+    """The same bytes as in one process; workers get the training set, whatever disk they have."""
+    from distributed import Client, LocalCluster  # noqa: PLC0415 - heavy
+
+    cluster = LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path
+    )
+    with cluster, Client(cluster) as client:
+        (tmp_path / "job").mkdir()
+        setup_of(tmp_path / "job", training_run, site=client.scheduler.address)
+        assert job.main(tmp_path / "job") == 0
+    for name in ("even.json", "odd.json", "model.json"):
+        assert (tmp_path / "job" / "bundle" / name).read_bytes() == (
+            done / "bundle" / name
+        ).read_bytes()
+
+
+def test_scores_of_a_server_are_compared(triton: Triton, tmp_path: Path) -> None:
+    """With a real one, that serves what the golden rows were scored with, or another version."""
+    rows_of = np.random.default_rng(0).random((50, 20), np.float32)
+    versions = {"even": 1, "odd": 2}
+    models: dict[str, Any] = {}
+    for parity, version in versions.items():
+        scored = weighted(rows_of, version)
+        np.savez(tmp_path / f"golden_{parity}.npz", rows=rows_of, scores=scored)
+        address = f"grpc://{triton.main.address}/wide?version={version}"
+        models[parity] = replace(load_model(address), trained_on=parity)
+    bundle = Bundle("wide", "1", **models)
+    addresses = {
+        parity: f"grpc://{triton.main.address}/wide?version={version}"
+        for parity, version in versions.items()
+    }
+    swapped = {"even": addresses["odd"], "odd": addresses["even"]}
+    for remote, passed in ((addresses, True), (swapped, False)):
+        here, there = gates._same_scores(tmp_path, bundle, remote, Limits())
+        assert (here.name, here.passed) == ("same_scores_here", True)
+        assert (there.name, there.passed) == ("same_scores_remote", passed)

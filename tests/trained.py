@@ -21,7 +21,7 @@ SPEC: dict[str, Any] = {"kind": "xgboost", "name": "jet_assignment", "trials": 2
 def setup_of(folder: Path, run: Path, **change: Any) -> None:
     """Write what a job in ``folder`` is given, to train on what ``run`` extracted."""
     path = run / "training.parquet"
-    given = {key: change.pop(key) for key in ("members", "champion") if key in change}
+    given = {key: change.pop(key) for key in ("members", "champion", "site") if key in change}
     spec = JobSpec(**{**SPEC, "dataset": rows.digest_of(path), **change})
     setup = Setup(
         **{

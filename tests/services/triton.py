@@ -62,6 +62,7 @@ MODELS: Final = {
         output="TYPE_FP32 dims: [1]",
         max_rows=1000,
     ),
+    "wide": Served(features="TYPE_FP32 dims: [-1, 20]", versions=(1, 2)),
     "slow": Served(f"(time.sleep({SLOW_S}), weighted(features, self.version))[1]"),
     "short": Served("weighted(features, self.version)[1:]"),
     "nan": Served("np.append(weighted(features[1:], 1), np.float32(np.nan))"),
