@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from services.training import registered
+from trained import SPEC
 
 import agc_ml
 from agc_ml import catalogue
@@ -22,6 +24,7 @@ from agc_ml.training import client, core
 from agc_ml.training.core import Settings
 from agc_ml.training.promoting import ConflictError
 from agc_ml.training.publishing import Publisher
+from agc_ml.training.table import Table
 
 NAME = "jet_assignment"
 
@@ -351,3 +354,73 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
         client.connect_training(str(tmp_path), local=True),
     ):
         pass
+
+
+def test_a_stop_on_purpose_is_no_death(training_run: Path, tmp_path: Path) -> None:
+    """The job waits for the next start, as if it had never been begun, and goes on there."""
+    training = core.Training(Settings(tmp_path))
+    digest = training.add_dataset(training_run / "training.parquet")
+    spec = client.checked({**SPEC, "dataset": digest, "trials": 500})
+    job, _ = training.submit(spec, "me")
+    core.advance(training, job)
+    while training.table.job(job.id).progress.done < 3:
+        time.sleep(0.05)
+        training.step()
+    training.close()
+    again = core.Training(Settings(tmp_path))
+    found = again.table.job(job.id)
+    assert (found.state, found.attempt) == ("queued", 0)
+    core.advance(again, found)
+    while again.table.job(job.id).progress.done < found.progress.done + 1:
+        time.sleep(0.05)
+        again.step()
+    log = again.log(found)
+    assert sum("trial 0 on even events" in line for line in log) == 2  # told again, not tried again
+    again.table.cancel(job.id)
+    while not again.table.job(job.id).is_over:
+        time.sleep(0.05)
+        again.step()
+    assert again.table.job(job.id).state == "cancelled"
+    again.close()
+
+
+def test_a_job_takes_too_long(training_run: Path, tmp_path: Path) -> None:
+    training = core.Training(Settings(tmp_path, timeout=4))
+    digest = training.add_dataset(training_run / "training.parquet")
+    spec = client.checked({**SPEC, "dataset": digest, "trials": 500})
+    job, _ = training.submit(spec, "me")
+    found = training.run_until_over(job)
+    assert found.state == "failed"
+    assert "not done after 4 s" in str(found.error)
+    training.close()
+
+
+def test_a_process_that_always_dies(training_run: Path, tmp_path: Path) -> None:
+    """As one that runs out of memory: three times, and the last lines of its log are told."""
+    training = core.Training(Settings(tmp_path))
+    digest = training.add_dataset(training_run / "training.parquet")
+    job, _ = training.submit(client.checked({**SPEC, "dataset": digest, "trials": 500}), "me")
+    deaths = 0
+    while not (found := training.table.job(job.id)).is_over:
+        for waiting in training.step():
+            core.advance(training, waiting)
+        if found.state == "running" and found.progress.done >= 2 + deaths:
+            process = training._processes[job.id]
+            process.kill()
+            process.wait()
+            deaths += 1
+        time.sleep(0.02)
+    assert deaths == core.MAX_ATTEMPTS == found.attempt
+    assert found.state == "failed"
+    assert "its process died 3 times (SIGKILL); the last lines" in str(found.error)
+    training.close()
+
+
+def test_what_a_finished_job_leaves(champions: Path) -> None:
+    """Its log and its study; the models are in the registry."""
+    table = Table(champions / core.TABLE)
+    for job in table.jobs():
+        left = {path.name for path in (champions / "jobs" / job.id).iterdir()}
+        assert "bundle" not in left
+        assert {"result.json", "study.db"} <= left
+    table.close()

@@ -40,7 +40,7 @@ from agc_ml.training import trainingset
 from agc_ml.training.promoting import Promoting
 from agc_ml.training.publishing import Publisher, member
 from agc_ml.training.spec import JobSpec, Known, Limits, Setup
-from agc_ml.training.table import Job, Table
+from agc_ml.training.table import Job, Progress, Table
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +93,21 @@ class Training:
 
     def close(self) -> None:
         """Stop the processes of jobs, which go on when it is opened again; close the database."""
-        for identity, process in self._processes.items():
-            if process.poll() is None:
-                logger.info("job %s: stopped, it goes on with the next start", identity)
-                _signal(process.pid, signal.SIGTERM)
-        for process in self._processes.values():
+        stopped = [one for one, process in self._processes.items() if process.poll() is None]
+        for identity in stopped:
+            _signal(self._processes[identity].pid, signal.SIGTERM)
+        for identity in stopped:
+            process = self._processes[identity]
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 _signal(process.pid, signal.SIGKILL)
                 process.wait()
+            logger.info("job %s: stopped, it goes on with the next start", identity)
+            job = self.table.job(identity)
+            # it was stopped on purpose, which is no death
+            if job.state == "running" and not job.cancelled:
+                self.table.move(job, "queued", attempt=job.attempt - 1, note="was stopped")
         self.table.close()
 
     # training sets
@@ -173,7 +178,9 @@ class Training:
         folder = self.job_folder(job)
         process = self._processes.get(job.id)
         if (process is not None and process.poll() is None) or _is_locked(folder):
-            self.table.note(job, progress=_progress(folder))
+            progress = _progress(folder)
+            if Progress.model_validate(progress) != job.progress:
+                self.table.note(job, progress=progress)
             self._limit(job, folder)
             return
         code = None if process is None else process.poll()
@@ -308,11 +315,14 @@ def settle(training: Training, job: Job, outcome: Outcome) -> None:
     if isinstance(outcome, Setup):
         training.start(job, outcome)
     elif isinstance(outcome, RegistryError):
-        training.table.note(job, note=f"waits: {outcome}")
+        if job.note != f"waits: {outcome}":
+            training.table.note(job, note=f"waits: {outcome}")
     elif isinstance(outcome, Exception):
         training.table.move(job, "failed", error=" ".join(str(outcome).split())[:500])
     else:
         training.table.move(job, "succeeded", result=outcome, note="")
+        for copied in ("given", work.BUNDLE):  # the registry has them by now
+            shutil.rmtree(training.job_folder(job) / copied, ignore_errors=True)
 
 
 def _is_locked(folder: Path) -> bool:

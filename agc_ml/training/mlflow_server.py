@@ -98,6 +98,8 @@ class MlflowServer:
                     *("--backend-store-uri", f"sqlite:///{self._folder / DATABASE}"),
                     *("--artifacts-destination", str(self._folder / ARTIFACTS)),
                     *("--host", HOST, "--port", str(self.port), "--workers", "1"),
+                    # it is asked every few seconds whether it is there, for years
+                    *("--uvicorn-opts", "--no-access-log"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -210,8 +210,7 @@ class Table:
 
     def note(self, job: Job, **fields: Any) -> None:
         """Change what is known of a job, if it is in the same state still."""
-        if any(getattr(job, name, None) != value for name, value in fields.items()):
-            self._set(job.id, job.state, {"changed": time.time(), **fields})
+        self._set(job.id, job.state, {"changed": time.time(), **fields})
 
     def _set(self, identity: str, state: str, fields: dict[str, Any]) -> bool:
         values = {
