@@ -338,7 +338,7 @@ def test_a_file_that_is_not_the_manifests(
     assert "ttbar__scaleup" in called.error
     validated = agc("validate", folder)
     assert validated.code == 1
-    assert message in validated.out
+    assert message in " ".join(validated.out.split())
 
 
 def test_a_valid_set(made: Path) -> None:

@@ -156,7 +156,7 @@ def jobs_log(job_id: str, **given: Any) -> None:
 @where_options
 @options.logging_options
 def jobs_cancel(job_id: str, **given: Any) -> None:
-    """Stop a job."""
+    """Stop a job that waits or works; what it found is lost."""
     with connected(given) as training:
         job = training.cancel(job_id)
     click.echo(f"job {job.id}: {'cancelled' if job.is_over else 'is being stopped'}")

@@ -147,7 +147,7 @@ def tidied() -> Iterator[None]:
             yield
         finally:
             for left in gc.get_objects():  # what a traceback holds on to would outlive this
-                if isinstance(left, TinyDB):
+                if type(left) is TinyDB:
                     left.close()
 
 
