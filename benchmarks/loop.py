@@ -222,7 +222,7 @@ def polling(service: TrainingService, features: Path) -> dict[str, Any]:
     }
 
 
-def trial_cost(features: Path, pairs: int = 5) -> dict[str, Any]:
+def trial_cost(features: Path, pairs: int = 15) -> dict[str, Any]:
     """A trial of a search over stock xgboost: the same events, folds and parameters."""
     script = Path(__file__).with_name("loop_trial.py")
     seconds: dict[str, list[float]] = {"ours": [], "stock": []}

@@ -362,7 +362,7 @@ def test_files_that_are_no_fileset(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["run", "ttbarr", "GOOD"], "no processor 'ttbarr'; installed are dimuon, jet_assignment, ttbar"),
+        (["run", "ttbarr", "GOOD"], "no processor 'ttbarr'; installed are dimuon, jet_assign"),
         (["run", "no.such.module:P", "GOOD"], "no module or file no.such.module"),
         (["run", "nanoaod:Nothing", "GOOD"], "no processor class 'Nothing'"),
         (["run", "ttbar", "nothere.json"], "nothere.json: no such file or folder"),

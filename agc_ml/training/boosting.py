@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,24 @@ class Learner:
     def scores(self, features: Array) -> Array:
         """Scores of rows, float32, shape (n,)."""
         return np.asarray(self._booster.inplace_predict(features))
+
+    def watch(self, features: Array) -> Callable[[], Array]:
+        """Give what scores these rows with the trees of now: each tree is asked once."""
+        margins = np.zeros(len(features), np.float32)
+        asked = 0
+
+        def scores() -> Array:
+            nonlocal asked
+            if self._done > asked:
+                new = (asked, self._done)
+                # the base score is a margin of zero, so that parts add up
+                margins[:] += self._booster.inplace_predict(
+                    features, iteration_range=new, predict_type="margin"
+                )
+                asked = self._done
+            return np.asarray(1 / (1 + np.exp(-margins)))
+
+        return scores
 
     def save(self, folder: Path, stem: str) -> dict[str, Path]:
         """Write it; files by what they are, of which ``model`` is the one that scores."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -147,6 +147,10 @@ class Learner:
     def scores(self, features: Array) -> Array:
         """Scores of rows, float32, shape (n,)."""
         return np.asarray(self._score(np.ascontiguousarray(features, np.float32)))[:, 0]
+
+    def watch(self, features: Array) -> Callable[[], Array]:
+        """Give what scores these rows with the network as it is then."""
+        return lambda: self.scores(features)
 
     def save(self, folder: Path, stem: str) -> dict[str, Path]:
         """Write it for Keras and as ONNX, which must score as it does.

@@ -86,20 +86,32 @@ def _run(trial: Trial, start: float) -> Tried:
     trainer = TRAINERS[trial.kind]
     folds = [_fold(trial.kind, trial.source, number) for number in range(N_FOLDS)]
     learners = [trainer.Learner(data, trial.params, trial.seed) for data, _ in folds]
+    watches = [
+        learner.watch(_rows(validation))
+        for learner, (_, validation) in zip(learners, folds, strict=True)
+    ]
     history: list[tuple[int, float]] = []
-    qualities: list[Quality] = []
+    found: list[Array] = []
     pruned = False
     for step in trainer.steps(trial.params):
         for learner in learners:
             learner.grow(step)
-        qualities = [
-            scores.quality(score(learner, validation), validation.right)
-            for learner, (_, validation) in zip(learners, folds, strict=True)
+        found = [
+            watch().reshape(-1, validation.features.shape[1])
+            for watch, (_, validation) in zip(watches, folds, strict=True)
         ]
-        history.append((step, float(np.mean([one.jet_score for one in qualities]))))
+        jets = [
+            scores.jet_scores(values, validation.right).mean()
+            for values, (_, validation) in zip(found, folds, strict=True)
+        ]
+        history.append((step, float(np.mean(jets))))
         if history[-1][1] < trial.limits.get(step, 0.0):
             pruned = True
             break
+    qualities = [
+        scores.quality(values, validation.right)
+        for values, (_, validation) in zip(found, folds, strict=True)
+    ]
     mean = Quality(*(float(np.mean(values)) for values in zip(*qualities, strict=True)))
     return Tried(trial.number, tuple(history), mean, pruned, time.perf_counter() - start)
 
@@ -168,8 +180,11 @@ def _fit(task: Fit) -> Fitted:
 
 def score(learner: Any, data: TrainingSet) -> Array:
     """Scores of all permutations, shape (n_events, k)."""
-    n, k, n_features = data.features.shape
-    return np.asarray(learner.scores(data.features.reshape(n * k, n_features))).reshape(n, k)
+    return np.asarray(learner.scores(_rows(data))).reshape(data.features.shape[:2])
+
+
+def _rows(data: TrainingSet) -> Array:
+    return data.features.reshape(-1, data.features.shape[2])
 
 
 @functools.lru_cache(maxsize=2 * N_FOLDS)
