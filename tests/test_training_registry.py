@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
@@ -16,7 +17,7 @@ from trained import SPEC
 
 import agc_ml
 from agc_ml import catalogue
-from agc_ml.errors import ModelError, UsageError
+from agc_ml.errors import ModelError, StoreError, UsageError
 from agc_ml.ml import registry
 from agc_ml.ml.hook import Bundle
 from agc_ml.ml.registry import ChangedError, RegistryError
@@ -294,6 +295,42 @@ def test_the_registry_is_locked(own_champions: Path, monkeypatch: pytest.MonkeyP
     assert found.state == "queued"
     assert "database is locked" in found.note
     training.close()
+
+
+@pytest.mark.parametrize("tiny_disk", ["6m"], indirect=True)
+def test_a_full_disk_while_it_is_registered(
+    training_run: Path, trained_job: Path, tiny_disk: Path
+) -> None:
+    """The job waits with what it made, and is registered when there is space."""
+    job, training = registered(tiny_disk / "training", training_run, trained_job)
+    training.registry.open()
+    ballast = tiny_disk / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 65536)
+            file.flush()
+    with pytest.raises(StoreError, match="database or disk is full"):
+        core.advance(training, job)  # not even that it waits can be noted
+    assert training.table.job(job.id).state == "publishing"
+    with pytest.raises(ModelError):
+        training.registry.find(NAME, "1")
+    ballast.unlink()
+    core.advance(training, training.table.job(job.id))
+    assert training.table.job(job.id).state == "succeeded"
+    check_nothing_by_half(tiny_disk / "training")
+    training.close()
+    dispose()
+
+
+def dispose() -> None:
+    """Have SQLAlchemy let go of the database, so that its disk can be unmounted."""
+    import gc  # noqa: PLC0415 - only here
+
+    from sqlalchemy.engine import Engine  # noqa: PLC0415 - heavy
+
+    for left in gc.get_objects():
+        if type(left) is Engine:
+            left.dispose()
 
 
 def run_ttbar(output: Path, model: str, **how: Any) -> Any:

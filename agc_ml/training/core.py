@@ -16,6 +16,7 @@ started it: so a service that was killed finds its jobs again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -31,7 +32,7 @@ from typing import Any, Final
 
 from agc_ml import folders, rows
 from agc_ml.cluster import LOCAL
-from agc_ml.errors import ModelError, StoreError, TrainingError
+from agc_ml.errors import ModelError, StoreError, TrainingError, chain
 from agc_ml.ml.hook import PARITIES, Parity
 from agc_ml.ml.registry import RegistryError, Version
 from agc_ml.results import write
@@ -310,11 +311,17 @@ def advance(training: Training, job: Job) -> None:
 Outcome = Setup | dict[str, Any] | Exception
 
 
+def is_full(outcome: Any) -> bool:
+    """Whether something failed for want of space, which may be there later."""
+    errors = chain(outcome) if isinstance(outcome, Exception) else ()
+    return any(getattr(one, "errno", None) in {errno.ENOSPC, errno.EDQUOT} for one in errors)
+
+
 def settle(training: Training, job: Job, outcome: Outcome) -> None:
     """Note what came of preparing or publishing a job."""
     if isinstance(outcome, Setup):
         training.start(job, outcome)
-    elif isinstance(outcome, RegistryError):
+    elif isinstance(outcome, RegistryError) or is_full(outcome):
         if job.note != f"waits: {outcome}":
             training.table.note(job, note=f"waits: {outcome}")
     elif isinstance(outcome, Exception):

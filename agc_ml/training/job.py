@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,7 @@ BUNDLE: Final = "bundle"
 GATES: Final = "gates.json"
 TRIALS: Final = "trials.json"
 
+_LOOK_S: Final = 1.0
 _DEATHS: Final = 3
 """Of workers under the same trial, before it is given up."""
 
@@ -328,7 +330,15 @@ def spec_of(folder: Path) -> JobSpec:
 def _sole(folder: Path) -> Iterator[None]:
     """Hold the lock of the job's folder, with the process's number in it: until it dies."""
     with (folder / folders.LOCK).open("a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        deadline = time.monotonic() + _LOOK_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # for a moment also when a service looks whether it is held
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

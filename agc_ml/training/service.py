@@ -226,7 +226,10 @@ async def _advance(house: House, job: Job) -> None:
     except Exception as error:
         logger.exception("job %s", job.id)
         outcome = error
-    core.settle(training, job, outcome)
+    try:
+        core.settle(training, job, outcome)
+    except StoreError as error:  # the job stays what it is, and is tried again
+        logger.error("job %s: %s", job.id, error)  # noqa: TRY400 - one line says it
 
 
 def _write_client(training: Training, url: str, mlflow: MlflowServer) -> Path:
