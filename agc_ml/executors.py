@@ -50,8 +50,13 @@ class Executor(Protocol):
     def report(self, path: Path) -> AbstractContextManager[None]:
         """Write a report of what happens inside the block to ``path``, if there is any."""
 
-    def provide(self, models: Mapping[str, Content]) -> None:
-        """Give every process that works, now or later, the content of models."""
+    def provide(
+        self, contents: Mapping[str, Content], forget: Callable[[], None] | None = None
+    ) -> None:
+        """Give every process that works, now or later, contents by sha256, such as models.
+
+        They stay there for others, unless ``forget`` is given: what they do in the end.
+        """
 
     def outcomes(
         self, function: Callable[..., Result], jobs: Mapping[str, tuple[Any, ...]]
@@ -70,7 +75,11 @@ class InlineExecutor:
         """Do nothing: there is no cluster to report on."""
         return contextlib.nullcontext()
 
-    def provide(self, models: Mapping[str, Content]) -> None:
+    def provide(
+        self,
+        contents: Mapping[str, Content],
+        forget: Callable[[], None] | None = None,
+    ) -> None:
         """Do nothing: the process that made the processor has them."""
 
     def outcomes(
@@ -100,10 +109,12 @@ class DaskExecutor:
             for name in self._plugins:
                 self._client.unregister_worker_plugin(name)
 
-    def provide(self, models: Mapping[str, Content]) -> None:
-        """Give every worker the content of models, also those that join later."""
-        if models:
-            self._register(_at_start(partial(hook.provide, models)))
+    def provide(
+        self, contents: Mapping[str, Content], forget: Callable[[], None] | None = None
+    ) -> None:
+        """Give every worker the contents, also those that join later."""
+        if contents:
+            self._register(_at_start(partial(hook.provide, contents), forget))
 
     def _register(self, plugin: Any) -> None:
         self._client.register_plugin(plugin)
@@ -201,8 +212,11 @@ def connected(
             own.close(timeout=cluster.CLOSE_TIMEOUT_S)
 
 
-def _at_start(action: Callable[[], None]) -> Any:
-    """A plugin that does something on each worker, also on those that join later."""
+def _at_start(action: Callable[[], None], at_end: Callable[[], None] | None = None) -> Any:
+    """A plugin that does something on each worker, also on those that join later.
+
+    ``at_end`` is done when it is taken away again.
+    """
     from distributed import WorkerPlugin  # noqa: PLC0415 - heavy
 
     class AtStart(WorkerPlugin):  # type: ignore[misc]
@@ -210,6 +224,10 @@ def _at_start(action: Callable[[], None]) -> Any:
 
         def setup(self, worker: Any) -> None:  # noqa: ARG002 - Dask calls it so
             action()
+
+        def teardown(self, worker: Any) -> None:  # noqa: ARG002 - likewise
+            if at_end is not None:
+                at_end()
 
     return AtStart()
 

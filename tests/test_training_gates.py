@@ -20,9 +20,10 @@ from agc_ml import (
     rows,
 )
 from agc_ml.errors import ModelError, TrainingError
+from agc_ml.ml import hook
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle
-from agc_ml.training import bundles, gates, job, scores, trainingset
+from agc_ml.training import bundles, gates, job, scores, trainingset, trials
 from agc_ml.training.gates import Judged
 from agc_ml.training.spec import Known, Limits
 
@@ -294,6 +295,8 @@ def test_trials_on_a_dask_cluster(done: Path, training_run: Path, tmp_path: Path
         (tmp_path / "job").mkdir()
         setup_of(tmp_path / "job", training_run, site=client.scheduler.address)
         assert job.main(tmp_path / "job") == 0
+        kept = client.run(lambda: (len(hook._contents), trials.whole.cache_info().currsize))
+        assert set(kept.values()) == {(0, 0)}  # nothing of it stays with the workers
     for name in ("even.json", "odd.json", "model.json"):
         assert (tmp_path / "job" / "bundle" / name).read_bytes() == (
             done / "bundle" / name

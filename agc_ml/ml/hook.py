@@ -301,6 +301,11 @@ def by_reference() -> Iterator[list[Model]]:
         _gathered.reset(token)
 
 
+def forget(sha256: str) -> None:
+    """Let go of a content; nobody may need it any more."""
+    _contents.pop(sha256, None)
+
+
 def content_of(sha256: str) -> Content | None:
     """What this process was given under a sha256, None if nothing."""
     return _contents.get(sha256)

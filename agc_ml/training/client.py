@@ -56,8 +56,14 @@ _QUIET_S: Final = 60.0
 _AGAIN: Final = urllib3.Retry(3, backoff_factor=0.5, redirect=0)
 
 _OK: Final = range(200, 300)
-_LOST: Final = 3
+_LOST: Final = 10
 """Times that a connection to a job's events is made anew, without a word in between."""
+
+_PAUSE_S: Final = 5
+
+
+class UnreachableError(TrainingError):
+    """Nobody answers; a service that is restarted does so soon."""
 
 
 class Training(Protocol):
@@ -230,11 +236,11 @@ class Remote:
                 for job in self._events(identity):
                     lost = 0
                     yield job
-            except urllib3.exceptions.HTTPError as error:
+            except (urllib3.exceptions.HTTPError, UnreachableError) as error:
                 lost += 1
                 if lost > _LOST:
                     raise self._unreachable(error) from error
-                time.sleep(lost)
+                time.sleep(min(lost, _PAUSE_S))
         yield job
 
     def _events(self, identity: str) -> Iterator[Job]:
@@ -327,9 +333,11 @@ class Remote:
             raise TrainingError(f"{self._service.url}: {problem(answer.data)}")
         return answer
 
-    def _unreachable(self, error: Exception) -> TrainingError:
+    def _unreachable(self, error: Exception) -> UnreachableError:
+        if isinstance(error, UnreachableError):
+            return error
         reason = str(getattr(error, "reason", None) or error).rpartition(": ")[2][:150]
-        return TrainingError(
+        return UnreachableError(
             f"the training service {self._service.url} can't be reached ({reason}); is it running, "
             "and is that its address?"
         )

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ def _train(
     workers = setup.workers if site == LOCAL else None
     hook.provide({sha256: Content(content)})
     with executors.connected(None, site, workers) as (executor, _):
-        executor.provide({sha256: Content(content)})
+        executor.provide({sha256: Content(content)}, partial(trials.forget, sha256))
 
         def evaluate(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
             jobs = {key: (trial,) for key, trial in waiting.items()}

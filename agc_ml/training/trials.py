@@ -207,6 +207,13 @@ def events(source: Source) -> TrainingSet:
     return whole(source.sha256, source.digest, source.variation).of_parity(source.parity)
 
 
+def forget(sha256: str) -> None:
+    """Let go of a training set: workers of a cluster live longer than a job."""
+    hook.forget(sha256)
+    for kept in (_fold, events, whole):
+        kept.cache_clear()
+
+
 @functools.lru_cache(maxsize=2)
 def whole(sha256: str, digest: str, variation: str) -> TrainingSet:
     """The whole training set, of one variation.
