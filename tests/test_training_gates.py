@@ -15,6 +15,7 @@ import pytest
 from services.triton import Triton, weighted
 from trained import SPEC, setup_of
 
+import agc_ml
 from agc_ml import (
     agc,  # noqa: F401 - the package
     rows,
@@ -286,12 +287,7 @@ def test_an_export_that_scores_otherwise_is_not_registered(
 
 def test_trials_on_a_dask_cluster(done: Path, training_run: Path, tmp_path: Path) -> None:
     """The same bytes as in one process; workers get the training set, whatever disk they have."""
-    from distributed import Client, LocalCluster  # noqa: PLC0415 - heavy
-
-    cluster = LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path
-    )
-    with cluster, Client(cluster) as client:
+    with agc_ml.connect("local", workers=2) as client:
         (tmp_path / "job").mkdir()
         setup_of(tmp_path / "job", training_run, site=client.scheduler.address)
         assert job.main(tmp_path / "job") == 0

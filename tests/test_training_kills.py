@@ -23,7 +23,7 @@ def followed_through_a_restart(
     job = remote.submit(**spec, seed=99)
     states = []
     for now in remote.follow(job.id):
-        if not states and now.progress.done >= 2:
+        if "killed" not in states and now.progress.done >= 2:
             service.kill()
             threading.Timer(3, service.start).start()
             states.append("killed")
