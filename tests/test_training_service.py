@@ -86,6 +86,16 @@ def test_every_route_has_its_role(training_service: TrainingService) -> None:
     assert routes(training_service) == PUBLIC | set(NEEDS)
 
 
+def test_the_api_document_says_where_a_token_is_needed(training_service: TrainingService) -> None:
+    described = json.loads(training_service.ask("GET", "/openapi.json").data)
+    (scheme,) = described["components"]["securitySchemes"].items()
+    assert (scheme[1]["type"], scheme[1]["scheme"]) == ("http", "bearer")
+    for path, methods in described["paths"].items():
+        for method, route in methods.items():
+            is_public = (method.upper(), path) in PUBLIC
+            assert route.get("security") == (None if is_public else [{scheme[0]: []}])
+
+
 @pytest.mark.parametrize("kind", ["none", "wrong", "expired", "revoked"])
 def test_nothing_without_a_token(
     training_service: TrainingService, tokens: dict[str, str], kind: str
@@ -386,8 +396,14 @@ def test_whoever_may_only_look_at_mlflow_changes_nothing(training_service: Train
     headers = urllib3.make_headers(basic_auth=f"{viewer['user']}:{viewer['password']}")
     url = f"http://127.0.0.1:{training_service.mlflow_port}/api/2.0/mlflow/registered-models"
     body = {"name": "jet_assignment", "alias": "champion", "version": "2"}
-    answer = urllib3.request("POST", f"{url}/alias", json=body, headers=headers)
-    assert answer.status == 403
+    for path, content in (("alias", body), ("create", {"name": "other"})):
+        answer = urllib3.request("POST", f"{url}/{path}", json=content, headers=headers)
+        assert answer.status == 403
+    experiments = url.replace("registered-models", "experiments")
+    answer = urllib3.request(
+        "POST", f"{experiments}/search", json={"max_results": 9}, headers=headers
+    )
+    assert answer.status == 200
     assert urllib3.request("GET", f"{url}/search", retries=False).status == 401
     found = registry.resolve("jet_assignment@champion", str(training_service.folder))
     assert found.version == "1"

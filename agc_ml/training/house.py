@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any, Final, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
 from agc_ml.training import access
@@ -22,6 +23,9 @@ from agc_ml.training.table import Token
 
 # A report is a page of ours, but what is in it comes from whoever trained.
 PAGE_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+# Declared for the API's document, and read by it; without one, a browser is asked for Basic.
+_BEARER: Final = HTTPBearer(auto_error=False, description="a token of 'agc-ml service token add'")
 
 Answer = TypeVar("Answer")
 
@@ -68,10 +72,16 @@ InHouse = Annotated[House, Depends(house_of)]
 def _needs(role: Role) -> Callable[..., Awaitable[Token]]:
     """Only for those whose token has a role."""
 
-    async def check(request: Request, house: InHouse) -> Token:
+    async def check(
+        request: Request,
+        house: InHouse,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+    ) -> Token:
         if house.open_to_all:
             return Token(name="anyone", role="promote", created=0, expires=None)
-        found = access.known(house.training.table, _token(request))
+        found = access.known(
+            house.training.table, bearer.credentials if bearer else _password(request)
+        )
         if found is None:
             raise HTTPException(
                 HTTPStatus.UNAUTHORIZED,
@@ -90,11 +100,9 @@ def _needs(role: Role) -> Callable[..., Awaitable[Token]]:
     return check
 
 
-def _token(request: Request) -> str:
-    """The token of a request: Bearer, or as the password that a browser asks for."""
+def _password(request: Request) -> str:
+    """The token of a request whose browser asked for it, as a password."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return given.strip()
     if scheme.lower() == "basic":
         with contextlib.suppress(ValueError):
             return base64.b64decode(given, validate=True).decode().partition(":")[2]

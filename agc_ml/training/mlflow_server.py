@@ -28,7 +28,7 @@ HOST: Final = "127.0.0.1"
 LOG: Final = "mlflow.log"
 _STATE: Final = "mlflow.json"
 _CONFIG: Final = "mlflow-auth.ini"
-_ADMIN: Final = "agc-ml"
+ADMIN: Final = "agc-ml"
 VIEWER: Final = "viewer"
 START_S: Final = 120.0
 """Given to it to answer for the first time."""
@@ -46,12 +46,12 @@ class MlflowServer:
         self._folder = folder.absolute()
         state = self._read()
         self._passwords = state.get("passwords") or {
-            _ADMIN: secrets.token_urlsafe(24),
+            ADMIN: secrets.token_urlsafe(24),
             VIEWER: secrets.token_urlsafe(12),
         }
-        known = int(state.get("port", 0))
-        self.port = port or known or _free_port()
-        self._pid = int(state.get("pid", 0)) if self.port == known else 0
+        self._earlier_port = int(state.get("port", 0))
+        self.port = port or self._earlier_port or _free_port()
+        self._pid = int(state.get("pid", 0))
         self._process: subprocess.Popen[bytes] | None = None
         self._has_viewer = False
         self._next = self._patience = 0.0
@@ -74,7 +74,7 @@ class MlflowServer:
         UsageError
             Someone else is there.
         """
-        if self.is_up():
+        if self.port == self._earlier_port and self.is_up():
             logger.info("MLflow runs already at %s", self.url)
             return
         self._stop_earlier()
@@ -135,6 +135,9 @@ class MlflowServer:
 
     def is_up(self) -> bool:
         """Whether it answers, and is ours."""
+        # The password is for our process alone, not for whoever took its port.
+        if "mlflow" not in _command(self._pid):
+            return False
         return self._ask("POST", "/api/2.0/mlflow/experiments/search", {"max_results": 1}) == _OK
 
     def stop(self) -> None:
@@ -151,7 +154,7 @@ class MlflowServer:
                 method,
                 self.url + path,
                 json=body,
-                headers=urllib3.make_headers(basic_auth=f"{_ADMIN}:{self._passwords[_ADMIN]}"),
+                headers=urllib3.make_headers(basic_auth=f"{ADMIN}:{self._passwords[ADMIN]}"),
                 timeout=5,
                 retries=False,
             )
@@ -161,7 +164,7 @@ class MlflowServer:
 
     def _stop_earlier(self) -> None:
         """End the process that was noted, if it is MLflow still."""
-        if not self._pid or "mlflow" not in _command(self._pid):
+        if "mlflow" not in _command(self._pid):
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -178,9 +181,9 @@ class MlflowServer:
                 "[mlflow]",
                 "default_permission = READ",
                 f"database_uri = sqlite:///{self._folder / 'mlflow-users.db'}",
-                f"admin_username = {_ADMIN}",
-                f"admin_password = {self._passwords[_ADMIN]}",
-                "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
+                f"admin_username = {ADMIN}",
+                f"admin_password = {self._passwords[ADMIN]}",
+                "authorization_function = agc_ml.training.mlflow_access:authenticate",
                 "",
             ]
         )
@@ -205,6 +208,8 @@ def _free_port() -> int:
 
 def _command(pid: int) -> str:
     """Command line of a process, '' if there is none."""
+    if not pid:
+        return ""
     ps = shutil.which("ps") or "ps"
     found = subprocess.run(  # noqa: S603 - a number
         [ps, "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False

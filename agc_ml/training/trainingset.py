@@ -201,8 +201,9 @@ def _check_size(found: TrainingSet) -> None:
     for parity, number in numbers.items():
         if number < MIN_EVENTS:
             raise TrainingError(
-                f"training set {found.digest[:12]}: {number} fully matched {parity} events; at "
-                f"least {MIN_EVENTS} are needed: extract it from more files"
+                f"training set {found.digest[:12]}, variation {found.variation!r}: {number} fully "
+                f"matched {parity} events; at least {MIN_EVENTS} are needed: extract it from more "
+                "files"
             )
 
 
