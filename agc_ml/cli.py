@@ -121,11 +121,11 @@ def _three_lines(result: Any) -> None:
         f"{metrics.wall_s:.1f} s, {metrics.events_per_s:,.0f} events/s"
     )
     missing = len(result.ledger.missing)
-    click.echo(
-        f"{len(result.templates)} histograms; {missing} chunks missing"
-        if missing
-        else f"{len(result.templates)} histograms; nothing is missing, nothing counted twice"
-    )
+    made = [f"{name}.parquet: {len(table):,} rows" for name, table in result.tables.items()]
+    if result.templates or not made:
+        made.insert(0, f"{len(result.templates)} histograms")
+    whole = f"{missing} chunks missing" if missing else "nothing is missing, nothing counted twice"
+    click.echo("; ".join([*made, whole]))
 
 
 @cli.command(epilog="Example: agc-ml run dimuon 'data/*.root' --dataset DYJets -o runs/dimuon")

@@ -216,6 +216,12 @@ def run(record: RunRecord) -> Page:
         parts.append(Table("yields", ("region", "process", "events", "uncertainty"), yields))
     if record.cutflow:
         parts.append(_cutflow(record.cutflow))
+    tables = [
+        (f"{name}.parquet", table.rows, len(table.columns), table.digest)
+        for name, table in record.tables.items()
+    ]
+    if tables:
+        parts.append(Table("tables", ("file", "rows", "columns", "digest"), tables))
     metrics = [
         (name, value, type(record.metrics).model_fields[name].description or "")
         for name, value in record.metrics.model_dump().items()

@@ -47,6 +47,9 @@ class Trained(_Record):
     kind: str = Field(description="xgboost or keras")
     dataset: str = Field(description="digest of the training set")
     variation: str = Field(description="of the jets it was trained with")
+    space: str | dict[str, Any] | None = Field(
+        default=None, description="search space that was asked for; null: the usual one of the kind"
+    )
     seed: int
     job: str
     models: dict[Parity, Learned]

@@ -142,8 +142,8 @@ def connect_training(
     found = place(where)
     if isinstance(found, Local):
         raise UsageError(
-            f"no training service in {found.folder}; start one with 'agc-ml service training', "
-            "name one with --service or AGC_ML_TRAINING, or do without one: --local"
+            f"folder {found.folder}: no training service; start one with 'agc-ml service "
+            "training', name one with --service or AGC_ML_TRAINING, or do without one: --local"
         )
     return Remote(found)
 

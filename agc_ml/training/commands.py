@@ -82,7 +82,7 @@ def train(dataset: str, *, detach: bool, as_json: bool, quiet: bool, **given: An
         if not quiet:
             click.echo(f"job {job.id}: training set {digest[:12]}", err=True)
         if detach:
-            print_job(job, as_json=as_json)
+            print_job(job, given, as_json=as_json)
             return
         follow(training, job, given, as_json=as_json, quiet=quiet)
 

@@ -13,7 +13,7 @@ import click
 
 from agc_ml import options
 from agc_ml.errors import UsageError
-from agc_ml.training.connecting import connected, follow, named, where_options
+from agc_ml.training.connecting import again, connected, follow, named, where_options
 
 if TYPE_CHECKING:
     from agc_ml.training.client import Training
@@ -57,12 +57,15 @@ def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
 
 
 @models.command("show", epilog="Example: agc-ml models show jet_assignment@champion")
-@click.argument("model", metavar="NAME@VERSION")
+@click.argument("model", metavar="NAME[@VERSION]")
 @where_options
 @options.json_option
 @options.logging_options
 def models_show(model: str, *, as_json: bool, **given: Any) -> None:
-    """Show a bundle: gates, parameters, and what it was made of."""
+    """Show a bundle: gates, parameters, what it was made of; and who was champion when.
+
+    NAME alone is the champion, as with report and pull.
+    """
     from agc_ml.tables import Page, Table  # noqa: PLC0415 - on demand
 
     name, which = named(model)
@@ -265,7 +268,7 @@ def models_judge(
 
 
 @models.command("report", epilog="Example: agc-ml models report jet_assignment@3 -o report.html")
-@click.argument("model", metavar="NAME@VERSION")
+@click.argument("model", metavar="NAME[@VERSION]")
 @click.option(
     "-o",
     "--output",
@@ -289,7 +292,7 @@ def models_report(model: str, output: Path | None, **given: Any) -> None:
 
 
 @models.command("pull", epilog="Example: agc-ml models pull jet_assignment@champion -o bundle")
-@click.argument("model", metavar="NAME@VERSION")
+@click.argument("model", metavar="NAME[@VERSION]")
 @click.option(
     "-o",
     "--output",
@@ -370,7 +373,7 @@ def models_drift(
         f"{len(drifted)} of {len(found)} features drifted",
     ]
     if challenger is not None:
-        parts.append(f"challenger: job {challenger.id}; agc-ml jobs follow {challenger.id}")
+        parts.append(f"challenger: agc-ml jobs follow {challenger.id}{again(given)}")
     elif drifted:
         parts.append("train on the new events with --train, a run of jet_assignment on them")
     facts = {
@@ -392,6 +395,7 @@ def _challenger(training: Training, name: str, trained: dict[str, Any], dataset:
         kind=trained["kind"],
         dataset=digest,
         trials=max(trials, 1),
+        space=trained["space"],
         seed=trained["seed"],
         variation=trained["variation"],
         idempotency_key=f"drift of {trained['job']} on {digest[:32]}",

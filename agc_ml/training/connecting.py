@@ -64,17 +64,23 @@ def require_extra() -> None:
 
 
 def named(label: str) -> tuple[str, str]:
-    """Name, and version or alias.
+    """Name, and version or alias; of a name alone, its champion.
 
     Raises
     ------
     UsageError
-        One is missing.
+        One is empty.
     """
     name, separator, which = label.partition("@")
-    if not separator or not name or not which:
-        raise UsageError(f"{label}: NAME@VERSION or NAME@champion is needed")
-    return name, which
+    if not name or (separator and not which):
+        raise UsageError(f"{label!r}: NAME@VERSION or NAME@champion is needed")
+    return name, which or "champion"
+
+
+def again(given: dict[str, Any]) -> str:
+    """The options by which another command finds the same place."""
+    service = f" --service {shlex.quote(given['where'])}" if given["where"] else ""
+    return service + (" --local" if given["local"] else "")
 
 
 def follow(
@@ -89,18 +95,16 @@ def follow(
                 show(now)
                 job = now
     except KeyboardInterrupt as stop:
-        with_service = f" --service {shlex.quote(given['where'])}" if given["where"] else ""
-        local = " --local" if given["local"] else ""
         goes_on = "is stopped, and goes on" if given["local"] else "goes on; follow it"
         raise Interrupted(
-            f"interrupted; the job {goes_on} with: agc-ml jobs follow {job.id}{with_service}{local}"
+            f"interrupted; the job {goes_on} with: agc-ml jobs follow {job.id}{again(given)}"
         ) from stop
-    print_job(job, as_json=as_json)
+    print_job(job, given, as_json=as_json)
     if job.state != "succeeded":
         sys.exit(1)
 
 
-def print_job(job: Job, *, as_json: bool) -> None:
+def print_job(job: Job, given: dict[str, Any], *, as_json: bool) -> None:
     """Say what came of a job, or how it stands.
 
     Raises
@@ -112,7 +116,9 @@ def print_job(job: Job, *, as_json: bool) -> None:
         click.echo(job.model_dump_json(indent=1))
         return
     if job.state == "failed":
-        raise TrainingError(f"job {job.id} failed: {job.error}; its log: agc-ml jobs log {job.id}")
+        raise TrainingError(
+            f"job {job.id} failed: {job.error}; its log: agc-ml jobs log {job.id}{again(given)}"
+        )
     click.echo(f"job {job.id}: {job.state}{f' ({job.note})' if job.note else ''}")
     if job.result is None:
         return
@@ -126,4 +132,5 @@ def print_job(job: Job, *, as_json: bool) -> None:
             f"{job.spec.name}@{versions['bundle']}: AUC {quality['auc']:.4f}, jet score "
             f"{quality['jet_score']:.4f}; {verdict}"
         )
-        click.echo(f"look at it: agc-ml models report {job.spec.name}@{versions['bundle']}")
+        bundle = f"{job.spec.name}@{versions['bundle']}"
+        click.echo(f"look at it with: agc-ml models report {bundle}{again(given)}")

@@ -219,6 +219,7 @@ def _save(
         kind=setup.spec.kind,
         dataset=data.digest,
         variation=data.variation,
+        space=setup.spec.space,
         seed=setup.spec.seed,
         job=setup.job,
         models=learned,
