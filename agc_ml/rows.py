@@ -128,37 +128,58 @@ def write(path: Path, rows: Rows, provenance: Mapping[str, Any]) -> None:
         }
     )
     arrays = {
-        name: pa.array(values.astype(str)) if values.dtype.kind == "S" else pa.array(values)
+        name: pa.array(np.strings.decode(values, "utf-8"))
+        if values.dtype.kind == "S"
+        else pa.array(values)
         for name, values in columns.items()
     }
     table = pa.table(arrays).replace_schema_metadata({_KEY: text.encode()})
     pq.write_table(table, path, compression="zstd")
 
 
-def read(source: Path | BinaryIO, error: Callable[[str], Exception] = RunDirectoryError) -> Table:
+def read(
+    source: Path | BinaryIO,
+    error: Callable[[str], Exception] = RunDirectoryError,
+    most_bytes: int | None = None,
+) -> Table:
     """Read a table, from a file or its content; check that it is what its digest says.
 
     Raises
     ------
     RunDirectoryError
-        Or what ``error`` makes of a line: it can't be read, is no table of agc-ml, or was changed.
+        Or what ``error`` makes of a line: it can't be read, is no table of agc-ml, was changed, or
+        would take more than ``most_bytes`` of memory.
     """
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
 
     label = source if isinstance(source, Path) else "table"
     try:
-        table = pq.read_table(source)
+        schema = pq.read_schema(source)
+        text = {field.name for field in schema if pa.types.is_string(field.type)}
+        file = pq.ParquetFile(source, read_dictionary=sorted(text))
+        widths = [max(field.type.bit_width // 8, 1) for field in schema if field.name not in text]
+        n_bytes = file.metadata.num_rows * sum(widths)
+        _check_size(label, n_bytes, most_bytes, error)
+        table = file.read()
     except FileNotFoundError:
         raise error(f"{label}: there is no such file") from None
-    except (OSError, pa.ArrowException) as cause:
+    except (OSError, ValueError, pa.ArrowException) as cause:
         reason = " ".join(str(cause).split())[:200]
         raise error(f"{label}: can't be read as Parquet ({reason}); extract it anew") from cause
     about, provenance, content = _stated(label, table.schema.metadata, error)
     columns = {}
     for name in table.column_names:
-        values = table[name].combine_chunks().to_numpy(zero_copy_only=False)
-        columns[name] = values.astype("S") if values.dtype == object else values
+        if table[name].null_count:
+            raise error(f"{label}: column {name} has rows without a value; extract it anew")
+        values = table[name].combine_chunks()
+        if name in text:
+            words = np.array([word.encode() for word in values.dictionary.to_pylist()], "S")
+            n_bytes += words.itemsize * len(values)
+            _check_size(label, n_bytes, most_bytes, error)
+            columns[name] = words[values.indices.to_numpy()]
+        else:
+            columns[name] = values.to_numpy(zero_copy_only=False)
     found = digest(columns, about)
     if found != content:
         raise error(
@@ -166,6 +187,16 @@ def read(source: Path | BinaryIO, error: Callable[[str], Exception] = RunDirecto
             "was changed or is damaged: extract it anew"
         )
     return Table(columns, about, provenance, content)
+
+
+def _check_size(
+    label: object, n_bytes: int, most: int | None, error: Callable[[str], Exception]
+) -> None:
+    if most is not None and n_bytes > most:
+        raise error(
+            f"{label}: takes {n_bytes / 1e6:,.0f} MB of memory; at most {most / 1e6:,.0f} MB are "
+            "taken: extract fewer events into it, or start the service with a larger --max-upload"
+        )
 
 
 def digest_of(path: Path, error: Callable[[str], Exception] = RunDirectoryError) -> str:

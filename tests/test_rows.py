@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -115,6 +116,42 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
         rows.read(tmp_path / "cut.parquet")
     with pytest.raises(RunDirectoryError, match="no such file"):
         rows.read(tmp_path / "gone.parquet")
+
+
+def test_text_of_any_alphabet(tmp_path: Path) -> None:
+    words = [word.encode() for word in ("", "Zürich", "μμ", "ttbar")]
+    path = written(tmp_path / "t.parquet", {"name": np.array(words)})
+    assert rows.read(path).columns["name"].tolist() == words
+
+
+def test_a_table_that_takes_much_memory(tmp_path: Path) -> None:
+    """Parquet packs what repeats: the size of a file says little of what it takes to read it."""
+    n = 1_000_000
+    path = tmp_path / "t.parquet"
+    for columns, size in (
+        ({"n": np.ones(n), "flag": np.ones(n, bool)}, 9e6),
+        ({"name": np.full(n, b"x" * 40)}, 40e6),
+    ):
+        written(path, columns)
+        assert path.stat().st_size < 10_000
+        assert len(rows.read(path, most_bytes=int(size)).columns) == len(columns)
+        message = f"takes {size / 1e6:.0f} MB of memory; at most {size / 1e6:.0f} MB are taken"
+        with pytest.raises(RunDirectoryError, match=message):
+            rows.read(path, most_bytes=int(size) - 1)
+
+
+def test_rows_without_a_value(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.parquet")
+    table = pq.read_table(path)
+    for name in ("n", "name"):
+        hole = table.set_column(
+            table.column_names.index(name),
+            name,
+            pa.array([None, *table[name].to_pylist()[1:]], table[name].type),
+        )
+        pq.write_table(hole, path)
+        with pytest.raises(RunDirectoryError, match=f"column {name} has rows without a value"):
+            rows.read(path)
 
 
 def test_a_run_keeps_its_tables(training_run: Path, tmp_path: Path) -> None:

@@ -319,3 +319,22 @@ def test_scores_of_a_server_are_compared(triton: Triton, tmp_path: Path) -> None
         here, there = gates._same_scores(tmp_path, bundle, remote, Limits())
         assert (here.name, here.passed) == ("same_scores_here", True)
         assert (there.name, there.passed) == ("same_scores_remote", passed)
+
+
+@pytest.mark.parametrize("what", ["dataset", "variation", "kind"])
+def test_models_that_make_no_bundle(
+    done: Path, training_run: Path, tmp_path: Path, what: str
+) -> None:
+    """A bundle says once what it was trained on: that has to be true of both models."""
+    other = tmp_path / "other"
+    shutil.copytree(done / "bundle", other)
+    trained = json.loads((other / bundles.TRAINED).read_text())
+    (other / bundles.TRAINED).write_text(json.dumps({**trained, what: "another"}))
+    members = {
+        "even": Known(version="1", folder=str(done / "bundle")),
+        "odd": Known(version="2", folder=str(other)),
+    }
+    versions = {"even": 1, "odd": 2}
+    setup_of(tmp_path, training_run, kind="judge", versions=versions, members=members)
+    with pytest.raises(TrainingError, match=f"trained with different {what} .*another"):
+        job.run(tmp_path)

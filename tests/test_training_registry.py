@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -404,7 +405,10 @@ def test_a_stop_on_purpose_is_no_death(training_run: Path, tmp_path: Path) -> No
         time.sleep(0.05)
         training.step()
     training.close()
-    again = core.Training(Settings(tmp_path))
+    with sqlite3.connect(tmp_path / core.TABLE) as table:
+        table.execute("update jobs set started = 1")  # the night is no time of the job
+    table.close()
+    again = core.Training(Settings(tmp_path, timeout=300))
     found = again.table.job(job.id)
     assert (found.state, found.attempt) == ("queued", 0)
     core.advance(again, found)
@@ -413,11 +417,12 @@ def test_a_stop_on_purpose_is_no_death(training_run: Path, tmp_path: Path) -> No
         again.step()
     log = again.log(found)
     assert sum("trial 0 on even events" in line for line in log) == 2  # told again, not tried again
-    again.table.cancel(job.id)
+    again.cancel(job.id)
     while not again.table.job(job.id).is_over:
         time.sleep(0.05)
         again.step()
     assert again.table.job(job.id).state == "cancelled"
+    assert not (again.job_folder(job) / "bundle").exists()
     again.close()
 
 

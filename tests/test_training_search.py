@@ -122,8 +122,16 @@ def test_trials_that_fail(tmp_path: Path) -> None:
         for index, (key, trial) in enumerate(waiting.items()):
             yield key, Tried(trial.number, error="no memory") if index == 1 else pretended(trial)
 
-    found = search.search(plan(), some_fail, tmp_path / "some.db", lambda *_: None)
-    assert len(found["even"]) < 14
+    told: list[tuple[Parity, Attempt | search.FailedTrial]] = []
+    for _ in range(2):  # the second time all is there
+        told.clear()
+        found = search.search(
+            plan(), some_fail, tmp_path / "some.db", lambda *one: told.append(one)
+        )
+        failed = {(p, one.number): one.error for p, one in told if not isinstance(one, Attempt)}
+        assert set(failed.values()) == {"no memory"}
+        assert len(told) == 28
+        assert sum(len(attempts) for attempts in found.values()) == 28 - len(failed)
 
     def all_fail(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
         yield from ((key, Tried(trial.number, error="no GPU")) for key, trial in waiting.items())
@@ -153,6 +161,14 @@ def test_trials_that_fail(tmp_path: Path) -> None:
 def test_spaces_that_make_no_sense(space: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         space_of("xgboost", space)
+
+
+def test_steps_of_a_range() -> None:
+    """Those of fractions are fractions, also where both ends are whole."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    space = space_of("xgboost", {"gamma": {"low": 0, "high": 2, "step": 0.5}, "max_depth": [3]})
+    seen = {spaces.suggest(study.ask(), space)["gamma"] for _ in range(60)}
+    assert seen == {0, 0.5, 1, 1.5, 2}
 
 
 def test_spaces_in_files(tmp_path: Path) -> None:

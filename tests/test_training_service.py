@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import urllib3
 from services.training import TrainingService, free_port, polled
@@ -121,7 +122,7 @@ def test_each_role_may_do_its_part(
 
 def test_what_is_public_says_little(training_service: TrainingService) -> None:
     answer = urllib3.request("GET", f"{training_service.url}/healthz")
-    assert set(json.loads(answer.data)) == {"status", "mlflow"}
+    assert set(json.loads(answer.data)) == {"status", "registry", "mlflow"}
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
@@ -151,6 +152,11 @@ def job_of(service: TrainingService, run: Path, **change: Any) -> dict[str, Any]
         ({"dataset": "0" * 64}, 422, "no training set 000000000000 here; upload it first"),
         ({"versions": {"even": 1, "odd": 1}}, 422, "versions belong to the kind judge"),
         ({"kind": "judge"}, 422, "versions belong to the kind judge"),
+        (
+            {"kind": "judge", "versions": {"even": 1, "odd": 1}, "remote": {"even": "/etc/passwd"}},
+            *(422, "/etc/passwd: it begins with neither grpc:// nor grpcs://"),
+        ),
+        ({"remote": {"even": "grpc://127.0.0.1:1/x?version=1"}}, 422, "remote belongs to the kind"),
         ({"surprise": 1}, 422, "surprise: Extra inputs are not permitted"),
     ],
 )
@@ -214,12 +220,15 @@ def test_training_sets_that_are_refused(
     path = tmp_path / "few.parquet"
     rows.write(path, rows.Rows({k: v[:120] for k, v in few.columns.items()}, few.about), {})
     few_digest = rows.digest_of(path)
+    large = tmp_path / "large.parquet"
+    rows.write(large, rows.Rows({"run": np.ones(10_000_000)}, {}), {})
     for digest, body, status, message in (
         ("1" * 64, good, 422, "the training set has the digest"),
         ("2" * 64, b"no parquet at all", 422, "can't be read as Parquet"),
         ("3" * 64, b"x" * 21_000_000, 413, "at most 20 MB"),
         ("xyz", good, 422, "64 hexadecimal digits"),
         (few_digest, path.read_bytes(), 422, "at least 50 are needed"),
+        (rows.digest_of(large), large.read_bytes(), 422, "takes 80 MB of memory; at most 20 MB"),
     ):
         answer = training_service.ask("PUT", f"/v1/datasets/{digest}", body=body)
         assert answer.status == status, answer.data
@@ -230,6 +239,8 @@ def test_training_sets_that_are_refused(
 def test_what_is_not_there(training_service: TrainingService) -> None:
     for path, status in (
         ("/v1/jobs/abc", 404),
+        ("/v1/jobs/abc/events", 404),
+        ("/v1/models/jet_assignment/resolve?version=99999999999999999999", 422),
         ("/v1/models/muons/resolve", 404),
         ("/v1/models/jet_assignment/resolve?version=77", 404),
         ("/v1/models/jet_assignment/resolve?version=x", 422),
@@ -272,11 +283,16 @@ def test_a_report_is_a_page(training_service: TrainingService) -> None:
 def test_numbers_for_prometheus(training_service: TrainingService) -> None:
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415
 
+    for method in ("BREW", "X" * 5000):
+        urllib3.request(method, f"{training_service.url}/v1/jobs", retries=False)
     text = training_service.ask("GET", "/metrics").data.decode()
     found = {
         sample.name: sample for f in text_string_to_metric_families(text) for sample in f.samples
     }
     assert {"agc_ml_jobs", "agc_ml_requests", "agc_ml_mlflow_up", "agc_ml_slots"} <= set(found)
+    assert 'method="other"' in text
+    assert "BREW" not in text
+    assert len(text) < 20_000
 
 
 def test_the_log_is_structured(training_service: TrainingService) -> None:
@@ -476,3 +492,31 @@ def test_over_tls_and_without_tokens(champions: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 130
     assert (tmp_path / "training" / "client.yaml").stat().st_mode & 0o077 == 0
+
+
+def test_a_damaged_registry(tmp_path: Path) -> None:
+    """Is said, again and again, until it is restored: nothing is lost, and nobody has to restart.
+
+    Ctrl-C then ends it with one line.
+    """
+    service = TrainingService(tmp_path / "training")
+    service.folder.mkdir()
+    Table(service.folder / TABLE).close()
+    (service.folder / registry.DATABASE).write_bytes(b"no database" * 999)
+    service.start()
+    deadline = time.monotonic() + 60
+    while "mlflow.db: can't be used now" not in service.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert json.loads(service.ask("GET", "/healthz").data)["registry"] == "closed"
+    assert service.ask("GET", "/v1/models").status == 503
+    (service.folder / registry.DATABASE).write_bytes(b"")  # as cp of a backup does
+    while json.loads(service.ask("GET", "/healthz").data)["registry"] != "open":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert service.ask("GET", "/v1/models").status == 200
+    assert service.stop() == 130
+    log = service.log.read_text()
+    assert "stopped; the same command goes on" in log.splitlines()[-1]
+    assert "Traceback" not in log
+    assert "never retrieved" not in log

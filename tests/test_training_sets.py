@@ -51,6 +51,8 @@ def doubled(columns: Columns) -> Columns:
         (changed("event", lambda v: v // 2 * 2), "events are in it twice|0 fully matched odd"),
         (few, "variation 'nominal': .* fully matched even events; at least 50 are needed"),
         (doubled, "100 events are in it twice"),
+        (changed("variation", lambda v: np.zeros(len(v))), "column variation is of a wrong type"),
+        (changed("pt_w1", lambda v: v.astype("S")), "column pt_w1 is of a wrong type"),
     ],
 )
 def test_nothing_can_be_learned(

@@ -248,21 +248,11 @@ class Registry:
 
     @property
     def client(self) -> Any:
-        """MLflow's client.
-
-        Raises
-        ------
-        UsageError
-            MLflow is not installed.
-        """
+        """MLflow's client, to be used within `errors`."""
         if self._client is None:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            try:
-                from mlflow import MlflowClient  # noqa: PLC0415 - heavy, and optional
-            except ImportError as error:
-                raise UsageError(
-                    f"MLflow is not installed ({error}): pip install 'agc-ml[training]'"
-                ) from error
+            from mlflow import MlflowClient  # noqa: PLC0415 - heavy, and optional
+
             logging.getLogger("mlflow").setLevel(logging.WARNING)
             # others may write to it, too: they are waited for
             uri = f"sqlite:///{self._database.absolute()}?timeout=60"
@@ -354,11 +344,21 @@ class Registry:
             There is no such thing.
         RegistryError
             MLflow's database can't be used.
+        UsageError
+            MLflow is not installed.
         """
-        from mlflow.exceptions import MlflowException  # noqa: PLC0415 - heavy
-
+        try:
+            from mlflow.exceptions import MlflowException  # noqa: PLC0415 - heavy, and optional
+            from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415 - comes with it
+        except ImportError as error:
+            raise UsageError(
+                f"MLflow is not installed ({error}): pip install 'agc-ml[training]'"
+            ) from error
         try:
             yield
+        except SQLAlchemyError as error:
+            reason = " ".join(str(error).partition("[SQL")[0].split())[:200]
+            raise RegistryError(f"{self._database}: can't be used now ({reason})") from error
         except MlflowException as error:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 raise ModelError(

@@ -34,7 +34,7 @@ class Facts(NamedTuple):
     standard error, events; ``variations`` by name: AUC and jet score; ``confusion`` of kinds of
     quarks, rows are the true ones; ``importance`` by feature: loss of AUC and its spread;
     ``curve`` by parity: events, AUC and jet score; ``history`` by parity: jet score of each trial,
-    and whether it ran to its end; ``labels`` of the features.
+    and whether it ran to its end.
     """
 
     roc: Mapping[str, tuple[Array, Array]]

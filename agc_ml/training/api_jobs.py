@@ -8,9 +8,9 @@ import tempfile
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
@@ -20,6 +20,9 @@ from agc_ml.training.spec import DIGEST, JobSpec
 from agc_ml.training.table import ENDED, Job, State, UnknownError
 
 ROUTES: Final = APIRouter()
+
+UPLOAD: Final = ".upload"
+"""How the name of a file begins that is being uploaded."""
 
 EVERY_S: Final = 0.5
 """Between two looks at a job that someone follows."""
@@ -40,7 +43,7 @@ async def upload(digest: str, request: Request, house: InHouse, _: Trainer) -> d
     if house.training.dataset_path(digest).exists():
         return {"digest": digest}
     n_bytes = 0
-    with tempfile.NamedTemporaryFile(dir=house.training.folder, prefix=".upload") as file:
+    with tempfile.NamedTemporaryFile(dir=house.training.folder, prefix=UPLOAD) as file:
         try:
             async for part in request.stream():
                 n_bytes += len(part)
@@ -50,7 +53,7 @@ async def upload(digest: str, request: Request, house: InHouse, _: Trainer) -> d
             file.flush()
         except OSError as error:
             raise StoreError(f"the training set can't be kept ({error.strerror})") from error
-        await house.read(house.training.add_dataset, Path(file.name), digest)
+        await house.take_in(Path(file.name), digest)
     return {"digest": digest}
 
 
@@ -95,11 +98,17 @@ async def logs(job_id: str, house: InHouse, _: Reader, tail: int = 200) -> dict[
     return {"lines": house.training.log(found, max(1, min(tail, 10_000)))}
 
 
+def _known(job_id: str, house: InHouse, _: Reader) -> Job:
+    """A job that is there: once an answer streams, it is too late to say that it is not."""
+    return house.training.table.job(job_id)
+
+
 @ROUTES.get("/v1/jobs/{job_id}/events", tags=["jobs"], response_class=EventSourceResponse)
-async def events(job_id: str, house: InHouse, _: Reader) -> AsyncIterator[ServerSentEvent]:
+async def events(
+    job_id: str, house: InHouse, _: Reader, found: Annotated[Job, Depends(_known)]
+) -> AsyncIterator[ServerSentEvent]:
     """The job each time it changes, until it is over."""
     changed = 0.0
-    found = house.training.table.job(job_id)
     while True:
         if found.changed != changed:
             changed = found.changed
@@ -113,7 +122,7 @@ async def events(job_id: str, house: InHouse, _: Reader) -> AsyncIterator[Server
 @ROUTES.post("/v1/jobs/{job_id}/cancel", tags=["jobs"])
 async def cancel(job_id: str, house: InHouse, _: Trainer) -> Job:
     """Stop a job."""
-    return house.training.table.cancel(job_id)
+    return house.training.cancel(job_id)
 
 
 def _too_large(house: House) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,21 +15,27 @@ from agc_ml.ml.registry import CHAMPION
 from agc_ml.training import versions
 from agc_ml.training.house import PAGE_POLICY, InHouse, Promoter, Reader
 from agc_ml.training.page import REPORT
-from agc_ml.training.spec import NAME
+from agc_ml.training.spec import NAME, VersionNumber
 from agc_ml.training.table import Promotion, UnknownError
 from agc_ml.training.versions import VersionFacts
 
 ROUTES: Final = APIRouter(tags=["models"])
+
+_MOST: Final = 2**31 - 1
+Number = Annotated[int, Path(ge=1, le=_MOST)]
 
 
 class Promote(BaseModel):
     """Which bundle is to be the champion: by its version, or those of its two models."""
 
     model_config = ConfigDict(extra="forbid")
-    version: int | None = Field(default=None, ge=1)
-    versions: dict[Parity, int] | None = None
+    version: int | None = Field(default=None, ge=1, le=_MOST)
+    versions: dict[Parity, VersionNumber] | None = None
     expect_current: int | None = Field(
-        default=None, ge=0, description="version that is the champion now; 0: there is none"
+        default=None,
+        ge=0,
+        le=_MOST,
+        description="version that is the champion now; 0: there is none",
     )
     force: bool = Field(default=False, description="although it fails a gate")
     reason: str = Field(default="", max_length=500, description="why, if it is forced")
@@ -39,7 +45,7 @@ class Rollback(BaseModel):
     """Back to the champion before."""
 
     model_config = ConfigDict(extra="forbid")
-    expect_current: int | None = Field(default=None, ge=0)
+    expect_current: int | None = Field(default=None, ge=0, le=_MOST)
 
 
 @ROUTES.get("/v1/models")
@@ -62,7 +68,11 @@ async def promotions(name: str, house: InHouse, _: Reader) -> list[Promotion]:
 
 @ROUTES.get("/v1/models/{name}/resolve")
 async def resolve(
-    name: str, house: InHouse, _: Reader, alias: str = CHAMPION, version: int | None = None
+    name: str,
+    house: InHouse,
+    _: Reader,
+    alias: str = CHAMPION,
+    version: Annotated[int | None, Query(ge=1, le=_MOST)] = None,
 ) -> VersionFacts:
     """What an alias or a version is now; its files can be relied upon."""
     which = alias if version is None else str(version)
@@ -70,7 +80,7 @@ async def resolve(
 
 
 @ROUTES.get("/v1/models/{name}/versions/{version}/files/{file:path}")
-async def content(name: str, version: int, file: str, house: InHouse, _: Reader) -> Response:
+async def content(name: str, version: Number, file: str, house: InHouse, _: Reader) -> Response:
     """A file of a bundle."""
     data = await house.read(
         versions.content, house.training.registry, _name(name), str(version), file
@@ -79,7 +89,7 @@ async def content(name: str, version: int, file: str, house: InHouse, _: Reader)
 
 
 @ROUTES.get("/v1/models/{name}/versions/{version}/report")
-async def report(name: str, version: int, house: InHouse, _: Reader) -> HTMLResponse:
+async def report(name: str, version: Number, house: InHouse, _: Reader) -> HTMLResponse:
     """The page that says whether to promote it."""
     data = await house.read(
         versions.content, house.training.registry, _name(name), str(version), REPORT

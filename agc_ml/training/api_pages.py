@@ -20,7 +20,11 @@ ROUTES: Final = APIRouter()
 async def health(house: InHouse) -> dict[str, str]:
     """Whether the service works, for anyone; 503 where it does not."""
     house.training.table.counts()
-    return {"status": "ok", "mlflow": "up" if house.is_mlflow_up else "down"}
+    return {
+        "status": "ok",
+        "registry": "open" if house.is_open else "closed",
+        "mlflow": "up" if house.is_mlflow_up else "down",
+    }
 
 
 @ROUTES.get("/metrics", tags=["service"], response_class=PlainTextResponse)

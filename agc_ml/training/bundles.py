@@ -34,6 +34,11 @@ class Learned(_Record):
 
     params: dict[str, int | float]
     trials: int = Field(description="that were finished to find the parameters")
+    failed: int = Field(description="trials of which nothing came; the log says why")
+    seed: int
+    space: str | dict[str, Any] | None = Field(
+        description="search space that was asked for; null: the usual one of the kind"
+    )
     validation: dict[str, float] = Field(description="cross-validated: auc, jet_score, fully_right")
     curve: tuple[tuple[int, float, float], ...] = Field(
         description="(events, auc, jet_score) of models trained on fewer events"
@@ -47,10 +52,6 @@ class Trained(_Record):
     kind: str = Field(description="xgboost or keras")
     dataset: str = Field(description="digest of the training set")
     variation: str = Field(description="of the jets it was trained with")
-    space: str | dict[str, Any] | None = Field(
-        default=None, description="search space that was asked for; null: the usual one of the kind"
-    )
-    seed: int
     job: str
     models: dict[Parity, Learned]
     versions: dict[str, str] = Field(description="of the libraries that trained")

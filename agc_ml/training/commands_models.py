@@ -111,7 +111,8 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
 
 def _described(found: VersionFacts, judged: dict[str, Any], trained: dict[str, Any]) -> str:
     champion = " (champion)" if found.is_champion else ""
-    made = f"{trained['kind']}, seed {trained['seed']}, trained on {trained['dataset'][:12]}"
+    seeds = " and ".join(dict.fromkeys(str(one["seed"]) for one in trained["models"].values()))
+    made = f"{trained['kind']}, seed {seeds}, trained on {trained['dataset'][:12]}"
     jets = f"{trained['variation']} jets, judged on {judged['events']:,} events"
     return f"{found.name}@{found.version}{champion}: {made}, {jets}"
 
@@ -170,7 +171,7 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
     ]
     origin = [
         (key, str(trained_a[key])[:20], str(trained_b[key])[:20])
-        for key in ("kind", "dataset", "variation", "seed", "job")
+        for key in ("kind", "dataset", "variation", "job")
     ]
     params = {
         f"{label} {parity}": one["params"]
@@ -218,12 +219,21 @@ def models_promote(
 
 @models.command("rollback", epilog="Example: agc-ml models rollback jet_assignment")
 @click.argument("name")
+@click.option(
+    "--expect",
+    metavar="VERSION",
+    type=click.IntRange(1),
+    help="Only if this is the champion now [that of when the command begins].",
+)
 @where_options
 @options.logging_options
-def models_rollback(name: str, **given: Any) -> None:
+def models_rollback(name: str, *, expect: int | None, **given: Any) -> None:
     """Make the champion before the champion again."""
     with connected(given) as training:
-        done = training.rollback(name)
+        history = training.promotions(name)
+        known = history[-1].version if history else None
+        expected = str(expect) if expect else known
+        done = training.rollback(name, expected=expected)
     click.echo(f"{name}@{done.version} is the champion, in place of @{done.previous}")
 
 
@@ -389,14 +399,14 @@ def models_drift(
 def _challenger(training: Training, name: str, trained: dict[str, Any], dataset: str) -> Job:
     """A job that trains as a model was trained; filed once for a training set and a model."""
     digest = training.upload(dataset)
-    trials = max(one["trials"] for one in trained["models"].values())
+    first = trained["models"]["even"]
     return training.submit(
         name=name,
         kind=trained["kind"],
         dataset=digest,
-        trials=max(trials, 1),
-        space=trained["space"],
-        seed=trained["seed"],
+        trials=first["trials"] + first["failed"],
+        space=first["space"],
+        seed=first["seed"],
         variation=trained["variation"],
         idempotency_key=f"drift of {trained['job']} on {digest[:32]}",
     )

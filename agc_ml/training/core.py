@@ -41,7 +41,7 @@ from agc_ml.training import trainingset
 from agc_ml.training.promoting import Promoting
 from agc_ml.training.publishing import Publisher, member
 from agc_ml.training.spec import JobSpec, Known, Limits, Setup
-from agc_ml.training.table import Job, Progress, Table
+from agc_ml.training.table import Job, Progress, State, Table
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ _LAST_LINES: Final = 3
 class Settings:
     """How jobs are done: ``slots`` of them at once, each with trials on ``workers`` of ``site``.
 
-    ``timeout`` seconds are the most that a job's process may take, ``most_queued`` jobs may wait.
+    ``timeout`` seconds are the most that a job's process may take, each time it is started;
+    ``most_queued`` jobs may wait.
     """
 
     folder: Path
@@ -117,8 +118,10 @@ class Training:
         """Where the training set of a digest is, or would be."""
         return self.folder / DATASETS / f"{digest}.parquet"
 
-    def add_dataset(self, path: Path, digest: str | None = None) -> str:
-        """Take a training set in; its digest.
+    def add_dataset(
+        self, path: Path, digest: str | None = None, most_bytes: int | None = None
+    ) -> str:
+        """Take a training set in that takes at most so much memory; its digest.
 
         Raises
         ------
@@ -127,7 +130,7 @@ class Training:
         StoreError
             There is no space.
         """
-        table = rows.read(path, TrainingError)
+        table = rows.read(path, TrainingError, most_bytes)
         if digest is not None and table.digest != digest:
             raise TrainingError(
                 f"the training set has the digest {table.digest}, not {digest}; name the right one"
@@ -186,22 +189,39 @@ class Training:
             return
         code = None if process is None else process.poll()
         self._processes.pop(job.id, None)
-        self._asked.pop(job.id, None)
+        was_late = self._asked.pop(job.id, None) is not None and self._is_late(job)
         if (folder / work.RESULT).exists():
             self.table.move(job, "publishing", progress=_progress(folder), note="")
         elif job.cancelled:
-            self.table.move(job, "cancelled")
+            self._end(job, "cancelled")
         elif (error := _error(folder)) is not None:
-            self.table.move(job, "failed", error=error)
-        elif self._is_late(job):
-            self.table.move(
+            self._end(job, "failed", error=error)
+        elif was_late:
+            self._end(
                 job, "failed", error=f"not done after {self.settings.timeout:g} s; the job's limit"
             )
         elif job.attempt < MAX_ATTEMPTS:
             logger.warning("job %s: its process died (%s); it goes on", job.id, code)
             self.table.move(job, "queued", note="its process died, and is started again")
         else:
-            self.table.move(job, "failed", error=self._died(job, code))
+            self._end(job, "failed", error=self._died(job, code))
+
+    def _end(self, job: Job, state: State, **fields: Any) -> None:
+        """Note that a job is over."""
+        if self.table.move(job, state, **fields):
+            self.tidy(job)
+
+    def tidy(self, job: Job) -> None:
+        """Drop what nobody needs of a job that is over: the registry has what is to be kept."""
+        for copied in ("given", work.BUNDLE):
+            shutil.rmtree(self.job_folder(job) / copied, ignore_errors=True)
+
+    def cancel(self, identity: str) -> Job:
+        """Stop a job, as `Table.cancel`."""
+        job = self.table.cancel(identity)
+        if job.is_over:
+            self.tidy(job)
+        return job
 
     def _is_late(self, job: Job) -> bool:
         return job.started is not None and time.time() - job.started > self.settings.timeout
@@ -325,11 +345,11 @@ def settle(training: Training, job: Job, outcome: Outcome) -> None:
         if job.note != f"waits: {outcome}":
             training.table.note(job, note=f"waits: {outcome}")
     elif isinstance(outcome, Exception):
-        training.table.move(job, "failed", error=" ".join(str(outcome).split())[:500])
+        if training.table.move(job, "failed", error=" ".join(str(outcome).split())[:500]):
+            training.tidy(job)
     else:
         training.table.move(job, "succeeded", result=outcome, note="")
-        for copied in ("given", work.BUNDLE):  # the registry has them by now
-            shutil.rmtree(training.job_folder(job) / copied, ignore_errors=True)
+        training.tidy(job)
 
 
 def _is_locked(folder: Path) -> bool:

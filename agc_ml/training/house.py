@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import Depends, Request, Security
@@ -35,14 +36,15 @@ class House:
     """What requests are answered from.
 
     ``talker`` runs what changes the registry, one after the other; ``readers`` what reads it;
-    ``is_open`` says whether that can be done by now; ``mlflow_url`` is where people find MLflow's
-    pages, ``is_mlflow_up`` whether it answers.
+    ``taker`` reads training sets, one at a time; ``is_open`` says whether the registry can be used
+    by now; ``mlflow_url`` is where people find MLflow's pages, ``is_mlflow_up`` whether it answers.
     ``open_to_all``: no token is needed.
     """
 
     training: Training
     talker: Executor
     readers: Executor
+    taker: Executor
     mlflow_url: str
     max_upload: int
     open_to_all: bool = False
@@ -58,6 +60,11 @@ class House:
     async def read(self, function: Callable[..., Answer], *args: Any) -> Answer:
         """Read the registry, or a large file."""
         return await asyncio.get_running_loop().run_in_executor(self.readers, function, *args)
+
+    async def take_in(self, path: Path, digest: str) -> None:
+        """Check and keep a training set."""
+        call = functools.partial(self.training.add_dataset, path, digest, self.max_upload)
+        await asyncio.get_running_loop().run_in_executor(self.taker, call)
 
 
 def house_of(request: Request) -> House:

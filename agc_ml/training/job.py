@@ -33,9 +33,9 @@ from agc_ml.provenance import versions
 from agc_ml.results import write
 from agc_ml.training import bundles, gates, page, trainingset, trials
 from agc_ml.training.bundles import Learned, Trained
-from agc_ml.training.search import Attempt, Plan, best, search
+from agc_ml.training.search import Attempt, FailedTrial, Plan, best, search
 from agc_ml.training.spaces import space_of
-from agc_ml.training.spec import JobSpec, Setup
+from agc_ml.training.spec import Setup
 from agc_ml.training.trainingset import TrainingSet
 from agc_ml.training.trials import Fit, Fitted, Source, Trial, Tried
 from agc_ml.variations import NOMINAL
@@ -145,7 +145,10 @@ def _train(
             for key, tried in _outcomes(executor, trials.run, jobs):
                 yield key, tried if isinstance(tried, Tried) else Tried(-1, error=tried)
 
-        def on_trial(parity: Parity, one: Attempt) -> None:
+        def on_trial(parity: Parity, one: Attempt | FailedTrial) -> None:
+            if isinstance(one, FailedTrial):
+                progress.step(f"trial {one.number} on {parity} events failed: {one.error}")
+                return
             ending = ", stopped early" if one.pruned else ""
             progress.step(
                 f"trial {one.number} on {parity} events: jet score {one.quality.jet_score:.4f}, "
@@ -170,6 +173,9 @@ def _train(
         parity: Learned(
             params=dict(one.params),
             trials=len(attempts[parity]),
+            failed=spec.trials - len(attempts[parity]),
+            seed=spec.seed,
+            space=spec.space,
             validation=one.quality._asdict(),
             curve=tuple(
                 (point.events, point.quality.auc, point.quality.jet_score)
@@ -219,8 +225,6 @@ def _save(
         kind=setup.spec.kind,
         dataset=data.digest,
         variation=data.variation,
-        space=setup.spec.space,
-        seed=setup.spec.seed,
         job=setup.job,
         models=learned,
         versions=_versions(library),
@@ -264,16 +268,24 @@ def _gathered(bundle: Path, setup: Setup) -> Trained:
     if abouts[0] != abouts[1]:
         raise TrainingError("the two models have different tasks or features; they make no bundle")
     bundles.write_card(bundle, setup.spec.name, {"even": even[0], "odd": odd[0]}, abouts[0])
-    first = parts["even"][1]
-    trained = first.model_copy(
-        update={
-            "job": setup.job,
-            "kind": " and ".join(dict.fromkeys(t.kind for _, t in parts.values())),
-            "models": {parity: t.models[parity] for parity, (_, t) in parts.items()},
-        }
-    )
+    first, second = (parts[parity][1] for parity in hook.PARITIES)
+    for what in ("kind", "dataset", "variation", "versions"):
+        of_first, of_second = getattr(first, what), getattr(second, what)
+        if of_first != of_second:
+            raise TrainingError(
+                f"the two models were trained with different {what} ({_brief(of_first)}, "
+                f"{_brief(of_second)}); they make no bundle: train one of them anew"
+            )
+    models = {parity: t.models[parity] for parity, (_, t) in parts.items()}
+    trained = first.model_copy(update={"job": setup.job, "models": models})
     bundles.write_trained(bundle, trained)
     return trained
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return str(value)[:12]
 
 
 def _judge(
@@ -321,11 +333,6 @@ def _finish(folder: Path, trained: Trained, judged: gates.Judged | None) -> None
         }
     )
     write(folder / RESULT, lambda path: path.write_text(text))
-
-
-def spec_of(folder: Path) -> JobSpec:
-    """What the job in a folder was asked to do."""
-    return Setup.model_validate_json((folder / SETUP).read_bytes()).spec
 
 
 @contextmanager

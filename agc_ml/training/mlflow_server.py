@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +26,7 @@ logger = logging.getLogger(__name__)
 HOST: Final = "127.0.0.1"
 LOG: Final = "mlflow.log"
 _STATE: Final = "mlflow.json"
+_USERS: Final = "mlflow-users.db"
 _CONFIG: Final = "mlflow-auth.ini"
 ADMIN: Final = "agc-ml"
 VIEWER: Final = "viewer"
@@ -37,6 +37,8 @@ AGAIN_S: Final = 15.0
 """Between two starts."""
 
 _OK: Final = 200
+_THERE: Final = 400
+"""What it answers where a user is there already."""
 
 
 class MlflowServer:
@@ -45,6 +47,8 @@ class MlflowServer:
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder.absolute()
         state = self._read()
+        if "passwords" not in state:  # those in the database are lost
+            (self._folder / _USERS).unlink(missing_ok=True)
         self._passwords = state.get("passwords") or {
             ADMIN: secrets.token_urlsafe(24),
             VIEWER: secrets.token_urlsafe(12),
@@ -121,8 +125,8 @@ class MlflowServer:
         if self.is_up():
             if not self._has_viewer:
                 user = {"username": VIEWER, "password": self._passwords[VIEWER]}
-                self._ask("POST", "/api/2.0/mlflow/users/create", user)
-                self._has_viewer = True
+                found = self._ask("POST", "/api/2.0/mlflow/users/create", user)
+                self._has_viewer = found in {_OK, _THERE}
             return True
         now, process = time.monotonic(), self._process
         is_starting = process is not None and process.poll() is None and now < self._patience
@@ -180,7 +184,7 @@ class MlflowServer:
             [
                 "[mlflow]",
                 "default_permission = READ",
-                f"database_uri = sqlite:///{self._folder / 'mlflow-users.db'}",
+                f"database_uri = sqlite:///{self._folder / _USERS}",
                 f"admin_username = {ADMIN}",
                 f"admin_password = {self._passwords[ADMIN]}",
                 "authorization_function = agc_ml.training.mlflow_access:authenticate",
@@ -210,8 +214,10 @@ def _command(pid: int) -> str:
     """Command line of a process, '' if there is none."""
     if not pid:
         return ""
-    ps = shutil.which("ps") or "ps"
-    found = subprocess.run(  # noqa: S603 - a number
-        [ps, "-o", "stat=,command=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return "" if found.startswith("Z") else found
+    import psutil  # noqa: PLC0415 - only here
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -111,7 +111,10 @@ def _parameters(trained: Trained) -> Table:
         (f"{key} (validation)", *(f"{one.validation[key]:.4f}" for one in both))
         for key in ("auc", "jet_score", "fully_right")
     ]
-    rows.append(("trials", *(str(one.trials) for one in both)))
+    rows += [
+        (key, *(str(getattr(one, name)) for one in both))
+        for key, name in (("trials", "trials"), ("trials that failed", "failed"), ("seed", "seed"))
+    ]
     columns = ("parameter", *(f"trained on {parity}" for parity in trained.models))
     return Table("Parameters that the search found", columns, rows)
 
@@ -122,7 +125,6 @@ def _origin(judged: Judged, trained: Trained) -> Table:
         ("trained on the training set", trained.dataset),
         ("with jets", trained.variation),
         ("judged on the training set", judged.dataset),
-        ("seed", str(trained.seed)),
         *((name, version) for name, version in trained.versions.items()),
     ]
     return Table("What it was made of", ("", ""), rows, text=2)

@@ -98,7 +98,7 @@ class Promoting:
             raise
         self._table.end_promotion(begun, happened=True)
         logger.info("model %s: version %s is the champion, by %s", name, version, who)
-        return begun
+        return begun.model_copy(update={"state": "done"})
 
     def rollback(self, name: str, *, expected: str | None, who: str) -> Promotion:
         """Make the champion before this one the champion again.

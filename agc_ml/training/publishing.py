@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from agc_ml.training.table import Job
 from agc_ml.training.versions import AGAINST_TAG, JOB_TAG, MEMBER_TAG, PASSED_TAG, QUALITY_TAG
 
 _PAGE: Final = 1000
+"""What MLflow is asked for at once."""
 
 
 class Publisher(Registry):
@@ -126,9 +127,7 @@ class Publisher(Registry):
         from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - heavy
 
         trials = json.loads((work / BUNDLE / TRIALS).read_text())
-        there = self.client.search_runs(
-            [experiment], f"tags.`mlflow.parentRunId` = '{run}'", max_results=_PAGE
-        )
+        there = _all(self.client.search_runs, [experiment], f"tags.`mlflow.parentRunId` = '{run}'")
         known = {one.info.run_name: one for one in there}
         at = int(1000 * job.created)
         for parity, attempts in trials.items():
@@ -213,7 +212,7 @@ class Publisher(Registry):
             The registry can't be used now.
         """
         with self.errors(f"model {name}"):
-            found = self.client.search_model_versions(f"name = '{name}'", max_results=_PAGE)
+            found = _all(self.client.search_model_versions, f"name = '{name}'")
         ours = [one for one in found if FILES_TAG in one.tags]
         return sorted((self.described(one) for one in ours), key=lambda one: int(one.version))
 
@@ -244,7 +243,7 @@ class Publisher(Registry):
             The registry can't be used now.
         """
         with self.errors("models"):
-            found = self.client.search_registered_models(max_results=_PAGE)
+            found = _all(self.client.search_registered_models)
         suffixes = tuple(f"-{parity}" for parity in PARITIES)
         return sorted(one.name for one in found if not one.name.endswith(suffixes))
 
@@ -268,6 +267,17 @@ class Publisher(Registry):
 def member(name: str, parity: Parity) -> str:
     """What the registry calls one of the two models of a bundle."""
     return f"{name}-{parity}"
+
+
+def _all(search: Callable[..., Any], *about: Any) -> list[Any]:
+    """What a search of MLflow's finds, all its pages."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(*about, max_results=_PAGE, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
 
 
 def _sync(path: Path) -> None:

@@ -39,6 +39,7 @@ _STATUS: Final[tuple[tuple[type[AgcError], HTTPStatus], ...]] = (
     (TrainingError, HTTPStatus.UNPROCESSABLE_ENTITY),
     (ModelError, HTTPStatus.NOT_FOUND),
 )
+_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 _RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: "60", HTTPStatus.SERVICE_UNAVAILABLE: "5"}
 
 
@@ -115,13 +116,6 @@ def _add_errors(app: FastAPI) -> None:
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
         return _problem(error.status_code, str(error.detail), dict(error.headers or {}))
 
-    @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> JSONResponse:
-        logger.error("a fault of the service", exc_info=error)
-        return _problem(
-            HTTPStatus.INTERNAL_SERVER_ERROR, f"a fault of the service ({type(error).__name__})"
-        )
-
 
 def _add_log(app: FastAPI) -> None:
     @app.middleware("http")
@@ -129,16 +123,24 @@ def _add_log(app: FastAPI) -> None:
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         start = time.perf_counter()
-        response = await call_next(request)
+        try:
+            response = await call_next(request)
+        except Exception as error:
+            logger.exception("a fault of the service")
+            response = _problem(
+                HTTPStatus.INTERNAL_SERVER_ERROR, f"a fault of the service ({type(error).__name__})"
+            )
         seconds = time.perf_counter() - start
         house = house_of(request)
-        key = request.method, response.status_code
+        # whoever has no token may ask with any word as the method
+        method = request.method if request.method in _METHODS else "other"
+        key = method, response.status_code
         house.requests[key] = house.requests.get(key, 0) + 1
         logger.info(
             "request",
             extra={
                 "facts": {
-                    "method": request.method,
+                    "method": method,
                     "path": request.url.path,
                     "status": response.status_code,
                     "ms": round(1000 * seconds, 1),

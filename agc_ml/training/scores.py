@@ -59,7 +59,7 @@ def quality(scores: Array, right: Array) -> Quality:
     """Quality of scores; ``right`` is the place of each event's right permutation."""
     per_event = jet_scores(scores, right)
     return Quality(
-        auc=float(_aucs(scores, right, np.ones((1, len(right))))[0]),
+        auc=_Ranking(scores, right).auc(np.ones(len(right))),
         jet_score=float(per_event.mean()),
         fully_right=float((per_event == 1).mean()),
     )
@@ -73,41 +73,47 @@ def bootstrap(
     Both are resampled alike, so that what they have in common drops out of the difference.
     """
     n = len(right)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), N_BOOTSTRAP)
-    weights = np.concatenate([np.ones((1, n)), draws]).astype(float)
-
-    def both(values: Array) -> tuple[Array, Array]:
-        return _aucs(values, right, weights), weights @ jet_scores(values, right) / n
-
-    found = both(scores)
-    if other is not None:
-        found = tuple(mine - its for mine, its in zip(found, both(other), strict=True))  # type: ignore[assignment]
+    rng = np.random.default_rng(seed)
+    both = (scores,) if other is None else (scores, other)
+    rankings = [_Ranking(values, right) for values in both]
+    jets = [jet_scores(values, right) for values in both]
+    found = np.empty((N_BOOTSTRAP + 1, 2))
+    for draw in range(len(found)):  # one after the other: all at once would not fit into memory
+        weight = rng.multinomial(n, np.full(n, 1 / n)).astype(float) if draw else np.ones(n)
+        each = np.array(
+            [(one.auc(weight), weight @ its / n) for one, its in zip(rankings, jets, strict=True)]
+        )
+        found[draw] = each[0] - each[1:].sum(axis=0)  # less the other's, if there is one
     tail = (1 - INTERVAL) / 2
     return {
         name: Interval(float(values[0]), *map(float, np.quantile(values[1:], [tail, 1 - tail])))
-        for name, values in zip(("auc", "jet_score"), found, strict=True)
+        for name, values in zip(("auc", "jet_score"), found.T, strict=True)
     }
 
 
-def _aucs(scores: Array, right: Array, weights: Array) -> Array:
-    """AUC for each row of event weights, shape (n_rows,); ties count half."""
-    k = scores.shape[1]
-    flat = scores.ravel()
-    order = np.argsort(flat, kind="stable")
-    ranked = flat[order]
-    event, is_right = order // k, order % k == right[order // k]
-    last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # of each group of ties
-    found = np.empty(len(weights))
-    for row, weight in enumerate(weights):
-        of_row = weight[event]
+class _Ranking:
+    """Permutations in the order of their scores."""
+
+    def __init__(self, scores: Array, right: Array) -> None:
+        k = scores.shape[1]
+        flat = scores.ravel()
+        order = np.argsort(flat, kind="stable")
+        ranked = flat[order]
+        self._event = order // k
+        self._is_right = order % k == right[self._event]
+        self._last = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))  # of equal ones
+
+    def auc(self, weight: Array) -> float:
+        """AUC with a weight for each event; ties count half."""
+        of_row = weight[self._event]
         positive, negative = (
-            np.cumsum(np.where(chosen, of_row, 0))[last] for chosen in (is_right, ~is_right)
+            np.cumsum(np.where(chosen, of_row, 0))[self._last]
+            for chosen in (self._is_right, ~self._is_right)
         )
         below = np.append(0, negative[:-1])
         gained = np.diff(positive, prepend=0)
         won = (gained * (below + (negative - below) / 2)).sum()
-        found[row] = won / (positive[-1] * negative[-1])
-    return found
+        return float(won / (positive[-1] * negative[-1]))
 
 
 def roc(scores: Array, right: Array, points: int = 400) -> tuple[Array, Array]:

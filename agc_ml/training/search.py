@@ -64,12 +64,23 @@ class Attempt:
         }
 
 
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial of which nothing came, and why."""
+
+    number: int
+    error: str
+
+
 def search(
-    plan: Plan, evaluate: Evaluate, storage: Path, on_trial: Callable[[Parity, Attempt], None]
+    plan: Plan,
+    evaluate: Evaluate,
+    storage: Path,
+    on_trial: Callable[[Parity, Attempt | FailedTrial], None],
 ) -> dict[Parity, list[Attempt]]:
     """Try parameters; goes on where ``storage``, an SQLite file, ends.
 
-    ``on_trial`` is told of each trial that finishes, and of those that had finished before.
+    ``on_trial`` is told of each trial that finishes or fails, and of those that had before.
 
     Raises
     ------
@@ -78,17 +89,17 @@ def search(
     """
     studies = {parity: _study(parity, storage) for parity in plan.sources}
     for parity, study in studies.items():
-        for done in _finished(study):
+        earlier: list[Attempt | FailedTrial] = [*_finished(study), *_failed(study)]
+        for done in earlier:
             on_trial(parity, done)
     while waiting := _ask(plan, studies):
         failures = []
         for key, tried in evaluate({key: trial for key, (_, trial) in waiting.items()}):
             parity, trial = waiting[key]
             attempt = _tell(studies[parity], trial, tried)
-            if attempt is None:
-                failures.append(tried.error)
-            else:
-                on_trial(parity, attempt)
+            on_trial(parity, attempt)
+            if isinstance(attempt, FailedTrial):
+                failures.append(attempt.error)
         if len(failures) == len(waiting):
             raise TrainingError(f"no trial of a whole generation worked: {failures[0]}")
     return {parity: _finished(study) for parity, study in studies.items()}
@@ -198,16 +209,17 @@ def _limits(attempts: list[Attempt]) -> dict[int, float]:
     }
 
 
-def _tell(study: Any, trial: Trial, tried: Tried) -> Attempt | None:
+def _tell(study: Any, trial: Trial, tried: Tried) -> Attempt | FailedTrial:
     states = _optuna().trial.TrialState
+    # before the trial is finished: then nothing of it may change
+    storage, key = study._storage, study.get_trials(deepcopy=False)[trial.number]._trial_id  # noqa: SLF001 - a trial that another process asked for has no public handle
     if tried.error or tried.quality is None:
+        storage.set_trial_user_attr(key, "error", tried.error)
         study.tell(trial.number, state=states.FAIL)
-        return None
+        return FailedTrial(trial.number, tried.error)
     attempt = Attempt(
         trial.number, trial.params, tried.history, tried.quality, tried.pruned, tried.seconds
     )
-    # before the trial is finished: then nothing of it may change
-    storage, key = study._storage, study.get_trials(deepcopy=False)[trial.number]._trial_id  # noqa: SLF001 - a trial that another process asked for has no public handle
     storage.set_trial_user_attr(key, "attempt", attempt.described())
     for step, value in tried.history:
         storage.set_trial_intermediate_value(key, step, value)
@@ -216,6 +228,15 @@ def _tell(study: Any, trial: Trial, tried: Tried) -> Attempt | None:
     else:
         study.tell(trial.number, tried.quality.jet_score)
     return attempt
+
+
+def _failed(study: Any) -> list[FailedTrial]:
+    trials = study.get_trials(deepcopy=False)
+    return [
+        FailedTrial(one.number, one.user_attrs["error"])
+        for one in trials
+        if one.state.is_finished() and "error" in one.user_attrs
+    ]
 
 
 def _finished(study: Any, before: int | None = None) -> list[Attempt]:

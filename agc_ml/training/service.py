@@ -8,10 +8,11 @@ import errno
 import ipaddress
 import json
 import logging
+import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from agc_ml import folders
 from agc_ml.errors import AgcError, ModelError, StoreError, UsageError
 from agc_ml.ml.registry import CLIENT
 from agc_ml.training import access, core
+from agc_ml.training.api_jobs import UPLOAD
 from agc_ml.training.core import Outcome, Settings, Training
 from agc_ml.training.house import House
 from agc_ml.training.mlflow_server import MlflowServer
@@ -80,6 +82,8 @@ def serve(
         raise UsageError(f"{folder}: holds other files; name a new folder with -o")
     with folders.owned(folder), _bound(address) as listener:
         folder.chmod(0o700)
+        for abandoned in folder.glob(f"{UPLOAD}*"):  # by a service that was killed
+            abandoned.unlink()
         mlflow = MlflowServer(folder, address.mlflow_port)
         mlflow.claim()
         training = Training(settings)
@@ -133,16 +137,28 @@ async def _serve(
 ) -> None:
     import uvicorn  # noqa: PLC0415 - only here
 
-    with ThreadPoolExecutor(1, "talker") as talker, ThreadPoolExecutor(4, "reader") as readers:
+    class Server(uvicorn.Server):
+        """Leaves signals to us: it would raise them once more when it has stopped."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    with (
+        ThreadPoolExecutor(1, "talker") as talker,
+        ThreadPoolExecutor(4, "reader") as readers,
+        ThreadPoolExecutor(1, "taker") as taker,
+    ):
         house = House(
             training=training,
             talker=talker,
             readers=readers,
+            taker=taker,
             mlflow_url=mlflow.url,
             max_upload=address.max_upload,
             open_to_all=address.open_to_all,
         )
-        server = uvicorn.Server(
+        server = Server(
             uvicorn.Config(
                 Limited(application(house)),
                 log_config=None,
@@ -153,6 +169,8 @@ async def _serve(
                 ssl_keyfile=address.key,
             )
         )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, _stop, server)
         scheme = "http" if address.certificate is None else "https"
         host = f"[{address.host}]" if ":" in address.host else address.host
         url = f"{scheme}://{host}:{listener.getsockname()[1]}"
@@ -161,13 +179,19 @@ async def _serve(
         working = asyncio.create_task(_work(house))
         announcing = asyncio.create_task(_announce(server, url, client, mlflow, announce))
         serving = asyncio.create_task(server.serve([listener]))
-        done, _ = await asyncio.wait({serving, working}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {serving, working, watching}, return_when=asyncio.FIRST_COMPLETED
+        )
         server.should_exit = True
         for task in (watching, working, announcing):
             task.cancel()
         await asyncio.gather(serving, watching, working, announcing, return_exceptions=True)
         for task in done:
             task.result()
+
+
+def _stop(server: Any) -> None:
+    server.should_exit = True
 
 
 async def _announce(
@@ -189,7 +213,11 @@ async def _watch(house: House, mlflow: MlflowServer) -> None:
             logger.error("%s", error)  # noqa: TRY400 - one line says it
             await asyncio.sleep(AGAIN_S)
     while True:
-        house.is_mlflow_up = await house.read(mlflow.watch)
+        try:
+            house.is_mlflow_up = await house.read(mlflow.watch)
+        except (AgcError, OSError) as error:
+            house.is_mlflow_up = False
+            logger.error("MLflow can't be started: %s", error)  # noqa: TRY400 - one line says it
         await asyncio.sleep(WATCH_S)
 
 
@@ -204,6 +232,10 @@ async def _work(house: House) -> None:
         except StoreError as error:
             logger.error("%s", error)  # noqa: TRY400 - one line says it
             waiting = []
+        except Exception:  # of one job; the service is for all
+            logger.exception("jobs can't be looked after")
+            await asyncio.sleep(AGAIN_S)
+            continue
         if at_registry is None or at_registry.done():
             now = time.monotonic()
             due = [job for job in waiting if later.get(job.id, 0) <= now]

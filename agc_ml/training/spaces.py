@@ -217,9 +217,9 @@ def _suggested(trial: Any, name: str, parameter: Parameter) -> Number:
         value = trial.suggest_categorical(name, parameter)
     elif not isinstance(parameter, Range):
         value = parameter
-    elif isinstance(parameter.low, int) and isinstance(parameter.high, int):
+    elif all(isinstance(x, int) for x in (parameter.low, parameter.high, parameter.step or 1)):
         value = trial.suggest_int(
-            *(name, parameter.low, parameter.high), step=int(parameter.step or 1), log=parameter.log
+            *(name, parameter.low, parameter.high), step=parameter.step or 1, log=parameter.log
         )
     else:
         value = trial.suggest_float(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,13 +15,16 @@ from pydantic import (
     model_validator,
 )
 
-from agc_ml.errors import UsageError
+from agc_ml.errors import ModelError, UsageError
+from agc_ml.ml.endpoint import Endpoint
 from agc_ml.ml.hook import PARITIES, Parity
 from agc_ml.training.spaces import Kind, space_of
 
 NAME: Final = r"[a-z][a-z0-9_]{0,63}"
 DIGEST: Final = r"[0-9a-f]{64}"
 MAX_TRIALS: Final = 1000
+
+VersionNumber = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Limits(BaseModel):
@@ -74,7 +77,7 @@ class JobSpec(BaseModel):
     variation: str = Field(
         default="nominal", pattern=r"^\w{1,64}$", description="of the jets that are trained with"
     )
-    versions: dict[Parity, int] | None = Field(
+    versions: dict[Parity, VersionNumber] | None = Field(
         default=None, description="of the two models to judge"
     )
     remote: dict[Parity, str] | None = Field(
@@ -92,10 +95,22 @@ class JobSpec(BaseModel):
             raise ValueError("the digest of a training set is needed, 64 hexadecimal digits")
         return digest
 
+    @field_validator("remote")
+    @classmethod
+    def _are_addresses(cls, value: dict[Parity, str] | None) -> dict[Parity, str] | None:
+        for address in (value or {}).values():
+            try:
+                Endpoint.parse(address)
+            except ModelError as error:
+                raise ValueError(str(error)) from error
+        return value
+
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
         if (self.kind == "judge") != (self.versions is not None):
             raise ValueError("versions belong to the kind judge, which needs them")
+        if self.remote and self.kind != "judge":
+            raise ValueError("remote belongs to the kind judge: nothing else is served yet")
         if self.versions is not None and set(self.versions) != set(PARITIES):
             raise ValueError("versions of the even and of the odd model are needed")
         if self.kind != "judge":

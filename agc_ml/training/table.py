@@ -18,7 +18,6 @@ from agc_ml.errors import StoreError, TrainingError
 from agc_ml.training.spec import JobSpec
 
 State = Literal["queued", "running", "publishing", "succeeded", "failed", "cancelled"]
-ACTIVE: Final = ("running", "publishing")
 ENDED: Final = ("succeeded", "failed", "cancelled")
 
 _TABLES: Final = """
@@ -203,7 +202,7 @@ class Table:
         """Change the state of a job, unless it is in another one by now; whether it was changed."""
         now = time.time()
         if to == "running":
-            fields["started"] = job.started or now
+            fields["started"] = now
         if to in ENDED:
             fields["ended"] = now
         return self._set(job.id, job.state, {"state": to, "changed": now, **fields})

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agc_ml import rows
 from agc_ml.errors import TrainingError
+from agc_ml.kernels.combinatorics import FIRST
 from agc_ml.ml.hook import DeltaPhi, Parity
 from agc_ml.rows import Table
 from agc_ml.variations import NOMINAL
@@ -58,7 +59,6 @@ class TrainingSet:
     is_even: Array
     part: Array
     njet: Array
-    weight: Array
     variation: str
     inputs: Mapping[str, Mapping[str, list[int]]]
 
@@ -72,7 +72,7 @@ class TrainingSet:
 
     def take(self, mask: Array) -> TrainingSet:
         """Some of its events."""
-        fields = ("features", "right", "is_even", "part", "njet", "weight")
+        fields = ("features", "right", "is_even", "part", "njet")
         return replace(self, **{name: getattr(self, name)[mask] for name in fields})
 
     def of_parity(self, parity: Parity) -> TrainingSet:
@@ -98,6 +98,11 @@ def of_table(table: Table, variation: str = NOMINAL) -> TrainingSet:
             f"training set {table.digest[:12]}: it does not say its task, features and rows of an "
             "event; extract it with 'agc-ml run jet_assignment'"
         ) from error
+    if k != FIRST[1]:
+        raise TrainingError(
+            f"training set {table.digest[:12]}: {k} rows an event; {FIRST[1]} are needed, as many "
+            "as there are ways to give four jets to the quarks"
+        )
     _check_columns(table, names)
     chosen = table.columns["variation"] == variation.encode()
     columns = {name: values[chosen] for name, values in table.columns.items()}
@@ -121,7 +126,6 @@ def of_table(table: Table, variation: str = NOMINAL) -> TrainingSet:
         is_even=event % 2 == 0,
         part=_parts(*(columns[name][::k] for name in IDENTITY)),
         njet=columns["njet"][::k],
-        weight=columns["weight"][::k],
         variation=variation,
         inputs=about.get("inputs", {}),
     )
@@ -151,6 +155,12 @@ def _check_columns(table: Table, names: tuple[str, ...]) -> None:
         raise TrainingError(
             f"training set {table.digest[:12]}: it lacks {', '.join(lacking)}; extract it anew"
         )
+    for name in (*_COLUMNS, *names):
+        if (table.columns[name].dtype.kind == "S") != (name == "variation"):
+            raise TrainingError(
+                f"training set {table.digest[:12]}: column {name} is of a wrong type, "
+                f"{table.columns[name].dtype}; extract it anew"
+            )
     for name in (*names, "weight"):
         wrong = np.flatnonzero(~np.isfinite(table.columns[name]))
         if len(wrong):
@@ -173,7 +183,7 @@ def _check_events(table: Table, columns: Mapping[str, Array], k: int) -> None:
             "extract it anew"
         )
     positive = (columns["label"].reshape(-1, k) > 0).sum(axis=1)
-    if not positive.any() or k == 1:
+    if not positive.any():
         raise TrainingError(
             f"training set {table.digest[:12]}: all its labels are of one class, so there is "
             "nothing to tell apart"

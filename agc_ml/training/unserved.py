@@ -67,7 +67,7 @@ class Unserved:
 
     def cancel(self, identity: str) -> Job:
         """Stop a job."""
-        return self._training.table.cancel(identity)
+        return self._training.cancel(identity)
 
     def log(self, identity: str) -> list[str]:
         """Lines of a job's log."""
