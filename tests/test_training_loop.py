@@ -95,7 +95,7 @@ def test_drift_files_a_challenger(
         (("train", "RUN", "--kind", "torch"), 2, "torch"),
         (("train", "RUN", "--detach", "--local"), 2, "there is nobody to do it"),
         (("train", "RUN", "--name", "Jet Assignment", "--local"), 2, "name:"),
-        (("train", "RUN"), 2, "folder training: no training service"),
+        (("train", "RUN"), 2, "training: no training service;"),
         (("train", "RUN", "--service", "http://127.0.0.1:9"), 1, "127.0.0.1:9 can't be reached"),
         (("train", "RUN", "--service", "here.yaml"), 2, "no training service and no folder of one"),
         (("train", "RUN", "--variation", "JER", "--local"), 1, "no events of the variation 'JER'"),
