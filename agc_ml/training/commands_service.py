@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     default=4 * 3600,
     show_default=True,
-    help="Most seconds of a job.",
+    help="Most seconds of a job, each time it is started.",
 )
 @click.option(
     "--max-queued",
