@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 INLINE: Final = "inline"
 LOCAL: Final = "local"
+_SCHEMES: Final = frozenset({"tcp", "tls", "ws", "wss", "ucx"})
 _CONNECT_TIMEOUT: Final = "20s"
 CLOSE_TIMEOUT_S: Final = 5
 
@@ -33,6 +34,25 @@ _LOCAL_SETTINGS: Final = {
     # Dask's 64 kB gives memory back after each basket, and takes it again for the next one.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 24,
 }
+
+
+def check_site(site: str, workers: int | None = None) -> None:
+    """Make sure that there is such a site, without asking it.
+
+    Raises
+    ------
+    UsageError
+        There is none, or ``workers`` makes no sense for it.
+    """
+    if site in {LOCAL, INLINE}:
+        return
+    if urlsplit(site).scheme not in _SCHEMES:
+        raise UsageError(
+            f"no site {site!r}; there are {LOCAL}, {INLINE} and scheduler addresses "
+            "(tcp://host:port)"
+        )
+    if workers is not None:
+        raise UsageError(f"--workers is for local workers; {site} has its own")
 
 
 def connect(site: str = LOCAL, *, workers: int | None = None) -> Client:
@@ -58,13 +78,10 @@ def connect(site: str = LOCAL, *, workers: int | None = None) -> Client:
     """
     if site == LOCAL:
         return _local(workers)
-    if urlsplit(site).scheme in {"tcp", "tls", "ws", "wss", "ucx"}:
-        if workers is not None:
-            raise UsageError(f"--workers is for local workers; {site} has its own")
-        return _address(site)
-    raise UsageError(
-        f"no site {site!r}; there are {LOCAL}, {INLINE} and scheduler addresses (tcp://host:port)"
-    )
+    if site == INLINE:
+        raise UsageError(f"{INLINE} is this process, and no cluster to connect to")
+    check_site(site, workers)
+    return _address(site)
 
 
 def _local(workers: int | None) -> Client:

@@ -317,7 +317,7 @@ def load_record(directory: Path) -> RunRecord:
     path = directory / "run.json"
     try:
         raw = json.loads(path.read_text())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunDirectoryError(
             f"{directory}: not a run directory (no run.json in it); 'agc-ml run' makes one"
         ) from error

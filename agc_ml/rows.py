@@ -141,8 +141,11 @@ def read(
     source: Path | BinaryIO,
     error: Callable[[str], Exception] = RunDirectoryError,
     most_bytes: int | None = None,
+    label: object = None,
 ) -> Table:
     """Read a table, from a file or its content; check that it is what its digest says.
+
+    ``label`` is what errors call it.
 
     Raises
     ------
@@ -153,7 +156,8 @@ def read(
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
 
-    label = source if isinstance(source, Path) else "table"
+    if label is None:
+        label = source if isinstance(source, Path) else "table"
     try:
         schema = pq.read_schema(source)
         text = {field.name for field in schema if pa.types.is_string(field.type)}
@@ -180,6 +184,11 @@ def read(
             columns[name] = words[values.indices.to_numpy()]
         else:
             columns[name] = values.to_numpy(zero_copy_only=False)
+        if columns[name].dtype.kind not in _KINDS:
+            raise error(
+                f"{label}: column {name} is of type {table[name].type}, neither numbers nor text; "
+                "extract it anew"
+            )
     found = digest(columns, about)
     if found != content:
         raise error(
@@ -226,7 +235,7 @@ def _stated(
         stated = json.loads((metadata or {})[_KEY])
         version, content = stated["schema"], str(stated["digest"])
         about, provenance = dict(stated["about"]), dict(stated["provenance"])
-    except (KeyError, ValueError, TypeError) as cause:
+    except (KeyError, ValueError, TypeError, RecursionError) as cause:
         raise error(
             f"{label}: it does not say what it is; tables are what 'agc-ml run' writes"
         ) from cause

@@ -57,6 +57,7 @@ class Page:
 def _rendered(table: Table) -> Any:
     from rich import box  # noqa: PLC0415 - only when something is printed
     from rich.table import Table as RichTable  # noqa: PLC0415 - only when something is printed
+    from rich.text import Text  # noqa: PLC0415 - only when something is printed
 
     made = RichTable(
         title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
@@ -65,7 +66,7 @@ def _rendered(table: Table) -> Any:
         is_text = all(isinstance(row[index], str) for row in table.rows)
         made.add_column(name, justify="left" if is_text else "right", overflow="fold")
     for row in table.rows:
-        made.add_row(*(_shown(value) for value in row))
+        made.add_row(*(Text(_shown(value)) for value in row))
     return made
 
 
@@ -76,7 +77,7 @@ def _shown(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}"
-    return str(value).replace("[", "\\[")
+    return str(value)
 
 
 def megabytes(number: int | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -36,6 +39,16 @@ def test_a_shift_drifts_and_a_small_one_does_not() -> None:
     # many events tell a small shift from chance, but it is small
     assert other.ks > other.ks_limit
     assert not other.drifted
+
+
+def test_a_model_of_the_same_name_elsewhere() -> None:
+    """What a run used is known by its bytes."""
+    models = {"jet_assignment-even@1": "a" * 64, "jet_assignment-odd@1": "b" * 64}
+    record: Any = SimpleNamespace(provenance=SimpleNamespace(models=models))
+    files = {"even.json": "a" * 64, "odd.json": "b" * 64, "report.html": "c" * 64}
+    drift.check_same(record, files)
+    with pytest.raises(TrainingError, match="which came from another registry"):
+        drift.check_same(record, {**files, "odd.json": "d" * 64})
 
 
 def test_psi_by_hand() -> None:

@@ -335,6 +335,8 @@ def test_models_that_make_no_bundle(
         "odd": Known(version="2", folder=str(other)),
     }
     versions = {"even": 1, "odd": 2}
-    setup_of(tmp_path, training_run, kind="judge", versions=versions, members=members)
+    setup_of(
+        *(tmp_path, training_run), kind="judge", space=None, versions=versions, members=members
+    )
     with pytest.raises(TrainingError, match=f"trained with different {what} .*another"):
         job.run(tmp_path)

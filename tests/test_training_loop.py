@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import agc
+
+from agc_ml.training import core
+from agc_ml.training.table import Table
 
 NAME = "jet_assignment"
 
@@ -108,6 +113,20 @@ def test_drift_files_a_challenger(
         (("jobs", "show", "abc", "--local"), 1, "there is no job abc"),
         (("jobs", "follow", "../x", "--service", "http://127.0.0.1:9"), 2, "a name of letters"),
         (("models", "drift", "RUN", "--local"), 1, "used no bundle of a registry"),
+        (("models", "drift", "here.txt", "--local"), 1, "here.txt: not a run directory"),
+        (("models", "drift", "RUN", "--local", "--max-psi", "nan"), 2, "--max-psi: a number"),
+        (("models", "promote", "jet_assignment@²"), 2, "NAME@VERSION or NAME@champion"),
+        (("models", "promote", "jet_assignment-even@1", "--local"), 2, "NAME@VERSION or"),
+        (("models", "list", "a'b", "--local"), 2, "the name of a model is needed"),
+        (("models", "rollback", "jet_assignment@1", "--local"), 2, "the name of a model is needed"),
+        (("jobs", "list", "--local", "--service", "here.txt"), 2, "here.txt: is no folder"),
+        (("train", "RUN", "--local", "--cluster", "foo"), 2, "no site 'foo'"),
+        (("train", "RUN", "--workers", "3"), 2, "--cluster and --workers are for --local"),
+        (("service", "training", "--cluster", "foo"), 2, "no site 'foo'"),
+        (
+            ("service", "training", "--certificate", "here.txt", "--key", "here.txt"),
+            *(2, "no certificate with its key"),
+        ),
         (("service", "token", "add", "me"), 2, "no training service has been started there"),
     ],
 )
@@ -120,6 +139,7 @@ def test_wrong_words(
     message: str,
 ) -> None:
     monkeypatch.chdir(folder)
+    Path("here.txt").write_text("")
     found = agc(*(word.replace("RUN", str(training_run)) for word in words))
     assert found.code == code, found
     assert message in " ".join(found.err.split())
@@ -143,3 +163,52 @@ def test_a_training_set_is_recognised(training_run: Path) -> None:
     found = agc("validate", str(training_run / "training.parquet"))
     assert "training set" in found.out
     assert "even and" in found.out
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "0", "-1", "1e300"])
+def test_tokens_end_some_day(folder: Path, days: str) -> None:
+    Table(folder / core.TABLE).close()
+    found = agc("service", "token", "add", "me", "--days", days, "-o", str(folder))
+    assert (found.code, "--days: more than 0" in found.err) == (2, True)
+    assert "no token" not in agc("service", "token", "list", "-o", str(folder)).err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("jobs", "list"),
+        ("models", "list"),
+        ("models", "promote", f"{NAME}@1"),
+        ("run", "ttbar", "--model", f"{NAME}@champion"),
+    ],
+)
+def test_something_else_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, words: Any) -> None:
+    """A login page, or another server: with 200 or without."""
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AGC_ML_TRAINING", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.chdir(folder)
+        found = agc(*words)
+        server.shutdown()
+        thread.join()
+    assert found.code == 1
+    assert "something answers (HTTP status" in found.err
+    assert "but no training service" in found.err
+
+
+def test_a_damaged_token_is_not_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGC_ML_TRAINING_TOKEN", "secr\net")
+    found = agc("jobs", "list", "--service", "http://127.0.0.1:9")
+    assert (found.code, "AGC_ML_TRAINING_TOKEN: the token is damaged" in found.err) == (2, True)
+    assert "secr" not in found.err

@@ -22,7 +22,7 @@ from agc_ml.errors import ModelError, StoreError, UsageError
 from agc_ml.ml import registry
 from agc_ml.ml.hook import Bundle
 from agc_ml.ml.registry import ChangedError, RegistryError
-from agc_ml.training import client, core
+from agc_ml.training import client, core, publishing
 from agc_ml.training.core import Settings
 from agc_ml.training.promoting import ConflictError
 from agc_ml.training.publishing import Publisher
@@ -136,6 +136,7 @@ def test_a_named_model_is_the_bundle(own_champions: Path, trained_job: Path) -> 
     ("spec", "message"),
     [
         (f"{NAME}@99", "no such model, version or alias"),
+        (f"{NAME}@99999999999999999999", "there is no version 99999999999999999999"),
         (f"{NAME}@challenger", "no such model, version or alias"),
         ("muons@champion", "no such model, version or alias"),
     ],
@@ -155,6 +156,39 @@ def test_a_registry_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("AGC_ML_TRAINING", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match=r"127\.0\.0\.1:9 can't be reached"):
         agc_ml.load_model(f"{NAME}@champion")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b"])
+def test_a_folder_that_databases_can_not_be_in(tmp_path: Path, name: str) -> None:
+    """They are named by URLs: one would be made elsewhere."""
+    folder = str(tmp_path / name)
+    with (
+        pytest.raises(UsageError, match="in its path, which MLflow's databases can't have"),
+        client.connect_training(folder, local=True),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_database_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow makes its tables one by one, and can never use a database with half of them."""
+
+    def dies(path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as half:
+            half.execute("create table scorers (a)")
+        raise DiedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing, "client_of", dies)
+        with pytest.raises(DiedError):
+            Publisher(tmp_path).open()
+    assert not (tmp_path / registry.DATABASE).exists()
+    publisher = Publisher(tmp_path)
+    publisher.open()
+    assert publisher.names() == []
+    assert [path.name for path in tmp_path.iterdir()] == [registry.DATABASE]
 
 
 def test_a_file_called_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +249,11 @@ def test_champions(own_champions: Path) -> None:
     with pytest.raises(ConflictError, match="there was no champion before"):
         training.promoting.rollback(NAME, expected=None, who="you")
     assert [one.version for one in training.table.promotions(NAME)] == ["1", "2", "1"]
+    assert {one.state for one in (done, back)} == {"done"}
+    # whoever calls it one has not gone back
+    promote(NAME, "2", expected=None, who="me", force="again")
+    promote(NAME, "1", expected=None, who="me", force="rollback from version 2 by hand")
+    assert training.promoting.rollback(NAME, expected=None, who="you").version == "2"
     training.close()
 
 
@@ -270,7 +309,7 @@ def registered_again(training: core.Training) -> tuple[str, str]:
 def test_a_death_in_a_promotion(own_champions: Path, *, crowned: bool) -> None:
     """Before or after the alias was changed: the history says what the registry says."""
     training = core.Training(Settings(own_champions))
-    training.table.begin_promotion(NAME, "2", "1", "", "me")
+    training.table.begin_promotion(NAME, "2", "1", "", "me", is_rollback=False)
     if crowned:
         training.registry.crown(NAME, "2")
     training.close()

@@ -153,6 +153,12 @@ def test_trials_that_fail(tmp_path: Path) -> None:
         ({"learning_rate": {"low": 0.1, "high": 1, "lgo": True}}, "learning_rate"),
         ({"subsample": []}, "the list is empty"),
         ({"gamma": "much"}, "gamma"),
+        ({"gamma": True}, "gamma: a number, a list of them"),
+        ({"gamma": {"low": False, "high": "3"}}, "gamma: a number, a list of them"),
+        ({"gamma": {"low": 0, "high": 1, "step": 2}}, "0.5 steps of the range"),
+        ({"gamma": {"low": 0, "high": 1, "step": 1e-300}}, "1e.300 steps of the range"),
+        ({"gamma": [[[[[[1]]]]]]}, "gamma"),
+        ({}, "it is empty; parameters are n_estimators"),
         ({"gamma": float("nan")}, "gamma"),
         ("referenz", "space 'referenz': for xgboost there are xgboost, reference"),
         ("keras", "for xgboost there are"),
@@ -177,6 +183,9 @@ def test_spaces_in_files(tmp_path: Path) -> None:
     space = spaces.load_space("xgboost", str(path))
     assert space_of("xgboost", spaces.described(space)) == space
     path.write_text("max_depth: {low: 3\n")
+    with pytest.raises(UsageError, match="can't be read"):
+        spaces.load_space("xgboost", str(path))
+    path.write_text("gamma: " + "[" * 5000)
     with pytest.raises(UsageError, match="can't be read"):
         spaces.load_space("xgboost", str(path))
     path.write_text("- 3\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import urllib3
 from services.training import TrainingService, free_port, polled
@@ -137,6 +138,13 @@ def test_a_browser_may_use_the_token_as_password(training_service: TrainingServi
     assert bare.headers["WWW-Authenticate"].startswith("Basic")
 
 
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
 def job_of(service: TrainingService, run: Path, **change: Any) -> dict[str, Any]:
     return {**SPEC, "dataset": rows.digest_of(run / "training.parquet"), **change}
 
@@ -152,8 +160,18 @@ def job_of(service: TrainingService, run: Path, **change: Any) -> dict[str, Any]
         ({"dataset": "0" * 64}, 422, "no training set 000000000000 here; upload it first"),
         ({"versions": {"even": 1, "odd": 1}}, 422, "versions belong to the kind judge"),
         ({"kind": "judge"}, 422, "versions belong to the kind judge"),
+        ({"kind": "judge", "versions": {"even": 10**30, "odd": 1}}, 422, "versions.even"),
+        ({"kind": "judge", "versions": {"even": 1, "odd": 1}}, 422, "space belongs to the kinds"),
+        ({"space": {"gamma": nested(200)}}, 422, "gamma"),
+        ({"space": {"gamma": "\ud800"}}, 422, "gamma"),
+        ({"space": {"\ud800": 1}}, 422, "is no parameter of xgboost"),
         (
-            {"kind": "judge", "versions": {"even": 1, "odd": 1}, "remote": {"even": "/etc/passwd"}},
+            {
+                "kind": "judge",
+                "space": None,
+                "versions": {"even": 1, "odd": 1},
+                "remote": {"even": "/etc/passwd"},
+            },
             *(422, "/etc/passwd: it begins with neither grpc:// nor grpcs://"),
         ),
         ({"remote": {"even": "grpc://127.0.0.1:1/x?version=1"}}, 422, "remote belongs to the kind"),
@@ -167,8 +185,13 @@ def test_jobs_that_make_no_sense(
     status: int,
     message: str,
 ) -> None:
-    answer = training_service.ask(
-        "POST", "/v1/jobs", json=job_of(training_service, training_run, **change)
+    body = json.dumps(job_of(training_service, training_run, **change))
+    headers = {
+        "Authorization": f"Bearer {training_service.token}",
+        "Content-Type": "application/json",
+    }
+    answer = urllib3.request(
+        "POST", f"{training_service.url}/v1/jobs", body=body, headers=headers, retries=False
     )
     problem = json.loads(answer.data)
     assert (answer.status, problem["status"]) == (status, status)
@@ -224,7 +247,7 @@ def test_training_sets_that_are_refused(
     rows.write(large, rows.Rows({"run": np.ones(10_000_000)}, {}), {})
     for digest, body, status, message in (
         ("1" * 64, good, 422, "the training set has the digest"),
-        ("2" * 64, b"no parquet at all", 422, "can't be read as Parquet"),
+        ("2" * 64, b"no parquet at all", 422, "the training set: can't be read as Parquet"),
         ("3" * 64, b"x" * 21_000_000, 413, "at most 20 MB"),
         ("xyz", good, 422, "64 hexadecimal digits"),
         (few_digest, path.read_bytes(), 422, "at least 50 are needed"),
@@ -233,7 +256,24 @@ def test_training_sets_that_are_refused(
         answer = training_service.ask("PUT", f"/v1/datasets/{digest}", body=body)
         assert answer.status == status, answer.data
         assert message in json.loads(answer.data)["detail"]
+        assert str(training_service.folder) not in answer.data.decode()
     assert not list(training_service.folder.glob(".upload*"))
+
+
+def test_what_is_uploaded_is_what_it_says(
+    training_service: TrainingService, training_run: Path, tmp_path: Path
+) -> None:
+    """Also where the service has one of that digest already: that would be trained on."""
+    service = client.Remote(registry.Service(training_service.url, training_service.token))
+    digest = service.upload(training_run)
+    changed = tmp_path / "t.parquet"
+    table = pq.read_table(training_run / "training.parquet")
+    pq.write_table(table.slice(12), changed)
+    assert rows.digest_of(changed) == digest
+    with pytest.raises(TrainingError, match="it was changed or is damaged"):
+        service.upload(changed)
+    answer = training_service.ask("PUT", f"/v1/datasets/{digest}", body=b"whatever")
+    assert answer.status == 200
 
 
 def test_what_is_not_there(training_service: TrainingService) -> None:
@@ -265,6 +305,8 @@ def test_promotions_over_http(training_service: TrainingService) -> None:
         ({}, 422, "either version"),
         ({"version": 77, "force": True, "reason": "x"}, 404, "no such model"),
         ({"versions": {"even": 1, "odd": 9}}, 404, "never judged as a bundle"),
+        ({"versions": {"even": 1}}, 422, "versions of the even and of the odd model are needed"),
+        ({"version": 10**19}, 422, "version"),
     ):
         answer = training_service.ask("POST", f"{path}/promote", json=body)
         assert answer.status == status, answer.data

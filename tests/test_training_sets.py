@@ -45,8 +45,12 @@ def doubled(columns: Columns) -> Columns:
         (without("weight"), "it lacks weight"),
         (changed("mass_w1w2", lambda v: put(v, 5, np.nan)), "column mass_w1w2 is nan in row 5"),
         (changed("weight", lambda v: put(v, 3, np.inf)), "column weight is inf in row 3"),
+        (
+            changed("pt_w1", lambda v: put(v.astype(float), 7, 1e300)),
+            r"column pt_w1 is 1e\+300 in row 7",
+        ),
         (changed("label", lambda v: v * 0), "all its labels are of one class"),
-        (changed("label", lambda v: put(v, slice(0, 12), 1)), "event number 0 has 12 right"),
+        (changed("label", lambda v: put(v, slice(0, 12), 1)), r"event \d+ has 12 right"),
         (changed("event", lambda v: put(v, 0, 999_999_999)), "each event needs 12 rows"),
         (changed("event", lambda v: v // 2 * 2), "events are in it twice|0 fully matched odd"),
         (few, "variation 'nominal': .* fully matched even events; at least 50 are needed"),
@@ -73,6 +77,33 @@ def test_other_faults(training_run: Path, tmp_path: Path) -> None:
         trainingset.load(path, variation="JER")
     rows.write(tmp_path / "t.parquet", Rows({"x": [1.0]}), {})
     with pytest.raises(TrainingError, match="does not say its task"):
+        trainingset.load(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows_an_event": 0},
+        {"rows_an_event": -1},
+        {"rows_an_event": 6},
+        {"rows_an_event": float("inf")},
+        {"features": []},
+        {"features": ["pt_w1", "pt_w1"]},
+        {"features": ["pt_w1", "label"]},
+        {"features": ["pt_w1", "variation"]},
+        {"features": 3},
+        {"delta_phi": 5},
+        {"inputs": "x"},
+        {"inputs": {"ttbar": {"pt_w1": ["many"]}}},
+        {"task": None, "features": None},
+    ],
+)
+def test_what_it_says_of_itself_makes_no_sense(
+    training_run: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    table = rows.read(training_run / "training.parquet")
+    rows.write(tmp_path / "t.parquet", Rows(table.columns, {**table.about, **change}), {})
+    with pytest.raises(TrainingError, match=r"extract it|rows an event"):
         trainingset.load(tmp_path / "t.parquet")
 
 

@@ -38,9 +38,12 @@ FILES_TAG: Final = "agc_ml.files"
 PART_TAG: Final = "agc_ml.part"
 WHOLE: Final = "bundle"
 CHAMPION: Final = "champion"
+HEADER: Final = "X-AGC-ML"
+"""In all that a training service answers: its version."""
 
 TIMEOUT_S: Final = 30.0
-_SPEC: Final = re.compile(r"([a-z][a-z0-9_]{0,63})@([A-Za-z0-9_-]{1,64})")
+_MOST_VERSION: Final = 2**31 - 1
+SPEC: Final = re.compile(r"([a-z][a-z0-9_]{0,63})@([A-Za-z0-9_-]{1,64})")
 
 
 class RegistryError(ModelError):
@@ -85,7 +88,7 @@ def place(where: str | None = None) -> Place:
     """
     named = where or os.environ.get(VARIABLE) or FOLDER
     if named.startswith(("http://", "https://")):
-        return Service(named.rstrip("/"), os.environ.get(TOKEN_VARIABLE, ""))
+        return _service(named, os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE)
     path = Path(named)
     client = path / CLIENT if path.is_dir() else path
     if client.is_file():
@@ -100,14 +103,24 @@ def place(where: str | None = None) -> Place:
 def _client(path: Path) -> Service:
     try:
         content = yaml.safe_load(path.read_text())
-        return Service(str(content["url"]).rstrip("/"), str(content["token"]))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not what a training service writes ({error!r})") from error
+        url, token = str(content["url"]), str(content["token"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(
+            f"{path}: not what a training service writes ({type(error).__name__}); name the "
+            f"{CLIENT} in its folder"
+        ) from error
+    return _service(url, token, str(path))
+
+
+def _service(url: str, token: str, source: str) -> Service:
+    if not re.fullmatch(r"[!-~]*", token):
+        raise UsageError(f"{source}: the token is damaged: it has characters that no token has")
+    return Service(url.rstrip("/"), token)
 
 
 def is_named(spec: str) -> bool:
     """Whether a model is asked for by its name in a registry."""
-    return _SPEC.fullmatch(spec) is not None and not Path(spec).exists()
+    return SPEC.fullmatch(spec) is not None and not Path(spec).exists()
 
 
 def resolve(spec: str, where: str | None = None) -> Model | Bundle:
@@ -120,7 +133,7 @@ def resolve(spec: str, where: str | None = None) -> Model | Bundle:
     UsageError
         No such registry.
     """
-    matched = _SPEC.fullmatch(spec)
+    matched = SPEC.fullmatch(spec)
     if matched is None:
         raise UsageError(f"model {spec}: name@alias or name@version is needed")
     name, which = matched.groups()
@@ -205,9 +218,19 @@ def fetch(service: Service, path: str) -> bytes:
             f"the training service {service.url} can't be reached ({_reason(error)}); start it, "
             "or use a bundle on disk (agc-ml models pull)"
         ) from error
+    if HEADER not in answer.headers:
+        raise ModelError(not_a_service(service.url, answer.status))
     if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
         raise ModelError(f"the training service {service.url}: {problem(answer.data)}")
     return bytes(answer.data)
+
+
+def not_a_service(url: str, status: int) -> str:
+    """What to say where something else answers."""
+    return (
+        f"{url}: something answers (HTTP status {status}), but no training service; is that its "
+        "address, and is it up?"
+    )
 
 
 def problem(body: bytes) -> str:
@@ -222,6 +245,33 @@ def problem(body: bytes) -> str:
 def _reason(error: Exception) -> str:
     cause = getattr(error, "reason", None) or error
     return str(cause).rpartition(": ")[2][:150]
+
+
+def check_path(folder: Path) -> None:
+    """Make sure that databases in a folder can be named: they are by URLs, which nobody escapes.
+
+    Raises
+    ------
+    UsageError
+        They can't.
+    """
+    found = sorted(set("?#%") & set(str(folder.absolute())))
+    if found:
+        raise UsageError(
+            f"{folder}: there is {' and '.join(found)} in its path, which MLflow's databases can't "
+            "have; name another folder"
+        )
+
+
+def client_of(database: Path) -> Any:
+    """MLflow's client on a database, which is made if it is not there."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient  # noqa: PLC0415 - heavy, and optional
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # others may write to it, too: they are waited for
+    uri = f"sqlite:///{database.absolute()}?timeout=60"
+    return MlflowClient(uri, uri)
 
 
 @dataclass(frozen=True)
@@ -242,21 +292,16 @@ class Registry:
     """
 
     def __init__(self, folder: Path) -> None:
+        check_path(folder)
         self._root = folder / ARTIFACTS
-        self._database = folder / DATABASE
+        self.database = folder / DATABASE
         self._client: Any = None
 
     @property
     def client(self) -> Any:
         """MLflow's client, to be used within `errors`."""
         if self._client is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            from mlflow import MlflowClient  # noqa: PLC0415 - heavy, and optional
-
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
-            # others may write to it, too: they are waited for
-            uri = f"sqlite:///{self._database.absolute()}?timeout=60"
-            self._client = MlflowClient(uri, uri)
+            self._client = client_of(self.database)
         return self._client
 
     def read(self, name: str, which: str) -> tuple[str, dict[str, bytes]]:
@@ -278,13 +323,15 @@ class Registry:
         ModelError
             There is none.
         """
-        if not self._database.exists():
+        if not self.database.exists():
             raise ModelError(
-                f"model {name}@{which}: there is no registry in {self._database.parent}; train "
+                f"model {name}@{which}: there is no registry in {self.database.parent}; train "
                 "there, or name the service or folder with AGC_ML_TRAINING"
             )
         with self.errors(f"model {name}@{which}"):
-            if which.isdigit():
+            if which.isdecimal() and int(which) > _MOST_VERSION:
+                raise ModelError(f"model {name}: there is no version {which}")
+            if which.isdecimal():
                 found = self.client.get_model_version(name, which)
             else:
                 found = self.client.get_model_version_by_alias(name, which)
@@ -358,7 +405,7 @@ class Registry:
             yield
         except SQLAlchemyError as error:
             reason = " ".join(str(error).partition("[SQL")[0].split())[:200]
-            raise RegistryError(f"{self._database}: can't be used now ({reason})") from error
+            raise RegistryError(f"{self.database}: can't be used now ({reason})") from error
         except MlflowException as error:
             if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
                 raise ModelError(
@@ -366,4 +413,4 @@ class Registry:
                     "'agc-ml models list'"
                 ) from error
             reason = " ".join(str(error).partition("[SQL")[0].split())[:200]
-            raise RegistryError(f"{self._database}: can't be used now ({reason})") from error
+            raise RegistryError(f"{self.database}: can't be used now ({reason})") from error

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
@@ -36,11 +36,17 @@ _UNLIMITED: Final = 1 << 60  # here: the service's own limit is looked at while 
     tags=["training sets"],
     max_body_size=_UNLIMITED,
 )
-async def upload(digest: str, request: Request, house: InHouse, _: Trainer) -> dict[str, str]:
-    """Upload a training set, as Parquet; its digest says which one it is."""
+async def upload(
+    digest: str, request: Request, response: Response, house: InHouse, _: Trainer
+) -> dict[str, str]:
+    """Upload a training set, as Parquet; its digest says which one it is.
+
+    200: it is here already, and what was sent is not looked at.
+    """
     if not re.fullmatch(DIGEST, digest):
         raise TrainingError("the digest of a training set is 64 hexadecimal digits")
     if house.training.dataset_path(digest).exists():
+        response.status_code = HTTPStatus.OK
         return {"digest": digest}
     n_bytes = 0
     with tempfile.NamedTemporaryFile(dir=house.training.folder, prefix=UPLOAD) as file:
@@ -78,11 +84,14 @@ async def submit(spec: JobSpec, response: Response, house: InHouse, who: Trainer
 
 @ROUTES.get("/v1/jobs", tags=["jobs"])
 async def jobs(
-    house: InHouse, _: Reader, state: State | None = None, limit: int = 100
+    house: InHouse,
+    _: Reader,
+    state: State | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[Job]:
     """Jobs, the oldest first; the newest ``limit`` of them."""
     states = () if state is None else (state,)
-    return house.training.table.jobs(states, max(1, min(limit, 1000)))
+    return house.training.table.jobs(states, limit)
 
 
 @ROUTES.get("/v1/jobs/{job_id}", tags=["jobs"])
@@ -92,10 +101,15 @@ async def job(job_id: str, house: InHouse, _: Reader) -> Job:
 
 
 @ROUTES.get("/v1/jobs/{job_id}/logs", tags=["jobs"])
-async def logs(job_id: str, house: InHouse, _: Reader, tail: int = 200) -> dict[str, list[str]]:
+async def logs(
+    job_id: str,
+    house: InHouse,
+    _: Reader,
+    tail: Annotated[int, Query(ge=1, le=10_000)] = 200,
+) -> dict[str, list[str]]:
     """The last lines of its log."""
     found = house.training.table.job(job_id)
-    return {"lines": house.training.log(found, max(1, min(tail, 10_000)))}
+    return {"lines": house.training.log(found, tail)}
 
 
 def _known(job_id: str, house: InHouse, _: Reader) -> Job:

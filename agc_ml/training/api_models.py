@@ -7,10 +7,10 @@ from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from agc_ml.errors import TrainingError
-from agc_ml.ml.hook import Parity
+from agc_ml.ml.hook import PARITIES, Parity
 from agc_ml.ml.registry import CHAMPION
 from agc_ml.training import versions
 from agc_ml.training.house import PAGE_POLICY, InHouse, Promoter, Reader
@@ -40,6 +40,13 @@ class Promote(BaseModel):
     force: bool = Field(default=False, description="although it fails a gate")
     reason: str = Field(default="", max_length=500, description="why, if it is forced")
 
+    @field_validator("versions")
+    @classmethod
+    def _are_both(cls, value: dict[Parity, int] | None) -> dict[Parity, int] | None:
+        if value is not None and set(value) != set(PARITIES):
+            raise ValueError("versions of the even and of the odd model are needed")
+        return value
+
 
 class Rollback(BaseModel):
     """Back to the champion before."""
@@ -63,7 +70,7 @@ async def of_model(name: str, house: InHouse, _: Reader) -> list[VersionFacts]:
 @ROUTES.get("/v1/models/{name}/promotions")
 async def promotions(name: str, house: InHouse, _: Reader) -> list[Promotion]:
     """Who was made champion, when, and by whom."""
-    return house.training.table.promotions(name)
+    return house.training.table.promotions(_name(name))
 
 
 @ROUTES.get("/v1/models/{name}/resolve")

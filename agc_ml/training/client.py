@@ -25,20 +25,23 @@ from typing import Any, Final, Protocol, Self
 import urllib3
 from pydantic import TypeAdapter, ValidationError
 
-from agc_ml import folders
+from agc_ml import folders, rows
+from agc_ml.cluster import check_site
 from agc_ml.errors import TrainingError, UsageError
 from agc_ml.ml.hook import Parity
 from agc_ml.ml.registry import (
     FOLDER,
+    HEADER,
     TIMEOUT_S,
     VARIABLE,
     Local,
     Service,
+    check_path,
+    not_a_service,
     place,
     problem,
 )
 from agc_ml.results import load_record, write
-from agc_ml.rows import digest_of
 from agc_ml.training.spec import JobSpec, first_error
 from agc_ml.training.table import Job, Promotion
 from agc_ml.training.versions import VersionFacts
@@ -56,6 +59,9 @@ _QUIET_S: Final = 60.0
 _AGAIN: Final = urllib3.Retry(3, backoff_factor=0.5, redirect=0)
 
 _OK: Final = range(200, 300)
+_PROXY: Final = (502, 503, 504)
+"""What a proxy says while there is no service behind it."""
+
 _LOST: Final = 10
 """Times that a connection to a job's events is made anew, without a word in between."""
 
@@ -138,6 +144,7 @@ def connect_training(
         named = where or os.environ.get(VARIABLE) or FOLDER
         if "://" in named:
             raise UsageError(f"{named}: a service; without one, name a folder")
+        check_site(site, workers)
         return _in_folder(Path(named), workers, site)
     found = place(where)
     if isinstance(found, Local):
@@ -208,7 +215,7 @@ class Remote:
     def upload(self, source: str | Path) -> str:
         """Bring a training set there, unless it is there already."""
         path = table_of(source)
-        digest = digest_of(path, TrainingError)
+        digest = rows.read(path, TrainingError).digest
         if self._send("GET", f"/v1/datasets/{digest}", allow=(404,)).status == 404:  # noqa: PLR2004 - HTTP
             with path.open("rb") as file:
                 self._send("PUT", f"/v1/datasets/{digest}", body=file, timeout=_UPLOAD_S)
@@ -329,6 +336,9 @@ class Remote:
             )
         except (urllib3.exceptions.HTTPError, ValueError) as error:
             raise self._unreachable(error) from error
+        if HEADER not in answer.headers:
+            kind = UnreachableError if answer.status in _PROXY else TrainingError
+            raise kind(not_a_service(self._service.url, answer.status))
         if answer.status not in _OK and answer.status not in allow:
             raise TrainingError(f"{self._service.url}: {problem(answer.data)}")
         return answer
@@ -365,6 +375,9 @@ def _expectation(expected: str | None) -> dict[str, int]:
 def _in_folder(folder: Path, workers: int | None, site: str) -> Iterator[Training]:
     from agc_ml.training import core, unserved  # noqa: PLC0415 - a client needs none of it
 
+    check_path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is no folder; name another one with --service")
     with folders.store_errors(folder):
         is_ours = folders.is_unused(folder) or (folder / core.TABLE).exists()
     if not is_ours:
@@ -374,8 +387,8 @@ def _in_folder(folder: Path, workers: int | None, site: str) -> Iterator[Trainin
             stack.enter_context(folders.owned(folder))
         except UsageError as error:
             raise UsageError(
-                f"{folder}: a training service, or another agc-ml, is at work in it; without "
-                "--local it is asked"
+                f"{folder}: a training service, or another agc-ml, is at work in it; ask the "
+                "service (without --local), or wait for the other one"
             ) from error
         yield stack.enter_context(unserved.opened(folder, workers, site, getpass.getuser()))
 
@@ -390,7 +403,7 @@ def pull(training: Training, name: str, which: str, folder: Path) -> VersionFact
     StoreError
         It can't be written.
     """
-    if not folders.is_unused(folder):
+    if folder.is_file() or not folders.is_unused(folder):
         raise UsageError(f"{folder}: there is something in it; name another folder with -o")
     found = training.resolve(name, which)
     with folders.store_errors(folder):

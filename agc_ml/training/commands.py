@@ -25,7 +25,7 @@ from agc_ml.training.connecting import connected, follow, print_job, where_optio
 )
 @click.option(
     "--trials",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1000),
     default=20,
     show_default=True,
     help="Of the search, for each of the two models.",
@@ -42,7 +42,7 @@ from agc_ml.training.connecting import connected, follow, print_job, where_optio
     show_default=True,
     help="Parity of the events to train on.",
 )
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True)
 @click.option(
     "--variation",
     default="nominal",

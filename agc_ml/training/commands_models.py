@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import time
@@ -13,7 +14,7 @@ import click
 
 from agc_ml import options
 from agc_ml.errors import UsageError
-from agc_ml.training.connecting import again, connected, follow, named, where_options
+from agc_ml.training.connecting import again, bare, connected, follow, named, where_options
 
 if TYPE_CHECKING:
     from agc_ml.training.client import Training
@@ -35,8 +36,9 @@ def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
     """List bundles, the oldest first."""
     from agc_ml.tables import Page, Table  # noqa: PLC0415 - on demand
 
+    known = None if name is None else bare(name)
     with connected(given) as training:
-        found = training.models(name)
+        found = training.models(known)
     rows = [
         (
             f"{one.name}@{one.version}",
@@ -208,7 +210,7 @@ def models_promote(
     name, which = named(model)
     if force != bool(reason.strip()):
         raise UsageError("--force and --reason belong together")
-    if not which.isdigit():
+    if not which.isdecimal():
         raise UsageError(f"{model}: the number of a version is needed; see 'agc-ml models list'")
     expected = None if expect is None else str(expect or "")
     with connected(given) as training:
@@ -229,6 +231,7 @@ def models_promote(
 @options.logging_options
 def models_rollback(name: str, *, expect: int | None, **given: Any) -> None:
     """Make the champion before the champion again."""
+    name = bare(name)
     with connected(given) as training:
         history = training.promotions(name)
         known = history[-1].version if history else None
@@ -264,6 +267,7 @@ def models_judge(
 
     With --remote-..., their scores by a server are compared too.
     """
+    name = bare(name)
     served = {"even": given["remote_even"], "odd": given["remote_odd"]}
     remote = {parity: address for parity, address in served.items() if address} or None
     with connected(given) as training:
@@ -353,16 +357,21 @@ def models_drift(
     from agc_ml import tables  # noqa: PLC0415 - on demand
     from agc_ml.results import load_record  # noqa: PLC0415 - on demand
     from agc_ml.training import drift  # noqa: PLC0415 - on demand
+    from agc_ml.training.client import table_of  # noqa: PLC0415 - on demand
 
+    if not math.isfinite(max_psi):
+        raise UsageError("--max-psi: a number is needed")
     record = load_record(run)
     name, version = drift.model_of(record)
+    path = None if dataset is None else table_of(dataset)
     with connected(given) as training:
+        drift.check_same(record, training.resolve(name, version).files)
         _, trained = _records(training, name, version)
         found = drift.compare(trained["inputs"], drift.inputs_of(record), max_psi)
         drifted = [one for one in found if one.drifted]
         challenger = None
-        if drifted and dataset is not None:
-            challenger = _challenger(training, name, trained, dataset)
+        if drifted and path is not None:
+            challenger = _challenger(training, name, trained, path)
     rows = [
         (
             one.process,
@@ -396,7 +405,7 @@ def models_drift(
     sys.exit(1 if drifted else 0)
 
 
-def _challenger(training: Training, name: str, trained: dict[str, Any], dataset: str) -> Job:
+def _challenger(training: Training, name: str, trained: dict[str, Any], dataset: Path) -> Job:
     """A job that trains as a model was trained; filed once for a training set and a model."""
     digest = training.upload(dataset)
     first = trained["models"]["even"]

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agc_ml import options
+from agc_ml.cluster import check_site
 from agc_ml.errors import Interrupted, UsageError
 from agc_ml.training.connecting import require_extra
 
 if TYPE_CHECKING:
     from agc_ml.training.mlflow_server import MlflowServer
+
+
+_MOST_DAYS = 36_500
 
 
 @click.command("training", epilog="Example: agc-ml service training --port 8500 -o training")
@@ -97,6 +101,7 @@ def service(
     --workers say where the trials of each job run.
     """
     require_extra()
+    check_site(site, workers)
     import logging  # noqa: PLC0415 - on demand
 
     from agc_ml.training import service as served  # noqa: PLC0415 - on demand
@@ -139,7 +144,7 @@ def _limits(path: Path | None) -> Any:
         return Limits.model_validate(yaml.safe_load(path.read_text()) or {})
     except ValidationError as error:
         raise UsageError(f"{path}: {first_error(error)}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: can't be read ({' '.join(str(error).split())[:200]})") from error
 
 
@@ -186,13 +191,15 @@ def _table(folder: Path) -> Iterator[Any]:
     show_default=True,
     help="Each may do what those before it may.",
 )
-@click.option("--days", type=click.FloatRange(0, min_open=True), help="Until it expires [never].")
+@click.option("--days", type=float, help="Until it expires [never].")
 @_folder_option
 @options.logging_options
 def token_add(name: str, role: Any, days: float | None, folder: Path, **_: Any) -> None:
     """Make a token and print it: it is not kept, so it can't be shown again."""
     from agc_ml.training import access  # noqa: PLC0415 - on demand
 
+    if days is not None and not 0 < days <= _MOST_DAYS:
+        raise UsageError(f"--days: more than 0, at most {_MOST_DAYS} are possible")
     expires = None if days is None else time.time() + days * 86400
     with _table(folder) as table:
         click.echo(access.issue(table, name, role, expires))

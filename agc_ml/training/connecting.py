@@ -13,6 +13,7 @@ import click
 
 from agc_ml import options
 from agc_ml.errors import Interrupted, TrainingError, UsageError
+from agc_ml.ml.registry import SPEC
 
 if TYPE_CHECKING:
     from agc_ml.training.client import Training
@@ -38,6 +39,8 @@ def connected(given: dict[str, Any]) -> Iterator[Training]:
 
     if given.get("local"):
         require_extra()
+    elif given.get("workers") is not None or given.get("site", "local") != "local":
+        raise UsageError("--cluster and --workers are for --local: a service has its own workers")
     found = connect_training(
         given["where"],
         local=given["local"],
@@ -69,12 +72,26 @@ def named(label: str) -> tuple[str, str]:
     Raises
     ------
     UsageError
-        One is empty.
+        It is neither.
     """
-    name, separator, which = label.partition("@")
-    if not name or (separator and not which):
+    full = label if "@" in label else f"{label}@champion"
+    if not SPEC.fullmatch(full):
         raise UsageError(f"{label!r}: NAME@VERSION or NAME@champion is needed")
-    return name, which or "champion"
+    name, _, which = full.partition("@")
+    return name, which
+
+
+def bare(name: str) -> str:
+    """A name of a model, without a version.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    if "@" in name or not SPEC.fullmatch(f"{name}@champion"):
+        raise UsageError(f"{name!r}: the name of a model is needed, such as jet_assignment")
+    return name
 
 
 def again(given: dict[str, Any]) -> str:

@@ -119,9 +119,15 @@ class Training:
         return self.folder / DATASETS / f"{digest}.parquet"
 
     def add_dataset(
-        self, path: Path, digest: str | None = None, most_bytes: int | None = None
+        self,
+        path: Path,
+        digest: str | None = None,
+        most_bytes: int | None = None,
+        label: str | None = None,
     ) -> str:
         """Take a training set in that takes at most so much memory; its digest.
+
+        ``label`` is what errors call the file.
 
         Raises
         ------
@@ -130,7 +136,8 @@ class Training:
         StoreError
             There is no space.
         """
-        table = rows.read(path, TrainingError, most_bytes)
+        with path.open("rb") as file:
+            table = rows.read(file, TrainingError, most_bytes, label or path)
         if digest is not None and table.digest != digest:
             raise TrainingError(
                 f"the training set has the digest {table.digest}, not {digest}; name the right one"

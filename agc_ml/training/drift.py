@@ -119,6 +119,22 @@ def inputs_of(record: RunRecord) -> dict[str, dict[str, list[int]]]:
     return found
 
 
+def check_same(record: RunRecord, files: Mapping[str, str]) -> None:
+    """Make sure that a version, of which these are the files' sha256, is what a run used.
+
+    Raises
+    ------
+    TrainingError
+        It is another one of the same name: the run had another registry.
+    """
+    if not set(record.provenance.models.values()) <= set(files.values()):
+        name, version = model_of(record)
+        raise TrainingError(
+            f"{name}@{version} here is not the {name}@{version} of the run, which came from "
+            "another registry; name that with --service"
+        )
+
+
 def model_of(record: RunRecord) -> tuple[str, str]:
     """Name and version of the bundle that a run used.
 

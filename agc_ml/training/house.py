@@ -63,7 +63,9 @@ class House:
 
     async def take_in(self, path: Path, digest: str) -> None:
         """Check and keep a training set."""
-        call = functools.partial(self.training.add_dataset, path, digest, self.max_upload)
+        call = functools.partial(
+            self.training.add_dataset, path, digest, self.max_upload, "the training set"
+        )
         await asyncio.get_running_loop().run_in_executor(self.taker, call)
 
 

@@ -47,8 +47,6 @@ class MlflowServer:
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder.absolute()
         state = self._read()
-        if "passwords" not in state:  # those in the database are lost
-            (self._folder / _USERS).unlink(missing_ok=True)
         self._passwords = state.get("passwords") or {
             ADMIN: secrets.token_urlsafe(24),
             VIEWER: secrets.token_urlsafe(12),
@@ -93,6 +91,10 @@ class MlflowServer:
 
     def _start(self) -> None:
         self._stop_earlier()
+        # Made anew: it can do nothing with what it made by half, or with other passwords.
+        for stale in self._folder.glob(f"{_USERS}*"):
+            stale.unlink()
+        self._has_viewer = False
         config = self._folder / _CONFIG
         write_private(config, self._config())
         with (self._folder / LOG).open("ab") as log:

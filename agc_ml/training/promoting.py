@@ -72,7 +72,7 @@ class Promoting:
             raise ConflictError(f"model {name}: version {current} is the champion already")
         if not force:
             self._check_gates(found, current)
-        return self._crown(name, found.version, current, force, who)
+        return self._crown(name, found.version, current, force, who, is_rollback=False)
 
     def _check_gates(self, found: Version, current: str) -> None:
         label = f"model {found.name}: version {found.version}"
@@ -88,8 +88,12 @@ class Promoting:
                 f"{_called(current)}; judge it again, or promote it with --force and a reason"
             )
 
-    def _crown(self, name: str, version: str, current: str, reason: str, who: str) -> Promotion:
-        begun = self._table.begin_promotion(name, version, current, reason, who)
+    def _crown(
+        self, name: str, version: str, current: str, reason: str, who: str, *, is_rollback: bool
+    ) -> Promotion:
+        begun = self._table.begin_promotion(
+            name, version, current, reason, who, is_rollback=is_rollback
+        )
         try:
             self._registry.crown(name, version)
         except ModelError:
@@ -121,7 +125,8 @@ class Promoting:
         found = self._registry.find(name, before)
         for file in found.files:
             self._registry.content(found, file)
-        return self._crown(name, before, current, f"rollback from version {current}", who)
+        reason = f"rollback from version {current}"
+        return self._crown(name, before, current, reason, who, is_rollback=True)
 
     def settle(self) -> None:
         """Finish promotions in which someone died, as the registry says.
@@ -148,11 +153,7 @@ def _before(history: list[Promotion], current: str) -> str:
     """Champion before the current one; rollbacks are steps back, not champions of their own."""
     stack: list[str] = []
     for one in history:
-        if (
-            one.reason.startswith("rollback from version")
-            and len(stack) > 1
-            and (stack[-2] == one.version)
-        ):
+        if one.is_rollback and len(stack) > 1 and stack[-2] == one.version:
             stack.pop()
         else:
             stack = stack or ([one.previous] if one.previous else [])

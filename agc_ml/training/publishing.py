@@ -20,6 +20,7 @@ from agc_ml.ml.registry import (
     WHOLE,
     Registry,
     Version,
+    client_of,
 )
 from agc_ml.training.job import BUNDLE, RESULT, TRIALS
 from agc_ml.training.table import Job
@@ -44,6 +45,14 @@ class Publisher(Registry):
         RegistryError
             It can't be made.
         """
+        if not self.database.exists():
+            # MLflow makes its tables one by one, and can do nothing with half of them.
+            scratch = self.database.with_name(f".{self.database.name}")
+            for stale in self.database.parent.glob(f"{scratch.name}*"):
+                stale.unlink()
+            with self.errors("the registry"):
+                client_of(scratch).search_experiments(max_results=1)
+            scratch.replace(self.database)
         with self.errors("the registry"):
             self.client.search_experiments(max_results=1)
 

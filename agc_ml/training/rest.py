@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
-from agc_ml.ml.registry import ChangedError, RegistryError
+from agc_ml.ml.registry import HEADER, ChangedError, RegistryError
 from agc_ml.training import api_jobs, api_models, api_pages
 from agc_ml.training.house import House, house_of
 from agc_ml.training.promoting import ConflictError
@@ -75,7 +75,9 @@ class Limited:
             if announced.isdigit() and int(announced) > MAX_BODY:
                 detail = f"a body of {announced} bytes; at most {MAX_BODY} are taken here"
                 answer = _problem(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, {"Connection": "close"}
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    detail,
+                    {"Connection": "close", HEADER: __version__},
                 )
                 await answer(scope, receive, send)
                 return
@@ -91,7 +93,8 @@ def _problem(
         "type": "about:blank",
         "title": known.phrase,
         "status": known.value,
-        "detail": " ".join(detail.split()),
+        # what was asked may hold halves of characters, which can't be said
+        "detail": " ".join(detail.encode(errors="backslashreplace").decode().split()),
     }
     extra = {"Retry-After": _RETRY_AFTER[known]} if known in _RETRY_AFTER else {}
     return JSONResponse(content, known.value, {**extra, **(headers or {})}, media_type=_PROBLEM)
@@ -150,4 +153,5 @@ def _add_log(app: FastAPI) -> None:
         )
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Cache-Control"] = "no-store"
+        response.headers[HEADER] = __version__
         return response

@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ import yaml
 
 from agc_ml import folders
 from agc_ml.errors import AgcError, ModelError, StoreError, UsageError
-from agc_ml.ml.registry import CLIENT
+from agc_ml.ml.registry import CLIENT, check_path
 from agc_ml.training import access, core
 from agc_ml.training.api_jobs import UPLOAD
 from agc_ml.training.core import Outcome, Settings, Training
@@ -76,6 +77,7 @@ def serve(
     """
     _check(address)
     folder = settings.folder
+    check_path(folder)
     with folders.store_errors(folder):
         is_ours = folders.is_unused(folder) or (folder / core.TABLE).exists()
     if not is_ours:
@@ -106,6 +108,15 @@ def _check(address: Address) -> None:
         )
     if (address.certificate is None) != (address.key is None):
         raise UsageError("--certificate and --key belong together")
+    if address.certificate is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                address.certificate, address.key
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(
+                f"{address.certificate}, {address.key}: no certificate with its key ({error})"
+            ) from error
     if not is_here and address.certificate is None:
         logger.warning(
             "tokens travel unencrypted to %s: give --certificate and --key, or put a proxy with "

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import yaml
@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    Strict,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -30,7 +31,7 @@ from pydantic import (
 from agc_ml.errors import UsageError
 
 Kind = Literal["xgboost", "keras"]
-Number = int | FiniteFloat
+Number = Annotated[int, Strict()] | Annotated[FiniteFloat, Strict()]
 
 
 class Range(BaseModel):
@@ -127,6 +128,9 @@ PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
 }
 
 
+_MOST_STEPS: Final = 1_000_000
+
+
 def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
     """A search space: a preset by name, the content of one, or the default of the kind.
 
@@ -143,6 +147,8 @@ def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
             raise UsageError(f"space {given!r}: for {kind} there are {', '.join(names)}, or a file")
         return dict(PRESETS[given][1])
     known = _LEAST[kind]
+    if not given:
+        raise UsageError(f"search space: it is empty; parameters are {', '.join(known)}")
     for name in given:
         if name not in known:
             raise UsageError(
@@ -172,6 +178,13 @@ def _check(name: str, parameter: Parameter, least: float, most: float) -> None:
         raise UsageError(f"search space: {name}: the list is empty; name at least one value")
     if name in _WHOLE and not all(isinstance(value, int) for value in values):
         raise UsageError(f"search space: {name}: whole numbers are needed")
+    if isinstance(parameter, Range) and parameter.step is not None:
+        steps = (parameter.high - parameter.low) / parameter.step
+        if not 1 <= steps <= _MOST_STEPS:
+            raise UsageError(
+                f"search space: {name}: the step makes {steps:g} steps of the range; 1 to "
+                f"{_MOST_STEPS:,} are possible"
+            )
     ends = values[:2] if isinstance(parameter, Range) else values
     if min(ends) < least or max(ends) > most:
         raise UsageError(f"search space: {name}: from {least:g} to {most:g} is possible")
@@ -192,7 +205,7 @@ def load_space(kind: Kind, spec: str | None) -> Space:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return space_of(kind, spec)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"search space {spec}: can't be read ({reason})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):

@@ -109,6 +109,8 @@ class JobSpec(BaseModel):
     def _makes_sense(self) -> Self:
         if (self.kind == "judge") != (self.versions is not None):
             raise ValueError("versions belong to the kind judge, which needs them")
+        if self.kind == "judge" and self.space is not None:
+            raise ValueError("space belongs to the kinds that train")
         if self.remote and self.kind != "judge":
             raise ValueError("remote belongs to the kind judge: nothing else is served yet")
         if self.versions is not None and set(self.versions) != set(PARITIES):

@@ -29,7 +29,8 @@ create table if not exists jobs (
 create index if not exists jobs_by_state on jobs (state, created);
 create table if not exists promotions (
     number integer primary key, name text not null, version text not null, previous text not null,
-    reason text not null, who text not null, at real not null, state text not null);
+    reason text not null, who text not null, at real not null, state text not null,
+    is_rollback integer not null);
 create table if not exists tokens (
     name text primary key, role text not null, sha256 text not null unique, created real not null,
     expires real);
@@ -84,6 +85,7 @@ class Promotion(BaseModel):
     who: str
     at: float
     state: Literal["begun", "done"]
+    is_rollback: bool = Field(description="whether it went back to a champion before")
 
 
 class Token(BaseModel):
@@ -123,7 +125,8 @@ class Table:
                 yield
         except sqlite3.Error as error:
             raise StoreError(
-                f"{self._path}: can't be used ({error}); free space or permission there"
+                f"{self._path}: can't be used ({error}); free space or permission there, or put "
+                "back a copy"
             ) from error
 
     def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
@@ -246,15 +249,16 @@ class Table:
         return self.job(identity)
 
     def begin_promotion(
-        self, name: str, version: str, previous: str, reason: str, who: str
+        self, name: str, version: str, previous: str, reason: str, who: str, *, is_rollback: bool
     ) -> Promotion:
         """Note that a champion is about to be changed."""
         now = time.time()
         with self._errors():
             cursor = self._db.execute(
-                "insert into promotions (name, version, previous, reason, who, at, state)"
-                " values (?, ?, ?, ?, ?, ?, 'begun')",
-                (name, version, previous, reason, who, now),
+                "insert into promotions"
+                " (name, version, previous, reason, who, at, state, is_rollback)"
+                " values (?, ?, ?, ?, ?, ?, 'begun', ?)",
+                (name, version, previous, reason, who, now, is_rollback),
             )
         return self._promotions("number = ?", cursor.lastrowid)[0]
 

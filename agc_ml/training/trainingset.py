@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from agc_ml import rows
 from agc_ml.errors import TrainingError
@@ -24,6 +25,7 @@ MIN_EVENTS: Final = 50
 """Least events of each parity: with fewer, a score's uncertainty is as large as what it tells."""
 
 N_PARTS: Final = 10
+_INPUTS: Final = TypeAdapter(dict[str, dict[str, list[int]]])
 IDENTITY: Final = ("run", "lumi", "event")
 _COLUMNS: Final = (*IDENTITY, "variation", "njet", "weight", "label")
 
@@ -93,11 +95,18 @@ def of_table(table: Table, variation: str = NOMINAL) -> TrainingSet:
     try:
         names, k = tuple(map(str, about["features"])), int(about["rows_an_event"])
         task, delta_phi = str(about["task"]), about["delta_phi"]
-    except (KeyError, TypeError, ValueError) as error:
+        inputs = _INPUTS.validate_python(about.get("inputs", {}))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TrainingError(
             f"training set {table.digest[:12]}: it does not say its task, features and rows of an "
             "event; extract it with 'agc-ml run jet_assignment'"
         ) from error
+    if delta_phi not in get_args(DeltaPhi) or not names or len(set(names)) < len(names):
+        raise TrainingError(
+            f"training set {table.digest[:12]}: its features are none, or named twice, or its "
+            f"delta_phi ({delta_phi!r}) is not one of {', '.join(get_args(DeltaPhi))}; extract it "
+            "anew"
+        )
     if k != FIRST[1]:
         raise TrainingError(
             f"training set {table.digest[:12]}: {k} rows an event; {FIRST[1]} are needed, as many "
@@ -120,14 +129,14 @@ def of_table(table: Table, variation: str = NOMINAL) -> TrainingSet:
         digest=table.digest,
         task=task,
         names=names,
-        delta_phi="raw" if delta_phi == "raw" else "wrapped",
+        delta_phi=delta_phi,
         features=np.stack([columns[name] for name in names], axis=1).reshape(n // k, k, -1),
         right=label.argmax(axis=1),
         is_even=event % 2 == 0,
         part=_parts(*(columns[name][::k] for name in IDENTITY)),
         njet=columns["njet"][::k],
         variation=variation,
-        inputs=about.get("inputs", {}),
+        inputs=inputs,
     )
     _check_size(found)
     return found
@@ -161,8 +170,14 @@ def _check_columns(table: Table, names: tuple[str, ...]) -> None:
                 f"training set {table.digest[:12]}: column {name} is of a wrong type, "
                 f"{table.columns[name].dtype}; extract it anew"
             )
+    if set(names) & set(_COLUMNS):
+        raise TrainingError(
+            f"training set {table.digest[:12]}: its features name {', '.join(_COLUMNS)} too; "
+            "extract it anew"
+        )
     for name in (*names, "weight"):
-        wrong = np.flatnonzero(~np.isfinite(table.columns[name]))
+        with np.errstate(over="ignore"):  # models take single precision
+            wrong = np.flatnonzero(~np.isfinite(table.columns[name].astype(np.float32)))
         if len(wrong):
             raise TrainingError(
                 f"training set {table.digest[:12]}: column {name} is "
@@ -189,9 +204,10 @@ def _check_events(table: Table, columns: Mapping[str, Array], k: int) -> None:
             "nothing to tell apart"
         )
     if (positive != 1).any():
-        event = int(np.flatnonzero(positive != 1)[0])
+        first = int(np.flatnonzero(positive != 1)[0])
+        event = columns["event"][first * k]
         raise TrainingError(
-            f"training set {table.digest[:12]}: event number {event} has {positive[event]} right "
+            f"training set {table.digest[:12]}: event {event} has {positive[first]} right "
             "permutations; one is needed"
         )
     _, counts = np.unique(
