@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TELLINGS: Final = 3
+_TELL_AGAIN_S: Final = 1.0
+"""Before workers are told again of what one of them did not hear."""
+
 FETCH_EVERY_S: Final = 0.1
 """Results are fetched together: each time costs the scheduler as much as a chunk."""
 
@@ -107,7 +111,9 @@ class DaskExecutor:
         if self._client.status == "running":
             self._client.unsubscribe_topic(self.topic)
             for name in self._plugins:
-                self._client.unregister_worker_plugin(name)
+                # A worker that dies just now has let go of everything, and is no reason to fail.
+                with contextlib.suppress(OSError):
+                    self._client.unregister_worker_plugin(name)
 
     def provide(
         self, contents: Mapping[str, Content], forget: Callable[[], None] | None = None
@@ -117,8 +123,16 @@ class DaskExecutor:
             self._register(_at_start(partial(hook.provide, contents), forget))
 
     def _register(self, plugin: Any) -> None:
-        self._client.register_plugin(plugin)
         self._plugins.append(plugin.name)
+        for left in reversed(range(_TELLINGS)):
+            try:
+                self._client.register_plugin(plugin)
+            except OSError:  # a worker died just then; the others are told once more
+                if not left or self._client.status != "running":
+                    raise
+                time.sleep(_TELL_AGAIN_S)
+            else:
+                return
 
     @contextlib.contextmanager
     def report(self, path: Path) -> Iterator[None]:

@@ -426,6 +426,29 @@ def test_killed_scheduler_then_resumed_on_another(
     same_bits(result, baseline)
 
 
+class Dies:
+    """Kills the worker that calls it, the first time."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __call__(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            self._mark.mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_dies_while_plugins_come_and_go(tmp_path: Path) -> None:
+    """Dask tells it to who asked as a lost connection: what was done is not lost by it."""
+    with agc.connect("local", workers=2) as client:
+        executor = executors.DaskExecutor(client)
+        executor._register(executors._at_start(Dies(tmp_path / "start")))
+        executor._register(executors._at_start(lambda: None, Dies(tmp_path / "end")))
+        assert dict(executor.outcomes(abs, {"a": (-1,), "b": (2,)})) == {"a": 1, "b": 2}
+        executor.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["end", "start"]
+
+
 def test_no_interrupt_is_lost_in_a_callback(client: object) -> None:
     """Python drops what is raised in a callback of the garbage collector, Ctrl-C too."""
     modules = {inspect.getmodule(callback) for callback in gc.callbacks}
