@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from agc_ml import (
     agc,  # noqa: F401 - the package
     rows,
 )
-from agc_ml.errors import ModelError, TrainingError
+from agc_ml.errors import ClusterError, ModelError, TrainingError
 from agc_ml.ml import hook
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle
@@ -340,3 +341,25 @@ def test_models_that_make_no_bundle(
     )
     with pytest.raises(TrainingError, match=f"trained with different {what} .*another"):
         job.run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (TrainingError("nothing can be learned"), True),
+        (OSError(errno.ENOSPC, "full"), True),
+        (ClusterError("no scheduler answers"), False),
+        (RuntimeError("Nanny failed to start."), False),
+    ],
+)
+def test_what_may_pass_is_no_end_of_a_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, *, is_final: bool
+) -> None:
+    """A job that leaves no word is started again, up to three times."""
+
+    def fails(_: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(job, "run", fails)
+    assert job.main(tmp_path) == 1
+    assert (tmp_path / job.ERROR).exists() == is_final

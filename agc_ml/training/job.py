@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from agc_ml import executors, folders, rows
 from agc_ml.cluster import INLINE, LOCAL
-from agc_ml.errors import AgcError, TrainingError, chain
+from agc_ml.errors import AgcError, ClusterError, TrainingError, chain
 from agc_ml.executors import Executor, Lost
 from agc_ml.ml import hook
 from agc_ml.ml.hook import Content, Parity
@@ -355,7 +355,11 @@ def _sole(folder: Path) -> Iterator[None]:
 
 
 def main(folder: Path) -> int:
-    """Do the job in a folder; what goes wrong is left there as ``error.json``."""
+    """Do the job in a folder; what can't be done is left there as ``error.json``.
+
+    What is not known to be for ever (a worker died while workers were started, a scheduler is being
+    restarted, a fault of a library) leaves none: the job is started again, a few times.
+    """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -369,9 +373,11 @@ def main(folder: Path) -> int:
         return 0
     except Exception as error:
         logger.exception("failed")
-        reason = str(error) if isinstance(error, AgcError) else f"{type(error).__name__}: {error}"
+        reason = str(error)
         if any(getattr(one, "errno", None) == errno.ENOSPC for one in chain(error)):
             reason = f"{folder}: no space left on the disk; free some, and submit it again"
+        elif not isinstance(error, AgcError) or isinstance(error, ClusterError):
+            return 1
         text = json.dumps({"error": " ".join(reason.split())[:500]})
         try:
             write(folder / ERROR, lambda path: path.write_text(text))
