@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +38,27 @@ class Publisher(Registry):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._folder = folder
+        self._making = threading.Lock()
+
+    @property
+    def client(self) -> Any:
+        """MLflow's client, to be used within `errors`; its database is made if it is not there."""
+        with self._making:
+            if not self.database.exists():
+                self._make()
+        return super().client
+
+    def _make(self) -> None:
+        """Make the database, under another name at first.
+
+        MLflow makes its tables one by one, and can do nothing with half of them.
+        """
+        hidden = f".{self.database.name}"
+        for stale in self.database.parent.glob(f"{hidden}*"):
+            stale.unlink()
+        scratch = self.database.with_name(f"{hidden}-{uuid.uuid4().hex}")  # MLflow keeps it open
+        client_of(scratch).search_experiments(max_results=1)
+        scratch.replace(self.database)
 
     def open(self) -> None:
         """Make MLflow's database, if it is not there.
@@ -45,14 +68,6 @@ class Publisher(Registry):
         RegistryError
             It can't be made.
         """
-        if not self.database.exists():
-            # MLflow makes its tables one by one, and can do nothing with half of them.
-            scratch = self.database.with_name(f".{self.database.name}")
-            for stale in self.database.parent.glob(f"{scratch.name}*"):
-                stale.unlink()
-            with self.errors("the registry"):
-                client_of(scratch).search_experiments(max_results=1)
-            scratch.replace(self.database)
         with self.errors("the registry"):
             self.client.search_experiments(max_results=1)
 
