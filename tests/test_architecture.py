@@ -44,6 +44,9 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 DOORS = {("datasets", "catalogue")}  # Fileset.load is the door to all formats
 HEAVY = {
     "coffea",
+    "numpy",
+    "pydantic",
+    "urllib3",
     "distributed",
     "dask",
     "uproot",

@@ -42,8 +42,9 @@ HEADER: Final = "X-AGC-ML"
 """In all that a training service answers: its version."""
 
 TIMEOUT_S: Final = 30.0
-_MOST_VERSION: Final = 2**31 - 1
-SPEC: Final = re.compile(r"([a-z][a-z0-9_]{0,63})@([A-Za-z0-9_-]{1,64})")
+MOST_VERSION: Final = 2**31 - 1
+NAME: Final = r"[a-z][a-z0-9_]{0,63}"
+SPEC: Final = re.compile(rf"({NAME})@([A-Za-z0-9_-]{{1,64}})")
 
 
 class RegistryError(ModelError):
@@ -329,7 +330,7 @@ class Registry:
                 "there, or name the service or folder with AGC_ML_TRAINING"
             )
         with self.errors(f"model {name}@{which}"):
-            if which.isdecimal() and int(which) > _MOST_VERSION:
+            if which.isdecimal() and int(which) > MOST_VERSION:
                 raise ModelError(f"model {name}: there is no version {which}")
             if which.isdecimal():
                 found = self.client.get_model_version(name, which)
@@ -403,11 +404,11 @@ class Registry:
             ) from error
         try:
             yield
-        except SQLAlchemyError as error:
-            reason = " ".join(str(error).partition("[SQL")[0].split())[:200]
-            raise RegistryError(f"{self.database}: can't be used now ({reason})") from error
-        except MlflowException as error:
-            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        except (MlflowException, SQLAlchemyError) as error:
+            if getattr(error, "error_code", "") in {
+                "RESOURCE_DOES_NOT_EXIST",
+                "INVALID_PARAMETER_VALUE",
+            }:
                 raise ModelError(
                     f"{what}: there is no such model, version or alias in the registry; see "
                     "'agc-ml models list'"

@@ -5,54 +5,43 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from agc_ml.errors import TrainingError
-from agc_ml.ml.hook import PARITIES, Parity
-from agc_ml.ml.registry import CHAMPION
+from agc_ml.ml.registry import CHAMPION, MOST_VERSION, NAME
 from agc_ml.training import versions
 from agc_ml.training.house import PAGE_POLICY, InHouse, Promoter, Reader
 from agc_ml.training.page import REPORT
-from agc_ml.training.spec import NAME, VersionNumber
+from agc_ml.training.spec import Pair, VersionNumber
 from agc_ml.training.table import Promotion, UnknownError
 from agc_ml.training.versions import VersionFacts
 
 ROUTES: Final = APIRouter(tags=["models"])
 
-_MOST: Final = 2**31 - 1
-Number = Annotated[int, Path(ge=1, le=_MOST)]
+CurrentVersion = Annotated[int, Field(ge=0, le=MOST_VERSION)]
+"""Of the champion; 0: there is none."""
 
 
 class Promote(BaseModel):
     """Which bundle is to be the champion: by its version, or those of its two models."""
 
     model_config = ConfigDict(extra="forbid")
-    version: int | None = Field(default=None, ge=1, le=_MOST)
-    versions: dict[Parity, VersionNumber] | None = None
-    expect_current: int | None = Field(
-        default=None,
-        ge=0,
-        le=_MOST,
-        description="version that is the champion now; 0: there is none",
+    version: VersionNumber | None = None
+    versions: Pair | None = None
+    expect_current: CurrentVersion | None = Field(
+        default=None, description="version that is the champion now; 0: there is none"
     )
     force: bool = Field(default=False, description="although it fails a gate")
     reason: str = Field(default="", max_length=500, description="why, if it is forced")
-
-    @field_validator("versions")
-    @classmethod
-    def _are_both(cls, value: dict[Parity, int] | None) -> dict[Parity, int] | None:
-        if value is not None and set(value) != set(PARITIES):
-            raise ValueError("versions of the even and of the odd model are needed")
-        return value
 
 
 class Rollback(BaseModel):
     """Back to the champion before."""
 
     model_config = ConfigDict(extra="forbid")
-    expect_current: int | None = Field(default=None, ge=0, le=_MOST)
+    expect_current: CurrentVersion | None = None
 
 
 @ROUTES.get("/v1/models")
@@ -79,7 +68,7 @@ async def resolve(
     house: InHouse,
     _: Reader,
     alias: str = CHAMPION,
-    version: Annotated[int | None, Query(ge=1, le=_MOST)] = None,
+    version: VersionNumber | None = None,
 ) -> VersionFacts:
     """What an alias or a version is now; its files can be relied upon."""
     which = alias if version is None else str(version)
@@ -87,7 +76,9 @@ async def resolve(
 
 
 @ROUTES.get("/v1/models/{name}/versions/{version}/files/{file:path}")
-async def content(name: str, version: Number, file: str, house: InHouse, _: Reader) -> Response:
+async def content(
+    name: str, version: VersionNumber, file: str, house: InHouse, _: Reader
+) -> Response:
     """A file of a bundle."""
     data = await house.read(
         versions.content, house.training.registry, _name(name), str(version), file
@@ -96,7 +87,7 @@ async def content(name: str, version: Number, file: str, house: InHouse, _: Read
 
 
 @ROUTES.get("/v1/models/{name}/versions/{version}/report")
-async def report(name: str, version: Number, house: InHouse, _: Reader) -> HTMLResponse:
+async def report(name: str, version: VersionNumber, house: InHouse, _: Reader) -> HTMLResponse:
     """The page that says whether to promote it."""
     data = await house.read(
         versions.content, house.training.registry, _name(name), str(version), REPORT

@@ -18,7 +18,6 @@ from agc_ml.training.connecting import again, bare, connected, follow, named, wh
 
 if TYPE_CHECKING:
     from agc_ml.training.client import Training
-    from agc_ml.training.table import Job
     from agc_ml.training.versions import VersionFacts
 
 
@@ -371,7 +370,7 @@ def models_drift(
         drifted = [one for one in found if one.drifted]
         challenger = None
         if drifted and path is not None:
-            challenger = _challenger(training, name, trained, path)
+            challenger = drift.challenge(training, name, trained, path)
     rows = [
         (
             one.process,
@@ -403,19 +402,3 @@ def models_drift(
     }
     tables.Page(facts, parts).print(as_json=as_json)
     sys.exit(1 if drifted else 0)
-
-
-def _challenger(training: Training, name: str, trained: dict[str, Any], dataset: Path) -> Job:
-    """A job that trains as a model was trained; filed once for a training set and a model."""
-    digest = training.upload(dataset)
-    first = trained["models"]["even"]
-    return training.submit(
-        name=name,
-        kind=trained["kind"],
-        dataset=digest,
-        trials=first["trials"] + first["failed"],
-        space=first["space"],
-        seed=first["seed"],
-        variation=trained["variation"],
-        idempotency_key=f"drift of {trained['job']} on {digest[:32]}",
-    )

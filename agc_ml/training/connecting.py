@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ import click
 
 from agc_ml import options
 from agc_ml.errors import Interrupted, TrainingError, UsageError
-from agc_ml.ml.registry import SPEC
 
 if TYPE_CHECKING:
     from agc_ml.training.client import Training
@@ -74,6 +74,8 @@ def named(label: str) -> tuple[str, str]:
     UsageError
         It is neither.
     """
+    from agc_ml.ml.registry import SPEC  # noqa: PLC0415 - heavy
+
     full = label if "@" in label else f"{label}@champion"
     if not SPEC.fullmatch(full):
         raise UsageError(f"{label!r}: NAME@VERSION or NAME@champion is needed")
@@ -89,7 +91,9 @@ def bare(name: str) -> str:
     UsageError
         It is none.
     """
-    if "@" in name or not SPEC.fullmatch(f"{name}@champion"):
+    from agc_ml.ml.registry import NAME  # noqa: PLC0415 - heavy
+
+    if not re.fullmatch(NAME, name):
         raise UsageError(f"{name!r}: the name of a model is needed, such as jet_assignment")
     return name
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.errors import TrainingError
 from agc_ml.results import RunRecord
+
+if TYPE_CHECKING:
+    from agc_ml.training.client import Training
+    from agc_ml.training.table import Job
 
 Array = NDArray[Any]
 
@@ -149,3 +154,23 @@ def model_of(record: RunRecord) -> tuple[str, str]:
         if separator and parity in {"even", "odd"} and version.isdigit():
             return name, version
     raise TrainingError("the run used no bundle of a registry; name one with --model NAME@VERSION")
+
+
+def challenge(training: Training, name: str, trained: Mapping[str, Any], source: str | Path) -> Job:
+    """File a job that trains on new events as a model was trained; once for these events.
+
+    ``trained`` is the content of that model's ``training.json``, ``source`` a training set as of
+    `agc_ml.training.client.table_of`.
+    """
+    digest = training.upload(source)
+    first = trained["models"]["even"]
+    return training.submit(
+        name=name,
+        kind=trained["kind"],
+        dataset=digest,
+        trials=first["trials"] + first["failed"],
+        space=first["space"],
+        seed=first["seed"],
+        variation=trained["variation"],
+        idempotency_key=f"drift of {trained['job']} on {digest[:32]}",
+    )

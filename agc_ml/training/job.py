@@ -373,10 +373,11 @@ def main(folder: Path) -> int:
         return 0
     except Exception as error:
         logger.exception("failed")
-        reason = str(error)
         if any(getattr(one, "errno", None) == errno.ENOSPC for one in chain(error)):
             reason = f"{folder}: no space left on the disk; free some, and submit it again"
-        elif not isinstance(error, AgcError) or isinstance(error, ClusterError):
+        elif isinstance(error, AgcError) and not isinstance(error, ClusterError):
+            reason = str(error)
+        else:
             return 1
         text = json.dumps({"error": " ".join(reason.split())[:500]})
         try:

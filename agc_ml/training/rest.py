@@ -75,9 +75,7 @@ class Limited:
             if announced.isdigit() and int(announced) > MAX_BODY:
                 detail = f"a body of {announced} bytes; at most {MAX_BODY} are taken here"
                 answer = _problem(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    detail,
-                    {"Connection": "close", HEADER: __version__},
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, {"Connection": "close"}
                 )
                 await answer(scope, receive, send)
                 return
@@ -96,8 +94,10 @@ def _problem(
         # what was asked may hold halves of characters, which can't be said
         "detail": " ".join(detail.encode(errors="backslashreplace").decode().split()),
     }
-    extra = {"Retry-After": _RETRY_AFTER[known]} if known in _RETRY_AFTER else {}
-    return JSONResponse(content, known.value, {**extra, **(headers or {})}, media_type=_PROBLEM)
+    extra = {HEADER: __version__, **(headers or {})}
+    if known in _RETRY_AFTER:
+        extra["Retry-After"] = _RETRY_AFTER[known]
+    return JSONResponse(content, known.value, extra, media_type=_PROBLEM)
 
 
 def _add_errors(app: FastAPI) -> None:

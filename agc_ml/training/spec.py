@@ -6,6 +6,7 @@ import re
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,13 +19,23 @@ from pydantic import (
 from agc_ml.errors import ModelError, UsageError
 from agc_ml.ml.endpoint import Endpoint
 from agc_ml.ml.hook import PARITIES, Parity
+from agc_ml.ml.registry import MOST_VERSION, NAME
 from agc_ml.training.spaces import Kind, space_of
 
-NAME: Final = r"[a-z][a-z0-9_]{0,63}"
 DIGEST: Final = r"[0-9a-f]{64}"
 MAX_TRIALS: Final = 1000
 
-VersionNumber = Annotated[int, Field(ge=1, lt=2**31)]
+VersionNumber = Annotated[int, Field(ge=1, le=MOST_VERSION)]
+
+
+def _both(versions: dict[Parity, int]) -> dict[Parity, int]:
+    if set(versions) != set(PARITIES):
+        raise ValueError("versions of the even and of the odd model are needed")
+    return versions
+
+
+Pair = Annotated[dict[Parity, VersionNumber], AfterValidator(_both)]
+"""Versions of the two models of a bundle."""
 
 
 class Limits(BaseModel):
@@ -77,9 +88,7 @@ class JobSpec(BaseModel):
     variation: str = Field(
         default="nominal", pattern=r"^\w{1,64}$", description="of the jets that are trained with"
     )
-    versions: dict[Parity, VersionNumber] | None = Field(
-        default=None, description="of the two models to judge"
-    )
+    versions: Pair | None = Field(default=None, description="of the two models to judge")
     remote: dict[Parity, str] | None = Field(
         default=None, description="where the two are served, to compare scores with"
     )
@@ -113,8 +122,6 @@ class JobSpec(BaseModel):
             raise ValueError("space belongs to the kinds that train")
         if self.remote and self.kind != "judge":
             raise ValueError("remote belongs to the kind judge: nothing else is served yet")
-        if self.versions is not None and set(self.versions) != set(PARITIES):
-            raise ValueError("versions of the even and of the odd model are needed")
         if self.kind != "judge":
             try:
                 space_of(self.kind, self.space)
