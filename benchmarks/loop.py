@@ -267,7 +267,7 @@ def kills(folder: Path, rounds: int) -> dict[str, Any]:
         remote = Remote(Service(service.url, service.token))
         spec = {**SPEC, "dataset": remote.upload(features), "trials": 4}
         start = time.perf_counter()
-        report: Report = kill_rounds(service, spec, rounds, seed=1, seconds=9)
+        report: Report = kill_rounds(service, spec, rounds, seed=1)
         seconds = time.perf_counter() - start
     return {
         "kill_rounds": report.rounds,
