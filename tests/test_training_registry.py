@@ -186,9 +186,17 @@ def test_a_database_is_there_whole_or_not_at_all(
         with pytest.raises(DiedError):
             Publisher(tmp_path).open()
     assert not (tmp_path / registry.DATABASE).exists()
+    made: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        made.append(path)
+        return registry.client_of(path)
+
+    monkeypatch.setattr(publishing, "client_of", counted)
     publisher = Publisher(tmp_path)
-    with ThreadPoolExecutor(8) as many:  # of whom only one makes it
+    with ThreadPoolExecutor(8) as many:
         assert list(many.map(lambda _: publisher.names(), range(8))) == [[]] * 8
+    assert len(made) == 1
     assert [path.name for path in tmp_path.iterdir()] == [registry.DATABASE]
 
 
