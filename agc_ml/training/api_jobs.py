@@ -112,7 +112,7 @@ async def logs(
     return {"lines": house.training.log(found, tail)}
 
 
-def _known(job_id: str, house: InHouse, _: Reader) -> Job:
+async def _known(job_id: str, house: InHouse, _: Reader) -> Job:
     """A job that is there: once an answer streams, it is too late to say that it is not."""
     return house.training.table.job(job_id)
 

@@ -69,13 +69,13 @@ class House:
         await asyncio.get_running_loop().run_in_executor(self.taker, call)
 
 
-def house_of(request: Request) -> House:
-    """What a request is answered from."""
+async def _house(request: Request) -> House:
+    # Not a plain function: FastAPI would call that in a thread, for each request.
     found: House = request.app.state.house
     return found
 
 
-InHouse = Annotated[House, Depends(house_of)]
+InHouse = Annotated[House, Depends(_house)]
 
 
 def _needs(role: Role) -> Callable[..., Awaitable[Token]]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
 from agc_ml.ml.registry import HEADER, ChangedError, RegistryError
 from agc_ml.training import api_jobs, api_models, api_pages
-from agc_ml.training.house import House, house_of
+from agc_ml.training.house import House
 from agc_ml.training.promoting import ConflictError
 from agc_ml.training.table import QueueFullError, UnknownError
 
@@ -40,6 +39,11 @@ _STATUS: Final[tuple[tuple[type[AgcError], HTTPStatus], ...]] = (
     (ModelError, HTTPStatus.NOT_FOUND),
 )
 _METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    HEADER: __version__,
+}
 _RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: "60", HTTPStatus.SERVICE_UNAVAILABLE: "5"}
 
 
@@ -55,7 +59,7 @@ def application(house: House) -> FastAPI:
     )
     app.state.house = house
     _add_errors(app)
-    _add_log(app)
+    app.add_middleware(_Logged, house=house)
     for routes in (api_pages.ROUTES, api_jobs.ROUTES, api_models.ROUTES):
         app.include_router(routes)
     return app
@@ -120,38 +124,55 @@ def _add_errors(app: FastAPI) -> None:
         return _problem(error.status_code, str(error.detail), dict(error.headers or {}))
 
 
-def _add_log(app: FastAPI) -> None:
-    @app.middleware("http")
-    async def log(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
+class _Logged:
+    """An application of which each answer is logged and counted, and carries our headers.
+
+    Not a function of ``app.middleware``: that costs a task and a queue for each request.
+    """
+
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self._app = app
+        self._house = house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         start = time.perf_counter()
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message).update(_HEADERS)
+                self._log(scope, message["status"], time.perf_counter() - start)
+            await send(message)
+
         try:
-            response = await call_next(request)
+            await self._app(scope, receive, sent)
         except Exception as error:
             logger.exception("a fault of the service")
-            response = _problem(
-                HTTPStatus.INTERNAL_SERVER_ERROR, f"a fault of the service ({type(error).__name__})"
-            )
-        seconds = time.perf_counter() - start
-        house = house_of(request)
+            if begun:  # too late to say so: whoever reads sees that the answer breaks off
+                raise
+            detail = f"a fault of the service ({type(error).__name__})"
+            await _problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)(scope, receive, sent)
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
         # whoever has no token may ask with any word as the method
-        method = request.method if request.method in _METHODS else "other"
-        key = method, response.status_code
-        house.requests[key] = house.requests.get(key, 0) + 1
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        key = method, status
+        self._house.requests[key] = self._house.requests.get(key, 0) + 1
         logger.info(
             "request",
             extra={
                 "facts": {
                     "method": method,
-                    "path": request.url.path,
-                    "status": response.status_code,
+                    "path": scope["path"],
+                    "status": status,
                     "ms": round(1000 * seconds, 1),
-                    "who": getattr(request.state, "who", ""),
+                    "who": scope.get("state", {}).get("who", ""),
                 }
             },
         )
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cache-Control"] = "no-store"
-        response.headers[HEADER] = __version__
-        return response

@@ -135,6 +135,9 @@ def _bound(address: Address) -> Any:
         raise UsageError(
             f"{address.host}, port {address.port}: {why}; name another with --host and --port"
         ) from error
+    # asyncio does this only to sockets that say they are of TCP, which this one doesn't. Without
+    # it the body of an answer waits until its headers are acknowledged, up to 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         yield listener
 
