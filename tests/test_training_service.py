@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import ssl
+import statistics
 import subprocess
 import sys
 import time
@@ -412,8 +413,13 @@ def test_many_who_poll_while_a_job_trains(
 
 def test_answers_do_not_wait_to_be_acknowledged(training_service: TrainingService) -> None:
     """Headers and body are two segments; kernels hold an acknowledgement back for 40 ms."""
-    latencies = asyncio.run(polled(training_service, "/v1/jobs", clients=50, times=3))
-    assert sorted(latencies)[len(latencies) // 2] < 0.03
+    pool = urllib3.PoolManager(headers={"Authorization": f"Bearer {training_service.token}"})
+    latencies = []
+    for _ in range(30):  # one after another over one connection: where it shows
+        start = time.perf_counter()
+        assert pool.request("GET", f"{training_service.url}/v1/jobs").status == 200
+        latencies.append(time.perf_counter() - start)
+    assert statistics.median(latencies) < 0.03
 
 
 def test_a_fault_is_told_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
