@@ -66,7 +66,10 @@ def application(house: House) -> FastAPI:
 
 
 class Limited:
-    """An application that is not even asked where a body is announced that is too large."""
+    """An application that is not even asked where a body is announced that is too large.
+
+    Around all of it: Starlette, too, refuses such a body before any middleware, but in plain text.
+    """
 
     def __init__(self, app: FastAPI, uploads: str = "/v1/datasets/") -> None:
         self._app = app
