@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import ssl
 import statistics
 import subprocess
@@ -235,6 +236,26 @@ def test_a_body_of_a_hundred_megabytes(training_service: TrainingService) -> Non
         assert answer.status == 413
         assert "application/problem+json" in answer.headers["Content-Type"]
         assert time.monotonic() - start < 10
+
+
+def test_a_client_that_hangs_up_is_no_fault_of_the_service(
+    training_service: TrainingService,
+) -> None:
+    path = f"/v1/datasets/{'7' * 64}"
+    head = (f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n"
+            f"Authorization: Bearer {training_service.token}\r\n\r\n")  # fmt: skip
+    at = training_service.url.removeprefix("http://").split(":")
+    with socket.create_connection((at[0], int(at[1]))) as connection:
+        connection.sendall(head.encode() + b"x" * 100_000)
+    deadline = time.monotonic() + 20
+    while path not in training_service.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lines = training_service.log.read_text().splitlines()
+    found = [json.loads(line) for line in lines if path in line]
+    assert [line["status"] for line in found] == [400]
+    assert "a fault of the service" not in training_service.log.read_text()
+    assert 'status="500"' not in training_service.ask("GET", "/metrics").data.decode()
+    assert not [p for p in (training_service.folder / "datasets").iterdir() if "7" * 64 in p.name]
 
 
 def test_training_sets_that_are_refused(

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agc_ml._version import __version__
@@ -121,6 +122,11 @@ def _add_errors(app: FastAPI) -> None:
         return _problem(
             HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {message}" if where else message
         )
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
+        # Nobody reads this, but those who read the log and the counts: it is no fault of ours.
+        return _problem(HTTPStatus.BAD_REQUEST, "the connection broke off within the body")
 
     @app.exception_handler(HTTPException)
     async def plain(_: Request, error: HTTPException) -> JSONResponse:
