@@ -27,7 +27,7 @@ from agc_ml.executors import Executor
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import hook
 from agc_ml.shipping import is_flat
-from agc_ml.worker import Failure, Finished, Job, pack, process_packed
+from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,11 @@ def process(account: Account, executor: Executor) -> None:
     """
     _recall(account)
     executor.provide(hook.contents(account.shipment.models))
+    with offered(account.shipment.key, account.shipment.processor):
+        _in_rounds(account, executor)
+
+
+def _in_rounds(account: Account, executor: Executor) -> None:
     for attempt in range(ROUNDS):
         if attempt:
             time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
@@ -226,8 +231,8 @@ def _job(account: Account, chunk: Chunk) -> Job:
         file=account.found(chunk),
         metadata=account.metadata[dataset.name],
         columns=account.columns(dataset),
+        key=shipment.key,
         processor=shipment.blob,
-        code=shipment.code,
         modules=shipment.modules,
         module=shipment.module,
         source=shipment.source,

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,11 @@ class Shipment:
     module: str | None = None
     source: bytes = b""
     models: tuple[Model, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """What workers know it by."""
+        return hashlib.sha256(self.code.encode() + self.blob).hexdigest()
 
 
 def registered() -> dict[str, str]:

@@ -12,9 +12,8 @@ import threading
 import time
 import traceback
 import warnings
-import zlib
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -35,6 +34,7 @@ from agc_ml.errors import (
     chain,
 )
 from agc_ml.identity import ensure
+from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check
 from agc_ml.reading import Columns
@@ -75,14 +75,17 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a worker needs for a chunk; ``file`` is as it was found when it was opened."""
+    """All that a worker needs for a chunk; ``file`` is as it was found when it was opened.
+
+    ``key`` tells one processor from another: equal ones have the same.
+    """
 
     chunk: Chunk
     file: File
     metadata: Mapping[str, Any]
     columns: tuple[str, ...]
+    key: str
     processor: bytes
-    code: str
     modules: Mapping[str, str]
     module: str | None
     source: bytes
@@ -120,13 +123,16 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         get_worker().log_event(topic, str(job.chunk))
     started, cpu = time.perf_counter(), time.process_time()
     try:
-        processor = _processor(job)
+        original = _original(job)
+        processor = original.copy()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code; it is told
         return Failure("processor", f"can't be loaded on a worker: {one_line(error)}", trace(error))
     clock = _ReadClock()
     for others in reversed(range(len(job.file.replicas))):
         try:
             output, opened, n_bytes = _process(processor, job, clock)
+            check(output)
+            original.check(output)
             blob = pack(output)
             break
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
@@ -138,6 +144,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
                 return (
                     failure if names_it else replace(failure, reason=f"{failure.reason} ({where})")
                 )
+            processor = original.copy()
     receipt = Receipt(
         events=job.chunk.events,
         worker=f"{socket.gethostname()}:{os.getpid()}",
@@ -148,7 +155,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         bytes=n_bytes,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
     )
-    notes = (*hook.notes(job.models), *opening.told(_kept.failures))
+    notes = (*original.notes, *hook.notes(job.models), *opening.told(_kept.failures))
     _kept.failures.clear()  # the next run on this worker has its own
     return Finished(receipt, blob, "sumw" in output, notes)
 
@@ -168,7 +175,6 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
     if n_events != chunk.events:
         raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
-    check(output)
     return output, opened, n_bytes
 
 
@@ -184,7 +190,6 @@ def _process_flat(
     opened = time.perf_counter()
     output = processor.process(events)
     clock.seconds += columns.seconds + others.seconds
-    check(output)
     return output, opened, columns.bytes + others.bytes
 
 
@@ -275,19 +280,36 @@ class _ReadClock:
 
 
 # Unpickled once a process, not once a chunk: a processor may hold tables or models.
-_processors: dict[str, Any] = {}
+_originals: Final[dict[str, Original]] = {}
 _lock: Final = threading.Lock()
+_MOST_ORIGINALS: Final = 8  # of a worker that lives on, for one run after the other
 
 
-def _processor(job: Job) -> Any:
-    key = f"{job.code}:{zlib.crc32(job.processor)}"
+@contextmanager
+def offered(key: str, processor: Any) -> Iterator[None]:
+    """Give this process, for a while, the processor that jobs of that key are about.
+
+    Where it was made it must not be unpickled: that would write over classes of a notebook.
+    """
     with _lock:
-        if key not in _processors:
+        _originals[key] = Original(processor)
+    try:
+        yield
+    finally:
+        with _lock:
+            _originals.pop(key, None)
+
+
+def _original(job: Job) -> Original:
+    with _lock:
+        if job.key not in _originals:
             ensure(job.modules)
             if job.module is not None:
                 load_source(job.module, job.source)
-            _processors[key] = cloudpickle.loads(job.processor)
-        return _processors[key]
+            while len(_originals) >= _MOST_ORIGINALS:
+                del _originals[next(iter(_originals))]
+            _originals[job.key] = Original(cloudpickle.loads(job.processor))
+        return _originals[job.key]
 
 
 def _kind(error: BaseException) -> Kind:
@@ -322,8 +344,9 @@ def one_line(error: BaseException) -> str:
     root = error
     while root.__cause__ is not None and not isinstance(root, AgcError):
         root = root.__cause__
-    message = getattr(root, "message", None) or str(root)  # uproot's begins with its surroundings
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    message = getattr(root, "message", None)  # uproot's text begins with its surroundings
+    text = message if isinstance(message, str) and message else str(root)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = lines[0] if lines else ""
     if isinstance(root, DeliveryError):
         return text  # of each replica

@@ -20,7 +20,7 @@ ORDER = [
     {"datasets", "hists", "identity", "ledger", "ml", "rows"},
     {"agc", "delivery", "outputs", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
-    {"baskets", "reading", "sources"},
+    {"baskets", "instances", "reading", "sources"},
     {"worker"},
     {"executors", "inspection"},
     {"filecache"},
