@@ -15,7 +15,7 @@ from agc_ml.delivery.credentials import redacted
 from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo
 from agc_ml.ledger import Entry, Ledger
-from agc_ml.shipping import Shipment, declared_columns
+from agc_ml.shipping import Shipment, declared_columns, normalises_itself
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,26 @@ class Account:
         self.metadata = {d.name: self.fileset.metadata(d) for d in self.fileset.datasets}
         self._listed = {(d.name, f.lfn): f for d, f in self.all_files()}
         self._events_done = 0
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether histograms are scaled to cross-section and luminosity, if there is a ``sumw``."""
+        return not self.why_unscaled
+
+    @property
+    def why_unscaled(self) -> str:
+        """Why histograms stay as they were filled, "" if they are scaled."""
+        if normalises_itself(self.shipment.processor):
+            return (
+                "'sumw' is left to the processor's own postprocess, which uses it: nothing is "
+                "scaled to cross-section and luminosity"
+            )
+        if all(dataset.xsec is None for dataset in self.fileset.datasets):
+            return (
+                "the fileset states no cross-section, so 'sumw' scales nothing: histograms are as "
+                "they were filled"
+            )
+        return ""
 
     def columns(self, dataset: Dataset) -> tuple[str, ...]:
         """Columns that the processor needs of a dataset; () if it declares none."""

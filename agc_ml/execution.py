@@ -26,8 +26,9 @@ from agc_ml.errors import (
 from agc_ml.executors import Executor
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import hook
+from agc_ml.outputs import add
 from agc_ml.shipping import is_flat
-from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed
+from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -202,8 +203,10 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
 
 
 def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
+    if not account.done:
+        _check_first(account, chunk, finished)
     dataset = account.dataset(chunk.dataset)
-    if finished.has_sumw and not dataset.is_data:
+    if finished.sumw is not None and account.is_scaled and not dataset.is_data:
         for what, value, unit in (
             ("xsec", dataset.xsec, "pb"),
             ("luminosity", account.fileset.luminosity, "1/pb"),
@@ -218,7 +221,19 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
     except StoreError as error:
         raise StoreError(f"{error}; {len(account.done)} finished chunks are kept") from error
     account.notes |= dict.fromkeys(finished.notes)
+    if finished.sumw is not None and not account.is_scaled and not dataset.is_data:
+        account.notes[account.why_unscaled] = None
     account.finish(chunk, finished.receipt)
+
+
+def _check_first(account: Account, chunk: Chunk, finished: Finished) -> None:
+    """Add the first output to itself: what can't be added is told before hours are spent."""
+    if sum(bool(other.events) for other in account.chunks) < 2:  # noqa: PLR2004 - nothing to add
+        return
+    try:
+        add(unpack(finished.blob), unpack(finished.blob))
+    except ProcessorError as error:
+        raise ProcessorError(f"{chunk}: processor {account.shipment.name}: {error}") from error
 
 
 def _job(account: Account, chunk: Chunk) -> Job:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import json
-import logging
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,13 @@ import hist
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import hists as histograms
-from agc_ml import rows
+from agc_ml import rows, saved
 from agc_ml.errors import RunDirectoryError, StoreError
 from agc_ml.ledger import Ledger
 from agc_ml.rows import Rows
 
-logger = logging.getLogger(__name__)
-
 SCHEMA: Final = 1
+OUTPUTS: Final = "outputs.npz"
 Status = Literal["complete", "partial", "failed"]
 
 
@@ -147,7 +146,9 @@ class RunRecord(_Record):
     tables: dict[str, TableSummary] = Field(
         default_factory=dict, description="tables, each in a Parquet file"
     )
-    outputs: dict[str, Any] = Field(description="what else the processor gave")
+    outputs: dict[str, Any] = Field(
+        description="what else the processor gave, as agc_ml.saved describes it"
+    )
     provenance: Provenance
 
 
@@ -213,7 +214,7 @@ class RunResult:
                 name: TableSummary(rows=len(table), columns=table.names, digest=table.digest)
                 for name, table in self.tables.items()
             },
-            outputs={key: value for key, value in self.outputs.items() if _is_json(value)},
+            outputs=saved.encode(self.outputs).content,
             provenance=self.provenance,
         )
 
@@ -225,11 +226,6 @@ class RunResult:
         StoreError
             The folder can't be written, or the disk is full.
         """
-        for key, value in self.outputs.items():
-            if not _is_json(value):
-                logger.warning(
-                    "output %r is a %s, which is returned but not saved", key, type(value).__name__
-                )
         write(directory / "ledger.jsonl", lambda path: path.write_text(self.ledger.to_jsonl()))
         if self.hists:
             write(
@@ -237,6 +233,14 @@ class RunResult:
                 lambda path: histograms.write_root(path, self.templates),
             )
             write(directory / "histograms.zip", lambda path: histograms.write_zip(path, self.hists))
+        kept = saved.encode(self.outputs)
+        if kept.arrays:
+            write(directory / OUTPUTS, lambda path: _write_arrays(path, kept.arrays))
+        if kept.histograms:
+            write(
+                directory / "outputs.zip",
+                lambda path: histograms.write_zip(path, kept.histograms),
+            )
         made_of = self.provenance.model_dump(mode="json")
         for name, table in self.tables.items():
             write(
@@ -277,7 +281,7 @@ class RunResult:
             metrics=record.metrics,
             provenance=record.provenance,
             warnings=record.warnings,
-            outputs=record.outputs,
+            outputs=_outputs(path, record.outputs),
             tables={name: _table(path, name, stated) for name, stated in record.tables.items()},
             path=path,
         )
@@ -294,6 +298,34 @@ class RunResult:
             f"chunks, {self.metrics.events_per_s:,.0f} events/s; {html.escape(str(self.path))}</p>"
             f"<table><tr><th>region</th><th>process</th><th>yield</th></tr>{rows}</table>"
         )
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    import numpy as np  # noqa: PLC0415 - heavy
+
+    with path.open("wb") as file:  # a name would get another ending
+        np.savez(file, **arrays)
+
+
+def _outputs(directory: Path, content: dict[str, Any]) -> Mapping[Any, Any]:
+    import numpy as np  # noqa: PLC0415 - heavy
+
+    arrays: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    try:
+        if (directory / OUTPUTS).exists():
+            # numpy leaves a file open that it can't read
+            with (directory / OUTPUTS).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                arrays = dict(file)
+        if (directory / "outputs.zip").exists():
+            kept = histograms.read_zip(directory / "outputs.zip")
+        found: Mapping[Any, Any] = saved.decode(saved.Encoded(content, arrays, kept))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise RunDirectoryError(
+            f"{directory}: outputs of the processor are damaged ({error}); run again with "
+            "--overwrite"
+        ) from error
+    return found
 
 
 def _table(directory: Path, name: str, stated: TableSummary) -> Rows:
@@ -374,11 +406,3 @@ def _cannot_write(path: Path, error: OSError) -> str:
         f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
         "another folder with -o"
     )
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True

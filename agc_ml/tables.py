@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from agc_ml import saved
+
 if TYPE_CHECKING:
     from agc_ml.checking import CheckedFile
     from agc_ml.datasets import Fileset
@@ -223,6 +225,9 @@ def run(record: RunRecord) -> Page:
     ]
     if tables:
         parts.append(Table("tables", ("file", "rows", "columns", "digest"), tables))
+    if record.outputs:
+        outputs = [*saved.lines(record.outputs, MAX_ROWS)]
+        parts.append(Table("other outputs of the processor", ("output", "value"), outputs))
     metrics = [
         (name, value, type(record.metrics).model_fields[name].description or "")
         for name, value in record.metrics.model_dump().items()

@@ -36,7 +36,7 @@ from agc_ml.errors import (
 from agc_ml.identity import ensure
 from agc_ml.instances import Original
 from agc_ml.ml import hook
-from agc_ml.outputs import check
+from agc_ml.outputs import check, ready, sum_of_weights
 from agc_ml.reading import Columns
 from agc_ml.shipping import load_source
 
@@ -62,14 +62,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A processed chunk: its receipt, its packed output, and whether it asks for normalisation.
+    """A processed chunk: its receipt, its packed output, and the sum of weights that it states.
 
     ``notes`` are what a reader should know of how its models were scored and its file was read.
     """
 
     receipt: Receipt
     blob: bytes
-    has_sumw: bool
+    sumw: float | None
     notes: tuple[str, ...] = ()
 
 
@@ -96,7 +96,11 @@ class Job:
 
 def pack(output: Any) -> bytes:
     """Pickle and compress a job, or what a processor returned."""
-    packed: bytes = lz4.frame.compress(pickle.dumps(output, protocol=5))
+    try:
+        pickled = pickle.dumps(output, protocol=5)
+    except (pickle.PicklingError, AttributeError, TypeError):  # defaultdict(lambda: ...)
+        pickled = cloudpickle.dumps(output, protocol=5)
+    packed: bytes = lz4.frame.compress(pickled)
     return packed
 
 
@@ -131,6 +135,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     for others in reversed(range(len(job.file.replicas))):
         try:
             output, opened, n_bytes = _process(processor, job, clock)
+            output = ready(output)
             check(output)
             original.check(output)
             blob = pack(output)
@@ -157,7 +162,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     )
     notes = (*original.notes, *hook.notes(job.models), *opening.told(_kept.failures))
     _kept.failures.clear()  # the next run on this worker has its own
-    return Finished(receipt, blob, "sumw" in output, notes)
+    return Finished(receipt, blob, sum_of_weights(output), notes)
 
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     {"_version", "errors", "options"},
     {"folders", "kernels", "variations"},
-    {"datasets", "hists", "identity", "ledger", "ml", "rows"},
-    {"agc", "delivery", "outputs", "results", "shipping"},
+    {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
+    {"outputs"},
+    {"agc", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
     {"baskets", "instances", "reading", "sources"},
     {"worker"},

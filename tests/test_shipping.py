@@ -226,7 +226,9 @@ def test_parameters_without_a_default_are_asked_for(tmp_path: Path) -> None:
         "    def __init__(self, cut: float, *more, **others): self.cut = cut\n"
         "    def process(self, events): return {}\n"
     )
-    with pytest.raises(UsageError, match=r"Mine: it has to be told its cut: --set cut=VALUE"):
+    with pytest.raises(
+        UsageError, match=r"Mine: missing parameter cut; set it with --set cut=VALUE"
+    ):
         shipping.prepare(f"{path}:Mine")
     assert shipping.prepare(f"{path}:Mine", {"cut": "2.5"}).processor.cut == 2.5
 

@@ -7,6 +7,7 @@ import math
 import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from agc_ml import saved
 from agc_ml.results import Metrics
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ def _with_unit(name: str, value: float) -> str:
 
 
 def _outputs(result: RunResult) -> Iterable[Table]:
-    rows = [(key, _shortened(value)) for key, value in result.record().outputs.items()]
+    rows = [(name, _shortened(text)) for name, text in saved.lines(result.record().outputs, ROWS)]
     yield Table("Other outputs of the processor", ("output", "value"), rows, text=2)
 
 
