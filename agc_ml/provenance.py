@@ -64,7 +64,8 @@ def processor_summary(shipment: Shipment) -> ProcessorSummary:
 def deciding(shipment: Shipment) -> dict[str, Any]:
     """All that decides the output of a chunk, but for the chunk itself."""
     return {
-        "processor": processor_summary(shipment).model_dump(),
+        "parameters": shipment.parameters,
+        "code": shipment.of_chunks,
         "versions": versions(shipment.models),
     }
 

@@ -24,7 +24,7 @@ from agc_ml.datasets import Fileset
 from agc_ml.delivery.ways import Needs
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.function_processor import FunctionProcessor
-from agc_ml.identity import canonical, code_of
+from agc_ml.identity import STATE, Code, code_of, state_of
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle, Model, by_reference
 from agc_ml.outputs import SUMW
@@ -39,21 +39,24 @@ _USER_MODULE: Final = "agc_ml_user_"
 class Shipment:
     """A processor, ready to travel.
 
+    ``code`` is the digest of all its code, ``of_chunks`` of what decides the output of a chunk;
     ``blob`` is the pickled processor; ``module`` and ``source`` are the module that a loose file
     becomes on every worker, named by its digest so that an edited file is another module;
     ``modules`` are the other sources that decide, by sha256, which workers compare with theirs;
-    ``models`` are those in it, whose content travels apart.
+    ``models`` are those in it, whose content travels apart; ``notes`` is what a user should know.
     """
 
     name: str
     processor: Any
     parameters: dict[str, Any]
     code: str
+    of_chunks: str
     blob: bytes
     modules: dict[str, str]
     module: str | None = None
     source: bytes = b""
     models: tuple[Model, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -262,8 +265,6 @@ def _type_of(maker: Any, parameter: inspect.Parameter) -> Any:
 
 def _shipment(name: str, processor: Any) -> Shipment:
     code = code_of(processor)
-    state = {name: getattr(processor, name) for name in _slots(processor)}
-    state |= getattr(processor, "__dict__", {})
     try:
         with by_reference() as models:
             blob = cloudpickle.dumps(processor)
@@ -272,17 +273,24 @@ def _shipment(name: str, processor: Any) -> Shipment:
     return Shipment(
         name=name,
         processor=processor,
-        parameters={key: canonical(value) for key, value in sorted(state.items())},
+        parameters=_parameters(processor, code),
         code=code.digest,
+        of_chunks=code.chunks,
         blob=blob,
         modules=code.modules,
         models=tuple(models),
+        notes=code.notes,
     )
 
 
-def _slots(processor: Any) -> list[str]:
-    names = [name for cls in type(processor).__mro__ for name in getattr(cls, "__slots__", ())]
-    return [name for name in names if hasattr(processor, name) and not name.startswith("__")]
+def _parameters(processor: Any, code: Code) -> dict[str, Any]:
+    """Attributes of a processor, or the values that a function was given, in canonical form."""
+    if isinstance(processor, FunctionProcessor):
+        return dict(code.values[f"{STATE}values"])
+    return {
+        name: code.values.get(f"{STATE}{name}", getattr(value, "__qualname__", repr(type(value))))
+        for name, value in sorted(state_of(processor).items())
+    }
 
 
 def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ ADDED = {
 }
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any) -> Any:  # noqa: PLR0911 - a line for each kind
     """The same in a form that Python can compare."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
@@ -122,16 +122,16 @@ def plain(value: Any) -> Any:
         return plain(value.value)
     if isinstance(value, ak.Array):
         return value.to_list()
-    if isinstance(value, np.ndarray):
-        return (value.dtype.str, value.tolist()) if value.ndim else plain(value.item())
-    if isinstance(value, np.generic):
+    if isinstance(value, np.ndarray) and value.ndim:
+        return (value.dtype.str, value.tolist())
+    if isinstance(value, np.ndarray | np.generic):
         return plain(value.item())
-    if isinstance(value, float) and np.isnan(value):
-        return "nan"
-    if isinstance(value, list | tuple):
-        return type(value)(plain(inner) for inner in value) if type(value) in {list, tuple} else [
-            plain(inner) for inner in value]  # fmt: skip
-    return set(value) if isinstance(value, set) else value
+    for kind in (list, tuple):
+        if isinstance(value, kind):
+            return kind(plain(inner) for inner in value)
+    if isinstance(value, set):
+        return set(value)
+    return str(value) if isinstance(value, float) else value  # nan is nan
 
 
 def every(events: Any) -> Any:

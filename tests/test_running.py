@@ -66,8 +66,9 @@ def test_odd_histograms_come_through(path: Path, tmp_path: Path) -> None:
     assert set(loaded.templates) == {"labels", "counts", "unnamed_x", "plain_tt", "large"}
     assert loaded.templates["counts"].sum() == 100
     assert loaded.yields()["plain"]["tt"].value == 100
-    assert loaded.outputs == {"number": 10}
-    np.testing.assert_array_equal(result.outputs["array"], np.arange(3) * 10)
+    for outputs in (result.outputs, loaded.outputs):
+        assert outputs["number"] == 10
+        np.testing.assert_array_equal(outputs["array"], np.arange(3) * 10)
 
 
 def test_means_are_not_scaled_as_yields(path: Path, tmp_path: Path) -> None:
@@ -96,9 +97,8 @@ def test_postprocess_may_change_histograms(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ({"sumw": {"tt": 3.0}}, "'sumw' is"),
+        ({"sumw": {"tt": float("inf")}}, "'sumw' is inf"),
         ({"sumw": float("nan")}, "'sumw' is nan"),
-        ({"cutflow": {"all": 3}}, "'cutflow' must be"),
         ({"warnings": "careful"}, "'warnings' must be a list"),
         (None, "process() returned NoneType"),
     ],
