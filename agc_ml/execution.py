@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from agc_ml import attachments
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import Dataset, File
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import (
+    ClusterError,
     FilesetError,
     InputFileError,
     ModelError,
     ProcessorError,
     StoreError,
+    UsageError,
 )
 from agc_ml.executors import Executor
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import hook
+from agc_ml.opened_files import Seen, changed, seen
 from agc_ml.outputs import add
 from agc_ml.shipping import is_flat
 from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed, unpack
@@ -142,9 +147,10 @@ def process(account: Account, executor: Executor) -> None:
     ClusterError
         The scheduler is gone.
     """
-    _recall(account)
-    executor.provide(hook.contents(account.shipment.models))
-    with offered(account.shipment.key, account.shipment.processor):
+    _recall(account, executor)
+    shipment = account.shipment
+    executor.provide({**hook.contents(shipment.models), **attachments.contents(shipment.files)})
+    with offered(shipment.key, shipment.processor):
         _in_rounds(account, executor)
 
 
@@ -164,14 +170,35 @@ def _in_rounds(account: Account, executor: Executor) -> None:
             return
 
 
-def _recall(account: Account) -> None:
-    """Take over what an interrupted run has finished."""
+def _recall(account: Account, executor: Executor) -> None:
+    """Take over what an interrupted run has finished.
+
+    Raises
+    ------
+    UsageError
+        A file that the processor opened has changed since.
+    """
     for chunk in account.chunks:
         if chunk.events:
             receipt = account.store.receipt(account.path(chunk), chunk)
             if receipt is not None:
                 account.finish(chunk, receipt)
                 account.recalled.add(chunk)
+    for path in compared(account.opened, executor):
+        raise UsageError(
+            f"{path}: changed since the run began, whose processor opens it, so that old and new "
+            "would be mixed; put it back, or begin anew with --overwrite"
+        )
+
+
+def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
+    """Paths of files that are other than they were, where chunks are processed."""
+    if not opened:
+        return []
+    ((_, now),) = executor.outcomes(seen, {"files that the processor opens": (list(opened),)})
+    if not isinstance(now, dict):
+        raise ClusterError("the worker died while it compared files; use --resume")
+    return changed(opened, now)
 
 
 def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Chunk]:
@@ -251,6 +278,9 @@ def _job(account: Account, chunk: Chunk) -> Job:
         modules=shipment.modules,
         module=shipment.module,
         source=shipment.source,
+        where=shipment.where,
+        values=shipment.values,
+        files=shipment.files,
         models=tuple(model.sha256 for model in shipment.models),
         directory=kept,
         dropped=dropped,

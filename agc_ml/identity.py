@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -21,6 +21,8 @@ from agc_ml.errors import ProcessorError
 from agc_ml.referred import Referred
 
 OURS: Final = "agc_ml"
+LOOSE: Final = "agc_ml_user_"
+"""Begin of the names of modules that loose files become."""
 POSTPROCESS: Final = "postprocess"
 STATE: Final = "self."
 """Begin of the names of values that are attributes of the processor."""
@@ -36,13 +38,14 @@ class Code:
 
     ``digest`` is of all of it, ``chunks`` of all but ``postprocess``, which decides nothing of a
     chunk. ``values`` are those that it refers to, its own attributes among them; ``notes`` name
-    what of these can't be compared.
+    what of these can't be compared. ``plain`` are the numbers and the text among them, as JSON.
     """
 
     digest: str
     chunks: str
     modules: dict[str, str]
     values: dict[str, Any]
+    plain: bytes = b"{}"
     notes: tuple[str, ...] = ()
 
 
@@ -61,13 +64,7 @@ def code_of(processor: Any, *also: Any) -> Code:
     """
     cls = type(processor)
     home = cls.__module__
-    package = home.partition(".")[0]
-    found = Referred(lambda name: name.partition(".")[0] != package and is_library(name))
-    found.add(cls.__qualname__, cls, without=frozenset({POSTPROCESS}))
-    for value in also:
-        found.add(getattr(value, "__qualname__", ""), value)
-    for name, value in state_of(processor).items():
-        found.add(f"{STATE}{name}", value)
+    found = _referred(processor, also)
     of_chunks = _without_state(found.values)
     if hasattr(cls, POSTPROCESS):
         found.add(POSTPROCESS, getattr(cls, POSTPROCESS))
@@ -92,11 +89,48 @@ def code_of(processor: Any, *also: Any) -> Code:
         chunks=_digest({**content, "values": of_chunks, "modules": stripped}),
         modules=modules,
         values=found.values,
+        plain=_plain(found),
         notes=tuple(
             f"{name} is a {kind} that can't be compared: a change of it goes unnoticed by --resume"
             for name, kind in found.opaque.items()
         ),
     )
+
+
+def _referred(processor: Any, also: Iterable[Any] = ()) -> Referred:
+    """Values that a processor refers to, but for those of ``postprocess``."""
+    cls = type(processor)
+    package = cls.__module__.partition(".")[0]
+    found = Referred(lambda name: name.partition(".")[0] != package and is_library(name))
+    found.add(cls.__qualname__, cls, without=frozenset({POSTPROCESS}))
+    for value in also:
+        found.add(getattr(value, "__qualname__", ""), value)
+    for name, value in state_of(processor).items():
+        found.add(f"{STATE}{name}", value)
+    return found
+
+
+def _plain(found: Referred) -> bytes:
+    """Numbers and text that code refers to; but no paths, which may differ between machines."""
+    texts = {name: json.dumps(value) for name, value in _without_state(found.values).items()}
+    kept = {
+        name: found.values[name]
+        for name, text in texts.items()
+        if name in found.plain and "/" not in text
+    }
+    return json.dumps(kept, sort_keys=True).encode()
+
+
+def differing(processor: Any, values: bytes) -> str | None:
+    """What a processor refers to here that is another number or text than ``values`` say.
+
+    Returns a line that names the first one, None if there is none.
+    """
+    here = json.loads(_plain(_referred(processor)))
+    for name, value in json.loads(values).items():
+        if name in here and here[name] != value:
+            return f"{name} is {here[name]!r} on a worker, and {value!r} where the run was started"
+    return None
 
 
 def _without_state(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,9 +149,10 @@ def state_of(processor: Any) -> dict[str, Any]:
     return found | getattr(processor, "__dict__", {})
 
 
-def without_postprocess(source: bytes, classes: frozenset[str]) -> str:
-    """Digest of a module's source but for the ``postprocess`` of classes, by qualified name.
+def without_postprocess(source: bytes, classes: frozenset[str] | None = None) -> str:
+    """Digest of a module's source but for the ``postprocess`` of classes.
 
+    ``classes`` are qualified names, None: all.
     Where something else in the module mentions it, it may decide what a chunk gives, and counts.
     """
     try:
@@ -131,11 +166,11 @@ def without_postprocess(source: bytes, classes: frozenset[str]) -> str:
     return hashlib.sha256(rest.encode()).hexdigest()
 
 
-def _remove_postprocess(node: Any, classes: frozenset[str], prefix: str) -> None:
+def _remove_postprocess(node: Any, classes: frozenset[str] | None, prefix: str) -> None:
     for inner in getattr(node, "body", []):
         if isinstance(inner, ast.ClassDef):
             name = f"{prefix}{inner.name}"
-            if name in classes:
+            if classes is None or name in classes:
                 inner.body = [
                     one
                     for one in inner.body
@@ -146,7 +181,7 @@ def _remove_postprocess(node: Any, classes: frozenset[str], prefix: str) -> None
 
 def _refuse_edited(name: str, digest: str, path: Path) -> None:
     module = sys.modules.get(name)
-    if module is None:
+    if module is None or name.startswith(LOOSE):  # those are made anew
         return
     spec, before = _seen.setdefault(name, (module.__spec__, digest))
     if spec is not module.__spec__:
@@ -274,6 +309,12 @@ def _is_library(path: Path) -> bool:
     return any(path.is_relative_to(folder) for folder in _library_folders()) or bool(
         re.search(r"/(site|dist)-packages/", path.as_posix())
     )
+
+
+@cache
+def is_of_library(path: str) -> bool:
+    """Whether a file belongs to Python or an installed package, whose version stands for it."""
+    return _is_library(Path(path))
 
 
 def is_library(module: str) -> bool:

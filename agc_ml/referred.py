@@ -32,13 +32,15 @@ _COMPARED: Final = 1 << 20
 class Referred:
     """Values that code refers to, by name, followed through functions, classes and modules.
 
-    ``values`` are in canonical form; ``opaque`` names those of which only the type is known, with
-    it; ``modules`` are the modules of the code itself. ``is_library`` says of a module by its name
-    whether its version stands for what is in it.
+    ``values`` are in canonical form, ``plain`` the names of those that are no objects; ``opaque``
+    has those of which only the type is known, with it; ``modules`` are the modules of the code
+    itself. ``is_library`` says of a module by its name whether its version stands for what is in
+    it.
     """
 
     def __init__(self, is_library: Callable[[str], bool]) -> None:
         self.values: dict[str, Any] = {}
+        self.plain: set[str] = set()
         self.opaque: dict[str, str] = {}
         self.modules: set[str] = set()
         self._is_library = functools.cache(is_library)
@@ -106,9 +108,12 @@ class Referred:
 
     def _canonical(self, name: str, value: Any) -> Any:
         try:
-            return canonical(value)
+            found = canonical(value)
         except NotPlainError:
             pass
+        else:
+            self.plain.add(name)
+            return found
         digest = self._of_object(name, value)
         if digest is None:
             self.opaque[name] = type(value).__name__

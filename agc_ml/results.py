@@ -94,6 +94,14 @@ class NamedModel(_Record):
     found: str = Field(description="jet_assignment@3")
 
 
+class OpenedFile(_Record):
+    """A file that the processor opened while it worked."""
+
+    size: int = Field(description="bytes")
+    modified: int = Field(description="time of modification, ns since 1970")
+    sha256: str | None = Field(description="None of files above 64 MB")
+
+
 class Provenance(_Record):
     """What decides the result: inputs, code, versions, and how it was asked for."""
 
@@ -102,6 +110,12 @@ class Provenance(_Record):
     label: str | None = Field(None, description="whose events they are [CMS Open Data]")
     datasets: tuple[DatasetSummary, ...]
     processor: ProcessorSummary
+    files: dict[str, str] = Field(
+        default_factory=dict, description="files that the processor declares -> sha256"
+    )
+    opened: dict[str, OpenedFile] = Field(
+        default_factory=dict, description="other files that it opened, by path"
+    )
     models: dict[str, str] = Field(default_factory=dict, description="model -> sha256")
     model: NamedModel | None = Field(
         default=None, description="what was asked for by name, if it was"

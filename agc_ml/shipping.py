@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -20,19 +20,20 @@ import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from agc_ml.attachments import attach
 from agc_ml.datasets import Fileset
 from agc_ml.delivery.ways import Needs
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.function_processor import FunctionProcessor
-from agc_ml.identity import STATE, Code, code_of, state_of
+from agc_ml.identity import LOOSE, STATE, Code, code_of, state_of, without_postprocess
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle, Model, by_reference
+from agc_ml.opened_files import Seen, changed, seen, watched
 from agc_ml.outputs import SUMW
 
 logger = logging.getLogger(__name__)
 
 ENTRY_POINTS: Final = "agc_ml.processors"
-_USER_MODULE: Final = "agc_ml_user_"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Shipment:
 
     ``code`` is the digest of all its code, ``of_chunks`` of what decides the output of a chunk;
     ``blob`` is the pickled processor; ``module`` and ``source`` are the module that a loose file
-    becomes on every worker, named by its digest so that an edited file is another module;
-    ``modules`` are the other sources that decide, by sha256, which workers compare with theirs;
+    (``where``) becomes on every worker, named by its digest so that an edited file is another
+    module; ``modules`` are the other sources that decide, by sha256, which workers compare with
+    theirs; ``values`` are numbers and text that the code refers to, as JSON, compared likewise;
+    ``files`` are those that it brings along, sha256 by name;
     ``models`` are those in it, whose content travels apart; ``notes`` is what a user should know.
     """
 
@@ -55,7 +58,10 @@ class Shipment:
     modules: dict[str, str]
     module: str | None = None
     source: bytes = b""
+    where: str = ""
     models: tuple[Model, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    values: bytes = b"{}"
     notes: tuple[str, ...] = ()
 
     @property
@@ -125,7 +131,7 @@ def prepare(
     if source is None:
         return shipment
     modules = {name: sha for name, sha in shipment.modules.items() if name != module.__name__}
-    return replace(shipment, module=module.__name__, source=source, modules=modules)
+    return replace(shipment, module=module.__name__, source=source, modules=modules, where=where)
 
 
 def _is_processor(value: Any) -> bool:
@@ -167,27 +173,41 @@ def _import(processor: str, where: str) -> ModuleType:
         raise ProcessorError(f"{processor}: importing {where} failed: {error!r}") from error
 
 
-def load_source(where: str, source: bytes) -> ModuleType:
+def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     """Make a module of a loose file's content, under a name that holds its digest.
+
+    It is made once, unless it is another one but for its ``postprocess``, or a file that it read
+    while it was made has changed, or it shall be made ``anew``.
 
     Raises
     ------
     ProcessorError
         It can't be compiled, or raises while it runs.
     """
-    name = f"{_USER_MODULE}{hashlib.sha256(source).hexdigest()[:16]}"
-    if name in sys.modules:
-        sys.modules[name].__file__ = where  # where the same content is now
-        return sys.modules[name]
+    name = f"{LOOSE}{without_postprocess(source)[:16]}"
+    if name in sys.modules and not anew:
+        made_of, read = _loaded[name]
+        if made_of == source and not changed(read, seen(read)):
+            sys.modules[name].__file__ = where  # where the same content is now
+            return sys.modules[name]
     module = ModuleType(name)
     module.__file__ = where
+    before = sys.modules.get(name)
     sys.modules[name] = module
     try:
-        exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - the user's own processor
+        with watched(lambda path: path == where) as opened:
+            exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - the user's own processor
+            _loaded[name] = (source, opened())
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        del sys.modules[name]
+        sys.modules.pop(name)
+        if before is not None:
+            sys.modules[name] = before
         raise ProcessorError(f"{where}: can't be loaded: {error!r}") from error
     return module
+
+
+# Of each module of a loose file: its source, and the files that it read.
+_loaded: Final[dict[str, tuple[bytes, dict[str, Seen]]]] = {}
 
 
 def _make(processor: str, maker: Any, settings: Mapping[str, str], model: Any) -> Any:
@@ -279,6 +299,8 @@ def _shipment(name: str, processor: Any) -> Shipment:
         blob=blob,
         modules=code.modules,
         models=tuple(models),
+        files=attach(processor),
+        values=code.plain,
         notes=code.notes,
     )
 

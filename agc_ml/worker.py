@@ -14,17 +14,21 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import cloudpickle
 import lz4.frame
 
+from agc_ml import attachments, opened_files
 from agc_ml.baskets import Directory, Dropped, in_both
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import EVENT_ID, File, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
+from agc_ml.delivery.transport import local_path
 from agc_ml.errors import (
     AgcError,
     DeliveryError,
@@ -33,7 +37,7 @@ from agc_ml.errors import (
     ProcessorError,
     chain,
 )
-from agc_ml.identity import ensure
+from agc_ml.identity import differing, ensure, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check, ready, sum_of_weights
@@ -89,6 +93,9 @@ class Job:
     modules: Mapping[str, str]
     module: str | None
     source: bytes
+    where: str = ""
+    values: bytes = b"{}"
+    files: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     directory: Directory | None = None
     dropped: Dropped | None = None
@@ -134,10 +141,12 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     clock = _ReadClock()
     for others in reversed(range(len(job.file.replicas))):
         try:
-            output, opened, n_bytes = _process(processor, job, clock)
+            with opened_files.watched(partial(_is_no_input, job)) as seen:
+                output, opened, n_bytes = _process(processor, job, clock)
             output = ready(output)
             check(output)
             original.check(output)
+            files = seen()
             blob = pack(output)
             break
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
@@ -159,10 +168,19 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         read_s=clock.seconds,
         bytes=n_bytes,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
+        files=opened_files.to_plain(files),
     )
     notes = (*original.notes, *hook.notes(job.models), *opening.told(_kept.failures))
     _kept.failures.clear()  # the next run on this worker has its own
     return Finished(receipt, blob, sum_of_weights(output), notes)
+
+
+def _is_no_input(job: Job, path: str) -> bool:
+    """Whether a file that is opened counts already: an input, one that is attached, a library's."""
+    folder = attachments.placed(job.files)
+    if folder is not None and path.startswith(str(folder)):
+        return True
+    return path in {str(local_path(url)) for url in job.file.replicas} or is_of_library(path)
 
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
@@ -200,8 +218,11 @@ def _process_flat(
 
 def _metadata(job: Job) -> dict[str, Any]:
     chunk = job.chunk
+    folder = attachments.placed(job.files)
+    files = {name: str(folder / name) for name in job.files} if folder is not None else {}
     return {
         **job.metadata,
+        **({"files": files} if files else {}),
         "filename": chunk.lfn,
         "treename": chunk.tree,
         "fileuuid": chunk.uuid,
@@ -309,12 +330,25 @@ def _original(job: Job) -> Original:
     with _lock:
         if job.key not in _originals:
             ensure(job.modules)
-            if job.module is not None:
-                load_source(job.module, job.source)
+            processor = _loaded(job)
+            if job.module is not None and differing(processor, job.values):
+                processor = _loaded(job, anew=True)  # it was made when a file was another one
+            problem = differing(processor, job.values)
+            if problem is not None:
+                raise ProcessorError(f"{problem}; make it a parameter, or see that it is the same")
             while len(_originals) >= _MOST_ORIGINALS:
                 del _originals[next(iter(_originals))]
-            _originals[job.key] = Original(cloudpickle.loads(job.processor))
+            _originals[job.key] = Original(processor)
         return _originals[job.key]
+
+
+def _loaded(job: Job, *, anew: bool = False) -> Any:
+    """Unpickle a processor, once the module is there that a loose file becomes."""
+    if job.module is not None:
+        folder = attachments.placed(job.files)
+        where = job.where if folder is None else str(folder / Path(job.where).name)
+        load_source(where, job.source, anew=anew)
+    return cloudpickle.loads(job.processor)
 
 
 def _kind(error: BaseException) -> Kind:

@@ -18,7 +18,7 @@ ORDER = [
     {"_version", "errors", "options"},
     {"folders", "kernels", "referred", "variations"},
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
-    {"outputs"},
+    {"attachments", "opened_files", "outputs"},
     {"agc", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
     {"baskets", "instances", "reading", "sources"},
