@@ -9,10 +9,11 @@ from typing import Any
 import boost_histogram as bh
 import hist
 
+from agc_ml import variances
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
-from agc_ml.hists import flatten, materialised
+from agc_ml.hists import flatten, lost_categories, materialised
 from agc_ml.outputs import check, collect, tables
 from agc_ml.rows import Rows
 from agc_ml.worker import unpack
@@ -95,7 +96,8 @@ def _add(left: Any, right: Any, account: Account) -> Any:
     from coffea.processor.accumulator import iadd  # noqa: PLC0415 - heavy
 
     try:
-        return iadd(left, right)
+        with variances.kept_in_sum(collect(left), collect(right)):
+            return iadd(left, right)
     except (TypeError, ValueError) as error:
         raise ProcessorError(
             f"processor {account.shipment.name}: outputs of two chunks can't be added: {error}"
@@ -140,7 +142,7 @@ def _normalised(
 def _scaled(output: Any, factor: float) -> Any:
     if isinstance(output, hist.Hist):
         # a mean stays what it is however many events it stands for
-        return output if output.kind is bh.Kind.MEAN else output * factor
+        return output if output.kind is bh.Kind.MEAN or factor == 1 else output * factor
     if isinstance(output, MutableMapping):
         for key, value in output.items():
             output[key] = _scaled(value, factor)
@@ -178,7 +180,7 @@ def _sorted(output: Any, phantoms: Collection[str]) -> Reduced:
         hists=hists,
         templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
         cutflow={str(key): dict(cuts) for key, cuts in output.get("cutflow", {}).items()},
-        warnings=tuple(output.get("warnings", ())),
+        warnings=(*output.get("warnings", ()), *lost_categories(hists)),
         outputs=_rest({k: v for k, v in output.items() if k not in {"cutflow", "warnings"}}),
         tables=tables(output),
     )
