@@ -7,7 +7,7 @@ files lose that, and make a variance of the contents. Here it is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -78,3 +78,9 @@ def kept_in_sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[N
     yield
     for name, is_known in known.items():
         mark(left[name], known=is_known)
+
+
+def total(histograms: Sequence[hist.Hist[Any]]) -> hist.Hist[Any]:
+    """Sum of histograms with the same axes and storage; that of counts is counts."""
+    added = sum(histograms[1:], start=histograms[0])
+    return mark(added, known=all(of(histogram) is not None for histogram in histograms))
