@@ -158,10 +158,15 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
     Raises
     ------
     HistogramError
-        Two would have the same name, or one a name that can't be written.
+        Two would have the same name, or one has a name or a storage that can't be written.
     """
     flat: dict[str, hist.Hist[Any]] = {}
     for name, histogram in hists.items():
+        if histogram.storage_type is bh.storage.MultiCell:
+            raise HistogramError(
+                f"histogram {name}: the storage MultiCell can't be written; book a histogram for "
+                "each of its cells, or an axis of categories"
+            )
         categories = _categories(histogram)
         for labels in itertools.product(*(axis for _, axis in categories)):
             chosen: dict[int, Any] = dict(zip((i for i, _ in categories), labels, strict=True))

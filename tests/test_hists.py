@@ -3,6 +3,7 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import boost_histogram as bh
 import hist
 import numpy as np
 import pytest
@@ -187,6 +188,27 @@ def test_all_numeric_axes_are_written_whole(axis: object, tmp_path: Path) -> Non
     again = hists.read_root(tmp_path / "h.root")
     assert again["h"].sum(flow=True) == made["h"].sum(flow=True)
     assert templates.compare(made, again) == []
+
+
+def test_flow_of_each_axis_is_kept(tmp_path: Path) -> None:
+    axes = [
+        hist.axis.Regular(2, 0, 2, underflow=first, overflow=second, name=name)
+        for name, first, second in (("x", False, True), ("y", True, False), ("z", True, True))
+    ]
+    made = hist.Hist(*axes, storage=hist.storage.Weight())
+    made.fill([5, 0.5, 5], [-1, -1, 0.5], [1, 7, -1], weight=[1, 2, 4])
+    hists.write_root(tmp_path / "h.root", {"h": made})
+    again = hists.read_root(tmp_path / "h.root")["h"]
+    where = (hist.overflow, hist.underflow, 1), (0, hist.underflow, hist.overflow)
+    assert [again[index].value for index in where] == [1, 2]
+    assert again[hist.overflow, 0, hist.underflow].variance == 16
+    assert again.sum(flow=True) == made.sum(flow=True)
+
+
+def test_storages_that_no_file_holds_are_refused() -> None:
+    made = hist.Hist(hist.axis.Regular(2, 0, 2), storage=bh.storage.MultiCell(2))
+    with pytest.raises(HistogramError, match="histogram h: the storage MultiCell"):
+        hists.flatten({"h": made})
 
 
 NAMES = st.text(
