@@ -13,9 +13,10 @@ from numbers import Real
 from typing import Any, Final
 
 import boost_histogram as bh
+import hist
 import numpy as np
 
-from agc_ml import saved
+from agc_ml import saved, variances
 from agc_ml.errors import ProcessorError
 from agc_ml.hists import DenseHist, flatten
 from agc_ml.rows import Rows
@@ -112,13 +113,16 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
     """The output as it may travel and be added in place.
 
     Integers of numpy, whose sums may overflow, become Python's; what stands in two places becomes
-    two things, or both would be added twice; columns that were not read yet are.
+    two things, or both would be added twice; columns that were not read yet are; histograms of
+    boost-histogram are hist's.
     """
     seen = {} if seen is None else seen
     if isinstance(output, np.integer):
         return int(output)
     if isinstance(output, _IMMUTABLE):
         return output
+    if isinstance(output, bh.Histogram) and not isinstance(output, hist.Hist):
+        output = hist.Hist(output)
     identity = id(getattr(output, "_hist", output))  # histograms may share their content
     if identity in seen:
         return ready(copy.deepcopy(output), seen)
@@ -149,7 +153,8 @@ def add(left: Any, right: Any, place: str = "output") -> Any:
     """
     if _is_addable(left) and _is_addable(right):
         try:
-            left += right
+            with variances.kept_in_sum({"": left}, {"": right}):
+                left += right
         except (TypeError, ValueError, RuntimeError) as error:
             raise ProcessorError(f"{place} can't be added: {error}") from error
         return left

@@ -13,7 +13,7 @@ from agc_ml import saved
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
-from agc_ml.hists import flatten, materialised
+from agc_ml.hists import flatten, lost_categories, materialised
 from agc_ml.outputs import (
     add,
     by_name,
@@ -153,7 +153,7 @@ def _normalised(part: Any, dataset: Dataset, account: Account) -> Any:
 def _scaled(output: Any, factor: float) -> Any:
     if isinstance(output, bh.Histogram):
         # a mean stays what it is however many events it stands for
-        return output if output.kind is bh.Kind.MEAN else output * factor
+        return output if output.kind is bh.Kind.MEAN or factor == 1 else output * factor
     if isinstance(output, MutableMapping):
         for key, value in output.items():
             output[key] = _scaled(value, factor)
@@ -177,7 +177,7 @@ def _sorted(
 ) -> Reduced:
     """Sort an output by what it is; ``cutflows`` are those of the datasets."""
     check(output)
-    hists = {name: hist.Hist(h) for name, h in collect(output).items()}
+    hists = collect(output)
     keyed = cutflow(output, "")
     others = {key: value for key, value in output.items() if key != "warnings"}
     if keyed and "" not in keyed:  # by dataset, as postprocess left it
@@ -187,7 +187,7 @@ def _sorted(
         hists=hists,
         templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
         cutflow=cutflows,
-        warnings=tuple(output.get("warnings", ())),
+        warnings=(*output.get("warnings", ()), *lost_categories(hists)),
         outputs=saved.decode(saved.encode(rest(others))),
         tables=tables(output),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import boost_histogram as bh
 import hist
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import hists as histograms
-from agc_ml import rows, saved
+from agc_ml import rows, saved, variances
 from agc_ml.errors import RunDirectoryError, StoreError
 from agc_ml.ledger import Ledger
 from agc_ml.rows import Rows
@@ -133,7 +135,18 @@ class Yield(_Record):
     """Sum of a nominal template, flow included, and its variance."""
 
     value: float
-    variance: float
+    variance: float | None = Field(description="null where it is not known")
+
+    @property
+    def uncertainty(self) -> float | None:
+        """Square root of the variance, None where it is not known."""
+        if self.variance is None:
+            return None
+        return math.sqrt(self.variance) if self.variance >= 0 else math.nan
+
+    def __str__(self) -> str:
+        uncertainty = "?" if self.uncertainty is None else f"{self.uncertainty:,.1f}"
+        return f"{self.value:,.1f} ± {uncertainty}"
 
 
 class TableSummary(_Record):
@@ -197,19 +210,19 @@ class RunResult:
     path: Path | None = None
 
     def yields(self) -> dict[str, dict[str, Yield]]:
-        """Nominal yield of each region and process, flow included."""
+        """Nominal yield of each region and process, flow included; means have none."""
         found: dict[str, dict[str, Yield]] = {}
         for region, histogram in self.hists.items():
             names = [axis.name for axis in histogram.axes]
-            if "process" not in names or "variation" not in names:
+            if not {"process", "variation"} <= {*names} or histogram.kind is bh.Kind.MEAN:
                 continue
             for process in histogram.axes["process"]:
                 template = self.templates.get(f"{region}_{process}")
                 if template is not None:
-                    variances = template.variances(flow=True)
+                    spread = variances.of(template, flow=True)
                     found.setdefault(region, {})[process] = Yield(
                         value=float(template.values(flow=True).sum()),
-                        variance=0.0 if variances is None else float(variances.sum()),
+                        variance=None if spread is None else float(spread.sum()),
                     )
         return found
 
@@ -303,7 +316,7 @@ class RunResult:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{html.escape(region)}</td><td>{html.escape(process)}</td>"
-            f"<td style='text-align:right'>{y.value:,.1f} ± {y.variance**0.5:,.1f}</td></tr>"
+            f"<td style='text-align:right'>{y}</td></tr>"
             for region, processes in self.yields().items()
             for process, y in processes.items()
         )

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Left may not import right; the rooms of one line may not import each other in a circle either.
 ORDER = [
     {"_version", "errors", "options"},
-    {"folders", "kernels", "referred", "variations"},
+    {"folders", "kernels", "referred", "variances", "variations"},
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
     {"attachments", "opened_files", "outputs"},
     {"agc", "delivery", "results", "shipping"},
