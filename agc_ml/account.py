@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ class Account:
         self.metadata = {d.name: self.fileset.metadata(d) for d in self.fileset.datasets}
         self._listed = {(d.name, f.lfn): f for d, f in self.all_files()}
         self._events_done = 0
+        self._before: dict[tuple[str, str], FileInfo] = {}
 
     @property
     def is_scaled(self) -> bool:
@@ -85,6 +86,11 @@ class Account:
                 "they were filled"
             )
         return ""
+
+    @property
+    def rules_nevts(self) -> bool:
+        """Whether the processor normalises to the number of events that the fileset states."""
+        return getattr(self.shipment.processor, "normalised_to", "") == "nevts"
 
     def columns(self, dataset: Dataset) -> tuple[str, ...]:
         """Columns that the processor needs of a dataset; () if it declares none."""
@@ -115,16 +121,34 @@ class Account:
         return info is not None
 
     def forget(self, chunk: Chunk) -> None:
-        """Have the file of a chunk opened again, if what is known of it was only remembered."""
+        """Have the file of a chunk looked into again: it may be another one than was known."""
         key = (chunk.dataset, chunk.lfn)
-        if key not in self.remembered:
-            return
-        self.remembered.discard(key)
         self.forgotten.add(key)
-        self.files.pop(key)
+        self.remembered.discard(key)
+        if key in self.files:
+            self._before[key] = self.files.pop(key)
+
+    def learn(self, dataset: Dataset, file: File, info: FileInfo) -> None:
+        """Take what looking into a file told; of one that is another file now, nothing is done."""
+        key = (dataset.name, file.lfn)
+        self.files[key] = info
+        self.notes |= dict.fromkeys(info.failures)
+        before = self._before.pop(key, None)
+        if before is None or before.is_of_same_file(info):
+            return
         for stale in [done for done in self.done if (done.dataset, done.lfn) == key]:
             del self.done[stale]
             self._events_done -= stale.events
+
+    def proven(self) -> Iterator[tuple[File, tuple[str, ...], FileInfo]]:
+        """Files that were looked into in this run, and of which all chunks are done since then."""
+        open_files = {(c.dataset, c.lfn) for c in self.chunks if c.events and c not in self.done}
+        for dataset, file in self.all_files():
+            key = (dataset.name, file.lfn)
+            info = self.files.get(key)
+            is_new = info is not None and key not in self.remembered
+            if info is not None and is_new and info.entries and key not in open_files:
+                yield file, self.columns(dataset), info
 
     def finish(self, chunk: Chunk, receipt: Receipt) -> None:
         """Note that the result of a chunk is on disk.
@@ -174,10 +198,14 @@ class Account:
         tick = Tick(len(self.done), len(self.chunks), self._events_done, events, failures)
         self.on_tick(tick)
 
-    def found(self, chunk: Chunk) -> File:
-        """The file of a chunk, as it was when it was opened: so it has to be when it is read."""
-        info = self.files[chunk.dataset, chunk.lfn]
-        return replace(self._listed[chunk.dataset, chunk.lfn], uuid=info.uuid, size=info.size)
+    def file(self, chunk: Chunk) -> File:
+        """The file of a chunk, as it is listed."""
+        return self._listed[chunk.dataset, chunk.lfn]
+
+    def is_empty(self, dataset: Dataset) -> bool:
+        """Whether all files of a dataset could be opened, and have no events."""
+        infos = [self.files.get((dataset.name, file.lfn)) for file in dataset.files]
+        return all(info is not None and info.entries == 0 for info in infos)
 
     def reasons(self) -> list[str]:
         """What is missing and why, a line each."""
@@ -217,7 +245,7 @@ class Account:
                 entries.append(self._unopened(dataset, file))
                 continue
             chunks = chunks_of(dataset.name, file, info, self.chunk_size)
-            entries += [self._entry(chunk) for chunk in chunks]
+            entries += [self._entry(chunk, info) for chunk in chunks]
         return Ledger(tuple(entries))
 
     def _unopened(self, dataset: Dataset, file: File) -> Entry:
@@ -234,7 +262,7 @@ class Account:
             errors=tuple(reasons),
         )
 
-    def _entry(self, chunk: Chunk) -> Entry:
+    def _entry(self, chunk: Chunk, info: FileInfo) -> Entry:
         receipt = self.done.get(chunk)
         errors = list(self.errors.get(str(chunk), ()))
         worked = receipt is not None and chunk not in self.recalled
@@ -253,6 +281,9 @@ class Account:
             seconds=receipt.seconds if receipt else 0.0,
             bytes=receipt.bytes if receipt else 0,
             errors=tuple(errors),
+            size=info.size,
+            url=receipt.url if receipt else info.url,
+            stamp=receipt.stamp if receipt else info.stamp,
         )
 
 

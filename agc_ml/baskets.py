@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -117,3 +118,34 @@ def in_both(start: int, stop: int, n_kept: int) -> tuple[tuple[int, int], tuple[
         (min(start, n_kept), min(stop, n_kept)),
         (max(start - n_kept, 0), max(stop - n_kept, 0)),
     )
+
+
+class EntriesPlace(NamedTuple):
+    """Where a file says how many entries a tree has, so that it needs not be parsed for that.
+
+    The tree's record begins at ``seek`` and has ``size`` bytes; the number is ``offset`` bytes into
+    its content.
+    """
+
+    seek: int
+    size: int
+    offset: int
+
+
+def entries_place(directory: Any, name: str) -> EntriesPlace | None:
+    """Find the place of a tree's number of entries; None where it can't be told, as of RNTuples."""
+    import uproot  # noqa: PLC0415 - heavy
+
+    tree = directory[name]
+    if not isinstance(tree, uproot.TTree):
+        return None
+    key = directory.key(name)
+    chunk, cursor = key.get_uncompressed_chunk_cursor()
+    content = bytes(chunk.get(cursor.index, cursor.index + key.fObjlen, cursor, {}))
+    # as they follow each other in a TTree of any version
+    names = ("fEntries", "fTotBytes", "fZipBytes")
+    around = struct.pack(">qqq", *(tree.member(one) for one in names))
+    offset = content.find(around)
+    if offset < 0:
+        return None
+    return EntriesPlace(int(key.fSeekKey), int(key.fNbytes), offset)

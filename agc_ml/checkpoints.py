@@ -38,6 +38,8 @@ class Receipt:
     """How a chunk was processed; times in seconds, memory in MB.
 
     ``files`` are those that the processor opened, by path, as `agc_ml.opened_files` writes them.
+    ``sumw`` is the sum of weights that its output states, and ``sums`` what that is of a file that
+    a filter made (`agc_ml.normalisation`). ``url`` and ``stamp`` tell the replica that was read.
     """
 
     events: int
@@ -49,6 +51,10 @@ class Receipt:
     bytes: int
     memory_mb: float
     files: Mapping[str, Any] = field(default_factory=dict)
+    sumw: float | None = None
+    sums: str = ""
+    url: str = ""
+    stamp: str = ""
 
 
 class Store:

@@ -53,6 +53,23 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A file as it was when it was looked into, so it has to be when it is read.
+
+    ``url`` is the replica that was opened, ``stamp`` changes when that one does. ``is_remembered``:
+    an earlier run looked into it, so that a difference makes this knowledge doubtful, and not the
+    replica.
+    """
+
+    url: str
+    stamp: str
+    size: int
+    uuid: str
+    entries: int
+    is_remembered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """Files of one process and variation.
 

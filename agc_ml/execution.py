@@ -15,9 +15,10 @@ from typing import Final
 
 from agc_ml import attachments
 from agc_ml.account import Account, file_label
-from agc_ml.checkpoints import Chunk
+from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import Dataset, File
 from agc_ml.delivery.credentials import redacted
+from agc_ml.delivery.transport import local_path
 from agc_ml.errors import (
     ClusterError,
     FilesetError,
@@ -28,8 +29,10 @@ from agc_ml.errors import (
     UsageError,
 )
 from agc_ml.executors import Executor
+from agc_ml.filecache import packed
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import hook
+from agc_ml.normalisation import source_of, unclear
 from agc_ml.opened_files import Seen, changed, seen
 from agc_ml.outputs import add
 from agc_ml.shipping import is_flat
@@ -63,10 +66,7 @@ def open_files(account: Account, executor: Executor) -> None:
     for key, outcome in executor.outcomes(inspect, jobs):
         dataset, file = files[key]
         if isinstance(outcome, FileInfo):
-            account.files[dataset.name, file.lfn] = outcome
-            account.notes |= dict.fromkeys(outcome.failures)
-            if account.cache is not None:
-                account.cache.keep(*jobs[key], outcome, flat=flat)
+            account.learn(dataset, file, outcome)
         elif isinstance(outcome, Failure):
             if outcome.kind != "input":
                 raise InputFileError(f"{key}: {outcome.reason}")
@@ -120,14 +120,13 @@ def _refuse_duplicates(account: Account) -> None:
 
 
 def _refuse_empty(account: Account) -> None:
-    for dataset in account.fileset.datasets:
-        infos = [account.files.get((dataset.name, file.lfn)) for file in dataset.files]
-        if all(info is not None and info.entries == 0 for info in infos):
-            raise InputFileError(
-                f"dataset {dataset.name}: no events in it ({redacted(dataset.files[0].url)} has "
-                "0 entries); "
-                "remove it, or leave it out with --datasets"
-            )
+    """Refuse files without any event; say which datasets have none where others have some."""
+    empty = [d for d in account.fileset.datasets if account.is_empty(d)]
+    if len(empty) == len(account.fileset.datasets):
+        raise InputFileError(
+            f"dataset {empty[0].name}: no events in it ({redacted(empty[0].files[0].url)} has 0 "
+            "entries), nor in any other; choose other files"
+        )
 
 
 def process(account: Account, executor: Executor) -> None:
@@ -152,6 +151,9 @@ def process(account: Account, executor: Executor) -> None:
     executor.provide({**hook.contents(shipment.models), **attachments.contents(shipment.files)})
     with offered(shipment.key, shipment.processor):
         _in_rounds(account, executor)
+    if account.cache is not None:
+        for file, columns, info in account.proven():
+            account.cache.keep(file, columns, info, flat=is_flat(shipment.processor))
 
 
 def _in_rounds(account: Account, executor: Executor) -> None:
@@ -181,7 +183,7 @@ def _recall(account: Account, executor: Executor) -> None:
     for chunk in account.chunks:
         if chunk.events:
             receipt = account.store.receipt(account.path(chunk), chunk)
-            if receipt is not None:
+            if receipt is not None and not _is_of_another(receipt, account, chunk):
                 account.finish(chunk, receipt)
                 account.recalled.add(chunk)
     for path in compared(account.opened, executor):
@@ -189,6 +191,12 @@ def _recall(account: Account, executor: Executor) -> None:
             f"{path}: changed since the run began, whose processor opens it, so that old and new "
             "would be mixed; put it back, or begin anew with --overwrite"
         )
+
+
+def _is_of_another(receipt: Receipt, account: Account, chunk: Chunk) -> bool:
+    """Whether the replica that was read has changed since; what another one says tells nothing."""
+    info = account.files[chunk.dataset, chunk.lfn]
+    return receipt.url == info.url and receipt.stamp != info.stamp
 
 
 def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
@@ -209,9 +217,12 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
     for key, outcome in executor.outcomes(process_packed, jobs):
         chunk = by_key[key]
         if isinstance(outcome, Finished):
-            _accept(account, chunk, outcome)
+            if (chunk.dataset, chunk.lfn) in account.files:  # else its file is in doubt
+                _accept(account, chunk, outcome)
         elif isinstance(outcome, Failure):
-            if outcome.kind in {"model", "processor"}:
+            if outcome.kind == "processor" and _is_doubtful(account, executor, chunk):
+                account.failed(key, outcome.reason)
+            elif outcome.kind in {"model", "processor"}:
                 account.errors.setdefault(key, []).append(outcome.reason)
                 logger.debug("%s\n%s", chunk, outcome.details)
                 if outcome.kind == "model":
@@ -219,9 +230,10 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
                 raise ProcessorError(
                     f"{chunk}: processor {account.shipment.name}: {outcome.reason} (traceback: -v)"
                 )
-            account.failed(key, outcome.reason)
-            if outcome.kind == "other":
-                account.forget(chunk)
+            else:
+                account.failed(key, outcome.reason)
+                if outcome.kind == "other":
+                    account.forget(chunk)
         else:
             account.failed(key, "its worker died")
             lost.append(chunk)
@@ -229,11 +241,35 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
     return lost
 
 
+def _is_doubtful(account: Account, executor: Executor, chunk: Chunk) -> bool:
+    """Whether what is known of a chunk's file is wrong, so that no processor is to blame for it.
+
+    A server may have told nonsense once, in this run or in an earlier one: the file is looked into
+    again, and forgotten if that tells something else.
+    """
+    key = (chunk.dataset, chunk.lfn)
+    info, file = account.files.get(key), account.file(chunk)
+    if info is None:  # another chunk of it was here before
+        return True
+    if key in account.forgotten or (local_path(file.url) and key not in account.remembered):
+        return False
+    columns = account.columns(account.dataset(chunk.dataset))
+    flat = is_flat(account.shipment.processor)
+    jobs = {str(chunk): (file, columns)}
+    ((_, now),) = executor.outcomes(partial(inspect_file, flat=flat), jobs)
+    if isinstance(now, FileInfo) and packed(now) == packed(info):
+        account.forgotten.add(key)  # it is not asked a third time
+        return False
+    account.forget(chunk)
+    return True
+
+
 def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
     if not account.done:
         _check_first(account, chunk, finished)
     dataset = account.dataset(chunk.dataset)
-    if finished.sumw is not None and account.is_scaled and not dataset.is_data:
+    sumw = finished.receipt.sumw
+    if sumw is not None and account.is_scaled and not dataset.is_data:
         for what, value, unit in (
             ("xsec", dataset.xsec, "pb"),
             ("luminosity", account.fileset.luminosity, "1/pb"),
@@ -243,12 +279,16 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
                     f"dataset {dataset.name}: no {what} in the fileset, and processor "
                     f"{account.shipment.name} needs it to normalise; state it, in {unit}"
                 )
+        file, info = account.file(chunk), account.files[chunk.dataset, chunk.lfn]
+        is_filtered = source_of(account, dataset, file, info) == "runs"
+        if is_filtered and not finished.receipt.sums:
+            raise InputFileError(unclear(dataset, file, info))
     try:
         account.store.save(account.path(chunk), finished.receipt, finished.blob)
     except StoreError as error:
         raise StoreError(f"{error}; {len(account.done)} finished chunks are kept") from error
     account.notes |= dict.fromkeys(finished.notes)
-    if finished.sumw is not None and not account.is_scaled and not dataset.is_data:
+    if sumw is not None and not account.is_scaled and not dataset.is_data:
         account.notes[account.why_unscaled] = None
     account.finish(chunk, finished.receipt)
 
@@ -270,7 +310,8 @@ def _job(account: Account, chunk: Chunk) -> Job:
     kept, dropped = info.parts(chunk.start, chunk.stop)
     return Job(
         chunk=chunk,
-        file=account.found(chunk),
+        file=account.file(chunk),
+        known=info.known(is_remembered=(chunk.dataset, chunk.lfn) in account.remembered),
         metadata=account.metadata[dataset.name],
         columns=account.columns(dataset),
         key=shipment.key,
@@ -284,4 +325,7 @@ def _job(account: Account, chunk: Chunk) -> Job:
         models=tuple(model.sha256 for model in shipment.models),
         directory=kept,
         dropped=dropped,
+        place=info.place,
+        is_filtered=account.is_scaled
+        and source_of(account, dataset, account.file(chunk), info) == "runs",
     )

@@ -1,8 +1,9 @@
 """What opening a file told, kept on disk for the next run: trees are parsed once, not once a run.
 
-A remote file is not even looked at: whoever reads it compares size and UUID with what is known
-here, and says so if it is another file; then it is looked into again. A local one is forgotten as
-soon as its size or its time of modification is another. The cache is in agc-ml/files.sqlite in
+It saves time and decides nothing. Kept is only what has proven right: all chunks of the file were
+read with it. Whoever reads the file again compares size, UUID, stamp and number of entries, and
+doubts what is known here before the file; then it is looked into again. A local file is forgotten
+as soon as its size or its time of modification is another. The cache is in agc-ml/files.sqlite in
 XDG_CACHE_HOME (~/.cache), and may be deleted at any time.
 """
 
@@ -24,7 +25,7 @@ import lz4.frame
 import numpy as np
 
 from agc_ml import baskets, folders, inspection, reading
-from agc_ml.baskets import Baskets, Directory, Dropped
+from agc_ml.baskets import Baskets, Directory, Dropped, EntriesPlace
 from agc_ml.datasets import File
 from agc_ml.delivery.transport import local_path
 from agc_ml.identity import version_of
@@ -65,8 +66,10 @@ class FileCache:
         return info if _is_as_it_was(file, info) else None
 
     def keep(self, file: File, columns: tuple[str, ...], info: FileInfo, *, flat: bool) -> None:
-        """Keep what was found; and drop what nobody asked for in three months."""
-        content = _packed(info)
+        """Keep what was found, unless a replica failed; drop what nobody asked for in 3 months."""
+        if info.failures:
+            return
+        content = packed(info)
         key = _key(file, columns, flat=flat)
         with self._database() as database:
             if database is not None:
@@ -99,7 +102,7 @@ class FileCache:
             database.close()
 
 
-def _packed(info: FileInfo) -> bytes:
+def packed(info: FileInfo) -> bytes:
     """All but what was wrong with replicas: that is of the run which saw it."""
     directory = None if info.directory is None else _plain(info.directory)
     dropped = info.dropped and info.dropped._replace(directory=_plain(info.dropped.directory))
@@ -127,8 +130,9 @@ def _unpacked(content: bytes) -> FileInfo:
     if dropped is not None:
         tree, plain, entries = dropped
         dropped = Dropped(tree, _found(plain), entries)
+    place = known["place"] and EntriesPlace(*known["place"])
     return FileInfo(
-        **{**known, "misread": tuple(known["misread"]), "failures": ()},
+        **{**known, "misread": tuple(known["misread"]), "failures": (), "place": place},
         directory=None if directory is None else _found(directory),
         dropped=dropped,
     )

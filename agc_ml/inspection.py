@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from agc_ml.baskets import Directory, Dropped, in_both, part_of
-from agc_ml.datasets import EVENT_ID, File, with_counters
+from agc_ml.baskets import Directory, Dropped, EntriesPlace, entries_place, in_both, part_of
+from agc_ml.datasets import EVENT_ID, File, Known, with_counters
 from agc_ml.delivery import opening
+from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import DeliveryError
 from agc_ml.reading import directory
 from agc_ml.worker import Failure, one_line, trace
@@ -27,12 +28,13 @@ class FileInfo:
     """What opening a file tells.
 
     ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
-    generated events of which the entries were kept, None where the file does not tell; ``adler32``
+    generated events of which the entries were kept, and ``generated_sumw`` the sum of their
+    weights, None where the file does not tell; ``adler32``
     the checksum, hexadecimal, if it was asked for. ``directory`` is where the needed columns are,
     for processors that take them flat, and ``dropped`` where the columns are of the entries that a
     preselection dropped, which count as the file's, too; ``misread`` the ones of which only uproot
-    makes sense; ``failures`` what was wrong with replicas. ``stamp`` changes when the replica that
-    was opened does.
+    makes sense; ``failures`` what was wrong with replicas. ``url`` is the replica that was opened,
+    and ``stamp`` changes when it does. ``place`` is where the file says how many entries it has.
     """
 
     entries: int
@@ -45,8 +47,21 @@ class FileInfo:
     directory: Directory | None = None
     misread: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    url: str = ""
     stamp: str = ""
     dropped: Dropped | None = None
+    generated_sumw: float | None = None
+    place: EntriesPlace | None = None
+
+    def known(self, *, is_remembered: bool) -> Known:
+        """What whoever reads the file has to find."""
+        return Known(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
+
+    def is_of_same_file(self, other: FileInfo) -> bool:
+        """Whether another look into a file saw the same one: one replica has one stamp."""
+        if self.url == other.url and self.stamp != other.stamp:
+            return False
+        return (self.uuid, self.size, self.entries) == (other.uuid, other.size, other.entries)
 
     def parts(self, start: int, stop: int) -> tuple[Directory | None, Dropped | None]:
         """What is needed to read the entries [start, stop): of the kept and the dropped ones."""
@@ -72,6 +87,7 @@ def inspect_file(
         try:
             with _without_collection(), opening.opened(file, failures) as opened:
                 found = _inspected(opened, file, columns, flat=flat, checksum=checksum)
+                opened.file.source.check_same()
                 known = tuple(opening.told(failures))
                 return replace(found, failures=known) if isinstance(found, FileInfo) else found
         except DeliveryError as error:
@@ -97,9 +113,12 @@ def _inspected(
         size=int(opened.file.source.num_bytes),
         n_columns=len(columns) or len(tree.keys()),
         column_bytes=_bytes_of(tree, columns),
-        generated=_generated(opened),
+        generated=None if (count := _of_runs(opened, "genEventCount")) is None else int(count),
+        generated_sumw=_of_runs(opened, "genEventSumw"),
         adler32=_adler32(opened.file.source) if checksum else None,
+        url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,
+        place=entries_place(opened, file.tree) if file.dropped is None else None,
     )
     problem = _contradiction(file, info) or _unfit_column(tree, columns)
     problem = problem or (_foreign_counter(tree, columns) if flat else None)
@@ -141,13 +160,15 @@ def _adler32(source: Any) -> str:
     return f"{value:08x}"
 
 
-def _generated(opened: Any) -> int | None:
-    """NanoAOD's own count of generated events, summed over runs."""
+def _of_runs(opened: Any, name: str) -> float | None:
+    """NanoAOD's own count of generated events or sum of weights, over all runs; exact, if whole."""
+    import awkward as ak  # noqa: PLC0415 - heavy
+
     kinds = opened.classnames(cycle=False, recursive=False)
-    runs = opened["Runs"] if kinds.get("Runs") == "TTree" else {}
-    for name in ("genEventCount", "genEventCount_"):
-        if name in runs:
-            return int(runs[name].array(library="np").sum())
+    runs = opened["Runs"] if kinds.get("Runs") in {"TTree", "ROOT::RNTuple"} else None
+    for found in (name, f"{name}_"):
+        if runs is not None and found in runs.keys():  # noqa: SIM118 - RNTuples only have these
+            return ak.sum(ak.flatten(runs[found].array(), axis=None)).item()  # type: ignore[no-any-return]
     return None
 
 

@@ -20,7 +20,8 @@ class Entry:
 
     A file that could not be opened is one entry without ``uuid``; its ``entries`` and ``stop`` are
     what the fileset states, or None. ``errors`` are the reasons of the attempts that failed,
-    ``worker`` the address of the one that succeeded, ``bytes`` what was read from the file.
+    ``worker`` the address of the one that succeeded, ``bytes`` what was read from the file, whose
+    ``size``, replica (``url``) and its ``stamp`` (time of modification, or tag) are noted, too.
     """
 
     dataset: str
@@ -35,6 +36,9 @@ class Entry:
     seconds: float = 0.0
     bytes: int = 0
     errors: tuple[str, ...] = ()
+    size: int | None = None
+    url: str = ""
+    stamp: str = ""
 
     @property
     def events(self) -> int:
@@ -142,5 +146,6 @@ def _with_attempts(entry: Entry, before: Entry | None) -> Entry:
     values["attempts"] += before.attempts
     values["errors"] = before.errors + entry.errors
     if not entry.worker and entry.status == "done":
-        values |= {key: getattr(before, key) for key in ("worker", "seconds", "bytes")}
+        kept = ("worker", "seconds", "bytes", "url", "stamp")
+        values |= {key: getattr(before, key) for key in kept}
     return Entry(**values)

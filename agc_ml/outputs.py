@@ -84,6 +84,28 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, Real) else None
 
 
+COUNTS: Final = "events"
+WEIGHTS: Final = "weights"
+BOTH: Final = "both"
+_TOLERANCE: Final = 1e-4
+"""Of a sum in single precision, relative to that of the absolute values."""
+
+
+def kind_of_sum(sumw: float, events: int, weights: Any) -> str:
+    """What a sum over a chunk is: of its ``events``, of its generator ``weights``, or neither, "".
+
+    ``weights`` have shape ``(n_events,)``, None: there are none.
+    """
+    counts = sumw == events
+    if weights is None:
+        return COUNTS if counts else ""
+    values = np.asarray(weights, np.float64)
+    weighs = bool(abs(sumw - values.sum()) <= _TOLERANCE * np.abs(values).sum())
+    if counts and weighs and sumw == values.sum():
+        return BOTH
+    return COUNTS if counts else WEIGHTS if weighs else ""
+
+
 def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
     """Events after each cut, ``{dataset: {cut: events}}``, of an output of one dataset.
 

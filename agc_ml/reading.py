@@ -11,13 +11,22 @@ from __future__ import annotations
 import itertools
 import struct
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any, Final
 
 import numpy as np
 
-from agc_ml.baskets import Array, Baskets, Directory, baskets_of, is_counter, needed_of
+from agc_ml.baskets import (
+    Array,
+    Baskets,
+    Directory,
+    EntriesPlace,
+    baskets_of,
+    is_counter,
+    needed_of,
+)
 from agc_ml.errors import InputFileError
 from agc_ml.kernels.flat import FlatEvents
 
@@ -269,6 +278,42 @@ class Stream:
             events = FlatEvents(stop - start, column, columns.collections, self.metadata)
             events.is_selected = is_selected
             yield events
+
+
+def entries_at(source: Any, place: EntriesPlace) -> int:
+    """Read how many entries a tree has, without the rest of it.
+
+    Raises
+    ------
+    InputFileError
+        There is no such record.
+    """
+    stop = place.seek + place.size
+    begin = min(_ENOUGH, place.size)
+    (raw,) = source.read([(place.seek, place.seek + begin)])
+    n_bytes, length, key_length = _KEY.unpack_from(raw) if len(raw) >= _KEY.size else (-1, 0, 0)
+    needed = place.offset + 8
+    if n_bytes != place.size or not needed <= length:
+        raise InputFileError("the record of the tree is not where it was")
+    payload = memoryview(raw)[key_length:]
+    content: Any = payload
+    if place.size == key_length + length:
+        pass
+    elif bytes(payload[:2]) == _ZLIB:
+        try:
+            content = zlib.decompressobj().decompress(payload[_HEADER:], needed)
+        except zlib.error as error:
+            raise InputFileError(f"the record of the tree is damaged: {error}") from error
+    else:
+        (raw,) = source.read([(place.seek, stop)])
+        content = _decompressed(memoryview(raw)[key_length:], length)
+    if len(content) < needed:
+        raise InputFileError("the record of the tree is damaged")
+    return int.from_bytes(content[place.offset : needed], "big")
+
+
+_ENOUGH: Final = 4096
+"""Bytes of a compressed tree that hold its first numbers: its name and title come before them."""
 
 
 def _unpacked(raw: memoryview) -> tuple[Any, int]:

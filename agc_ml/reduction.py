@@ -12,8 +12,9 @@ import hist
 from agc_ml import saved
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
-from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
+from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.hists import flatten, lost_categories, materialised
+from agc_ml.normalisation import generated
 from agc_ml.outputs import (
     add,
     by_name,
@@ -62,6 +63,8 @@ def reduce(account: Account) -> Reduced:
     booked: set[str] = set()
     cutflows: dict[str, dict[str, float]] = {}
     for dataset in account.fileset.datasets:
+        if account.is_empty(dataset):
+            continue
         part = _sum(_outputs(account, dataset), f"dataset {dataset.name}", account)
         if part is None:
             raise IncompleteError(
@@ -114,40 +117,13 @@ def _add(left: Any, right: Any, where: str, account: Account) -> Any:
         raise ProcessorError(f"processor {account.shipment.name}: {where}: {error}") from error
 
 
-def _filter_efficiency(account: Account, dataset: Dataset) -> float:
-    """Processed events over the generated events that they stand for; 1 without a filter.
-
-    The fileset states how many were generated for a file, or else the file itself. Weights of
-    dropped events are not known: they count as much as those of the kept ones.
-    """
-    files: dict[str, tuple[int, int]] = {}
-    for file in dataset.files:
-        info = account.files.get((dataset.name, file.lfn))
-        if info is not None:
-            stated = file.generated if file.generated is not None else info.generated
-            files[file.lfn] = info.entries, max(info.entries, stated or 0)
-    kept = 0.0
-    standing_for = float(sum(generated for entries, generated in files.values() if not entries))
-    for chunk in account.chunks:  # not in the order in which they finished: sums must not change
-        if chunk.dataset == dataset.name and chunk in account.done:
-            kept += chunk.events
-            standing_for += chunk.events * files[chunk.lfn][1] / chunk.entries
-    return kept / standing_for if standing_for else 1.0
-
-
 def _normalised(part: Any, dataset: Dataset, account: Account) -> Any:
     sumw, luminosity = sum_of_weights(part), account.fileset.luminosity
     if sumw is None or not account.is_scaled or dataset.is_data:
         return part
     if dataset.xsec is None or luminosity is None:  # refused with the first chunk
         return part
-    if not sumw > 0:
-        raise InputFileError(
-            f"dataset {dataset.name}: the sum of generator weights is {sumw:g}, nothing can be "
-            "normalised to it; check genWeight in its files"
-        )
-    efficiency = _filter_efficiency(account, dataset)
-    return _scaled(part, dataset.xsec * luminosity * efficiency / sumw)
+    return _scaled(part, dataset.xsec * luminosity / generated(account, dataset, part))
 
 
 def _scaled(output: Any, factor: float) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from agc_ml import normalisation
 from agc_ml.account import Account
 
 
@@ -14,7 +15,7 @@ def remarks(account: Account) -> tuple[str, ...]:
         *_empty_files(account),
         *_alike_datasets(account),
         *_shared_files(account),
-        *_filtered_files(account),
+        *normalisation.lines(account),
         *_misread_columns(account),
         *account.shipment.notes,
         *account.notes,
@@ -23,9 +24,12 @@ def remarks(account: Account) -> tuple[str, ...]:
 
 
 def _empty_files(account: Account) -> Iterator[str]:
+    empty = [dataset for dataset in account.fileset.datasets if account.is_empty(dataset)]
+    for dataset in empty:
+        yield f"dataset {dataset.name}: no events in any of its files; it is not in the result"
     for dataset, file in account.all_files():
         info = account.files.get((dataset.name, file.lfn))
-        if info is not None and not info.entries:
+        if info is not None and not info.entries and dataset not in empty:
             yield f"{dataset.name}: {file.lfn}: no events in it"
 
 
@@ -64,20 +68,3 @@ def _misread_columns(account: Account) -> Iterator[str]:
                 f"{dataset.name}: {file.lfn}: {', '.join(info.misread)} are not what they seem, "
                 "so uproot reads them, slower: please report this"
             )
-
-
-def _filtered_files(account: Account) -> Iterator[str]:
-    """Datasets that are a part of what was generated, where the fileset does not say so."""
-    found: dict[str, tuple[int, int]] = {}
-    for dataset, file in account.all_files():
-        info = account.files.get((dataset.name, file.lfn))
-        if info is None or file.generated is not None or dataset.is_data:
-            continue
-        if info.generated is not None and info.generated > info.entries:
-            entries, generated = found.get(dataset.name, (0, 0))
-            found[dataset.name] = entries + info.entries, generated + info.generated
-    for name, (entries, generated) in found.items():
-        yield (
-            f"{name}: a filter kept {entries:,} of {generated:,} generated events "
-            "(Runs/genEventCount; the fileset does not state them); a cross-section is of all"
-        )

@@ -25,6 +25,7 @@ from agc_ml.filecache import FileCache
 from agc_ml.ledger import Ledger, merge_attempts
 from agc_ml.ml import registry
 from agc_ml.ml.hook import Bundle, Model
+from agc_ml.opened_files import Seen, changed, seen
 from agc_ml.reduction import Reduced, reduce
 from agc_ml.remarks import remarks
 from agc_ml.results import (
@@ -37,6 +38,7 @@ from agc_ml.results import (
     load_record,
 )
 from agc_ml.shipping import Shipment, needs_of, prepare, taken
+from agc_ml.unchanged import changed_input
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -228,8 +230,18 @@ def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fi
             f"{folder}: complete, but made with another processor, parameters or fileset; replace "
             "it with --overwrite, or name another folder with -o"
         )
+    result = RunResult.load(folder)
+    problem = changed_input(fileset, result.ledger)
+    opened = {path: Seen(**vars(one)) for path, one in earlier.provenance.opened.items()}
+    for path in changed(opened, seen(opened)):
+        problem = f"{path}: changed since the run, whose processor opened it"
+    if problem is not None:
+        raise UsageError(
+            f"{folder}: complete, but of other inputs than there are now: {problem}; replace it "
+            "with --overwrite, or name another folder with -o"
+        )
     logger.info("%s: complete already", folder)
-    return RunResult.load(folder)
+    return result
 
 
 def _run(account: Account, executor: executors.Executor, begun: _Begun) -> RunResult:

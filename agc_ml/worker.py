@@ -23,9 +23,9 @@ import cloudpickle
 import lz4.frame
 
 from agc_ml import attachments, opened_files
-from agc_ml.baskets import Directory, Dropped, in_both
+from agc_ml.baskets import Directory, Dropped, EntriesPlace, in_both
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.datasets import EVENT_ID, File, with_counters
+from agc_ml.datasets import EVENT_ID, File, Known, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
 from agc_ml.delivery.transport import local_path
@@ -40,8 +40,8 @@ from agc_ml.errors import (
 from agc_ml.identity import differing, ensure, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
-from agc_ml.outputs import check, ready, sum_of_weights
-from agc_ml.reading import Columns
+from agc_ml.outputs import check, kind_of_sum, ready, sum_of_weights
+from agc_ml.reading import Columns, entries_at
 from agc_ml.shipping import load_source
 
 Kind = Literal["input", "other", "definite", "model", "processor"]
@@ -66,26 +66,28 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A processed chunk: its receipt, its packed output, and the sum of weights that it states.
+    """A processed chunk: its receipt and its packed output.
 
     ``notes`` are what a reader should know of how its models were scored and its file was read.
     """
 
     receipt: Receipt
     blob: bytes
-    sumw: float | None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a worker needs for a chunk; ``file`` is as it was found when it was opened.
+    """All that a worker needs for a chunk; ``known`` is what its file was when it was looked into.
 
+    ``place`` is where the file says how many entries it has. ``is_filtered``: it says that it is a
+    part of what was generated, so that the kind of ``sumw`` has to be told.
     ``key`` tells one processor from another: equal ones have the same.
     """
 
     chunk: Chunk
     file: File
+    known: Known
     metadata: Mapping[str, Any]
     columns: tuple[str, ...]
     key: str
@@ -99,6 +101,8 @@ class Job:
     models: tuple[str, ...] = ()
     directory: Directory | None = None
     dropped: Dropped | None = None
+    place: EntriesPlace | None = None
+    is_filtered: bool = False
 
 
 def pack(output: Any) -> bytes:
@@ -143,6 +147,10 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         try:
             with opened_files.watched(partial(_is_no_input, job)) as seen:
                 output, opened, n_bytes = _process(processor, job, clock)
+            sumw = sum_of_weights(output)
+            sums = _kind_of_sum(job, sumw)
+            source = _opened(job).file.source
+            source.check_same()
             output = ready(output)
             check(output)
             original.check(output)
@@ -152,6 +160,9 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
             failure = Failure(_kind(error), one_line(error), trace(error))
             is_damaged = failure.kind == "input" and not isinstance(error, DeliveryError)
+            if is_damaged and job.known.is_remembered:  # what is known may be wrong, not the file
+                failure = replace(failure, kind="other")
+                is_damaged = False
             where = _close_kept(failure.reason if is_damaged else None)
             if not (is_damaged and others):  # else the same chunk, of another replica
                 names_it = failure.kind not in {"input", "other"} or where in failure.reason
@@ -168,11 +179,29 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         read_s=clock.seconds,
         bytes=n_bytes,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
-        files=opened_files.to_plain(files),
+        files={redacted(path): seen for path, seen in opened_files.to_plain(files).items()},
+        sumw=sumw,
+        sums=sums,
+        url=redacted(source.url),
+        stamp=source.stamp,
     )
     notes = (*original.notes, *hook.notes(job.models), *opening.told(_kept.failures))
     _kept.failures.clear()  # the next run on this worker has its own
-    return Finished(receipt, blob, sum_of_weights(output), notes)
+    return Finished(receipt, blob, notes)
+
+
+def _kind_of_sum(job: Job, sumw: float | None) -> str:
+    """Of a file that a filter made, what the processor's ``sumw`` is a sum of."""
+    if not job.is_filtered or sumw is None:
+        return ""
+    chunk, file = job.chunk, _opened(job)
+    if "genWeight" in (job.directory or {}):
+        columns = Columns(file, chunk.tree, job.directory or {})
+        return kind_of_sum(sumw, chunk.events, columns.read("genWeight", chunk.start, chunk.stop))
+    tree, weights = file[chunk.tree], None
+    if "genWeight" in tree.keys():  # noqa: SIM118 - RNTuples only have these
+        weights = tree["genWeight"].array(entry_start=chunk.start, entry_stop=chunk.stop)
+    return kind_of_sum(sumw, chunk.events, weights)
 
 
 def _is_no_input(job: Job, path: str) -> bool:
@@ -186,9 +215,9 @@ def _is_no_input(job: Job, path: str) -> bool:
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
     chunk = job.chunk
-    file = _opened(job.file)
+    file = _opened(job)
     bytes_before = int(file.file.source.num_requested_bytes)
-    metadata = _metadata(job)
+    metadata = _metadata(job, _openable(str(file.file.source.url)))
     if job.directory is not None:
         return _process_flat(processor, file, job, metadata, clock)
     events = _events(file, job, metadata, clock)
@@ -216,14 +245,22 @@ def _process_flat(
     return output, opened, columns.bytes + others.bytes
 
 
-def _metadata(job: Job) -> dict[str, Any]:
+def _openable(url: str) -> str:
+    """What Python and uproot can open: a path of this machine, else the URL."""
+    path = local_path(url)
+    return url if path is None else str(path)
+
+
+def _metadata(job: Job, filename: str) -> dict[str, Any]:
+    """What a processor finds in ``events.metadata``; ``filename`` is what can be opened."""
     chunk = job.chunk
     folder = attachments.placed(job.files)
     files = {name: str(folder / name) for name in job.files} if folder is not None else {}
     return {
         **job.metadata,
         **({"files": files} if files else {}),
-        "filename": chunk.lfn,
+        "filename": filename,
+        "lfn": chunk.lfn,
         "treename": chunk.tree,
         "fileuuid": chunk.uuid,
         "entrystart": chunk.start,
@@ -256,7 +293,7 @@ class _Kept(threading.local):
     """The file of a thread's last chunk stays open: opening it costs more than 100,000 events."""
 
     def __init__(self) -> None:
-        self.of: File | None = None
+        self.of: tuple[File, Known] | None = None
         self.file: Any = None
         self.failures: dict[str, str] = {}
         self.open = ExitStack()
@@ -265,12 +302,22 @@ class _Kept(threading.local):
 _kept: Final = _Kept()
 
 
-def _opened(file: File) -> Any:
-    if _kept.of != file:
+def _opened(job: Job) -> Any:
+    """The file of a job, open; its tree has the entries that it had when it was looked into."""
+    if _kept.of != (job.file, job.known):
         _close_kept()
-        _kept.of, _kept.failures = file, {}
+        _kept.of, _kept.failures = (job.file, job.known), {}
     if _kept.file is None:
-        _kept.file = _kept.open.enter_context(opening.opened(file, _kept.failures))
+        file = _kept.open.enter_context(opening.opened(job.file, _kept.failures, job.known))
+        _kept.file = file
+        if job.place is not None:
+            found = entries_at(file.file.source, job.place)
+            if found != job.known.entries:
+                raise DeliveryError(
+                    f"its tree has {found} entries, and had {job.known.entries}; is it another "
+                    "file?",
+                    may_be_replaced=True,
+                )
     return _kept.file
 
 

@@ -120,7 +120,9 @@ class Ours:
             raise SystemExit(info.reason)
         self._job = Job(
             chunk=Chunk("d", path.name, "Events", info.uuid, EVENTS, 0, EVENTS),
-            file=File(path.name, (str(path),), uuid=info.uuid),
+            file=File(path.name, (str(path),)),
+            known=info.known(is_remembered=False),
+            place=info.place,
             metadata=metadata(process),
             columns=columns,
             directory=info.directory,
@@ -175,7 +177,7 @@ class Theirs:
 
 def metadata(process: str) -> dict[str, Any]:
     """What the processors are told of a dataset."""
-    return {"dataset": "d", "process": process, "variation": "nominal", "filename": "f"}
+    return {"dataset": "d", "process": process, "variation": "nominal", "filename": "f", "lfn": "f"}
 
 
 # -- measuring -------------------------------------------------------------------------------------

@@ -9,14 +9,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import nanoaod
+import numpy as np
 import pytest
+import uproot
 from commandline import agc
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agc_ml import catalogue, reduction
-from agc_ml.checkpoints import Chunk
+from agc_ml import catalogue, normalisation
+from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import FilesetError
 from agc_ml.inspection import FileInfo
+from agc_ml.outputs import BOTH, COUNTS, WEIGHTS, kind_of_sum
 from agc_ml.results import RunResult
 
 XSEC, LUMINOSITY = 10.0, 1000.0
@@ -111,19 +116,26 @@ def test_with_a_chunk_missing_the_others_stand_for_their_part() -> None:
         Chunk("top", "b", "Events", "b", 10, 0, 10),
     ]
     files = {
-        ("top", lfn): FileInfo(entries, lfn, 1, 1, None, generated)
+        ("top", lfn): FileInfo(entries, lfn, 1, 1, None, generated, generated_sumw=generated / 2)
         for lfn, entries, generated in (("a", 40, 400), ("b", 10, 1000), ("none", 0, 500))
     }
     dataset = Dataset(
         "top", process="top", files=tuple(File(lfn, replicas=(lfn,)) for _, lfn in files)
     )
-    for done, efficiency in (
-        (chunks, 50 / 1900),
-        (chunks[1:], 30 / (200 + 1000 + 500)),
-        (chunks[1:2], 20 / (200 + 500)),
+    for done, of_events, of_weights in (
+        (chunks, 1900, 1900 / 2),
+        (chunks[1:], 200 + 1000 + 500, (200 + 1000 + 500) / 2),
+        (chunks[1:2], 200 + 500, (200 + 500) / 2),
     ):
-        account: Any = SimpleNamespace(files=files, chunks=chunks, done=set(done))
-        assert reduction._filter_efficiency(account, dataset) == pytest.approx(efficiency)
+        for sums, expected in (("events", of_events), ("weights", of_weights)):
+            receipts = {
+                c: Receipt(c.events, "", 0, 0, 0, 0, 0, 0, sumw=c.events, sums=sums) for c in done
+            }
+            account: Any = SimpleNamespace(
+                files=files, chunks=chunks, done=receipts, rules_nevts=False
+            )
+            part = {"sumw": sum(chunk.events for chunk in done)}
+            assert normalisation.generated(account, dataset, part) == pytest.approx(expected)
 
 
 def test_the_files_own_numbers_count_where_none_are_stated(
@@ -149,6 +161,146 @@ def test_a_file_of_which_nothing_was_kept_counts(
     entries = numbers[NAMES[0]]["entries"]
     expected = XSEC * LUMINOSITY * entries / (generated + 1000)
     assert total(result) == pytest.approx(expected, rel=1e-12)
+
+
+SIGNED = {
+    # how a processor sums, and what its histogram is, of 229 events that 1000 generated ones with
+    # a sum of weights of 500 left (weights are 1, -1 and, in a few, 3)
+    "weights": ("w.sum()", "weights"),
+    "weights in single precision": ("np.sum(events.genWeight)", "weights"),
+    "weights by dataset": ("{events.metadata['dataset']: w.sum()}", "weights"),
+    "events": ("len(events)", "events"),
+    "events as numpy counts": ("np.count_nonzero(w)", "events"),
+    "signs": ("np.sign(w).sum()", "refused"),
+    "clipped": ("np.clip(w, -1, 1).sum()", "refused"),
+    "absolute": ("np.abs(w).sum()", "refused"),
+    "half of it": ("w.sum() / 2", "refused"),
+}
+
+
+def filtered(
+    path: Path, tree: str, runs: str, n: int = 229, *, sumw: bool = True
+) -> tuple[Path, float]:
+    """A file that a filter made, with Runs as a TTree or an RNTuple; and the sum of its weights."""
+    rng = np.random.default_rng(n)
+    weights = rng.choice([1.0, 1.0, 1.0, -1.0, 3.0], n).astype(np.float32)
+    columns = {
+        "run": np.ones(n, np.uint32),
+        "luminosityBlock": np.ones(n, np.uint32),
+        "event": np.arange(n, dtype=np.uint64),
+        "genWeight": weights,
+    }
+    told = {"run": np.array([1, 2], np.uint32), "genEventCount": np.array([600, 400], np.int64)}
+    if sumw:
+        told["genEventSumw"] = np.array([300.0, 200.0])
+    with uproot.recreate(path) as file:
+        for name, content, kind in (("Events", columns, tree), ("Runs", told, runs)):
+            if kind == "RNTuple":
+                file.mkrntuple(name, content)
+            elif kind == "TTree":
+                made = file.mktree(name, {key: values.dtype for key, values in content.items()})
+                made.extend(content)
+    return path, float(weights.astype(float).sum())
+
+
+def summing(folder: Path, how: str, more: str = "") -> Path:
+    path = folder / "summing.py"
+    path.write_text(
+        "import hist, numpy as np\n"
+        "from coffea.processor import ProcessorABC\n"
+        "class Counting(ProcessorABC):\n"
+        f"    {more or 'pass'}\n"
+        "    def process(self, events):\n"
+        "        w = np.asarray(events.genWeight, float)\n"
+        "        h = hist.Hist.new.Reg(1, 0, 1, name='x').Weight()\n"
+        f"        return {{'n': h.fill(w * 0, weight=w), 'sumw': {how}}}\n"
+    )
+    return path
+
+
+@pytest.mark.parametrize("how", SIGNED)
+def test_sums_go_with_what_they_are_of(how: str, tmp_path: Path) -> None:
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree")
+    code, expected = SIGNED[how]
+    content = {
+        "tt": {"files": {str(path): "Events"}, "metadata": {"xsec": XSEC, "luminosity": LUMINOSITY}}
+    }
+    fileset = tmp_path / "fileset.json"
+    fileset.write_text(json.dumps(content))
+    processor = summing(tmp_path, code)
+    if expected == "refused":
+        called = agc(
+            "run", f"{processor}:Counting", fileset, "--cluster", "inline", "-o", tmp_path / "run"
+        )
+        assert called.code == 1
+        assert "neither their number nor the sum of genWeight" in called.error
+        assert "state 'generated: N' of the file" in called.error
+        return
+    result = run(fileset, processor, tmp_path / "run")
+    generated = 1000 if expected == "events" else 500
+    assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
+    (told,) = [line for line in result.warnings if "a filter kept 229 of 1,000" in line]
+    assert ("genEventSumw" in told) == (expected == "weights")
+
+
+@pytest.mark.parametrize("runs", ["TTree", "RNTuple", "none"])
+@pytest.mark.parametrize("tree", ["TTree", "RNTuple"])
+def test_runs_are_looked_at_in_either_form(tree: str, runs: str, tmp_path: Path) -> None:
+    path, weights = filtered(tmp_path / "x.root", tree, runs)
+    dataset = Dataset("tt", "tt", (File("x", (str(path),)),), xsec=XSEC, xsec_source="made up")
+    catalogue.save(Fileset((dataset,), LUMINOSITY, "made up"), tmp_path / "f.json")
+    result = run(tmp_path / "f.json", summing(tmp_path, "w.sum()"), tmp_path / "run")
+    generated = weights if runs == "none" else 500
+    assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
+    assert any("no number of generated events" in w for w in result.warnings) == (runs == "none")
+
+
+def test_without_a_sum_of_all_weights_dropped_events_are_like_the_kept(tmp_path: Path) -> None:
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree", sumw=False)
+    dataset = Dataset("tt", "tt", (File("x", (str(path),)),), xsec=XSEC, xsec_source="made up")
+    catalogue.save(Fileset((dataset,), LUMINOSITY, "made up"), tmp_path / "f.json")
+    result = run(tmp_path / "f.json", summing(tmp_path, "w.sum()"), tmp_path / "run")
+    assert total(result) == pytest.approx(XSEC * LUMINOSITY * 229 / 1000, rel=1e-12)
+    assert any("taken to have the weights of those that were kept" in w for w in result.warnings)
+    assert weights
+
+
+def test_files_with_and_without_a_filter_add_up(tmp_path: Path) -> None:
+    paths, sums = zip(
+        *(filtered(tmp_path / f"{kind}.root", "TTree", kind, 50) for kind in ("TTree", "none")),
+        strict=True,
+    )
+    files = tuple(File(path.name, (str(path),)) for path in paths)
+    dataset = Dataset("tt", "tt", files, xsec=XSEC, xsec_source="made up")
+    catalogue.save(Fileset((dataset,), LUMINOSITY, "made up"), tmp_path / "f.json")
+    result = run(tmp_path / "f.json", summing(tmp_path, "w.sum()"), tmp_path / "run")
+    expected = sum(sums) * XSEC * LUMINOSITY / (500 + sums[1])
+    assert total(result) == pytest.approx(expected, rel=1e-12)
+    assert any("in 1 of 2 files" in line for line in result.warnings)
+
+
+def test_a_processor_may_have_the_filesets_number_rule(tmp_path: Path) -> None:
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree")
+    file = File("x", (str(path),), entries=229)
+    dataset = Dataset("tt", "tt", (file,), xsec=XSEC, xsec_source="made up")
+    catalogue.save(Fileset((dataset,), LUMINOSITY, "made up"), tmp_path / "f.json")
+    processor = summing(tmp_path, "len(events)", "normalised_to = 'nevts'")
+    result = run(tmp_path / "f.json", processor, tmp_path / "run")
+    assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 229, rel=1e-12)
+    assert any("its files say that 1,000 were generated" in line for line in result.warnings)
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30))
+def test_kinds_of_sums(weights: list[float]) -> None:
+    values, n = np.array(weights, np.float32), len(weights)
+    exact = values.astype(float).sum()
+    assert kind_of_sum(float(values.sum()), n, values) in {WEIGHTS, BOTH, COUNTS}
+    assert kind_of_sum(n, n, values) == (BOTH if exact == n else COUNTS)
+    assert kind_of_sum(n, n, None) == COUNTS
+    off = exact + 0.01 * np.abs(values).sum() + 0.01
+    if off != n:
+        assert kind_of_sum(off, n, values) == ""
+    assert kind_of_sum(n + 0.5, n, None) == ""
 
 
 def test_a_number_that_is_not_the_files(folder: Path, spectrum: Path, tmp_path: Path) -> None:

@@ -339,7 +339,9 @@ def a_job(path: Path) -> Job:
     shipment = prepare(processor)
     return Job(
         chunk=Chunk("d", path.name, "Events", info.uuid, info.entries, 0, info.entries),
-        file=File(str(path), (str(path),), uuid=info.uuid),
+        file=File(str(path), (str(path),)),
+        known=info.known(is_remembered=False),
+        place=info.place,
         metadata={"dataset": "d", "process": "ttbar", "variation": "nominal"},
         columns=names,
         directory=info.directory,
@@ -369,14 +371,14 @@ def test_a_file_that_is_replaced_while_it_is_open_is_not_mixed_with_the_new_one(
     path.write_bytes(clustered.read_bytes())
     job = a_job(path)
     first = process_chunk(job)
+    assert isinstance(first, Finished)
+    assert first.receipt.bytes > 0
+    assert first.receipt.read_s > 0
     path.unlink()
     made(path, [70, 30, 50])
     again = process_chunk(job)
-    assert isinstance(first, Finished)
-    assert isinstance(again, Finished)
-    assert again.blob == first.blob
-    assert again.receipt.bytes == first.receipt.bytes > 0
-    assert again.receipt.read_s > 0
+    assert isinstance(again, Failure)
+    assert (again.kind, again.reason) == ("other", "it was replaced or changed while it was read")
     worker._close_kept()
     replaced = process_chunk(job)
     assert isinstance(replaced, Failure)

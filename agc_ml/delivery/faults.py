@@ -21,3 +21,7 @@ class CorruptError(ReplicaError):
 
 class MismatchError(CorruptError):
     """What is there is another file than the fileset, or another replica, says."""
+
+
+class ChangedError(MismatchError):
+    """What is there is another file than was looked into before."""

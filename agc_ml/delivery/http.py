@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from agc_ml.delivery import credentials
 from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
 from agc_ml.delivery.header import N_BYTES
-from agc_ml.delivery.transport import Data, Range
+from agc_ml.delivery.transport import REPLACED, Data, Range
 
 CONNECT_S: Final = 5.0
 SILENT_S: Final = 8.0
@@ -130,7 +130,7 @@ class HttpFile:
         if answer.stamp not in self._stamps:
             again = self._get([(0, N_BYTES)], end - time.monotonic())
             if (again.stamp, again.begin) != (answer.stamp, self.begin):
-                raise TransientError("it was replaced while it was read")
+                raise TransientError(REPLACED)
             self._stamps.add(answer.stamp)
         return answer
 
@@ -144,6 +144,9 @@ class HttpFile:
             if renewed == token:
                 raise
             return _get(self._url, ranges, timeout, renewed)
+
+    def check_same(self, timeout: float) -> None:
+        """Do nothing: each answer says which file it is of."""
 
     def close(self) -> None:
         """Nothing is held: connections belong to the process."""

@@ -6,14 +6,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
-from agc_ml.datasets import File
+from agc_ml.datasets import File, Known
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import DeliveryError
 
 
 @contextmanager
-def opened(file: File, failures: dict[str, str] | None = None) -> Iterator[Any]:
+def opened(
+    file: File, failures: dict[str, str] | None = None, known: Known | None = None
+) -> Iterator[Any]:
     """A file as an uproot directory, as long as the context lasts.
+
+    It has to be what the fileset says, and what is ``known`` from looking into it.
 
     Its ``file.source`` is a `agc_ml.delivery.source.ReplicaSource`, which notes in ``failures``
     what was wrong with replicas, by their URL. An error inside the context is
@@ -29,7 +33,7 @@ def opened(file: File, failures: dict[str, str] | None = None) -> Iterator[Any]:
     from agc_ml.delivery.source import ReplicaSource  # noqa: PLC0415 - it needs uproot
 
     sources: list[ReplicaSource] = []
-    options = {"wanted": file, "made": sources.append, "failures": failures}
+    options = {"wanted": file, "made": sources.append, "failures": failures, "known": known}
     try:
         with closing(
             uproot.open({file.url: None}, handler=ReplicaSource, array_cache=None, **options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agc_ml.delivery.faults import PermanentError, ReplicaError, TransientError
-from agc_ml.delivery.transport import Data, Range, check, scheme
+from agc_ml.delivery.transport import REPLACED, Data, Range, check, scheme
 
 
 class OtherFile:
@@ -26,7 +26,7 @@ class OtherFile:
         except Exception as error:  # each file system has its own
             raise _sorted(error) from error
         self.size = int(info["size"] or 0)
-        self.stamp = str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
+        self.stamp = _stamp(info)
 
     def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:  # noqa: ARG002
         """Read parts of the file."""
@@ -42,8 +42,22 @@ class OtherFile:
             check(part, start, stop)
         return parts
 
+    def check_same(self, timeout: float) -> None:  # noqa: ARG002 - as of all transports
+        """See that the file system says of it what it said when it was opened."""
+        try:
+            self._system.invalidate_cache(self._path)
+            info: dict[str, Any] = self._system.info(self._path)
+        except Exception as error:  # as above
+            raise _sorted(error) from error
+        if (int(info["size"] or 0), _stamp(info)) != (self.size, self.stamp):
+            raise TransientError(REPLACED)
+
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _stamp(info: dict[str, Any]) -> str:
+    return str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
 
 
 def _sorted(error: Exception) -> ReplicaError:

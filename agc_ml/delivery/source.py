@@ -13,9 +13,10 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 from uproot.source.chunk import Chunk, Source
 from uproot.source.futures import TrivialFuture
 
-from agc_ml.datasets import File
+from agc_ml.datasets import File, Known
 from agc_ml.delivery import credentials, header, health
 from agc_ml.delivery.faults import (
+    ChangedError,
     CorruptError,
     MismatchError,
     PermanentError,
@@ -44,8 +45,9 @@ class ReplicaSource(Source):  # type: ignore[misc]
     """The bytes of a file, from whichever replica gives them.
 
     What was read stays read: when a replica fails, the next one is asked for the rest. It has to be
-    the same file, by size and by the UUID in its header. ``failures`` tells what failed so far,
-    by replica.
+    the same file, by size and by the UUID in its header: the one that the fileset describes, and
+    the one that is ``known`` from looking into it. ``failures`` tells what failed so far, by
+    replica.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         path: str,
         *,
         wanted: File,
+        known: Known | None = None,
         made: Callable[[ReplicaSource], None],
         failures: dict[str, str] | None = None,
         **_: Any,
@@ -65,6 +68,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         super().__init__()
         self._file_path = path
         self._wanted = wanted
+        self._known = known
         self._header: header.Header | None = None
         self._begin = b""
         self._size: int | None = None
@@ -155,13 +159,35 @@ class ReplicaSource(Source):  # type: ignore[misc]
         """Take it that a replica (the open one) is damaged; whether there is another one."""
         with self._lock:
             url = url or self._url
-            if not url:
+            if not url or self._is_doubtful:
                 return False
             self._blame(url, CorruptError(reason))
             self._distrusted.add(url)
             if url == self._url:
                 self._drop()
             return not self._distrusted.issuperset(self._wanted.replicas)
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """Whether what is known of the file is to blame before a replica is."""
+        return self._known is not None and self._known.is_remembered
+
+    def check_same(self) -> None:
+        """See that what was read is what is there.
+
+        Raises
+        ------
+        DeliveryError
+            The file was replaced or changed while it was read.
+        """
+        with self._lock:
+            if self._transport is None:
+                return
+            try:
+                self._transport.check_same(OPERATION_S)
+            except ReplicaError as error:
+                self._drop()
+                raise DeliveryError(str(error), may_be_replaced=True) from error
 
     def _from_any(self, action: Callable[[Transport, float], Answer], n_bytes: int) -> Answer:
         """Do something with a replica, with another one if it fails, until the deadline."""
@@ -199,8 +225,10 @@ class ReplicaSource(Source):  # type: ignore[misc]
             answer = action(self._connected(url, timeout), timeout)
         except ReplicaError as error:
             errors[url] = error
-            self._blame(url, error)
             self._drop()
+            if isinstance(error, ChangedError) and self._is_doubtful:
+                self._refuse(errors, None)
+            self._blame(url, error)
             raise
         health.answered(url)
         return answer
@@ -223,14 +251,14 @@ class ReplicaSource(Source):  # type: ignore[misc]
         begun = time.monotonic()
         transport = connect(url, timeout)
         try:
-            self._compare(transport, max(1.0, timeout - (time.monotonic() - begun)))
+            self._compare(url, transport, max(1.0, timeout - (time.monotonic() - begun)))
         except ReplicaError:
             transport.close()
             raise
         self._transport, self._url = transport, url
         return transport
 
-    def _compare(self, transport: Transport, timeout: float) -> None:
+    def _compare(self, url: str, transport: Transport, timeout: float) -> None:
         """See that it is the file that is wanted, whole, and the same as the replica before."""
         begin = bytes(getattr(transport, "begin", b"")) or bytes(
             transport.read([(0, min(header.N_BYTES, transport.size))], timeout)[0]
@@ -241,16 +269,26 @@ class ReplicaSource(Source):  # type: ignore[misc]
         if transport.size < found.end:
             raise CorruptError(f"it is cut off: {transport.size} of {found.end} bytes are there")
         wanted = self._wanted
-        known = [("the fileset", wanted.uuid, wanted.size)]
+        _refuse_other("the fileset says", found, transport, wanted.uuid, wanted.size)
         if self._header is not None:
-            known.append(("another replica", self._header.uuid, self._size))
-        for who, uuid, size in known:
-            for what, is_, said in (("uuid", found.uuid, uuid), ("size", transport.size, size)):
-                if said is not None and is_ != said:
-                    raise MismatchError(
-                        f"its {what} is {is_}, but {who} says {said}; is it another file?"
-                    )
+            _refuse_other("another replica says", found, transport, self._header.uuid, self._size)
+        if self._known is not None:
+            self._compare_known(url, found, transport)
         self._header, self._size, self._begin = found, transport.size, begin
+
+    def _compare_known(self, url: str, found: header.Header, transport: Transport) -> None:
+        known: Any = self._known
+        try:
+            _refuse_other("it had", found, transport, known.uuid, known.size)
+        except MismatchError as error:
+            raise ChangedError(str(error)) from error
+        if credentials.redacted(url) != known.url or transport.stamp == known.stamp:
+            return
+        # mirrors behind one name of the web have stamps of their own, which tell of no change
+        if known.is_remembered or scheme(url) not in {"http", "https"}:
+            raise ChangedError(
+                "it was changed since it was opened first: its time or tag is another"
+            )
 
     def _blame(self, url: str, error: ReplicaError) -> None:
         reason = credentials.redacted(str(error))
@@ -297,6 +335,14 @@ class ReplicaSource(Source):  # type: ignore[misc]
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _refuse_other(
+    says: str, found: header.Header, transport: Transport, uuid: str | None, size: int | None
+) -> None:
+    for what, is_, said in (("uuid", found.uuid, uuid), ("size", transport.size, size)):
+        if said is not None and is_ != said:
+            raise MismatchError(f"its {what} is {is_}, but {says} {said}; is it another file?")
 
 
 def _requests(ranges: Iterable[Range]) -> Iterator[list[Range]]:

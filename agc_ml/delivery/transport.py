@@ -6,10 +6,10 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from agc_ml.delivery.faults import CorruptError, PermanentError
+from agc_ml.delivery.faults import CorruptError, PermanentError, TransientError
 
 Range = tuple[int, int]
 """The bytes [start, stop) of a file."""
@@ -32,6 +32,15 @@ class Transport(Protocol):
         ------
         ReplicaError
             They can't be had; the kind of error says what helps.
+        """
+
+    def check_same(self, timeout: float) -> None:
+        """See that the file was not replaced or overwritten since it was opened.
+
+        Raises
+        ------
+        TransientError
+            It was, or can't be looked at.
         """
 
     def close(self) -> None:
@@ -87,10 +96,14 @@ def check(part: Data, start: int, stop: int) -> None:
         raise CorruptError(f"cut off: {len(part)} of {stop - start} bytes at {start} are there")
 
 
+REPLACED: Final = "it was replaced or changed while it was read"
+
+
 class LocalFile:
     """A file of this machine. What is read stays the same file, whatever takes its name."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except (OSError, ValueError) as error:
@@ -101,6 +114,7 @@ class LocalFile:
             raise PermanentError("it is a folder, a file is needed")
         self.size = status.st_size
         self.stamp = str(status.st_mtime_ns)
+        self._identity = (status.st_dev, status.st_ino)
 
     def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:  # noqa: ARG002 - a disk
         """Read parts of the file."""
@@ -113,6 +127,16 @@ class LocalFile:
             raise CorruptError(f"can't be read at {start}: {_reason(error)}") from error
         check(part, start, stop)
         return part
+
+    def check_same(self, timeout: float) -> None:  # noqa: ARG002 - a disk
+        """See that the file of this name is the open one, and was not written to."""
+        try:
+            now = self._path.stat()
+        except OSError as error:
+            raise TransientError(f"{REPLACED}: {_reason(error)}") from error
+        found = (now.st_dev, now.st_ino, now.st_size, str(now.st_mtime_ns))
+        if found != (*self._identity, self.size, self.stamp):
+            raise TransientError(REPLACED)
 
     def close(self) -> None:
         """Let go of the file."""

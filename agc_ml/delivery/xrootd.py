@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from agc_ml.delivery import credentials, health
 from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
-from agc_ml.delivery.transport import Data, Range, check
+from agc_ml.delivery.transport import REPLACED, Data, Range, check
 
 SETTINGS: Final = {
     "XRD_CONNECTIONWINDOW": "5",
@@ -62,7 +62,10 @@ class XRootDFile:
                 "root:// needs the XRootD client: pip install 'agc-ml[xrootd]'"
             ) from error
         self._file = client.File()
-        self._call(self._file.open, _fresh(credentials.with_token(url)), _READ, timeout=timeout)
+        target = _fresh(credentials.with_token(url))
+        self._system = client.FileSystem(target)
+        self._path = client.URL(target).path_with_params
+        self._call(self._file.open, target, _READ, timeout=timeout)
         try:
             info = self._call(self._file.stat, timeout=timeout)
         except ReplicaError:
@@ -79,6 +82,12 @@ class XRootDFile:
         for (start, stop), part in zip(ranges, parts, strict=True):
             check(part, start, stop)
         return parts
+
+    def check_same(self, timeout: float) -> None:
+        """See that its server has the same file still; a file that it keeps open stays the old."""
+        info = self._call(self._system.stat, self._path, timeout=timeout)
+        if (int(info.size), str(info.modtime)) != (self.size, self.stamp):
+            raise TransientError(REPLACED)
 
     def close(self) -> None:
         """Let go of the file. Nobody waits for a server that may be gone."""

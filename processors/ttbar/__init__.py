@@ -63,6 +63,11 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
         return selection.COLUMNS + (assignment.COLUMNS if self.model is not None else ())
 
     @property
+    def normalised_to(self) -> str:
+        """What ``sumw`` is extended to: the reference takes the fileset's number of events."""
+        return "nevts" if self.compat else "sumw"
+
+    @property
     def preselection(self) -> str:
         """What events fulfil that it selects. The reference's generator draws for all of them."""
         return "" if self.compat else selection.PRESELECTION

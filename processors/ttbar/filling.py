@@ -29,6 +29,7 @@ class Filling:
         seed: int,
     ) -> None:
         self._metadata = metadata
+        self._file = metadata.get("lfn", metadata["filename"])
         self._compat = compat
         self._with_muons = muons
         self._variation, process = metadata["variation"], metadata["process"]
@@ -109,6 +110,6 @@ class Filling:
             **self._assigned,
             "cutflow": {self._metadata["dataset"]: dict(self._cuts)},
             "sumw": self._sumw,
-            "muon_ids": {self._metadata["filename"]: dict(self._muons)},
+            "muon_ids": {self._file: dict(self._muons)},
             **(inputs if self._variation == NOMINAL else {}),
         }
