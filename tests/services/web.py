@@ -6,7 +6,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,7 +21,8 @@ class Web(ThreadingHTTPServer):
     ``many``: whether it answers several ranges at once; ``ranges``: whether it knows any;
     ``status``: what it answers instead, if anything; ``token``: which one it wants;
     ``cut``: after how many bytes of a content it hangs up; ``stall``: seconds before it answers;
-    ``drip``: whether the rest comes byte by byte.
+    ``drip``: whether the rest comes byte by byte; ``lie``: what it makes of the next ``lies``
+    contents.
     """
 
     daemon_threads = True
@@ -39,6 +40,8 @@ class Web(ThreadingHTTPServer):
         self.cut: int | None = None
         self.stall = 0.0
         self.drip = False
+        self.lie: Callable[[bytes], bytes] = bytes
+        self.lies = 0
         self.requests: list[str] = []
         self.sent = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -69,6 +72,9 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(status, {}, b"")
             return
         content = path.read_bytes()
+        if web.lies:
+            web.lies -= 1
+            content = web.lie(content)
         ranges = [(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)-(\d+)", asked)]
         tag = {"ETag": f'"{path.stat().st_mtime_ns}"'}
         if not ranges or not web.ranges or (len(ranges) > 1 and not web.many):

@@ -1,0 +1,329 @@
+"""The cache of inspections decides nothing, and files that change while they are read are noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nanoaod
+import numpy as np
+import pytest
+import stepwise
+import uproot
+from services.web import Web
+from services.xrootd import Storage
+
+import agc_ml as agc
+from agc_ml import filecache, reading
+from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.delivery import health
+from agc_ml.errors import AgcError, UsageError
+from agc_ml.inspection import FileInfo, inspect_file
+from agc_ml.results import RunResult
+
+N, CHUNK = 1000, 250
+KINDS = {"flat": stepwise.Flat(), "records": stepwise.Records()}
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    health.forget()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(reading, "BLOCK", 100)
+    stepwise.EVENTS.clear()
+    yield
+    health.forget()
+    stepwise.EVENTS.clear()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three files of as many events, so that only their content tells them apart."""
+    folder = tmp_path_factory.mktemp("files")
+    return [
+        nanoaod.write(folder / f"{i}.root", nanoaod.events(N, i + 1), cluster=100) for i in range(3)
+    ]
+
+
+def listed(*urls: str, **more: Any) -> Fileset:
+    file = File("x.root", tuple(map(str, urls)), **more)
+    return Fileset((Dataset("tt", "tt", (file,), xsec=1.0),), 1.0, "made up")
+
+
+def run(kind: str, what: Fileset, output: Path, **options: Any) -> RunResult:
+    options = {"site": "inline", "quiet": True, "chunk_size": CHUNK, **options}
+    return agc.run(KINDS[kind], what, output=output, **options)
+
+
+def is_of(result: RunResult, path: Path, folder: Path, kind: str) -> bool:
+    """Whether a result is that of a file, to the last bit."""
+    right = run(kind, listed(str(path)), folder)
+    return result.cutflow == right.cutflow and all(
+        np.array_equal(h.view(flow=True), result.hists[name].view(flow=True))
+        for name, h in right.hists.items()
+    )
+
+
+def poisons() -> dict[str, Callable[[FileInfo], FileInfo]]:
+    def of_jet_pt(info: FileInfo, **changes: Any) -> FileInfo:
+        baskets = (info.directory or {})["Jet_pt"]
+        assert baskets is not None
+        changed = baskets._replace(**{k: make(getattr(baskets, k)) for k, make in changes.items()})
+        return replace(info, directory={**(info.directory or {}), "Jet_pt": changed})
+
+    return {
+        "fewer entries": lambda info: replace(info, entries=744),
+        "more entries": lambda info: replace(info, entries=N + 1),
+        "another uuid": lambda info: replace(info, uuid="3a554482-e0e1-11ea-875a-4a82e4a9beef"),
+        "another size": lambda info: replace(info, size=info.size - 1),
+        "another stamp": lambda info: replace(info, stamp="yesterday"),
+        "another place": lambda info: replace(
+            info, place=info.place and info.place._replace(seek=9)
+        ),
+        "seeks": lambda info: of_jet_pt(info, seeks=lambda x: x + 4),
+        "sizes": lambda info: of_jet_pt(info, sizes=lambda x: x - 1),
+        "bounds": lambda info: of_jet_pt(info, bounds=lambda x: x // 2),
+        "order": lambda info: of_jet_pt(info, seeks=lambda x: x[::-1], sizes=lambda x: x[::-1]),
+        "type": lambda info: of_jet_pt(info, dtype=lambda _: np.dtype(">f8")),
+        "no such column": lambda info: replace(
+            info, directory={k: v for k, v in (info.directory or {}).items() if k != "Jet_pt"}
+        ),
+    }
+
+
+@pytest.mark.parametrize("where", ["disk", "web"])
+@pytest.mark.parametrize("poison", poisons())
+def test_whatever_is_cached_the_result_is_the_files(
+    poison: str, where: str, files: list[Path], web: Web, tmp_path: Path
+) -> None:
+    shutil.copy(files[0], web.folder / "x.root")
+    url = web.url("x.root") if where == "web" else str(files[0])
+    file = File("x.root", (url,))
+    processor = KINDS["flat"]
+    columns = (*processor.columns, *processor.simulation_columns)
+    info = inspect_file(file, columns, flat=True)
+    assert isinstance(info, FileInfo)
+    cache = filecache.FileCache()
+    cache.keep(file, columns, poisons()[poison](info), flat=True)
+    result = run("flat", listed(url), tmp_path / "run")
+    assert result.status == "complete"
+    assert is_of(result, files[0], tmp_path / "right", "flat")
+    health.forget()
+    again = run("flat", listed(url), tmp_path / "again")  # and what is cached now is right
+    assert again.cutflow == result.cutflow
+    assert not any("failed while it was read" in line for line in again.warnings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lies", [1, 2, 3, 4, 6, 10])
+def test_a_smaller_number_told_once_is_not_believed(
+    lies: int, kind: str, files: list[Path], web: Web, tmp_path: Path
+) -> None:
+    """uproot writes trees uncompressed: nothing in them shows that a number is another one."""
+    shutil.copy(files[0], web.folder / "x.root")
+    with uproot.open(files[0]) as opened:
+        tree = opened["Events"]
+        right = struct.pack(
+            ">qqq", *(tree.member(m) for m in ("fEntries", "fTotBytes", "fZipBytes"))
+        )
+    web.lie = lambda content: content.replace(right, struct.pack(">q", 744) + right[8:])
+    web.lies = lies
+    for number in range(3):
+        folder = tmp_path / f"run{number}"
+        try:
+            result = run(kind, listed(web.url("x.root")), folder)
+        except AgcError:
+            assert number == 0  # while it lies, an error is right, too
+            continue
+        assert result.status == "complete"
+        assert result.cutflow == {"tt": {"all": N}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lies", [1, 2, 3, 4, 5, 7, 9, 30])
+def test_a_server_that_flips_bytes_leaves_nothing_behind(
+    lies: int, kind: str, files: list[Path], web: Web, tmp_path: Path
+) -> None:
+    def flipped(content: bytes) -> bytes:
+        values = bytearray(content)
+        for i in range(len(values) // 3, len(values), max(1, len(values) // 70)):
+            values[i] ^= 0x55
+        return bytes(values)
+
+    shutil.copy(files[0], web.folder / "x.root")
+    web.lie, web.lies = flipped, lies
+    try:
+        first = run(kind, listed(web.url("x.root")), tmp_path / "run")
+        assert is_of(first, files[0], tmp_path / "right0", kind)
+    except AgcError as error:
+        assert "processor" not in str(error)  # it is not to blame
+    web.lies = 0
+    health.forget()
+    later = run(kind, listed(web.url("x.root")), tmp_path / "later")
+    assert is_of(later, files[0], tmp_path / "right", kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_replica_that_was_made_anew_wins_over_a_stale_one(
+    kind: str, files: list[Path], tmp_path: Path
+) -> None:
+    first, second = (tmp_path / name for name in ("first.root", "second.root"))
+    shutil.copy(files[0], first)
+    shutil.copy(files[0], second)
+    what = listed(str(first), str(second))
+    assert is_of(run(kind, what, tmp_path / "a"), files[0], tmp_path / "right", kind)
+    shutil.copy(files[1], first)
+    assert is_of(run(kind, what, tmp_path / "b"), files[1], tmp_path / "right1", kind)
+
+
+def test_a_stale_replica_on_the_web(files: list[Path], web: Web, tmp_path: Path) -> None:
+    for name in ("first.root", "second.root"):
+        shutil.copy(files[0], web.folder / name)
+    what = listed(web.url("first.root"), web.url("second.root"))
+    assert is_of(run("flat", what, tmp_path / "a"), files[0], tmp_path / "right", "flat")
+    shutil.copy(files[1], web.folder / "first.root")
+    result = run("flat", what, tmp_path / "b")
+    assert is_of(result, files[1], tmp_path / "right1", "flat")
+    assert not any("the fileset says" in line for line in result.warnings)
+
+
+def renamed(path: Path, other: Path) -> None:
+    new = path.with_suffix(".new")
+    shutil.copy(other, new)
+    new.replace(path)
+
+
+def overwritten(path: Path, other: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+        file.truncate()
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 10_000_000))  # clocks of disks are coarse
+
+
+CHANGES = {"renamed": renamed, "overwritten": overwritten}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("when", [0, 3, 7])
+def test_a_file_that_changes_on_disk_is_never_mixed(
+    when: int, change: str, kind: str, files: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.root"
+    shutil.copy(files[0], path)
+    stepwise.EVENTS[:] = [*[None] * when, lambda: CHANGES[change](path, files[1])]
+    result = run(kind, listed(str(path)), tmp_path / "run")
+    stepwise.EVENTS.clear()
+    assert result.status == "complete"
+    assert is_of(result, files[1], tmp_path / "right", kind)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("when", [0, 5])
+def test_a_file_that_changes_on_an_xrootd_server_is_never_mixed(
+    when: int, change: str, files: list[Path], storage: Storage, tmp_path: Path
+) -> None:
+    folder = storage.folder(files[0])
+    server = storage.data(folder)
+    path, url = folder / files[0].name, server.url(files[0].name)
+
+    def change_it() -> None:
+        CHANGES[change](path, files[1])
+        path.chmod(0o644)
+        os.utime(path, (1, 1))  # its clock counts seconds
+
+    stepwise.EVENTS[:] = [*[None] * when, change_it]
+    result = run("flat", listed(url), tmp_path / "run")
+    stepwise.EVENTS.clear()
+    assert result.status == "complete"
+    assert is_of(result, files[1], tmp_path / "right", "flat")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_complete_run_is_not_complete_of_other_inputs(
+    change: str, files: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.root"
+    shutil.copy(files[0], path)
+    run("flat", listed(str(path)), tmp_path / "run")
+    assert run("flat", listed(str(path)), tmp_path / "run", resume=True).status == "complete"
+    CHANGES[change](path, files[1])
+    with pytest.raises(UsageError, match=r"complete, but of other inputs.*x\.root"):
+        run("flat", listed(str(path)), tmp_path / "run", resume=True)
+    path.unlink()  # what can't be reached can't be compared
+    assert run("flat", listed(str(path)), tmp_path / "run", resume=True).status == "complete"
+
+
+def test_a_resume_does_not_mix_a_file_with_what_took_its_place(
+    files: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.root"
+    shutil.copy(files[0], path)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    stepwise.EVENTS[:] = [*[None] * 6, stop]
+    with pytest.raises(KeyboardInterrupt):
+        run("flat", listed(str(path)), tmp_path / "run")
+    assert len(list((tmp_path / "run" / "chunks").iterdir())) == 2
+    changed = bytearray(files[0].read_bytes())  # the same UUID and size
+    path.write_bytes(bytes(changed))
+    os.utime(path, (1, 1))
+    done: list[int] = []
+    stepwise.EVENTS[:] = [lambda: done.append(1)] * 100
+    result = run("flat", listed(str(path)), tmp_path / "run", resume=True)
+    stepwise.EVENTS.clear()
+    assert is_of(result, files[0], tmp_path / "right", "flat")
+    assert len(done) > 2 * 3  # all chunks were read again
+
+
+def test_datasets_without_events_are_told(files: list[Path], tmp_path: Path) -> None:
+    empty = nanoaod.write(
+        tmp_path / "empty.root", {k: v[:0] for k, v in nanoaod.events(3, 1).items()}
+    )
+    what = nanoaod.fileset(full=[files[0]], none=[empty])
+    result = run("flat", what, tmp_path / "run")
+    assert result.status == "complete"
+    assert result.cutflow == {"full": {"all": N}}
+    assert any(
+        "dataset none: no events in any of its files; it is not in the result" in line
+        for line in result.warnings
+    )
+    with pytest.raises(AgcError, match="no events in it"):
+        run("flat", nanoaod.fileset(none=[empty]), tmp_path / "other")
+
+
+def test_a_processors_own_failing_read_is_its_own(files: list[Path], tmp_path: Path) -> None:
+    class Reads(stepwise.Records):
+        def process(self, events: Any) -> Any:
+            with uproot.open(str(files[1].with_name("pileup.root"))) as file:
+                return {"n": file["x"].num_entries}
+
+    class Lacks(stepwise.Records):
+        def process(self, events: Any) -> Any:
+            with uproot.open(str(files[1])) as file:
+                return {"n": file["no such tree"].num_entries}
+
+    class Opens(stepwise.Records):
+        def process(self, events: Any) -> Any:
+            import fsspec  # noqa: PLC0415 - only here
+
+            with fsspec.open(str(tmp_path / "corrections.json")) as file:
+                return json.load(file)
+
+    for made in (Reads, Lacks, Opens):
+        with pytest.raises(agc.AgcError, match=r"processor .*(FileNotFound|KeyInFile)"):
+            agc.run(
+                *(made(), listed(str(files[0]))),
+                site="inline",
+                quiet=True,
+                output=tmp_path / made.__name__,
+                allow_missing=0.9,
+            )
