@@ -19,7 +19,7 @@ ORDER = [
     {"folders", "kernels", "variations"},
     {"datasets", "hists", "identity", "ledger", "ml", "rows"},
     {"agc", "delivery", "outputs", "results", "shipping"},
-    {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
+    {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
     {"baskets", "reading", "sources"},
     {"worker"},
     {"executors", "inspection"},

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from agc_ml.datasets import File, Fileset
 from agc_ml.delivery import xrootd
 from agc_ml.errors import CatalogueError, UsageError
-from agc_ml.formats import expand, is_url, logical_name
+from agc_ml.paths import expand, is_url, logical_name
 from agc_ml.sources.assembly import Found, assembled, named
 
 TIMEOUT_S: Final = 20.0

@@ -24,7 +24,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from agc_ml.datasets import File, Fileset
 from agc_ml.errors import CatalogueError, FilesetError, UsageError
-from agc_ml.formats import first_problem, is_url, logical_name
+from agc_ml.formats import first_problem
+from agc_ml.paths import is_url, logical_name
 from agc_ml.sources.assembly import Found, assembled, named
 
 PORTAL: Final = "https://opendata.cern.ch"
