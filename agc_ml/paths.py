@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -60,6 +60,11 @@ def is_url(text: str) -> bool:
 def is_root_file(name: str) -> bool:
     """Whether it is called as ROOT files are: ``.root``, or ``.root.1`` as ATLAS has them."""
     return _ROOT.fullmatch(name) is not None
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of many names, for a line."""
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def logical_name(url: str) -> str:
@@ -178,28 +183,22 @@ class _Listing(NamedTuple):
     """What is in a folder, or matches a pattern; ``others`` and ``again`` are passed over."""
 
     files: list[Path]
-    others: list[Path]
-    again: list[Path]
+    others: list[str]
+    again: list[str]
     is_folder: bool
 
     def told(self, text: str) -> tuple[str | None, str | None]:
         """A note of what was passed over; a problem, if nothing is left."""
         if not self.files:
             what = "no *.root files in that folder" if self.is_folder else "no file matches"
-            what = "no ROOT file matches" if self.others and not self.is_folder else what
-            return None, what + (f", only {_names(self.others)}" if self.others else "")
+            return None, what + (f"; only {some(self.others)} there" if self.others else "")
         parts = []
         if self.others:
-            parts.append(f"{len(self.others)} not called *.root ({_names(self.others)})")
+            parts.append(f"{len(self.others)} not called *.root ({some(self.others)})")
         if self.again:
             links = f"{len(self.again)} link{'s' * (len(self.again) > 1)}"
-            parts.append(f"{links} to the same ({_names(self.again)})")
+            parts.append(f"{links} to the same ({some(self.again)})")
         return (f"{text}: passed over {' and '.join(parts)}" if parts else None), None
-
-
-def _names(paths: Sequence[Path]) -> str:
-    first = ", ".join(path.name for path in paths[:_NAMED])
-    return f"{first}, ..." if len(paths) > _NAMED else first
 
 
 def _listing(path: Path, where: str) -> _Listing:
@@ -227,7 +226,11 @@ def _listing(path: Path, where: str) -> _Listing:
             others.append(match)
         elif files.setdefault(real[match], match) != match:
             again.append(match)
-    return _Listing(sorted(files.values()), sorted(set(others)), sorted(set(again)), is_folder)
+    return _Listing(sorted(files.values()), _unique_names(others), _unique_names(again), is_folder)
+
+
+def _unique_names(paths: Iterable[Path]) -> list[str]:
+    return [path.name for path in sorted(set(paths))]
 
 
 def _matches(folder: Path, parts: Sequence[str], loops: list[Path]) -> Iterator[Path]:

@@ -223,7 +223,7 @@ def test_a_pattern_of_one_file_is_that_file(files: Path) -> None:
     ("content", "says"),
     [
         (own(["e/*.root"]), "dataset tt: e/*.root: no file matches"),
-        ({"tt": ["d/*.txt"]}, "dataset tt: d/*.txt: no ROOT file matches, only n.txt"),
+        ({"tt": ["d/*.txt"]}, "dataset tt: d/*.txt: no file matches; only n.txt there"),
         ({"tt": ["d/.*"]}, None),
         ({"tt": {"files": {"e*/": "Events"}}}, "dataset tt: e*/: no file matches"),
         (own(["root://h//d/*.root"]), "agc-ml fileset from-glob"),
@@ -330,7 +330,7 @@ def test_a_list(files: Path) -> None:
         ("# nothing\n\n", "no files are listed"),
         ("c.root\nReadme of this\n", "line 2: Readme of this: no such file; URLs or paths"),
         ("c.root\n./c.root\n", "are the same file"),
-        ("c.root\nd/*.txt\n", "line 2: d/*.txt: no ROOT file matches, only n.txt"),
+        ("c.root\nd/*.txt\n", "line 2: d/*.txt: no file matches; only n.txt there"),
         ("https://h/*.root\n", "line 1: https://h/*.root: a pattern on a server"),
         ("root://h//a.root\t12\tadler32:1\n", "line 1: root://h//a.root"),
         ("\0\1\2", "line 1"),

@@ -77,8 +77,8 @@ def test_a_folder(data: Path) -> None:
         (".*.root", [".hidden.root"], ""),
         ("run1/../*/g.root", ["run2/g.root"], ""),
         ("none*.root", [], "no file matches"),
-        ("run?", [], "no ROOT file matches, only run1, run2"),
-        ("*.txt", [], "no ROOT file matches, only notes.txt"),
+        ("run?", [], "no file matches; only run1, run2 there"),
+        ("*.txt", [], "no file matches; only notes.txt there"),
     ],
 )
 def test_patterns(pattern: str, expected: list[str], says: str, data: Path) -> None:
@@ -89,7 +89,10 @@ def test_patterns(pattern: str, expected: list[str], says: str, data: Path) -> N
 
 def test_a_folder_without_files(tmp_path: Path) -> None:
     (tmp_path / "n.txt").touch()
-    assert names(str(tmp_path), tmp_path) == ([], "no *.root files in that folder, only n.txt")
+    assert names(str(tmp_path), tmp_path) == (
+        [],
+        "no *.root files in that folder; only n.txt there",
+    )
 
 
 def test_a_folder_that_may_not_be_listed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
