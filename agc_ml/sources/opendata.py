@@ -189,7 +189,8 @@ def _fetched(index: _Listed, server: str) -> str:
         error.close()
         raise CatalogueError(f"{url}: {error}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CatalogueError(f"{url}: {str(error) or type(error).__name__}") from error
+        reason = getattr(error, "reason", error)
+        raise CatalogueError(f"{url}: {str(reason) or type(error).__name__}") from error
 
 
 def _file(listed: _Listed, server: str) -> File:
