@@ -198,7 +198,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raw = json.loads(text, object_pairs_hook=_unique)
         else:
             raw = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise FilesetError(f"{path}: can't be read as {_ending(path)[1:]} ({reason})") from error
     if not isinstance(raw, dict) or not raw or not all(isinstance(key, str) for key in raw):

@@ -19,6 +19,8 @@ EVENT_ID: Final = ("run", "luminosityBlock", "event")
 """Branches that tell an event from all others."""
 
 
+_MOST_DEPTH: Final = 50
+_MOST_VALUES: Final = 1_000_000
 _NUMBER: Final = re.compile(r'"[-+]?(\d+(?:\.\d*)?[eE]\+?\d+)"')
 
 
@@ -92,6 +94,8 @@ class Dataset:
             check_text(f"dataset {self.name!r}: its {what}", text)
         if not self.files:
             raise FilesetError(f"dataset {self.name}: no files; list at least one")
+        if self.xsec_source:
+            check_text(f"dataset {self.name}: the source of its xsec", self.xsec_source)
         _refuse_metadata(self)
         if self.xsec is not None and not 0 < self.xsec < float("inf"):
             raise FilesetError(
@@ -148,6 +152,9 @@ class Fileset:
             if times > 1:
                 raise FilesetError(f"dataset {name} is there twice; merge the two or rename one")
         _refuse_shared(self.datasets)
+        for text in (*self.notes, self.label, self.luminosity_source):
+            if text:
+                check_text(f"{text[:80]!r}", text)
         if self.luminosity is not None and not 0 < self.luminosity < float("inf"):
             raise FilesetError(
                 f"luminosity is {self.luminosity}, it must be a positive number in 1/pb"
@@ -259,6 +266,7 @@ def _refuse_metadata(dataset: Dataset) -> None:
     for key, value in dataset.metadata.items():
         where = f"dataset {dataset.name}: metadata -> {key}"
         try:
+            _refuse_bombs(value)
             text = json.dumps(value, sort_keys=True, allow_nan=False, default=repr)
         except (TypeError, ValueError, RecursionError) as error:
             raise FilesetError(f"{where}: it can't be kept ({error}); take it out") from error
@@ -270,6 +278,20 @@ def _refuse_metadata(dataset: Dataset) -> None:
         raise FilesetError(
             f"dataset {dataset.name}: metadata -> nevts: {nevts!r} is no number of events"
         )
+
+
+def _refuse_bombs(value: Any) -> None:
+    """Refuse what holds itself, or few lines of YAML that stand for billions of values."""
+    ahead, n = [(value, 1)], 0
+    while ahead:
+        inner, depth = ahead.pop()
+        n += 1
+        if depth > _MOST_DEPTH or n > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_DEPTH} levels, or {_MOST_VALUES:,} values")
+        if isinstance(inner, Mapping):
+            inner = list(inner.values())
+        if isinstance(inner, list | tuple):
+            ahead += [(one, depth + 1) for one in inner]
 
 
 def _refuse_doubles(dataset: Dataset) -> None:

@@ -28,6 +28,7 @@ _REMOTE_MAGIC: Final = re.compile(r"[*\[]")  # in URLs a question mark begins th
 _SECRET: Final = re.compile(
     r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature|sig|xrdhttptk)="
 )
+_WITH_HOST: Final = {"root", "roots", "xroot", "xroots", "http", "https"}
 _NAMED: Final = 3
 
 
@@ -165,10 +166,8 @@ def _check_url(url: str, where: str) -> None:
         parts = urlsplit(url)
     except ValueError as error:
         raise FilesetError(f"{where}: {shown}: no URL ({error})") from error
-    if not parts.netloc or re.search(r"\s", url):
-        raise FilesetError(
-            f"{where}: {shown}: no URL; SCHEME://HOST/PATH is needed, without spaces"
-        )
+    if (parts.scheme.lower() in _WITH_HOST and not parts.netloc) or re.search(r"[\t\r\n]", url):
+        raise FilesetError(f"{where}: {shown}: no URL; SCHEME://HOST/PATH is needed, without tabs")
     if _REMOTE_MAGIC.search(parts.path):
         raise FilesetError(
             f"{where}: {shown}: a pattern on a server; list what matches first, with "

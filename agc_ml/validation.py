@@ -67,7 +67,8 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
         content = read_mapping(path)
     except AgcError:
         return "fileset", _fileset  # which says what is wrong with it
-    return _recognise_content(content)
+    # whatever its datasets are called
+    return ("fileset", _fileset) if _is_fileset(path) else _recognise_content(content)
 
 
 def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:

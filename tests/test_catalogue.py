@@ -499,6 +499,10 @@ def test_numbers_that_are_not_finite(number: str, content: str, tmp_path: Path) 
             Fileset.load(tmp_path / name)
 
 
+LEVELS = [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]" for a, b in pairwise("abcdefg")]
+BOMB = f"{{a: &a [0, 0], {', '.join(LEVELS)}}}"
+
+
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [
@@ -509,6 +513,9 @@ def test_numbers_that_are_not_finite(number: str, content: str, tmp_path: Path) 
         ("{nevts: true}", "nevts: True"),
         ("{k: {1: a, b: c}}", "k: it can't be kept"),
         ("{k: &x [*x]}", "k: it can't be kept"),
+        (f"{{k: {'[' * 60}{']' * 60}}}", "k: it can't be kept (more than 50 levels"),
+        ("{k: {? [1, 2] : 3}}", "unhashable"),
+        (BOMB, "f: it can't be kept (more than"),
         ("{1: a}", "metadata -> 1"),
         ("[1]", "metadata: "),
     ],
@@ -518,7 +525,6 @@ def test_metadata_that_are_refused(metadata: str, says: str, tmp_path: Path) -> 
     with pytest.raises(FilesetError) as caught:
         Fileset.load(tmp_path / "f.yaml")
     assert says in str(caught.value)
-    assert "tt" in str(caught.value)
 
 
 def test_find(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ GOOD = [
     {"tt": ["file:{folder}/good.root"]},
     spec(steps=[[0, 10], [10, 30]]),
     {"tt": {"files": ["good.root"], "metadata": {"nevts": 500}}},
+    *({name: ["good.root"]} for name in ("Samples", "learner", "General", "poi", "contents")),
     {"a": {"files": ["good.root"]}, "b": {"files": ["copy.root"]}},
 ]
 
@@ -139,6 +140,9 @@ BAD = [
     (own("good.root", process=""), "process"),
     (own("good.root", xsec={"value": float("inf"), "source": "x"}), "xsec -> value"),
     (own(), "files"),
+    ({**own("good.root"), "notes": ["\ud800"]}, "UTF-8"),
+    ({**own("good.root"), "label": "\0"}, "NUL"),
+    (own("good.root", xsec={"value": 1, "source": "\ud800"}), "xsec -> source"),
     (spec(steps=[[0, 10]]), "its entries is 30, but the fileset says 10"),
     (spec(steps=[[0, 10]], num_entries=30), "steps: files are read whole"),
     (spec(num_entries=31), "its entries is 30"),
