@@ -195,10 +195,10 @@ class Fileset:
             raise UsageError(f"at least one file a dataset is needed, not {files}")
         limited = tuple(_limited(dataset, files) for dataset in self.datasets)
         left_out = (
-            f"{d.name}: metadata -> nevts, {d.metadata['nevts']:,}, is of all {len(d.files)} files "
-            f"and left out, as only {files} used"
-            for d in self.datasets
-            if len(d.files) > files and "nevts" in d.metadata
+            f"{before.name}: metadata -> nevts ({before.metadata['nevts']:,}) counts all "
+            f"{len(before.files)} files and is left out: {files} used"
+            for before, after in zip(self.datasets, limited, strict=True)
+            if "nevts" in before.metadata and "nevts" not in after.metadata
         )
         return replace(self, datasets=limited, notes=(*self.notes, *left_out))
 
