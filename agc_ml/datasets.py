@@ -299,7 +299,12 @@ def _refuse_doubles(dataset: Dataset) -> None:
     places: dict[tuple[str, str], File] = {}
     uuids: dict[tuple[str, str], File] = {}
     for file in dataset.files:
-        if (twin := lfns.get(file.lfn)) is not None:
+        if (twin := lfns.get(file.lfn)) is not None and twin.tree != file.tree:
+            raise FilesetError(
+                f"dataset {dataset.name}: {file.lfn} is listed with the trees {twin.tree} and "
+                f"{file.tree}; make a dataset of each"
+            )
+        if twin is not None:
             raise FilesetError(
                 f"dataset {dataset.name}: {file.lfn} is listed twice, its events would "
                 "count twice; remove one, or make them replicas of one file"

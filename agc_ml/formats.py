@@ -323,7 +323,7 @@ def _coffea_files(path: Path, name: str, model: CoffeaDatasetModel) -> _Files:
         facts = {"lfn": spec.lfn, "uuid": spec.uuid, "entries": _whole(where, spec)}
         files.add(
             [url],
-            spec.object_path or model.treename,
+            model.treename if spec.object_path is None else spec.object_path,
             {key: value for key, value in facts.items() if value is not None},
         )
     return files

@@ -121,6 +121,16 @@ def meant(text: str, folder: Path, where: str) -> Meant:
         url, tree = split_tree(expanded)
         _check_url(url, where)
         return Meant((Place(logical_name(url), url),), tree)
+    try:
+        return _on_disk(text, local, folder)
+    except OSError as error:
+        place = error.filename or text
+        raise FilesetError(
+            f"{where}: {str(place)[:200]}: can't be looked into ({error.strerror or error})"
+        ) from error
+
+
+def _on_disk(text: str, local: Path, folder: Path) -> Meant:
     path, tree = _absolute(folder, local), None
     if not _is_there(path):
         before, tree = split_tree(str(path))
@@ -129,13 +139,11 @@ def meant(text: str, folder: Path, where: str) -> Meant:
     if not path.is_dir() and not has_magic:
         name = logical_name(text if tree is None else split_tree(text)[0])
         return Meant((Place(name, str(path)),), tree, is_missing=not path.exists())
-    listing = _listing(path, where)
-    places = (
-        Place(
-            str(url if local.is_absolute() else os.path.relpath(url, folder.absolute())), str(url)
-        )
-        for url in listing.files
-    )
+    listing = _listing(path)
+    names = [str(file) for file in listing.files]
+    if not local.is_absolute():
+        names = [os.path.relpath(name, folder.absolute()) for name in names]
+    places = (Place(name, str(file)) for name, file in zip(names, listing.files, strict=True))
     return Meant(tuple(places), tree, *listing.told(text))
 
 
@@ -151,6 +159,8 @@ def _is_literal(path: Path, pattern: str) -> bool:
 
 def _absolute(folder: Path, path: Path) -> Path:
     whole = (folder / path).absolute()
+    if ".." not in whole.parts:
+        return whole
     normal = os.path.normpath(whole)
     # behind a link, '..' is not the folder that the name shows
     return Path(normal) if os.path.realpath(normal) == os.path.realpath(whole) else whole
@@ -200,19 +210,14 @@ class _Listing(NamedTuple):
         return (f"{text}: passed over {' and '.join(parts)}" if parts else None), None
 
 
-def _listing(path: Path, where: str) -> _Listing:
+def _listing(path: Path) -> _Listing:
     """List a folder or a pattern, by name; of several names of a real file one that is no link."""
     is_folder = path.is_dir()
     first = next((i for i, part in enumerate(path.parts) if _MAGIC.search(part)), 0)
     base = path if is_folder else Path(*path.parts[:first])
     parts = ("**", "*") if is_folder else path.parts[first:]
     again: list[Path] = []
-    try:
-        matches = list(_matches(base, parts, again))
-    except OSError as error:
-        raise FilesetError(
-            f"{where}: {error.filename or path}: can't be listed ({error.strerror or error})"
-        ) from error
+    matches = list(_matches(base, parts, again))
     real_base = Path(os.path.realpath(base))
     real = {match: os.path.realpath(match) for match in matches}
     files: dict[str, Path] = {}

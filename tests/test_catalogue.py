@@ -240,6 +240,8 @@ def test_a_pattern_of_one_file_is_that_file(files: Path) -> None:
         ({"tt": ["c.root", "file:{files}/c.root"]}, "are the same file"),
         ({"tt": ["file:{files}/c.root", "file://localhost{files}/c.root"]}, "listed twice"),
         ({"tt": ["root://h//c.root:T", "https://g/c.root:T"]}, "/c.root is listed twice"),
+        ({"tt": ["c.root:T", "c.root:U"]}, "listed with the trees T and U; make a dataset of each"),
+        ({"tt": {"files": {"c.root": ""}}}, "'' is empty"),
         ({"a": {"files": ["c.root"], "metadata": {"process": "p"}},
           "b": {"files": ["./c.root"], "metadata": {"process": "p"}}}, "the same file (path"),
         ({"tt": {"files": {"c.root:T": "Events"}}}, "two trees are named, Events and T"),

@@ -103,7 +103,9 @@ def test_a_folder_that_may_not_be_listed(data: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Path, "iterdir", refused)
     for text in (".", "*.root", "run1/**"):
-        with pytest.raises(FilesetError, match=r"here: /.*: can't be listed \(Permission denied\)"):
+        with pytest.raises(
+            FilesetError, match=r"here: /.*: can't be looked into \(Permission denied\)"
+        ):
             meant(text, data, "here")
 
 
@@ -167,6 +169,7 @@ def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
         ("root:///a.root", "SCHEME://HOST/PATH is needed"),
         ("root://h//a.root\t123", "without tabs"),
         ("$NO_SUCH/a.root", "$NO_SUCH is not set"),
+        ("x" * 5000, "can't be looked into (File name too long)"),
         ("~nobody-of-that-name/a.root", "here: ~nobody"),
     ],
 )
