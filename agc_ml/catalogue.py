@@ -19,7 +19,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -50,7 +50,7 @@ def load(source: str | Path, *, dataset: str | None = None) -> Fileset:
     Raises
     ------
     UsageError
-        There is nothing of that name.
+        There is nothing of that name, or it can't be looked up.
     FilesetError
         It is no fileset, or has a field that is unknown or wrong.
     """
@@ -76,7 +76,9 @@ def _ending(path: Path) -> str:
 
 
 def _load(source: str, dataset: str | None, *, is_demo: bool) -> Fileset:
-    path = demo() if is_demo else local_path(expand(source, "the command line"))
+    place = "the command line"
+    with _typed():
+        path = demo() if is_demo else local_path(expand(source, place))
     if path is not None and is_described(path) and path.is_file():
         if dataset is not None:
             raise UsageError(
@@ -85,7 +87,8 @@ def _load(source: str, dataset: str | None, *, is_demo: bool) -> Fileset:
         return _from_file(path)
     if path is not None and path.suffix.lower() == LIST and path.is_file():
         return _from_list(path, dataset)
-    found = meant(source, Path.cwd(), "the command line")
+    with _typed():
+        found = meant(source, Path.cwd(), place)
     if found.problem or found.is_missing:
         raise UsageError(
             f"{source}: {found.problem or 'no such file or folder'}; a fileset is a JSON or YAML "
@@ -97,6 +100,15 @@ def _load(source: str, dataset: str | None, *, is_demo: bool) -> Fileset:
     stem = re.sub(r"(\.root(\.\d+)?|\.[^.]*)$", "", name, flags=re.IGNORECASE)
     notes = [found.note] if found.note else []
     return _loose(stem, files, notes, dataset, "the file's name")
+
+
+@contextlib.contextmanager
+def _typed() -> Iterator[None]:
+    """Take what is wrong with a text that was typed, not listed in a file, for wrong usage."""
+    try:
+        yield
+    except FilesetError as error:
+        raise UsageError(str(error)) from error
 
 
 def find(folder: Path) -> list[tuple[Path, Fileset]]:

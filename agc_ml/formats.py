@@ -330,20 +330,21 @@ def _coffea_files(path: Path, name: str, model: CoffeaDatasetModel) -> _Files:
 
 
 def _whole(where: str, spec: CoffeaFileModel) -> int | None:
-    """Entries of a file, if its steps are all of them.
-
-    Where only steps are stated, the file has to be as long: entries that are left out are refused
-    when it is opened.
-    """
+    """Entries of a file, if its steps are all of them."""
     if spec.steps is None:
         return spec.num_entries
+    if spec.num_entries is None:
+        raise FilesetError(
+            f"{where} -> steps: files are read whole, and without num_entries it is not known "
+            "whether these steps are; state it, or take the steps out"
+        )
     end = 0
     for start, stop in sorted(spec.steps):
         if start != end or stop < start:
             break
         end = stop
     else:
-        if spec.num_entries in {None, end}:
+        if end == spec.num_entries:
             return end
     raise FilesetError(
         f"{where} -> steps: files are read whole, and these steps leave entries out, overlap or "
