@@ -12,10 +12,12 @@ from typing import NamedTuple
 from agc_ml.checkpoints import Chunk, Receipt, Store
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery.credentials import redacted
+from agc_ml.errors import IncompleteError
 from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo
 from agc_ml.ledger import Entry, Ledger
-from agc_ml.shipping import Shipment, declared_columns
+from agc_ml.opened_files import Seen, from_plain
+from agc_ml.shipping import Shipment, declared_columns, normalises_itself
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +38,9 @@ class Account:
 
     ``started`` counts how often workers began with a chunk, ``errors`` holds the reasons of failed
     attempts by chunk or file, ``poison`` the chunks that kill their worker, ``notes`` what workers
-    say of their models and files. ``cache`` is what earlier runs know of files, if that may be
-    used; ``remembered`` are the files that were taken from it, ``forgotten`` those that turned out
-    to be others.
+    say of their models and files, ``opened`` the files that processors opened. ``cache`` is what
+    earlier runs know of files, if that may be used; ``remembered`` are the files that were taken
+    from it, ``forgotten`` those that turned out to be others.
     """
 
     fileset: Fileset
@@ -54,6 +56,7 @@ class Account:
     errors: dict[str, list[str]] = field(default_factory=dict)
     poison: set[Chunk] = field(default_factory=set)
     notes: dict[str, None] = field(default_factory=dict)
+    opened: dict[str, Seen] = field(default_factory=dict)
     cache: FileCache | None = None
     remembered: set[tuple[str, str]] = field(default_factory=set)
     forgotten: set[tuple[str, str]] = field(default_factory=set)
@@ -62,6 +65,26 @@ class Account:
         self.metadata = {d.name: self.fileset.metadata(d) for d in self.fileset.datasets}
         self._listed = {(d.name, f.lfn): f for d, f in self.all_files()}
         self._events_done = 0
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether histograms are scaled to cross-section and luminosity, if there is a ``sumw``."""
+        return not self.why_unscaled
+
+    @property
+    def why_unscaled(self) -> str:
+        """Why histograms stay as they were filled, "" if they are scaled."""
+        if normalises_itself(self.shipment.processor):
+            return (
+                "'sumw' is left to the processor's own postprocess, which uses it: nothing is "
+                "scaled to cross-section and luminosity"
+            )
+        if all(dataset.xsec is None for dataset in self.fileset.datasets):
+            return (
+                "the fileset states no cross-section, so 'sumw' scales nothing: histograms are as "
+                "they were filled"
+            )
+        return ""
 
     def columns(self, dataset: Dataset) -> tuple[str, ...]:
         """Columns that the processor needs of a dataset; () if it declares none."""
@@ -104,7 +127,20 @@ class Account:
             self._events_done -= stale.events
 
     def finish(self, chunk: Chunk, receipt: Receipt) -> None:
-        """Note that the result of a chunk is on disk."""
+        """Note that the result of a chunk is on disk.
+
+        Raises
+        ------
+        IncompleteError
+            Its processor opened a file that is another one than another chunk's.
+        """
+        opened = from_plain(receipt.files)
+        for path, one in opened.items():
+            if self.opened.setdefault(path, one).differs(one):
+                raise IncompleteError(
+                    f"{path}: the processor opens it, and it changed while the run was on, or is "
+                    "another one on another worker; run again with --overwrite"
+                )
         self.done[chunk] = receipt
         self._events_done += chunk.events
 

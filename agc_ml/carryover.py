@@ -27,6 +27,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agc_ml import variances
 from agc_ml.errors import FitError
 from agc_ml.fitconfig import Config, region_paths, shipped_file
 from agc_ml.fitresult import CarriedOver, GoodnessOfFit, chi2_test
@@ -124,7 +125,10 @@ def prepare_unfitted(
         for name, own in found.items()
     )
     content = {key: h for own in found.values() for key, h in own.items()}
-    raised = {key: h + OFFSET for key, h in content.items()}
+    raised = {
+        key: variances.filled(h.axes, h.values(flow=True), variances.of(h, flow=True)) + OFFSET
+        for key, h in content.items()
+    }
     extended = _extended(settings, regions, observables.region)
     workspace = prepare({**templates, **raised}, extended, kind, found)
     lacking = [name for name in names if name not in found]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How a chunk was processed; times in seconds, memory in MB."""
+    """How a chunk was processed; times in seconds, memory in MB.
+
+    ``files`` are those that the processor opened, by path, as `agc_ml.opened_files` writes them.
+    """
 
     events: int
     worker: str
@@ -45,6 +48,7 @@ class Receipt:
     read_s: float
     bytes: int
     memory_mb: float
+    files: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Store:

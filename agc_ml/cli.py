@@ -300,7 +300,9 @@ def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
 
     first, second = templates.load(a), templates.load(b)
     differences = templates.compare(first, second, rtol)
-    tables.differences(differences, len(first.keys() & second.keys())).print(as_json=as_json)
+    unknown = templates.unknown_in_both(first, second)
+    shared = len(first.keys() & second.keys())
+    tables.differences(differences, shared, unknown).print(as_json=as_json)
     sys.exit(1 if differences else 0)
 
 

@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
+from agc_ml import attachments
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import Dataset, File
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import (
+    ClusterError,
     FilesetError,
     InputFileError,
     ModelError,
     ProcessorError,
     StoreError,
+    UsageError,
 )
 from agc_ml.executors import Executor
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import hook
+from agc_ml.opened_files import Seen, changed, seen
+from agc_ml.outputs import add
 from agc_ml.shipping import is_flat
-from agc_ml.worker import Failure, Finished, Job, pack, process_packed
+from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed, unpack
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +147,14 @@ def process(account: Account, executor: Executor) -> None:
     ClusterError
         The scheduler is gone.
     """
-    _recall(account)
-    executor.provide(hook.contents(account.shipment.models))
+    _recall(account, executor)
+    shipment = account.shipment
+    executor.provide({**hook.contents(shipment.models), **attachments.contents(shipment.files)})
+    with offered(shipment.key, shipment.processor):
+        _in_rounds(account, executor)
+
+
+def _in_rounds(account: Account, executor: Executor) -> None:
     for attempt in range(ROUNDS):
         if attempt:
             time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
@@ -158,14 +170,35 @@ def process(account: Account, executor: Executor) -> None:
             return
 
 
-def _recall(account: Account) -> None:
-    """Take over what an interrupted run has finished."""
+def _recall(account: Account, executor: Executor) -> None:
+    """Take over what an interrupted run has finished.
+
+    Raises
+    ------
+    UsageError
+        A file that the processor opened has changed since.
+    """
     for chunk in account.chunks:
         if chunk.events:
             receipt = account.store.receipt(account.path(chunk), chunk)
             if receipt is not None:
                 account.finish(chunk, receipt)
                 account.recalled.add(chunk)
+    for path in compared(account.opened, executor):
+        raise UsageError(
+            f"{path}: changed since the run began, whose processor opens it, so that old and new "
+            "would be mixed; put it back, or begin anew with --overwrite"
+        )
+
+
+def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
+    """Paths of files that are other than they were, where chunks are processed."""
+    if not opened:
+        return []
+    ((_, now),) = executor.outcomes(seen, {"files that the processor opens": (list(opened),)})
+    if not isinstance(now, dict):
+        raise ClusterError("the worker died while it compared files; use --resume")
+    return changed(opened, now)
 
 
 def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Chunk]:
@@ -197,8 +230,10 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
 
 
 def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
+    if not account.done:
+        _check_first(account, chunk, finished)
     dataset = account.dataset(chunk.dataset)
-    if finished.has_sumw and not dataset.is_data:
+    if finished.sumw is not None and account.is_scaled and not dataset.is_data:
         for what, value, unit in (
             ("xsec", dataset.xsec, "pb"),
             ("luminosity", account.fileset.luminosity, "1/pb"),
@@ -213,7 +248,19 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
     except StoreError as error:
         raise StoreError(f"{error}; {len(account.done)} finished chunks are kept") from error
     account.notes |= dict.fromkeys(finished.notes)
+    if finished.sumw is not None and not account.is_scaled and not dataset.is_data:
+        account.notes[account.why_unscaled] = None
     account.finish(chunk, finished.receipt)
+
+
+def _check_first(account: Account, chunk: Chunk, finished: Finished) -> None:
+    """Add the first output to itself: what can't be added is told before hours are spent."""
+    if sum(bool(other.events) for other in account.chunks) < 2:  # noqa: PLR2004 - nothing to add
+        return
+    try:
+        add(unpack(finished.blob), unpack(finished.blob))
+    except ProcessorError as error:
+        raise ProcessorError(f"{chunk}: processor {account.shipment.name}: {error}") from error
 
 
 def _job(account: Account, chunk: Chunk) -> Job:
@@ -226,11 +273,14 @@ def _job(account: Account, chunk: Chunk) -> Job:
         file=account.found(chunk),
         metadata=account.metadata[dataset.name],
         columns=account.columns(dataset),
+        key=shipment.key,
         processor=shipment.blob,
-        code=shipment.code,
         modules=shipment.modules,
         module=shipment.module,
         source=shipment.source,
+        where=shipment.where,
+        values=shipment.values,
+        files=shipment.files,
         models=tuple(model.sha256 for model in shipment.models),
         directory=kept,
         dropped=dropped,

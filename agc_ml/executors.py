@@ -181,7 +181,9 @@ class DaskExecutor:
                 results = self._client.gather(finished, errors="skip")
                 for future in batch:
                     pending.discard(future)
-                    yield keys[future.key], results.get(future.key) or _outcome(future)
+                    is_there = future.key in results  # whatever it is: 0 and None are results
+                    found = results[future.key] if is_there else _outcome(future)
+                    yield keys[future.key], found
                     future.release()
                 if pending:
                     time.sleep(max(0.0, fetched + FETCH_EVERY_S - time.monotonic()))

@@ -4,24 +4,39 @@ In memory a run has one `hist.Hist` a region, with the axes observable, process 
 disk there are two forms with the same content: a ROOT file of one-dimensional histograms named
 ``{region}_{process}[_{variation}]`` (the nominal one has no suffix: the names that the Analysis
 Grand Challenge uses), and a zip file of UHI-serialised histograms that keeps the axes.
+
+Both keep whether variances are known. The zip has boost-histogram's mark for it in the metadata. In
+a ROOT file a histogram of unknown variances has neither Sumw2 nor a number for the sum of squared
+weights (fTsumw2 is NaN).
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import re
+import urllib.parse
 import zipfile
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
+import boost_histogram as bh
 import hist
 import numpy as np
 
+from agc_ml import variances
 from agc_ml.errors import HistogramError
 from agc_ml.variations import NOMINAL
 
 _CATEGORIES = (hist.axis.StrCategory, hist.axis.IntCategory)
+_ROOT_KEY: Final = re.compile(r"(?:(?!\.{1,2}(?:/|$))[^/;:%\x00-\x1f\x7f]+(?:/(?!$)|$))+")
+"""Names that are keys in ROOT files as they are, in folders where they have a '/'.
+
+A ';' begins a cycle there, a ':' a name inside of a file, and '%' is what others are encoded with.
+"""
+_UNWRITABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
+_ROOT_CLASS: Final = re.compile(r"TH[123][CSIFDL]|TProfile")
 
 
 def book(
@@ -143,14 +158,16 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
     Raises
     ------
     HistogramError
-        Two would have the same name.
+        Two would have the same name, or one has a name or a storage that can't be written.
     """
     flat: dict[str, hist.Hist[Any]] = {}
     for name, histogram in hists.items():
-        axes = list(enumerate(histogram.axes))
-        categories = [(i, axis) for i, axis in axes if isinstance(axis, _CATEGORIES)]
-        if len(categories) == len(axes):  # nothing numeric would be left
-            categories = []
+        if histogram.storage_type is bh.storage.MultiCell:
+            raise HistogramError(
+                f"histogram {name}: the storage MultiCell can't be written; book a histogram for "
+                "each of its cells, or an axis of categories"
+            )
+        categories = _categories(histogram)
         for labels in itertools.product(*(axis for _, axis in categories)):
             chosen: dict[int, Any] = dict(zip((i for i, _ in categories), labels, strict=True))
             suffixes = [
@@ -161,31 +178,120 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
             full_name = "_".join([name, *suffixes])
             if full_name in flat:
                 raise HistogramError(f"two histograms would be called {full_name}; rename one")
+            if not full_name or _UNWRITABLE.search(full_name):
+                raise HistogramError(
+                    f"a histogram would be called {full_name!r}, which files can't hold; rename it"
+                )
             part: Any = histogram[{i: hist.loc(label) for i, label in chosen.items()}]
             flat[full_name] = part
     return flat
 
 
+def _categories(histogram: hist.Hist[Any]) -> list[tuple[int, Any]]:
+    """Axes that are taken apart, with their index: none if nothing numeric would be left."""
+    axes = list(enumerate(histogram.axes))
+    categories = [(i, axis) for i, axis in axes if isinstance(axis, _CATEGORIES)]
+    return categories if len(categories) < len(axes) else []
+
+
+def lost_categories(hists: Mapping[str, hist.Hist[Any]]) -> tuple[str, ...]:
+    """Say what `flatten` leaves out, a line each: fills of labels that an axis does not have."""
+    return tuple(
+        f"histogram {name}: {lost:,.6g} of {_entries(histogram).sum():,.6g} entries (with their "
+        f"weights) are in no template: their labels are not on its axis {axis.name or index!r} "
+        f"({', '.join(map(str, axis))}); book them there, or the axis with growth=True"
+        for name, histogram in hists.items()
+        for index, axis, lost in _overflows(histogram)
+    )
+
+
+def _overflows(histogram: hist.Hist[Any]) -> Iterator[tuple[int, Any, float]]:
+    """Category axes that `flatten` takes apart and that have something in their overflow."""
+    for index, axis in _categories(histogram):
+        if axis.traits.overflow:
+            lost = np.take(_entries(histogram), len(axis), axis=index)
+            if lost.any():
+                yield index, axis, float(lost.sum())
+
+
+def _entries(histogram: hist.Hist[Any]) -> Any:
+    is_mean = histogram.kind is bh.Kind.MEAN
+    return histogram.counts(flow=True) if is_mean else histogram.values(flow=True)
+
+
 def write_root(path: Path, templates: Mapping[str, hist.Hist[Any]]) -> None:
-    """Write numeric histograms of up to three axes as ``TH1D``, ``TH2D`` and ``TH3D``."""
+    """Write numeric histograms of up to three axes as ``TH1D``, ``TH2D`` and ``TH3D``.
+
+    Means of one axis are a ``TProfile``. A name that ROOT can't have as a key is percent-encoded
+    there, and stands in the title.
+    """
     import uproot  # noqa: PLC0415 - heavy
 
     with uproot.recreate(path) as file:
         for name, histogram in templates.items():
-            is_numeric = not any(isinstance(axis, _CATEGORIES) for axis in histogram.axes)
-            if is_numeric and 1 <= histogram.ndim <= 3:  # noqa: PLR2004 - what ROOT has
-                file[name] = _with_float_storage(histogram)
+            if not _is_for_root(histogram):
+                continue
+            content = with_flow(histogram)
+            key = name
+            if not _ROOT_KEY.fullmatch(name) or any(folder in templates for folder in _above(name)):
+                key, content.name = _encoded(name), name
+            written = uproot.to_writable(content)
+            if variances.of(histogram) is None:
+                (statistics,) = written.base("TH1")
+                statistics.members["fTsumw2"] = np.nan
+            file[key] = written
 
 
-def _with_float_storage(histogram: hist.Hist[Any]) -> hist.Hist[Any]:
-    """Give integer counts, which uproot can't write, as floating-point ones."""
-    if not isinstance(histogram.storage_type(), hist.storage.Int64 | hist.storage.AtomicInt64):
-        return histogram
-    return hist.Hist(*histogram.axes, storage=hist.storage.Double(), data=histogram.view(flow=True))
+def _is_for_root(histogram: hist.Hist[Any]) -> bool:
+    if any(isinstance(axis, _CATEGORIES) for axis in histogram.axes):
+        return False
+    most = 1 if histogram.kind is bh.Kind.MEAN else 3
+    return 1 <= histogram.ndim <= most
+
+
+def _above(name: str) -> Iterable[str]:
+    """Folders in which the name of a histogram would be."""
+    return itertools.accumulate(name.split("/")[:-1], "{}/{}".format)
+
+
+def _encoded(name: str) -> str:
+    return urllib.parse.quote(name, safe="")
+
+
+def with_flow(histogram: hist.Hist[Any]) -> hist.Hist[Any]:
+    """Give numeric axes both flow bins, empty where there were none, as in ROOT files.
+
+    Integer contents become floating-point numbers.
+    """
+    axes = [axis if isinstance(axis, _CATEGORIES) else _open(axis) for axis in histogram.axes]
+    storage = histogram.storage if variances.keeps(histogram) else hist.storage.Double()
+    made = hist.Hist(*axes, storage=storage, name=histogram.name)
+    own = tuple(
+        slice(
+            int(new.traits.underflow and not old.traits.underflow),
+            -1 if new.traits.overflow and not old.traits.overflow else None,
+        )
+        for old, new in zip(histogram.axes, axes, strict=True)
+    )
+    made.view(flow=True)[own] = histogram.view(flow=True)
+    return variances.mark(made, known=variances.of(histogram) is not None)
+
+
+def _open(axis: Any) -> Any:
+    """The same bins on an axis with both flow bins."""
+    if axis.traits.underflow and axis.traits.overflow and not axis.traits.discrete:
+        return axis
+    names = {"name": axis.name, "label": axis.label}
+    if isinstance(axis, hist.axis.Variable) or getattr(axis, "transform", None) is not None:
+        return hist.axis.Variable(axis.edges, **names)
+    return hist.axis.Regular(len(axis), axis.edges[0], axis.edges[-1], **names)
 
 
 def read_root(path: Path) -> dict[str, hist.Hist[Any]]:
     """Read all histograms of a ROOT file, by name.
+
+    Without Sumw2 they are counts if contents, number of entries and sums of weights say so;
+    otherwise they were filled with weights or set, and their variances are not known.
 
     Raises
     ------
@@ -194,14 +300,16 @@ def read_root(path: Path) -> dict[str, hist.Hist[Any]]:
     """
     import uproot  # noqa: PLC0415 - heavy
 
+    found: dict[str, hist.Hist[Any]] = {}
     try:
         with uproot.open(path) as file:
-            found = {
-                name: file[name].to_hist()
-                for name, kind in file.classnames(cycle=False).items()
-                if kind.startswith(("TH1", "TH2", "TH3"))
-            }
-    except (OSError, ValueError, uproot.DeserializationError) as error:
+            # the last cycle of a name is the one that counts
+            for key, kind in sorted(file.classnames().items(), key=lambda item: _cycle(item[0])):
+                if _ROOT_CLASS.fullmatch(kind):
+                    written = file[key]
+                    name, title = key.rpartition(";")[0], written.title
+                    found[title if name == _encoded(title) else name] = _from_root(written)
+    except (OSError, ValueError, uproot.DeserializationError, uproot.KeyInFileError) as error:
         reason = " ".join(str(error).split())[:200]
         raise HistogramError(f"{path}: not a readable ROOT file ({reason})") from error
     if not found:
@@ -209,13 +317,42 @@ def read_root(path: Path) -> dict[str, hist.Hist[Any]]:
     return found
 
 
+def _cycle(key: str) -> int:
+    return int(key.rpartition(";")[2])
+
+
+def _from_root(written: Any) -> hist.Hist[Any]:
+    histogram: hist.Hist[Any] = written.to_hist()
+    view: Any = histogram.view(flow=True)
+    if histogram.kind is bh.Kind.MEAN:
+        # uproot makes NaN of it in empty bins
+        view["sum_of_weights_squared"][view["sum_of_weights"] == 0] = 0
+        return histogram
+    values = written.values(flow=True)
+    if written.weighted:
+        # uproot takes variances that are NaN or negative for 0
+        squares = np.asarray(written.member("fSumw2"), np.float64).reshape(values.T.shape).T
+        own = tuple(slice(int(isinstance(axis, _CATEGORIES)), None) for axis in histogram.axes)
+        view["variance"] = squares[own]
+        return histogram
+    of_weights, of_squares = written.member("fTsumw"), written.member("fTsumw2")
+    inside, total = written.values(flow=False).sum(), values.sum()
+    are_counts = inside <= of_weights == of_squares <= total == written.member("fEntries")
+    return variances.mark(histogram, known=bool(are_counts) and variances.are_counts(values))
+
+
 def write_zip(path: Path, hists: Mapping[str, hist.Hist[Any]]) -> None:
     """Write histograms with all their axes, UHI-serialised."""
     import uhi.io.zip  # noqa: PLC0415 - only here
+    from hist.serialization import to_uhi  # noqa: PLC0415 - only here
 
     with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_DEFLATED) as archive:
         for name, histogram in hists.items():
-            uhi.io.zip.write(archive, name, histogram)
+            content: Any = to_uhi(histogram)
+            if variances.of(histogram) is None:
+                # to_uhi leaves it out, and from_uhi takes it
+                content["metadata"] = {**content.get("metadata", {}), variances.FLAG: False}
+            uhi.io.zip.write(archive, name, content)
 
 
 def read_zip(path: Path) -> dict[str, hist.Hist[Any]]:
@@ -232,5 +369,5 @@ def read_zip(path: Path) -> dict[str, hist.Hist[Any]]:
         with zipfile.ZipFile(path) as archive:
             names = [n.removesuffix(".json") for n in archive.namelist() if n.endswith(".json")]
             return {name: hist.Hist(uhi.io.zip.read(archive, name)) for name in names}
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise HistogramError(f"{path}: not readable as histograms ({error})") from error

@@ -6,25 +6,26 @@ import ast
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
-import math
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any, Final
 
-import cloudpickle
-
 from agc_ml.errors import ProcessorError
+from agc_ml.referred import Referred
 
 OURS: Final = "agc_ml"
+LOOSE: Final = "agc_ml_user_"
+"""Begin of the names of modules that loose files become."""
+POSTPROCESS: Final = "postprocess"
+STATE: Final = "self."
+"""Begin of the names of values that are attributes of the processor."""
 _TYPE_CHECKING: Final = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 # Per process: the import (its spec is another after a reload) and the source of each module.
@@ -33,18 +34,28 @@ _seen: dict[str, tuple[Any, str]] = {}
 
 @dataclass(frozen=True)
 class Code:
-    """A processor's code: a digest of all of it, and the source of each module, by sha256."""
+    """A processor's code: digests of it, and the source of each module, by sha256.
+
+    ``digest`` is of all of it, ``chunks`` of all but ``postprocess``, which decides nothing of a
+    chunk. ``values`` are those that it refers to, its own attributes among them; ``notes`` name
+    what of these can't be compared. ``plain`` are the numbers and the text among them, as JSON.
+    """
 
     digest: str
+    chunks: str
     modules: dict[str, str]
+    values: dict[str, Any]
+    plain: bytes = b"{}"
+    notes: tuple[str, ...] = ()
 
 
-def code_of(processor: Any) -> Code:
+def code_of(processor: Any, *also: Any) -> Code:
     """Identify the code of a processor: its class, all modules it imports, versions of libraries.
 
     Modules of its own package, of agc_ml and of the user count by their source; libraries by their
-    version; a class that no file holds (typed at a prompt, made by a function) by its compiled code
-    and what it closes over.
+    version; a class that no file holds (typed at a prompt, made by a function) by its compiled
+    code. So do the values that the code refers to, as they are now. ``also`` is code that belongs
+    to it, such as its schema.
 
     Raises
     ------
@@ -52,25 +63,125 @@ def code_of(processor: Any) -> Code:
         A module's file was edited after it was imported here: what would run is not what is there.
     """
     cls = type(processor)
-    module = sys.modules.get(cls.__module__)
-    file = getattr(module, "__file__", None)
-    sources, libraries = _closure(cls.__module__, Path(file)) if file else ({}, set())
+    home = cls.__module__
+    found = _referred(processor, also)
+    of_chunks = _without_state(found.values)
+    if hasattr(cls, POSTPROCESS):
+        found.add(POSTPROCESS, getattr(cls, POSTPROCESS))
+    sources, libraries = _closure({home, *found.modules})
     modules = {name: _sha(path) for name, path in sorted(sources.items())}
     for name, digest in modules.items():
         _refuse_edited(name, digest, sources[name])
+    classes = frozenset(one.__qualname__ for one in cls.__mro__)
+    homes = {one.__module__ for one in cls.__mro__}
+    stripped = {
+        name: without_postprocess(path.read_bytes(), classes) if name in homes else modules[name]
+        for name, path in sorted(sources.items())
+    }
     content = {
-        "class": cls.__qualname__,
-        "state": _class_state(cls),
-        "modules": modules,
+        "class": f"{home}.{cls.__qualname__}",
+        "also": [f"{value.__module__}.{value.__qualname__}" for value in also],
         "libraries": {name: version_of(name) for name in sorted(libraries)},
     }
-    text = json.dumps(content, sort_keys=True)
-    return Code(hashlib.sha256(text.encode()).hexdigest(), modules)
+    everything = {**content, "values": _without_state(found.values), "modules": modules}
+    return Code(
+        digest=_digest(everything),
+        chunks=_digest({**content, "values": of_chunks, "modules": stripped}),
+        modules=modules,
+        values=found.values,
+        plain=_plain(found),
+        notes=tuple(
+            f"{name} is a {kind} that can't be compared: a change of it goes unnoticed by --resume"
+            for name, kind in found.opaque.items()
+        ),
+    )
+
+
+def _referred(processor: Any, also: Iterable[Any] = ()) -> Referred:
+    """Values that a processor refers to, but for those of ``postprocess``."""
+    cls = type(processor)
+    package = cls.__module__.partition(".")[0]
+    found = Referred(lambda name: name.partition(".")[0] != package and is_library(name))
+    found.add(cls.__qualname__, cls, without=frozenset({POSTPROCESS}))
+    for value in also:
+        found.add(getattr(value, "__qualname__", ""), value)
+    for name, value in state_of(processor).items():
+        found.add(f"{STATE}{name}", value)
+    return found
+
+
+def _plain(found: Referred) -> bytes:
+    """Numbers and text that code refers to; but no paths, which may differ between machines."""
+    texts = {name: json.dumps(value) for name, value in _without_state(found.values).items()}
+    kept = {
+        name: found.values[name]
+        for name, text in texts.items()
+        if name in found.plain and "/" not in text
+    }
+    return json.dumps(kept, sort_keys=True).encode()
+
+
+def differing(processor: Any, values: bytes) -> str | None:
+    """What a processor refers to here that is another number or text than ``values`` say.
+
+    Returns a line that names the first one, None if there is none.
+    """
+    here = json.loads(_plain(_referred(processor)))
+    for name, value in json.loads(values).items():
+        if name in here and here[name] != value:
+            return f"{name} is {here[name]!r} on a worker, and {value!r} where the run was started"
+    return None
+
+
+def _without_state(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that are no parameters: those count by themselves."""
+    return {name: value for name, value in values.items() if not name.startswith(STATE)}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def state_of(processor: Any) -> dict[str, Any]:
+    """Attributes of an object, those in slots too."""
+    slots = [name for cls in type(processor).__mro__ for name in getattr(cls, "__slots__", ())]
+    found = {n: getattr(processor, n) for n in slots if hasattr(processor, n) and n[:2] != "__"}
+    return found | getattr(processor, "__dict__", {})
+
+
+def without_postprocess(source: bytes, classes: frozenset[str] | None = None) -> str:
+    """Digest of a module's source but for the ``postprocess`` of classes.
+
+    ``classes`` are qualified names, None: all.
+    Where something else in the module mentions it, it may decide what a chunk gives, and counts.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return hashlib.sha256(source).hexdigest()
+    _remove_postprocess(tree, classes, "")
+    rest = ast.dump(tree)
+    if f"'{POSTPROCESS}'" in rest:
+        return hashlib.sha256(source).hexdigest()
+    return hashlib.sha256(rest.encode()).hexdigest()
+
+
+def _remove_postprocess(node: Any, classes: frozenset[str] | None, prefix: str) -> None:
+    for inner in getattr(node, "body", []):
+        if isinstance(inner, ast.ClassDef):
+            name = f"{prefix}{inner.name}"
+            if classes is None or name in classes:
+                inner.body = [
+                    one
+                    for one in inner.body
+                    if not (isinstance(one, ast.FunctionDef) and one.name == POSTPROCESS)
+                ]
+            _remove_postprocess(inner, classes, f"{name}.")
 
 
 def _refuse_edited(name: str, digest: str, path: Path) -> None:
     module = sys.modules.get(name)
-    if module is None:
+    if module is None or name.startswith(LOOSE):  # those are made anew
         return
     spec, before = _seen.setdefault(name, (module.__spec__, digest))
     if spec is not module.__spec__:
@@ -118,12 +229,13 @@ def _sha(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _closure(name: str, path: Path) -> tuple[dict[str, Path], set[str]]:
-    """Source files of a module and of all that it imports in turn; and the libraries among them."""
-    home = name.partition(".")[0]
+def _closure(homes: set[str]) -> tuple[dict[str, Path], set[str]]:
+    """Source files of modules and of all that they import in turn; and the libraries among them."""
+    own = {name.partition(".")[0] for name in homes}
     found: dict[str, Path] = {}
     libraries: set[str] = set()
-    waiting = [(name, path)]
+    files = ((name, getattr(sys.modules.get(name), "__file__", None)) for name in sorted(homes))
+    waiting = [(name, Path(file)) for name, file in files if file is not None]
     while waiting:
         module, file = waiting.pop()
         if module in found:
@@ -132,11 +244,11 @@ def _closure(name: str, path: Path) -> tuple[dict[str, Path], set[str]]:
         for imported in _imports(module, file):
             origin = _origin(imported)
             top = imported.partition(".")[0]
-            if origin is not None and (top in {home, OURS} or not _is_library(origin)):
+            if origin is not None and (top in {*own, OURS} or not _is_library(origin)):
                 waiting.append((imported, origin))
             elif top not in sys.stdlib_module_names:
                 libraries.add(top)
-    return found, libraries - {home, OURS}
+    return found, libraries - {*own, OURS}
 
 
 def _imports(module: str, path: Path) -> Iterator[str]:
@@ -200,6 +312,27 @@ def _is_library(path: Path) -> bool:
 
 
 @cache
+def is_of_library(path: str) -> bool:
+    """Whether a file belongs to Python or an installed package, whose version stands for it."""
+    return _is_library(Path(path))
+
+
+def is_library(module: str) -> bool:
+    """Whether a module, by its name, is no code of the user's: its version or source stands for it.
+
+    Modules without a file, such as a notebook's, are the user's; agc_ml's own are not.
+    """
+    top = module.partition(".")[0]
+    if top in {OURS, "coffea"} or (top in sys.stdlib_module_names and top != "__main__"):
+        return True
+    if module in sys.modules:
+        file = getattr(sys.modules[module], "__file__", None)
+        return file is not None and _is_library(Path(file))
+    path = _origin(top)  # of what a function may import one day
+    return path is None or _is_library(path)
+
+
+@cache
 def version_of(top: str) -> str:
     """Version of the distribution that has a package, with its name where that is another."""
     try:
@@ -207,60 +340,3 @@ def version_of(top: str) -> str:
     except PackageNotFoundError:
         distributions = packages_distributions().get(top, [])
     return ", ".join(f"{name} {version(name)}" for name in sorted(set(distributions)))
-
-
-def _class_state(cls: type) -> dict[str, Any]:
-    """What decides how a class works beyond its source: attributes, closures, unfiled code."""
-    state = {}
-    for one in cls.__mro__:
-        if one.__module__.partition(".")[0] in {"builtins", "abc", "coffea"}:
-            continue
-        attributes = {
-            name: _state(value, one)
-            for name, value in vars(one).items()
-            if not name.startswith(("__", "_abc_")) or name in {"__init__", "__call__"}
-        }
-        state[one.__qualname__] = attributes
-    return state
-
-
-def _state(value: Any, cls: type) -> Any:
-    function = inspect.unwrap(getattr(value, "__func__", getattr(value, "fget", value)))
-    if not isinstance(function, FunctionType):
-        return canonical(value)
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    state = {"cells": [canonical(c) for c in cells if c is not cls], "name": function.__qualname__}
-    has_file = getattr(sys.modules.get(cls.__module__), "__file__", None) is not None
-    return state if has_file else {**state, "code": _code(function.__code__)}
-
-
-def _code(code: CodeType) -> list[Any]:
-    constants = [_code(c) if isinstance(c, CodeType) else canonical(c) for c in code.co_consts]
-    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
-
-
-def canonical(value: Any) -> Any:
-    """The same JSON for the same value, in any process; of other objects the digest of a pickle."""
-    if value is None or isinstance(value, bool | int | str | float):
-        is_finite = not isinstance(value, float) or math.isfinite(value)
-        return value if is_finite else repr(value)
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return ["set", *sorted((canonical(item) for item in value), key=repr)]
-    if isinstance(value, Mapping):
-        return {str(key): canonical(item) for key, item in value.items()}
-    describe = getattr(value, "canonical", None)
-    if callable(describe) and not isinstance(value, type):
-        return canonical(describe())
-    return _opaque(value)
-
-
-def _opaque(value: Any) -> str:
-    if isinstance(value, type | FunctionType):
-        return f"{value.__module__}.{value.__qualname__}"
-    try:
-        digest = hashlib.sha256(cloudpickle.dumps(value)).hexdigest()
-    except Exception as error:  # pickling runs code of any object
-        raise ProcessorError(f"a {type(value).__name__} in it can't be pickled: {error}") from error
-    return f"{type(value).__name__} sha256:{digest}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -83,26 +83,64 @@ def plot(
     Raises
     ------
     AgcError
-        Histograms are damaged, or the folder can't be written.
+        Histograms are damaged, none can be drawn, or the folder can't be written.
     """
-    from agc_ml import plots, stats, templates  # noqa: PLC0415 - heavy
-
     folder = _output(source, output) / "figures"
     if source.is_dir():
         result = RunResult.load(source)
-        data = _pseudodata(dict(result.templates), pseudodata)
-        figures = plots.draw_run(result, folder, data, _large(result, config))
+        figures = _draw_run(result, folder, pseudodata, config)
+        if not figures:
+            raise HistogramError(f"{source}: {_why_nothing_is_drawn(result)}")
     else:
-        flat = templates.load(source)
-        described = stats.load_config(config) if config else stats.shipped_config(PROCESSOR)
-        regions = stats.region_paths(described)
-        samples = [
-            s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")
-        ]
-        data = _pseudodata(flat, pseudodata)
-        figures = plots.draw_templates(flat, folder, samples, regions, data=data)
+        figures = _draw_file(source, folder, pseudodata, config)
     _write_index(folder, figures)
     return folder
+
+
+def _draw_run(
+    result: RunResult, folder: Path, kind: Pseudodata, config: Path | None
+) -> list[FigureInfo]:
+    from agc_ml import plots  # noqa: PLC0415 - heavy
+
+    data = _pseudodata(dict(result.templates), kind)
+    return plots.draw_run(result, folder, data, _large(result, config))
+
+
+def _why_nothing_is_drawn(result: RunResult) -> str:
+    if result.hists:
+        return (
+            f"none of its histograms ({_few(result.hists)}) can be drawn: that takes numbers of "
+            "events on one numeric axis, and a nominal variation where there are any"
+        )
+    return (
+        f"a {result.status} run without histograms, nothing to draw; 'agc-ml show' tells of it, "
+        "and 'agc-ml run' with --resume goes on with it"
+    )
+
+
+def _draw_file(
+    source: Path, folder: Path, kind: Pseudodata, config: Path | None
+) -> list[FigureInfo]:
+    from agc_ml import plots, stats, templates  # noqa: PLC0415 - heavy
+
+    flat = templates.load(source)
+    described = stats.load_config(config) if config else stats.shipped_config(PROCESSOR)
+    regions = stats.region_paths(described)
+    samples = [s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")]
+    data = _pseudodata(flat, kind)
+    figures = plots.draw_templates(flat, folder, samples, regions, data=data)
+    if not figures:
+        raise HistogramError(
+            f"{source}: none of its histograms ({_few(flat)}) is of the regions "
+            f"{_few(regions)} and samples {_few(samples)} of {config or PROCESSOR}; name its own "
+            "in a fit configuration: agc-ml plot HISTOGRAMS CONFIG.yml -o DIR"
+        )
+    return figures
+
+
+def _few(names: Collection[str]) -> str:
+    more = ", ..." if len(names) > FEW else ""
+    return ", ".join(list(names)[:FEW]) + more
 
 
 def _large(result: RunResult, config: Path | None = None) -> tuple[str, ...] | None:
@@ -188,7 +226,9 @@ def report(source: Path, output: Path | None = None) -> Path:
         return page
     result = RunResult.load(source)
     if result.templates and not (source / "figures" / INDEX).exists():
-        plot(source)
+        drawn = _draw_run(result, source / "figures", "published", None)
+        if drawn:
+            _write_index(source / "figures", drawn)
     fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
     figures = [*_read_index(source / "figures"), *_read_index(source / "fit" / "figures")]
     pages.write_report(result, fitted, figures, page, _large(result))

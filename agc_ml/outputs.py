@@ -1,20 +1,28 @@
-"""What a processor may return: checked on the worker, in the chunk where it goes wrong."""
+"""What a processor may return: checked on the worker, in the chunk where it goes wrong.
+
+Whatever coffea can add up may be returned: mappings nested to any depth, or a bare histogram. Some
+keys mean something: ``sumw``, ``cutflow``, ``warnings``.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, MutableSet
 from numbers import Real
-from typing import Any
+from typing import Any, Final
 
+import boost_histogram as bh
 import hist
 import numpy as np
 
+from agc_ml import saved, variances
 from agc_ml.errors import ProcessorError
 from agc_ml.hists import DenseHist, flatten
 from agc_ml.rows import Rows
 
-_LEVELS = 2  # of a cutflow: dataset -> cut
+SUMW: Final = "sumw"
+_HISTOGRAMS: Final = (bh.Histogram, DenseHist)
 
 
 def check(output: Any) -> None:
@@ -23,22 +31,27 @@ def check(output: Any) -> None:
     Raises
     ------
     ProcessorError
-        It is no dictionary, or something in it can't be added up, normalised or written.
+        Something in it can't be added up, normalised or kept in a run directory.
     """
-    if not isinstance(output, Mapping):
-        raise ProcessorError(f"process() returned {type(output).__name__}, not a dictionary")
-    sumw = output.get("sumw", 0.0)
-    if not isinstance(sumw, Real) or not math.isfinite(sumw):
+    if not isinstance(output, Mapping | MutableSet) and not _is_addable(output):
         raise ProcessorError(
-            f"its 'sumw' is {sumw!r}; one finite number is needed, the sum of the chunk's weights"
+            f"process() returned {type(output).__name__}; a dictionary, a histogram or something "
+            "else that can be added up is needed"
         )
-    cutflow = output.get("cutflow", {})
-    if not _is_numbers(cutflow, _LEVELS):
-        raise ProcessorError("its 'cutflow' must be {dataset: {cut: number of events}}")
-    warnings = output.get("warnings", [])
+    named = by_name(output, "its output")
+    try:
+        saved.check(rest(named))
+    except TypeError as error:
+        raise ProcessorError(str(error)) from error
+    sumw = sum_of_weights(named)
+    if sumw is not None and not math.isfinite(sumw):
+        raise ProcessorError(
+            f"its 'sumw' is {sumw!r}; a finite number is needed, the sum of the chunk's weights"
+        )
+    warnings = named.get("warnings", [])
     if isinstance(warnings, str) or not all(isinstance(text, str) for text in warnings):
         raise ProcessorError("its 'warnings' must be a list of lines")
-    histograms = collect(output)
+    histograms = collect(named)
     for name, histogram in histograms.items():
         dense = isinstance(histogram, DenseHist)
         values = np.asarray(histogram.bins if dense else histogram.values(flow=True))
@@ -47,15 +60,150 @@ def check(output: Any) -> None:
     flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})
 
 
-def tables(output: Mapping[Any, Any]) -> dict[str, Rows]:
-    """The tables of an output, by name."""
-    return {str(key): value for key, value in output.items() if isinstance(value, Rows)}
+def by_name(output: Any, name: str) -> Mapping[Any, Any]:
+    """The output as a mapping: one that is none, such as a bare histogram, under a name."""
+    return output if isinstance(output, Mapping) else {name: output}
 
 
-def _is_numbers(value: Any, levels: int) -> bool:
-    if not levels:
-        return isinstance(value, Real) and math.isfinite(value)
-    return isinstance(value, Mapping) and all(_is_numbers(v, levels - 1) for v in value.values())
+def sum_of_weights(output: Any) -> float | None:
+    """The sum of generator weights that an output states, None if it states none.
+
+    It is the key ``sumw``: a number, or numbers by the name of the dataset.
+    """
+    stated = output.get(SUMW) if isinstance(output, Mapping) else None
+    values = list(stated.values()) if isinstance(stated, Mapping) else [stated]
+    numbers = [number for value in values if (number := _number(value)) is not None]
+    return math.fsum(numbers) if numbers and len(numbers) == len(values) else None
+
+
+def _number(value: Any) -> float | None:
+    if type(value).__name__ == "value_accumulator":
+        value = value.value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    return float(value) if isinstance(value, Real) else None
+
+
+def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
+    """Events after each cut, ``{dataset: {cut: events}}``, of an output of one dataset.
+
+    ``{cut: events}`` is that dataset's. What has another shape is no cutflow.
+    """
+    stated = output.get("cutflow") if isinstance(output, Mapping) else None
+    if not isinstance(stated, Mapping):
+        return {}
+    flat = _numbers(stated)
+    if flat is not None:
+        return {dataset: flat} if flat else {}
+    found = {
+        str(name): _numbers(cuts) if isinstance(cuts, Mapping) else None
+        for name, cuts in stated.items()
+    }
+    return {name: cuts for name, cuts in found.items() if cuts is not None}
+
+
+def _numbers(cuts: Mapping[Any, Any]) -> dict[str, float] | None:
+    found = {str(cut): _number(value) for cut, value in cuts.items()}
+    if not all(value is not None and math.isfinite(value) for value in found.values()):
+        return None
+    return {cut: value for cut, value in found.items() if value is not None}
+
+
+def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
+    """The output as it may travel and be added in place.
+
+    Integers of numpy, whose sums may overflow, become Python's; what stands in two places becomes
+    two things, or both would be added twice; columns that were not read yet are; histograms of
+    boost-histogram are hist's.
+    """
+    seen = {} if seen is None else seen
+    if isinstance(output, np.integer):
+        return int(output)
+    if isinstance(output, _IMMUTABLE):
+        return output
+    if isinstance(output, bh.Histogram) and not isinstance(output, hist.Hist):
+        output = hist.Hist(output)
+    identity = id(getattr(output, "_hist", output))  # histograms may share their content
+    if identity in seen:
+        return ready(copy.deepcopy(output), seen)
+    seen[identity] = output
+    if isinstance(output, MutableMapping):
+        for key, value in output.items():
+            output[key] = ready(value, seen)
+    kind = type(output)
+    if (kind.__module__.partition(".")[0], kind.__name__) == ("awkward", "Array"):
+        import awkward as ak  # noqa: PLC0415 - heavy
+
+        return ak.materialize(output)
+    if kind.__name__ == "column_accumulator":
+        return kind(ready(output.value, seen))
+    return output
+
+
+_IMMUTABLE: Final = (int, float, complex, str, bytes, tuple, frozenset, np.generic, type(None))
+
+
+def add(left: Any, right: Any, place: str = "output") -> Any:
+    """Add the outputs of two chunks as coffea does; ``left`` may be changed.
+
+    Raises
+    ------
+    ProcessorError
+        They can't be added; the message names the place.
+    """
+    if _is_addable(left) and _is_addable(right):
+        try:
+            with variances.kept_in_sum({"": left}, {"": right}):
+                left += right
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ProcessorError(f"{place} can't be added: {error}") from error
+        return left
+    if isinstance(left, MutableSet) and isinstance(right, MutableSet):
+        left |= right
+        return left
+    if isinstance(left, MutableMapping) and isinstance(right, type(left)):
+        for key in list(left):
+            if key in right:
+                left[key] = add(left[key], right[key], f"{place}[{key!r}]")
+        for key, value in right.items():
+            if key not in left:
+                left[key] = value
+        return left
+    kinds = " and ".join(dict.fromkeys(type(value).__name__ for value in (left, right)))
+    raise ProcessorError(f"{place} can't be added: it is a {kinds}")
+
+
+_MAPPINGS: Final = {"Counter", "dict_accumulator", "defaultdict_accumulator"}
+"""Added by key like all mappings: counters would drop what is not positive, the others stop at keys
+that one chunk has and the other one has not."""
+
+
+def _is_addable(value: Any) -> bool:
+    return hasattr(value, "__add__") and type(value).__name__ not in _MAPPINGS
+
+
+def rest(output: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What is neither a histogram nor a table, with its nesting."""
+    found: dict[Any, Any] = {}
+    for key, value in output.items():
+        if isinstance(value, (*_HISTOGRAMS, Rows)):
+            continue
+        if not isinstance(value, Mapping):
+            found[key] = value
+        elif (inner := rest(value)) or not value:
+            found[key] = inner
+    return found
+
+
+def tables(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Rows]:
+    """The tables of a nested output; names of nested ones are joined by ``.``, as of files."""
+    found: dict[str, Rows] = {}
+    for key, value in output.items():
+        if isinstance(value, Rows):
+            found[f"{prefix}{key}"] = value
+        elif isinstance(value, Mapping):
+            found |= tables(value, f"{prefix}{key}.")
+    return found
 
 
 def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -71,7 +219,7 @@ def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         inner = (
             {name: value}
-            if isinstance(value, hist.Hist | DenseHist)
+            if isinstance(value, _HISTOGRAMS)
             else collect(value, f"{name}/")
             if isinstance(value, Mapping)
             else {}

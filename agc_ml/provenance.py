@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from agc_ml.results import (
     ClusterSummary,
     DatasetSummary,
     GitState,
+    OpenedFile,
     ProcessorSummary,
     Provenance,
 )
@@ -64,7 +66,9 @@ def processor_summary(shipment: Shipment) -> ProcessorSummary:
 def deciding(shipment: Shipment) -> dict[str, Any]:
     """All that decides the output of a chunk, but for the chunk itself."""
     return {
-        "processor": processor_summary(shipment).model_dump(),
+        "parameters": shipment.parameters,
+        "code": shipment.of_chunks,
+        "files": dict(shipment.files),
         "versions": versions(shipment.models),
     }
 
@@ -120,6 +124,8 @@ def collect(
             for dataset in fileset.datasets
         ),
         processor=processor_summary(shipment),
+        files=dict(shipment.files),
+        opened={path: OpenedFile(**asdict(one)) for path, one in sorted(account.opened.items())},
         models=_digests(shipment.models),
         versions=versions(shipment.models),
         git=git_state(getattr(module, "__file__", None)),

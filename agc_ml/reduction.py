@@ -9,11 +9,21 @@ from typing import Any
 import boost_histogram as bh
 import hist
 
+from agc_ml import saved
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
-from agc_ml.hists import flatten, materialised
-from agc_ml.outputs import check, collect, tables
+from agc_ml.hists import flatten, lost_categories, materialised
+from agc_ml.outputs import (
+    add,
+    by_name,
+    check,
+    collect,
+    cutflow,
+    rest,
+    sum_of_weights,
+    tables,
+)
 from agc_ml.rows import Rows
 from agc_ml.worker import unpack
 
@@ -44,25 +54,31 @@ def reduce(account: Account) -> Reduced:
     InputFileError
         A dataset has a sum of weights that can't be normalised to.
     ProcessorError
-        Outputs can't be added up, or postprocess raised.
+        Outputs can't be added up or kept, or postprocess raised.
     """
+    name = account.shipment.label
     total: Any = None
+    added: list[str] = []
     booked: set[str] = set()
+    cutflows: dict[str, dict[str, float]] = {}
     for dataset in account.fileset.datasets:
-        part = _sum(_outputs(account, dataset), account)
+        part = _sum(_outputs(account, dataset), f"dataset {dataset.name}", account)
         if part is None:
             raise IncompleteError(
                 f"dataset {dataset.name}: nothing of it could be processed, and without it the "
                 "result means nothing; use --resume, or leave it out with --datasets"
             )
         part = materialised(part)
-        efficiency = _filter_efficiency(account, dataset)
-        part = _normalised(part, dataset, account.fileset.luminosity, efficiency)
-        booked.update(flatten(collect(part)))
-        total = part if total is None else _add(total, part, account)
+        cutflows |= cutflow(part, dataset.name)
+        part = _normalised(part, dataset, account)
+        booked.update(flatten(collect(by_name(part, name))))
+        where = f"datasets {' and '.join(added[-1:])} and {dataset.name}"
+        total = part if total is None else _add(total, part, where, account)
+        added.append(dataset.name)
     # combinations of categories that no dataset has, but that their sum seems to have
-    phantoms = flatten(collect(total)).keys() - booked
-    return _sorted(_postprocessed(total, account), phantoms)
+    phantoms = flatten(collect(by_name(total, name))).keys() - booked
+    final = by_name(_postprocessed(total, account), name)
+    return _sorted(final, phantoms, cutflows)
 
 
 def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
@@ -74,32 +90,28 @@ def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
             yield unpack(found[1])
 
 
-def _sum(parts: Iterable[Any], account: Account) -> Any | None:
+def _sum(parts: Iterable[Any], where: str, account: Account) -> Any | None:
     """Pairwise sum whose shape depends on the number of parts only; log2(n) of them in memory."""
     stack: list[tuple[int, Any]] = []
     for part in parts:
         level, value = 0, part
         while stack and stack[-1][0] == level:
-            value = _add(stack.pop()[1], value, account)
+            value = _add(stack.pop()[1], value, where, account)
             level += 1
         stack.append((level, value))
     if not stack:
         return None
     value = stack.pop()[1]
     while stack:
-        value = _add(stack.pop()[1], value, account)
+        value = _add(stack.pop()[1], value, where, account)
     return value
 
 
-def _add(left: Any, right: Any, account: Account) -> Any:
-    from coffea.processor.accumulator import iadd  # noqa: PLC0415 - heavy
-
+def _add(left: Any, right: Any, where: str, account: Account) -> Any:
     try:
-        return iadd(left, right)
-    except (TypeError, ValueError) as error:
-        raise ProcessorError(
-            f"processor {account.shipment.name}: outputs of two chunks can't be added: {error}"
-        ) from error
+        return add(left, right)
+    except ProcessorError as error:
+        raise ProcessorError(f"processor {account.shipment.name}: {where}: {error}") from error
 
 
 def _filter_efficiency(account: Account, dataset: Dataset) -> float:
@@ -123,41 +135,29 @@ def _filter_efficiency(account: Account, dataset: Dataset) -> float:
     return kept / standing_for if standing_for else 1.0
 
 
-def _normalised(
-    part: Any, dataset: Dataset, luminosity: float | None, filter_efficiency: float
-) -> Any:
-    sumw = part.pop("sumw", None)
-    if sumw is None or dataset.is_data or dataset.xsec is None or luminosity is None:
+def _normalised(part: Any, dataset: Dataset, account: Account) -> Any:
+    sumw, luminosity = sum_of_weights(part), account.fileset.luminosity
+    if sumw is None or not account.is_scaled or dataset.is_data:
+        return part
+    if dataset.xsec is None or luminosity is None:  # refused with the first chunk
         return part
     if not sumw > 0:
         raise InputFileError(
             f"dataset {dataset.name}: the sum of generator weights is {sumw:g}, nothing can be "
             "normalised to it; check genWeight in its files"
         )
-    return _scaled(part, dataset.xsec * luminosity * filter_efficiency / sumw)
+    efficiency = _filter_efficiency(account, dataset)
+    return _scaled(part, dataset.xsec * luminosity * efficiency / sumw)
 
 
 def _scaled(output: Any, factor: float) -> Any:
-    if isinstance(output, hist.Hist):
+    if isinstance(output, bh.Histogram):
         # a mean stays what it is however many events it stands for
-        return output if output.kind is bh.Kind.MEAN else output * factor
+        return output if output.kind is bh.Kind.MEAN or factor == 1 else output * factor
     if isinstance(output, MutableMapping):
         for key, value in output.items():
             output[key] = _scaled(value, factor)
     return output
-
-
-def _rest(output: Mapping[Any, Any]) -> dict[str, Any]:
-    """What is neither a histogram nor a table, with its nesting."""
-    found: dict[str, Any] = {}
-    for key, value in output.items():
-        if isinstance(value, hist.Hist | Rows):
-            continue
-        if not isinstance(value, Mapping):
-            found[str(key)] = value
-        elif (inner := _rest(value)) or not value:
-            found[str(key)] = inner
-    return found
 
 
 def _postprocessed(total: Any, account: Account) -> Any:
@@ -166,19 +166,28 @@ def _postprocessed(total: Any, account: Account) -> Any:
         changed = postprocess(total) if callable(postprocess) else None
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ProcessorError(
-            f"processor {account.shipment.name}: postprocess failed: {error!r}"
+            f"processor {account.shipment.name}: postprocess failed: {error!r}; mend it and use "
+            "--resume: no chunk is read again"
         ) from error
     return total if changed is None else changed
 
 
-def _sorted(output: Any, phantoms: Collection[str]) -> Reduced:
+def _sorted(
+    output: Mapping[Any, Any], phantoms: Collection[str], cutflows: dict[str, dict[str, float]]
+) -> Reduced:
+    """Sort an output by what it is; ``cutflows`` are those of the datasets."""
     check(output)
     hists = collect(output)
+    keyed = cutflow(output, "")
+    others = {key: value for key, value in output.items() if key != "warnings"}
+    if keyed and "" not in keyed:  # by dataset, as postprocess left it
+        cutflows = keyed
+        others.pop("cutflow")
     return Reduced(
         hists=hists,
         templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
-        cutflow={str(key): dict(cuts) for key, cuts in output.get("cutflow", {}).items()},
-        warnings=tuple(output.get("warnings", ())),
-        outputs=_rest({k: v for k, v in output.items() if k not in {"cutflow", "warnings"}}),
+        cutflow=cutflows,
+        warnings=(*output.get("warnings", ()), *lost_categories(hists)),
+        outputs=saved.decode(saved.encode(rest(others))),
         tables=tables(output),
     )

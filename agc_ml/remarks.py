@@ -16,6 +16,7 @@ def remarks(account: Account) -> tuple[str, ...]:
         *_shared_files(account),
         *_filtered_files(account),
         *_misread_columns(account),
+        *account.shipment.notes,
         *account.notes,
         *(f"missing: {reason}" for reason in account.reasons()),
     )

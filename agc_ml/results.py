@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import html
 import json
-import logging
+import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import boost_histogram as bh
 import hist
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import hists as histograms
-from agc_ml import rows
+from agc_ml import rows, saved, variances
 from agc_ml.errors import RunDirectoryError, StoreError
 from agc_ml.ledger import Ledger
 from agc_ml.rows import Rows
 
-logger = logging.getLogger(__name__)
-
 SCHEMA: Final = 1
+OUTPUTS: Final = "outputs.npz"
 Status = Literal["complete", "partial", "failed"]
 
 
@@ -95,6 +96,14 @@ class NamedModel(_Record):
     found: str = Field(description="jet_assignment@3")
 
 
+class OpenedFile(_Record):
+    """A file that the processor opened while it worked."""
+
+    size: int = Field(description="bytes")
+    modified: int = Field(description="time of modification, ns since 1970")
+    sha256: str | None = Field(description="None of files above 64 MB")
+
+
 class Provenance(_Record):
     """What decides the result: inputs, code, versions, and how it was asked for."""
 
@@ -103,6 +112,12 @@ class Provenance(_Record):
     label: str | None = Field(None, description="whose events they are [CMS Open Data]")
     datasets: tuple[DatasetSummary, ...]
     processor: ProcessorSummary
+    files: dict[str, str] = Field(
+        default_factory=dict, description="files that the processor declares -> sha256"
+    )
+    opened: dict[str, OpenedFile] = Field(
+        default_factory=dict, description="other files that it opened, by path"
+    )
     models: dict[str, str] = Field(default_factory=dict, description="model -> sha256")
     model: NamedModel | None = Field(
         default=None, description="what was asked for by name, if it was"
@@ -120,7 +135,18 @@ class Yield(_Record):
     """Sum of a nominal template, flow included, and its variance."""
 
     value: float
-    variance: float
+    variance: float | None = Field(description="null where it is not known")
+
+    @property
+    def uncertainty(self) -> float | None:
+        """Square root of the variance, None where it is not known."""
+        if self.variance is None:
+            return None
+        return math.sqrt(self.variance) if self.variance >= 0 else math.nan
+
+    def __str__(self) -> str:
+        uncertainty = "?" if self.uncertainty is None else f"{self.uncertainty:,.1f}"
+        return f"{self.value:,.1f} ± {uncertainty}"
 
 
 class TableSummary(_Record):
@@ -147,7 +173,9 @@ class RunRecord(_Record):
     tables: dict[str, TableSummary] = Field(
         default_factory=dict, description="tables, each in a Parquet file"
     )
-    outputs: dict[str, Any] = Field(description="what else the processor gave")
+    outputs: dict[str, Any] = Field(
+        description="what else the processor gave, as agc_ml.saved describes it"
+    )
     provenance: Provenance
 
 
@@ -182,19 +210,19 @@ class RunResult:
     path: Path | None = None
 
     def yields(self) -> dict[str, dict[str, Yield]]:
-        """Nominal yield of each region and process, flow included."""
+        """Nominal yield of each region and process, flow included; means have none."""
         found: dict[str, dict[str, Yield]] = {}
         for region, histogram in self.hists.items():
             names = [axis.name for axis in histogram.axes]
-            if "process" not in names or "variation" not in names:
+            if not {"process", "variation"} <= {*names} or histogram.kind is bh.Kind.MEAN:
                 continue
             for process in histogram.axes["process"]:
                 template = self.templates.get(f"{region}_{process}")
                 if template is not None:
-                    variances = template.variances(flow=True)
+                    spread = variances.of(template, flow=True)
                     found.setdefault(region, {})[process] = Yield(
                         value=float(template.values(flow=True).sum()),
-                        variance=0.0 if variances is None else float(variances.sum()),
+                        variance=None if spread is None else float(spread.sum()),
                     )
         return found
 
@@ -213,7 +241,7 @@ class RunResult:
                 name: TableSummary(rows=len(table), columns=table.names, digest=table.digest)
                 for name, table in self.tables.items()
             },
-            outputs={key: value for key, value in self.outputs.items() if _is_json(value)},
+            outputs=saved.encode(self.outputs).content,
             provenance=self.provenance,
         )
 
@@ -225,11 +253,6 @@ class RunResult:
         StoreError
             The folder can't be written, or the disk is full.
         """
-        for key, value in self.outputs.items():
-            if not _is_json(value):
-                logger.warning(
-                    "output %r is a %s, which is returned but not saved", key, type(value).__name__
-                )
         write(directory / "ledger.jsonl", lambda path: path.write_text(self.ledger.to_jsonl()))
         if self.hists:
             write(
@@ -237,6 +260,14 @@ class RunResult:
                 lambda path: histograms.write_root(path, self.templates),
             )
             write(directory / "histograms.zip", lambda path: histograms.write_zip(path, self.hists))
+        kept = saved.encode(self.outputs)
+        if kept.arrays:
+            write(directory / OUTPUTS, lambda path: _write_arrays(path, kept.arrays))
+        if kept.histograms:
+            write(
+                directory / "outputs.zip",
+                lambda path: histograms.write_zip(path, kept.histograms),
+            )
         made_of = self.provenance.model_dump(mode="json")
         for name, table in self.tables.items():
             write(
@@ -277,7 +308,7 @@ class RunResult:
             metrics=record.metrics,
             provenance=record.provenance,
             warnings=record.warnings,
-            outputs=record.outputs,
+            outputs=_outputs(path, record.outputs),
             tables={name: _table(path, name, stated) for name, stated in record.tables.items()},
             path=path,
         )
@@ -285,7 +316,7 @@ class RunResult:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><td>{html.escape(region)}</td><td>{html.escape(process)}</td>"
-            f"<td style='text-align:right'>{y.value:,.1f} ± {y.variance**0.5:,.1f}</td></tr>"
+            f"<td style='text-align:right'>{y}</td></tr>"
             for region, processes in self.yields().items()
             for process, y in processes.items()
         )
@@ -294,6 +325,34 @@ class RunResult:
             f"chunks, {self.metrics.events_per_s:,.0f} events/s; {html.escape(str(self.path))}</p>"
             f"<table><tr><th>region</th><th>process</th><th>yield</th></tr>{rows}</table>"
         )
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    import numpy as np  # noqa: PLC0415 - heavy
+
+    with path.open("wb") as file:  # a name would get another ending
+        np.savez(file, **arrays)
+
+
+def _outputs(directory: Path, content: dict[str, Any]) -> Mapping[Any, Any]:
+    import numpy as np  # noqa: PLC0415 - heavy
+
+    arrays: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
+    try:
+        if (directory / OUTPUTS).exists():
+            # numpy leaves a file open that it can't read
+            with (directory / OUTPUTS).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                arrays = dict(file)
+        if (directory / "outputs.zip").exists():
+            kept = histograms.read_zip(directory / "outputs.zip")
+        found: Mapping[Any, Any] = saved.decode(saved.Encoded(content, arrays, kept))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise RunDirectoryError(
+            f"{directory}: outputs of the processor are damaged ({error}); run again with "
+            "--overwrite"
+        ) from error
+    return found
 
 
 def _table(directory: Path, name: str, stated: TableSummary) -> Rows:
@@ -374,11 +433,3 @@ def _cannot_write(path: Path, error: OSError) -> str:
         f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
         "another folder with -o"
     )
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True

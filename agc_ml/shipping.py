@@ -5,51 +5,75 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Final, get_type_hints
 
 import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from agc_ml.attachments import attach
 from agc_ml.datasets import Fileset
 from agc_ml.delivery.ways import Needs
 from agc_ml.errors import AgcError, ProcessorError, UsageError
-from agc_ml.identity import canonical, code_of
+from agc_ml.function_processor import FunctionProcessor
+from agc_ml.identity import LOOSE, STATE, Code, code_of, state_of, without_postprocess
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle, Model, by_reference
+from agc_ml.opened_files import Seen, changed, seen, watched
+from agc_ml.outputs import SUMW
 
 logger = logging.getLogger(__name__)
 
 ENTRY_POINTS: Final = "agc_ml.processors"
-_USER_MODULE: Final = "agc_ml_user_"
 
 
 @dataclass(frozen=True)
 class Shipment:
     """A processor, ready to travel.
 
+    ``code`` is the digest of all its code, ``of_chunks`` of what decides the output of a chunk;
     ``blob`` is the pickled processor; ``module`` and ``source`` are the module that a loose file
-    becomes on every worker, named by its digest so that an edited file is another module;
-    ``modules`` are the other sources that decide, by sha256, which workers compare with theirs;
-    ``models`` are those in it, whose content travels apart.
+    (``where``) becomes on every worker, named by its digest so that an edited file is another
+    module; ``modules`` are the other sources that decide, by sha256, which workers compare with
+    theirs; ``values`` are numbers and text that the code refers to, as JSON, compared likewise;
+    ``files`` are those that it brings along, sha256 by name;
+    ``models`` are those in it, whose content travels apart; ``notes`` is what a user should know.
     """
 
     name: str
     processor: Any
     parameters: dict[str, Any]
     code: str
+    of_chunks: str
     blob: bytes
     modules: dict[str, str]
     module: str | None = None
     source: bytes = b""
+    where: str = ""
     models: tuple[Model, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    values: bytes = b"{}"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Name of its class or function: of outputs that have none of their own."""
+        named = getattr(self.processor, "function", type(self.processor))
+        return str(getattr(named, "__name__", self.name))
+
+    @cached_property
+    def key(self) -> str:
+        """What workers know it by."""
+        return hashlib.sha256(self.code.encode() + self.blob).hexdigest()
 
 
 def registered() -> dict[str, str]:
@@ -67,7 +91,8 @@ def prepare(
     Parameters
     ----------
     processor
-        A registered name, ``module:Class``, ``path/to/file.py:Class``, or a processor itself.
+        A registered name, ``module:Class``, ``path/to/file.py:Class``, or a processor itself. In
+        place of a class there may be a function of the events, or a processor that is made.
     settings
         Values of the class's parameters as text, from a command line.
     model
@@ -83,13 +108,7 @@ def prepare(
         The processor's code can't be imported or made.
     """
     if not isinstance(processor, str):
-        if isinstance(processor, type) or not callable(getattr(processor, "process", None)):
-            raise UsageError(f"{processor!r} is no processor: an object with process(events) is")
-        if model is not None:
-            raise UsageError(
-                "a processor that is made already takes no other model; make it with it"
-            )
-        return _shipment(type(processor).__name__, processor)
+        return _given(processor, settings, model)
     spec = registered().get(processor, processor)
     where, separator, class_name = spec.rpartition(":")
     if not separator:
@@ -100,14 +119,40 @@ def prepare(
         )
     source = _read(processor, where) if where.endswith(".py") else None
     module = _import(processor, where) if source is None else load_source(where, source)
-    cls = getattr(module, class_name, None)
-    if not isinstance(cls, type) or not callable(getattr(cls, "process", None)):
-        raise UsageError(f"{processor}: {where} has no processor class {class_name!r}")
-    shipment = _shipment(processor, _make(processor, cls, settings or {}, model))
+    found = getattr(module, class_name, None)
+    if not _is_processor(found) and (isinstance(found, type) or not callable(found)):
+        raise UsageError(f"{processor}: {where} has no processor class or function {class_name!r}")
+    is_made = _is_processor(found) and not isinstance(found, type)
+    if is_made and (settings or model is not None):
+        flag = "--model" if model is not None else f"--set {next(iter(settings or {}))}"
+        raise UsageError(f"{flag}: {processor} is an object that is made already; give its class")
+    made = found if is_made else _make(processor, found, settings or {}, model)
+    shipment = _shipment(processor, made)
     if source is None:
         return shipment
     modules = {name: sha for name, sha in shipment.modules.items() if name != module.__name__}
-    return replace(shipment, module=module.__name__, source=source, modules=modules)
+    return replace(shipment, module=module.__name__, source=source, modules=modules, where=where)
+
+
+def _is_processor(value: Any) -> bool:
+    return callable(getattr(value, "process", None))
+
+
+def _given(processor: Any, settings: Mapping[str, str] | None, model: Any) -> Shipment:
+    """Take a processor or a function that is given as such."""
+    if isinstance(processor, type) or not (_is_processor(processor) or callable(processor)):
+        raise UsageError(
+            f"{processor!r} is no processor: an object with process(events) is, or a function"
+        )
+    if _is_processor(processor):
+        if model is not None:
+            raise UsageError(
+                "pass model= to the processor's constructor; --model works only for processors "
+                "given by name"
+            )
+        return _shipment(type(processor).__name__, processor)
+    name = getattr(processor, "__name__", type(processor).__name__)
+    return _shipment(name, _make(name, processor, settings or {}, model))
 
 
 def _read(processor: str, where: str) -> bytes:
@@ -128,31 +173,51 @@ def _import(processor: str, where: str) -> ModuleType:
         raise ProcessorError(f"{processor}: importing {where} failed: {error!r}") from error
 
 
-def load_source(where: str, source: bytes) -> ModuleType:
+def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     """Make a module of a loose file's content, under a name that holds its digest.
+
+    It is made once, unless it is another one but for its ``postprocess``, or a file that it read
+    while it was made has changed, or it shall be made ``anew``.
 
     Raises
     ------
     ProcessorError
         It can't be compiled, or raises while it runs.
     """
-    name = f"{_USER_MODULE}{hashlib.sha256(source).hexdigest()[:16]}"
-    if name in sys.modules:
-        sys.modules[name].__file__ = where  # where the same content is now
-        return sys.modules[name]
+    name = f"{LOOSE}{without_postprocess(source)[:16]}"
+    if name in sys.modules and not anew:
+        made_of, read = _loaded[name]
+        if made_of == source and not changed(read, seen(read)):
+            sys.modules[name].__file__ = where  # where the same content is now
+            return sys.modules[name]
     module = ModuleType(name)
     module.__file__ = where
+    before = sys.modules.get(name)
     sys.modules[name] = module
     try:
-        exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - the user's own processor
+        with watched(lambda path: path == where) as opened:
+            exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - the user's own processor
+            _loaded[name] = (source, opened())
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        del sys.modules[name]
+        sys.modules.pop(name)
+        if before is not None:
+            sys.modules[name] = before
         raise ProcessorError(f"{where}: can't be loaded: {error!r}") from error
     return module
 
 
-def _make(processor: str, cls: type, settings: Mapping[str, str], model: Any) -> Any:
-    parameters = inspect.signature(cls).parameters
+# Of each module of a loose file: its source, and the files that it read.
+_loaded: Final[dict[str, tuple[bytes, dict[str, Seen]]]] = {}
+
+
+def _make(processor: str, maker: Any, settings: Mapping[str, str], model: Any) -> Any:
+    """Make a processor of a class, or of a function, whose first parameter are the events."""
+    is_class = isinstance(maker, type)
+    parameters = dict(inspect.signature(maker).parameters)
+    if not is_class:
+        if not parameters:
+            raise UsageError(f"{processor}: a function of the events is needed: def f(events)")
+        del parameters[next(iter(parameters))]
     values: dict[str, Any] = {}
     if model is not None:
         if "model" not in parameters:
@@ -164,22 +229,33 @@ def _make(processor: str, cls: type, settings: Mapping[str, str], model: Any) ->
             raise UsageError(f"--set {name}: {processor} has no such parameter; it has: {known}")
         if name == "model":
             raise UsageError("--set model: a model is given with --model")
-        try:
-            values[name] = TypeAdapter(_type_of(cls, parameters[name])).validate_strings(text)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise UsageError(f"--set {name}={text}: {message}") from error
-        except PydanticUserError as error:
-            raise UsageError(
-                f"--set {name}: a value of its type can't be given as text; use Python"
-            ) from error
+        values[name] = _value(name, text, _type_of(maker, parameters[name]))
     _refuse_missing(processor, parameters, values)
     try:
-        return cls(**values)
+        return maker(**values) if is_class else FunctionProcessor(maker, values)
     except AgcError:
         raise
     except (Exception, SystemExit) as error:  # a constructor may raise anything
         raise ProcessorError(f"{processor}: can't be made: {error!r}") from error
+
+
+def _value(name: str, text: str, kind: Any) -> Any:
+    """Value of a parameter; of one without a type a number, true, false or null, else text."""
+    if kind is None:
+        try:
+            value = json.loads(text.lower())
+        except ValueError:
+            return text
+        return text if isinstance(value, str | list | dict) else value
+    try:
+        return TypeAdapter(kind).validate_strings(text)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise UsageError(f"--set {name}={text}: {message}") from error
+    except PydanticUserError as error:
+        raise UsageError(
+            f"--set {name}: a value of its type can't be given as text; use Python"
+        ) from error
 
 
 def _refuse_missing(
@@ -189,26 +265,26 @@ def _refuse_missing(
         is_open = parameter.default is inspect.Parameter.empty and name not in values
         if is_open and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             flag = "--model" if name == "model" else f"--set {name}=VALUE"
-            raise UsageError(f"{processor}: it has to be told its {name}: {flag}")
+            raise UsageError(f"{processor}: missing parameter {name}; set it with {flag}")
 
 
-def _type_of(cls: type, parameter: inspect.Parameter) -> Any:
-    """Type of a parameter: as annotated, else that of its default, else text."""
+def _type_of(maker: Any, parameter: inspect.Parameter) -> Any:
+    """Type of a parameter: as annotated, else that of its default; None where nothing tells."""
     try:
-        hints = {**get_type_hints(cls), **get_type_hints(vars(cls).get("__init__", cls))}
+        hints = dict(get_type_hints(maker))
+        if isinstance(maker, type):
+            hints |= get_type_hints(vars(maker).get("__init__", maker))
     except (NameError, TypeError, AttributeError):  # annotations for the type checker only
         hints = {}
     if parameter.name in hints:
         return hints[parameter.name]
     default = parameter.default
     is_open = default is None or default is inspect.Parameter.empty
-    return str if is_open else type(default)
+    return None if is_open else type(default)
 
 
 def _shipment(name: str, processor: Any) -> Shipment:
     code = code_of(processor)
-    state = {name: getattr(processor, name) for name in _slots(processor)}
-    state |= getattr(processor, "__dict__", {})
     try:
         with by_reference() as models:
             blob = cloudpickle.dumps(processor)
@@ -217,17 +293,26 @@ def _shipment(name: str, processor: Any) -> Shipment:
     return Shipment(
         name=name,
         processor=processor,
-        parameters={key: canonical(value) for key, value in sorted(state.items())},
+        parameters=_parameters(processor, code),
         code=code.digest,
+        of_chunks=code.chunks,
         blob=blob,
         modules=code.modules,
         models=tuple(models),
+        files=attach(processor),
+        values=code.plain,
+        notes=code.notes,
     )
 
 
-def _slots(processor: Any) -> list[str]:
-    names = [name for cls in type(processor).__mro__ for name in getattr(cls, "__slots__", ())]
-    return [name for name in names if hasattr(processor, name) and not name.startswith("__")]
+def _parameters(processor: Any, code: Code) -> dict[str, Any]:
+    """Attributes of a processor, or the values that a function was given, in canonical form."""
+    if isinstance(processor, FunctionProcessor):
+        return dict(code.values[f"{STATE}values"])
+    return {
+        name: code.values.get(f"{STATE}{name}", getattr(value, "__qualname__", repr(type(value))))
+        for name, value in sorted(state_of(processor).items())
+    }
 
 
 def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
@@ -291,6 +376,19 @@ def needs_of(processor: Any, *, is_data: bool) -> Needs:
         return Needs(columns)
     counted = _names(processor, "counted_columns")
     return Needs(columns, preselection, tuple(name for name in counted if name in columns))
+
+
+def normalises_itself(processor: Any) -> bool:
+    """Whether a processor's own postprocess uses the sum of weights, as coffea's analyses do."""
+    function = inspect.unwrap(getattr(type(processor), "postprocess", None) or (lambda: None))
+    codes = [getattr(function, "__code__", None)]
+    while codes:
+        code = codes.pop()
+        constants = getattr(code, "co_consts", ())
+        if SUMW in constants:
+            return True
+        codes += [constant for constant in constants if isinstance(constant, CodeType)]
+    return False
 
 
 def is_flat(processor: Any) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from agc_ml import variances
 from agc_ml.errors import FitError
 from agc_ml.fitconfig import Config, check_config, shipped_config, shipped_file
 from agc_ml.results import RunResult
@@ -198,7 +199,5 @@ def _size(histogram: hist.Hist[Any]) -> int:
 
 
 def _shifted(histogram: hist.Hist[Any], by: _Array) -> hist.Hist[Any]:
-    moved = histogram.copy()
-    view: Any = moved.view(flow=True)
-    view["value"] += by
-    return moved
+    values = histogram.values(flow=True) + by
+    return variances.filled(histogram.axes, values, variances.of(histogram, flow=True))

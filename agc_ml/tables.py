@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from agc_ml import saved
+
 if TYPE_CHECKING:
     from agc_ml.checking import CheckedFile
     from agc_ml.datasets import Fileset
@@ -209,12 +211,14 @@ def run(record: RunRecord) -> Page:
     if len(record.missing) > MAX_ROWS:
         parts.append(f"missing: and {len(record.missing) - MAX_ROWS} more, in ledger.jsonl")
     yields = [
-        (region, process, y.value, y.variance**0.5)
+        (region, process, y.value, y.uncertainty)
         for region, processes in record.yields.items()
         for process, y in processes.items()
     ]
     if yields:
         parts.append(Table("yields", ("region", "process", "events", "uncertainty"), yields))
+    if any(row[-1] is None for row in yields):
+        parts.append("'-': filled with weights or scaled, in a storage that keeps no variances")
     if record.cutflow:
         parts.append(_cutflow(record.cutflow))
     tables = [
@@ -223,6 +227,9 @@ def run(record: RunRecord) -> Page:
     ]
     if tables:
         parts.append(Table("tables", ("file", "rows", "columns", "digest"), tables))
+    if record.outputs:
+        outputs = [*saved.lines(record.outputs, MAX_ROWS)]
+        parts.append(Table("other outputs of the processor", ("output", "value"), outputs))
     metrics = [
         (name, value, type(record.metrics).model_fields[name].description or "")
         for name, value in record.metrics.model_dump().items()
@@ -256,12 +263,18 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "command", " ".join(made.command)
 
 
-def differences(found: Sequence[Difference], shared: int) -> Page:
-    """The outcome of a comparison, the worst first."""
+def differences(found: Sequence[Difference], shared: int, unknown: Sequence[str] = ()) -> Page:
+    """The outcome of a comparison, the worst first; ``unknown`` are variances in both."""
     facts = [{**difference._asdict(), "size": str(difference.size)} for difference in found]
     lines = [str(difference) for difference in found[:MAX_ROWS]]
     if len(found) > MAX_ROWS:
         lines.append(f"and {len(found) - MAX_ROWS} more")
+    if unknown:
+        more = ", ..." if len(unknown) > MAX_ROWS else ""
+        lines.append(
+            f"variances are unknown in both, and only contents were compared, of {len(unknown)} "
+            f"histograms: {', '.join(unknown[:MAX_ROWS])}{more}"
+        )
     summary = f"{shared} histograms in both, {len(found)} differences"
     return Page(facts, [*lines, summary])
 

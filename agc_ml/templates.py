@@ -6,15 +6,16 @@ Here they are loaded, checked, merged to the bins of a fit, compared, and made i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+import boost_histogram as bh
 import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import agc, hists, reference
+from agc_ml import agc, hists, reference, variances
 from agc_ml.errors import HistogramError, UsageError
 from agc_ml.results import RunResult
 
@@ -70,16 +71,16 @@ def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
         return {
             name: h
             for name, h in hists.flatten(hists.read_zip(path)).items()
-            if name.endswith(tuple(agc.CROSS_SECTIONS)) or np.any(_variances(h))
+            if name.endswith(tuple(agc.CROSS_SECTIONS)) or not h.empty(flow=True)
         }
     return {
-        name: _filled(hist.axis.Variable(edges, name="observable"), values, variances)
-        for name, (edges, values, variances) in reference.read(path).items()
+        name: variances.filled([hist.axis.Variable(edges, name="observable")], values, spread)
+        for name, (edges, values, spread) in reference.read(path).items()
     }
 
 
 def check(templates: Mapping[str, hist.Hist[Any]]) -> None:
-    """Make sure that contents and variances are finite, and variances not negative.
+    """Make sure that contents and known variances are finite, and variances not negative.
 
     Raises
     ------
@@ -87,13 +88,18 @@ def check(templates: Mapping[str, hist.Hist[Any]]) -> None:
         The first histogram, by name, that is not so.
     """
     for name in sorted(templates):
-        values, variances = _values(templates[name]), _variances(templates[name])
-        bad = ~(np.isfinite(values) & np.isfinite(variances) & (variances >= 0))
+        histogram = templates[name]
+        values, spread = _values(histogram), variances.of(histogram, flow=True)
+        bad = ~np.isfinite(values)
+        if spread is not None and histogram.kind is bh.Kind.COUNT:
+            # that of a mean of less than two entries is NaN
+            bad |= ~(np.isfinite(spread) & (spread >= 0))
         if np.any(bad):
             where = tuple(int(i) for i in np.argwhere(bad)[0])
+            variance = "not known" if spread is None else f"{spread[where]:g}"
             raise HistogramError(
-                f"histogram {name}, {_place(templates[name], where)}: content "
-                f"{values[where]:g}, variance {variances[where]:g}; contents must be finite, "
+                f"histogram {name}, {_place(histogram, where)}: content "
+                f"{values[where]:g}, variance {variance}; contents must be finite, "
                 "variances not negative: look for such weights in the input"
             )
 
@@ -109,8 +115,10 @@ def merge(
     Raises
     ------
     HistogramError
-        An edge is not among the histogram's own.
+        An edge is not among the histogram's own, or it holds means.
     """
+    if histogram.kind is bh.Kind.MEAN:
+        raise HistogramError(f"{name}: holds means, a template for a fit holds numbers of events")
     if histogram.ndim != 1:
         raise HistogramError(f"{name}: has {histogram.ndim} axes, a template for a fit has one")
     own = np.asarray(histogram.axes[0].edges, dtype=np.float64)
@@ -129,13 +137,13 @@ def merge(
         )
     index = same.argmax(axis=0)
     first, last = index[0], index[-1]
-    parts = [
-        np.add.reduceat(array[first:last], index[:-1] - first)
-        for array in (histogram.values(), _plain_variances(histogram))
-    ]
+    values, spread = (
+        None if array is None else np.add.reduceat(array[first:last], index[:-1] - first)
+        for array in (histogram.values(), variances.of(histogram))
+    )
     axis = histogram.axes[0]
     merged = hist.axis.Variable(wanted, name=axis.name, label=axis.label, flow=False)
-    return _filled(merged, *parts)
+    return variances.filled([merged], values, spread)
 
 
 def pseudodata(
@@ -145,7 +153,7 @@ def pseudodata(
 
     ``published`` is half of the ttbar of another generator and half of another parton shower, plus
     W+jets, as the Analysis Grand Challenge has it; ``complete`` adds single top, which it leaves
-    out. The variance is that of the sum.
+    out. The variance is that of the sum, where those of all parts are known.
 
     Raises
     ------
@@ -178,31 +186,47 @@ def _sum(
         if not _same_axes(templates[first], templates[name]):
             raise HistogramError(f"the bins of {name} are not those of {first}: run both anew")
     values = sum(factor * _values(templates[name]) for name, factor in parts.items())
-    variances = sum(factor**2 * _variances(templates[name]) for name, factor in parts.items())
-    return _filled(templates[first].axes[0], values, variances)
+    known = [variances.of(templates[name], flow=True) for name in parts]
+    spreads = [f**2 * v for f, v in zip(parts.values(), known, strict=True) if v is not None]
+    total = np.sum(spreads, axis=0) if len(spreads) == len(parts) else None
+    return variances.filled(templates[first].axes, values, total)
 
 
 class Difference(NamedTuple):
     """How a histogram differs between two sources A and B.
 
     ``size`` is the relative difference of content or variance in the worst bin, ``place`` its
-    position; it is infinite when there is nothing to compare.
+    position; it is infinite when there is nothing to compare. ``variances`` is None where they are
+    not known.
     """
 
     name: str
-    what: Literal["only in A", "only in B", "bins differ", "contents differ", "variances differ"]
+    what: Literal[
+        "only in A",
+        "only in B",
+        "bins differ",
+        "contents differ",
+        "variances differ",
+        "variances are known in A only",
+        "variances are known in B only",
+    ]
     size: float
     place: str = ""
     values: tuple[float, float] | None = None
     variances: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        if self.values is None or self.variances is None:
+        if self.values is None:
             return f"{self.name}: {self.what}"
-        (a, b), (var_a, var_b) = self.values, self.variances
+        a, b = self.values
+        spread = (
+            "variances unknown"
+            if self.variances is None
+            else f"variance {self.variances[0]:.10g} and {self.variances[1]:.10g}"
+        )
         return (
             f"{self.name}: {self.what} by {self.size:.2g}, worst in {self.place}: content {a:.10g} "
-            f"and {b:.10g}, variance {var_a:.10g} and {var_b:.10g}"
+            f"and {b:.10g}, {spread}"
         )
 
 
@@ -213,31 +237,56 @@ def compare(
 
     Contents may differ by ``rtol`` times the larger one or its statistical uncertainty (which is
     larger only where weights of both signs cancel), variances by ``rtol`` times the larger one.
-    Two NaNs are no difference.
+    Two NaNs are no difference, nor are flow bins that are missing and empty ones. Where variances
+    are unknown in both, contents are compared.
     """
     found = [Difference(name, "only in A", np.inf) for name in a if name not in b]
     found += [Difference(name, "only in B", np.inf) for name in b if name not in a]
-    both = (_difference(name, a[name], b[name]) for name in a if name in b)
-    found += [difference for difference in both if difference.size > rtol]
+    for name in a:
+        if name in b:
+            both = hists.with_flow(a[name]), hists.with_flow(b[name])
+            found += [one for one in _differences(name, *both) if one.size > rtol]
     return sorted(found, key=lambda difference: (-difference.size, difference.name))
 
 
-def _difference(name: str, a: hist.Hist[Any], b: hist.Hist[Any]) -> Difference:
+def unknown_in_both(a: Mapping[str, hist.Hist[Any]], b: Mapping[str, hist.Hist[Any]]) -> list[str]:
+    """Names of the histograms of which only contents can be compared."""
+    return [
+        name
+        for name in a
+        if name in b and variances.of(a[name]) is None and variances.of(b[name]) is None
+    ]
+
+
+def _differences(name: str, a: hist.Hist[Any], b: hist.Hist[Any]) -> Iterator[Difference]:
     if not _same_axes(a, b):
-        return Difference(name, "bins differ", np.inf)
-    values, variances = (_values(a), _values(b)), (_variances(a), _variances(b))
-    spread = np.sqrt(np.abs(np.maximum(*variances)))
-    of_values = _relative(*values, floor=spread)
-    of_variances = _relative(*variances, floor=np.zeros_like(spread))
+        yield Difference(name, "bins differ", np.inf)
+        return
+    values = _values(a), _values(b)
+    var_a, var_b = (variances.of(histogram, flow=True) for histogram in (a, b))
+    if (var_a is None) != (var_b is None):
+        yield Difference(
+            name,
+            "variances are known in B only" if var_a is None else "variances are known in A only",
+            np.inf,
+        )
+    spreads = None if var_a is None or var_b is None else (var_a, var_b)
+    floor = np.zeros_like(values[0])
+    if spreads is not None:
+        floor = np.sqrt(np.abs(np.maximum(*spreads)))
+    of_values = _relative(*values, floor=floor)
+    of_variances = np.zeros_like(floor)
+    if spreads is not None:
+        of_variances = _relative(*spreads, floor=of_variances)
     size = np.maximum(of_values, of_variances)
     where = np.unravel_index(int(np.argmax(size)), size.shape)
-    return Difference(
+    yield Difference(
         name,
         "contents differ" if of_values[where] >= of_variances[where] else "variances differ",
         float(size[where]),
         _place(a, tuple(int(i) for i in where)),
         (float(values[0][where]), float(values[1][where])),
-        (float(variances[0][where]), float(variances[1][where])),
+        None if spreads is None else (float(spreads[0][where]), float(spreads[1][where])),
     )
 
 
@@ -278,28 +327,9 @@ def _place(histogram: hist.Hist[Any], index: Iterable[int]) -> str:
     return " x ".join(names)
 
 
-def _filled(axis: Any, values: Any, variances: Any) -> hist.Hist[Any]:
-    """Build a histogram of given contents and variances, with flow where ``axis`` has it."""
-    histogram = hist.Hist(axis, storage=hist.storage.Weight())
-    view = histogram.view(flow=True)
-    view["value"], view["variance"] = values, variances
-    return histogram
-
-
 def _values(histogram: hist.Hist[Any]) -> _Array:
     """Contents, flow included."""
     return np.asarray(histogram.values(flow=True), dtype=np.float64)
-
-
-def _variances(histogram: hist.Hist[Any]) -> _Array:
-    """Variances, flow included; a histogram without any is taken as counts, as ROOT does."""
-    variances = histogram.variances(flow=True)
-    return np.asarray(_values(histogram) if variances is None else variances, dtype=np.float64)
-
-
-def _plain_variances(histogram: hist.Hist[Any]) -> _Array:
-    variances = histogram.variances()
-    return np.asarray(histogram.values() if variances is None else variances, dtype=np.float64)
 
 
 def digest(templates: Mapping[str, hist.Hist[Any]]) -> str:
@@ -309,6 +339,7 @@ def digest(templates: Mapping[str, hist.Hist[Any]]) -> str:
         histogram = templates[name]
         total.update(name.encode())
         arrays = [axis.edges for axis in histogram.axes if not axis.traits.discrete]
-        for array in (*arrays, _values(histogram), _variances(histogram)):
+        spread = variances.of(histogram, flow=True)
+        for array in (*arrays, _values(histogram), np.nan if spread is None else spread):
             total.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
     return total.hexdigest()

@@ -12,20 +12,23 @@ import threading
 import time
 import traceback
 import warnings
-import zlib
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import cloudpickle
 import lz4.frame
 
+from agc_ml import attachments, opened_files
 from agc_ml.baskets import Directory, Dropped, in_both
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import EVENT_ID, File, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
+from agc_ml.delivery.transport import local_path
 from agc_ml.errors import (
     AgcError,
     DeliveryError,
@@ -34,9 +37,10 @@ from agc_ml.errors import (
     ProcessorError,
     chain,
 )
-from agc_ml.identity import ensure
+from agc_ml.identity import differing, ensure, is_of_library
+from agc_ml.instances import Original
 from agc_ml.ml import hook
-from agc_ml.outputs import check
+from agc_ml.outputs import check, ready, sum_of_weights
 from agc_ml.reading import Columns
 from agc_ml.shipping import load_source
 
@@ -62,30 +66,36 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A processed chunk: its receipt, its packed output, and whether it asks for normalisation.
+    """A processed chunk: its receipt, its packed output, and the sum of weights that it states.
 
     ``notes`` are what a reader should know of how its models were scored and its file was read.
     """
 
     receipt: Receipt
     blob: bytes
-    has_sumw: bool
+    sumw: float | None
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """All that a worker needs for a chunk; ``file`` is as it was found when it was opened."""
+    """All that a worker needs for a chunk; ``file`` is as it was found when it was opened.
+
+    ``key`` tells one processor from another: equal ones have the same.
+    """
 
     chunk: Chunk
     file: File
     metadata: Mapping[str, Any]
     columns: tuple[str, ...]
+    key: str
     processor: bytes
-    code: str
     modules: Mapping[str, str]
     module: str | None
     source: bytes
+    where: str = ""
+    values: bytes = b"{}"
+    files: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     directory: Directory | None = None
     dropped: Dropped | None = None
@@ -93,7 +103,11 @@ class Job:
 
 def pack(output: Any) -> bytes:
     """Pickle and compress a job, or what a processor returned."""
-    packed: bytes = lz4.frame.compress(pickle.dumps(output, protocol=5))
+    try:
+        pickled = pickle.dumps(output, protocol=5)
+    except (pickle.PicklingError, AttributeError, TypeError):  # defaultdict(lambda: ...)
+        pickled = cloudpickle.dumps(output, protocol=5)
+    packed: bytes = lz4.frame.compress(pickled)
     return packed
 
 
@@ -120,13 +134,19 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         get_worker().log_event(topic, str(job.chunk))
     started, cpu = time.perf_counter(), time.process_time()
     try:
-        processor = _processor(job)
+        original = _original(job)
+        processor = original.copy()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code; it is told
         return Failure("processor", f"can't be loaded on a worker: {one_line(error)}", trace(error))
     clock = _ReadClock()
     for others in reversed(range(len(job.file.replicas))):
         try:
-            output, opened, n_bytes = _process(processor, job, clock)
+            with opened_files.watched(partial(_is_no_input, job)) as seen:
+                output, opened, n_bytes = _process(processor, job, clock)
+            output = ready(output)
+            check(output)
+            original.check(output)
+            files = seen()
             blob = pack(output)
             break
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
@@ -138,6 +158,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
                 return (
                     failure if names_it else replace(failure, reason=f"{failure.reason} ({where})")
                 )
+            processor = original.copy()
     receipt = Receipt(
         events=job.chunk.events,
         worker=f"{socket.gethostname()}:{os.getpid()}",
@@ -147,10 +168,19 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         read_s=clock.seconds,
         bytes=n_bytes,
         memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _PER_MB,
+        files=opened_files.to_plain(files),
     )
-    notes = (*hook.notes(job.models), *opening.told(_kept.failures))
+    notes = (*original.notes, *hook.notes(job.models), *opening.told(_kept.failures))
     _kept.failures.clear()  # the next run on this worker has its own
-    return Finished(receipt, blob, "sumw" in output, notes)
+    return Finished(receipt, blob, sum_of_weights(output), notes)
+
+
+def _is_no_input(job: Job, path: str) -> bool:
+    """Whether a file that is opened counts already: an input, one that is attached, a library's."""
+    folder = attachments.placed(job.files)
+    if folder is not None and path.startswith(str(folder)):
+        return True
+    return path in {str(local_path(url)) for url in job.file.replicas} or is_of_library(path)
 
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
@@ -168,7 +198,6 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
     if n_events != chunk.events:
         raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
-    check(output)
     return output, opened, n_bytes
 
 
@@ -184,14 +213,16 @@ def _process_flat(
     opened = time.perf_counter()
     output = processor.process(events)
     clock.seconds += columns.seconds + others.seconds
-    check(output)
     return output, opened, columns.bytes + others.bytes
 
 
 def _metadata(job: Job) -> dict[str, Any]:
     chunk = job.chunk
+    folder = attachments.placed(job.files)
+    files = {name: str(folder / name) for name in job.files} if folder is not None else {}
     return {
         **job.metadata,
+        **({"files": files} if files else {}),
         "filename": chunk.lfn,
         "treename": chunk.tree,
         "fileuuid": chunk.uuid,
@@ -275,19 +306,49 @@ class _ReadClock:
 
 
 # Unpickled once a process, not once a chunk: a processor may hold tables or models.
-_processors: dict[str, Any] = {}
+_originals: Final[dict[str, Original]] = {}
 _lock: Final = threading.Lock()
+_MOST_ORIGINALS: Final = 8  # of a worker that lives on, for one run after the other
 
 
-def _processor(job: Job) -> Any:
-    key = f"{job.code}:{zlib.crc32(job.processor)}"
+@contextmanager
+def offered(key: str, processor: Any) -> Iterator[None]:
+    """Give this process, for a while, the processor that jobs of that key are about.
+
+    Where it was made it must not be unpickled: that would write over classes of a notebook.
+    """
     with _lock:
-        if key not in _processors:
+        _originals[key] = Original(processor)
+    try:
+        yield
+    finally:
+        with _lock:
+            _originals.pop(key, None)
+
+
+def _original(job: Job) -> Original:
+    with _lock:
+        if job.key not in _originals:
             ensure(job.modules)
-            if job.module is not None:
-                load_source(job.module, job.source)
-            _processors[key] = cloudpickle.loads(job.processor)
-        return _processors[key]
+            processor = _loaded(job)
+            if job.module is not None and differing(processor, job.values):
+                processor = _loaded(job, anew=True)  # it was made when a file was another one
+            problem = differing(processor, job.values)
+            if problem is not None:
+                raise ProcessorError(f"{problem}; make it a parameter, or see that it is the same")
+            while len(_originals) >= _MOST_ORIGINALS:
+                del _originals[next(iter(_originals))]
+            _originals[job.key] = Original(processor)
+        return _originals[job.key]
+
+
+def _loaded(job: Job, *, anew: bool = False) -> Any:
+    """Unpickle a processor, once the module is there that a loose file becomes."""
+    if job.module is not None:
+        folder = attachments.placed(job.files)
+        where = job.where if folder is None else str(folder / Path(job.where).name)
+        load_source(where, job.source, anew=anew)
+    return cloudpickle.loads(job.processor)
 
 
 def _kind(error: BaseException) -> Kind:
@@ -322,8 +383,9 @@ def one_line(error: BaseException) -> str:
     root = error
     while root.__cause__ is not None and not isinstance(root, AgcError):
         root = root.__cause__
-    message = getattr(root, "message", None) or str(root)  # uproot's begins with its surroundings
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
+    message = getattr(root, "message", None)  # uproot's text begins with its surroundings
+    text = message if isinstance(message, str) and message else str(root)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = lines[0] if lines else ""
     if isinstance(root, DeliveryError):
         return text  # of each replica

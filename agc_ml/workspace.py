@@ -18,6 +18,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
+from agc_ml import variances
 from agc_ml.errors import FitError
 from agc_ml.fitconfig import Config, check_config
 from agc_ml.likelihood import quiet
@@ -96,6 +97,7 @@ def prepare(
     of_model = [need for need in needs if not need.is_data]
     of_data = [need for need in needs if need.is_data]
     model = _entering(of_model, templates)
+    _check_statistics(of_model, model, config)
     sample = next(sample for sample in config["Samples"] if sample.get("Data", False))
     is_pseudo = sample.get("SamplePath") == PSEUDODATA
     made = _pseudodata(templates, config, kind) if is_pseudo else {}
@@ -130,6 +132,22 @@ def _entering(
     found = {need.histogram: content[need.histogram] for need in needs}
     check(found)
     return found
+
+
+def _check_statistics(
+    needs: list[_Need], content: Mapping[str, hist.Hist[Any]], config: Config
+) -> None:
+    """Make sure that variances are known where the simulation's statistics enter the fit."""
+    exact = {one["Name"] for one in config["Samples"] if one.get("DisableStaterror", False)}
+    for need in needs:
+        if need.systematic or need.sample in exact:
+            continue
+        if variances.of(content[need.histogram]) is None:
+            raise FitError(
+                f"histogram {need.histogram}: its variances are not known, because it was filled "
+                f"with weights or scaled and has no storage for them, and needed for {need}; "
+                f"{variances.ADVICE}, or write its ROOT file with Sumw2"
+            )
 
 
 def _pseudodata(
@@ -216,7 +234,9 @@ def _build(merged: Mapping[_Need, hist.Hist[Any]], config: Config) -> dict[str, 
         folder = Path(name)
         local = {**config, "General": {**config["General"], "HistogramFolder": name}}
         for need, histogram in merged.items():
-            stdev = np.sqrt(np.asarray(histogram.variances(), dtype=np.float64))
+            spread = variances.of(histogram)
+            # unknown ones are of data or variations, whose statistics enter no fit
+            stdev = np.full(len(histogram.values()), np.nan) if spread is None else np.sqrt(spread)
             cabinetry.histo.Histogram.from_arrays(
                 histogram.axes[0].edges, histogram.values(), stdev
             ).save(folder / need.cabinetry)

@@ -1,6 +1,7 @@
 """Events/s of the ttbar measurement: ours against the way it is commonly written.
 
     make bench-speed            # or: python benchmarks/speed.py --models FOLDER [--rounds 7]
+    python benchmarks/speed.py --models FOLDER --events 2000 --rounds 1    # does it work?
 
 CPU time of one thread, in alternated pairs in one process, over files like CMS's (947 branches,
 about 2 kB an event): 3 % of the events selected, 11 %, and W+jets, of which next to none are. The
@@ -60,10 +61,11 @@ from agc_ml.worker import Job, process_chunk, unpack  # noqa: E402
 from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
 from processors.ttbar import TtbarProcessor, assignment, systematics  # noqa: E402
 
-EVENTS: Final = 200_000
+EVENTS = 200_000
+"""Events of each file; ``--events`` sets it, and all sizes of chunks are parts of it."""
 SEED: Final = 5
 RESULTS: Final = ROOT / "benchmarks" / "results" / "speed.json"
-DATA: Final = ROOT / "benchmarks" / "data"
+DATA = ROOT / "benchmarks" / "data"
 
 Clock = Callable[[], float]
 cpu: Clock = time.process_time
@@ -122,8 +124,8 @@ class Ours:
             metadata=metadata(process),
             columns=columns,
             directory=info.directory,
+            key=f"{shipment.key} {models}",
             processor=shipment.blob,
-            code=f"{shipment.code} {models}",
             modules={},
             module=None,
             source=b"",
@@ -247,10 +249,15 @@ def equality(sample: Sample, models: Any, boosters: dict[str, Any]) -> dict[str,
     return {"bins": bins, "differing": bad, "cutflow": cuts}
 
 
-def floor(path: Path, names: tuple[str, ...]) -> Callable[[], Any]:
-    """Read columns, and do nothing with them."""
-    kept = ExitStack()
-    file = kept.enter_context(opened(File(str(path), (str(path),))))
+@contextmanager
+def floor(path: Path, names: tuple[str, ...]) -> Iterator[Callable[[], Any]]:
+    """Read columns, and do nothing with them; as long as the file is open."""
+    with opened(File(str(path), (str(path),))) as file:
+        yield floor_of(file, names)
+
+
+def floor_of(file: Any, names: tuple[str, ...]) -> Callable[[], Any]:
+    """Read the columns of an open file, and do nothing with them."""
     found, _ = reading.directory(file, "Events", names)
 
     def work() -> None:
@@ -326,7 +333,7 @@ def growth(models: Any, boosters: dict[str, Any], rounds: int) -> dict[str, Any]
     ours = Ours(path, sample.process, models, compat=False)
     theirs = Theirs(path, sample.process, boosters, whole=True)
     chunks = {}
-    for size in (20_000, 40_000, 100_000, EVENTS):
+    for size in (EVENTS // 10, EVENTS // 5, EVENTS // 2, EVENTS):
         ways = {
             "ours": lambda size=size: ours(0, size),
             "runner": lambda size=size: theirs(0, size),
@@ -422,8 +429,9 @@ def jets(models: Any, rounds: int) -> dict[str, float]:
 
 def fresh(task: str, *arguments: str, **environment: str) -> dict[str, float]:
     """Run one of the tasks below in a new process; what it prints last is JSON."""
+    sizes = ("--events", str(EVENTS), "--data", str(DATA))
     done = subprocess.run(  # noqa: S603 - ourselves
-        [sys.executable, __file__, "--task", task, *arguments],
+        [sys.executable, __file__, "--task", task, *arguments, *sizes],
         capture_output=True,
         text=True,
         check=False,
@@ -445,8 +453,8 @@ def compilation(folder: str) -> dict[str, float]:
     start = cpu()
     njit(lambda: None).compile(())
     imports = cpu() - start
-    first = seconds(lambda: way(0, 20_000))
-    second = seconds(lambda: way(0, 20_000))
+    first = seconds(lambda: way(0, EVENTS // 10))
+    second = seconds(lambda: way(0, EVENTS // 10))
     return {"seconds": first - second, "numba_s": imports}
 
 
@@ -457,8 +465,8 @@ def first_open(folder: str) -> dict[str, float]:
     """
     models = cards.load_model(folder)
     ways = [Ours(file_of(sample), "ttbar", models, compat=False) for sample in SAMPLES[:2]]
-    ways[0](0, 20_000)
-    first = [seconds(lambda: ways[1](0, 20_000)), seconds(lambda: ways[1](0, 20_000))]
+    ways[0](0, EVENTS // 10)
+    first = [seconds(lambda: ways[1](0, EVENTS // 10)), seconds(lambda: ways[1](0, EVENTS // 10))]
     path, processor = file_of(SAMPLES[2]), ways[0].processor
     columns = (*processor.columns, *processor.simulation_columns)
     file = File(path.name, (str(path),))
@@ -471,7 +479,7 @@ def memory(folder: str) -> dict[str, float]:
     models = cards.load_model(folder)
     path = file_of(SAMPLES[1])
     way = Ours(path, "ttbar", models, compat=False)
-    way(0, 20_000)
+    way(0, EVENTS // 10)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
     before = resident("VmHWM")
@@ -492,7 +500,7 @@ def chunk_overhead(rounds: int) -> float:
     """CPU ms of a chunk whatever its size: the intercept of a line through sizes."""
     sample = SAMPLES[0]
     way = Ours(file_of(sample), sample.process, None, compat=False)
-    sizes = [20_000, 40_000, 60_000, 100_000, 140_000, EVENTS]
+    sizes = [EVENTS * tenths // 10 for tenths in (1, 2, 3, 5, 7, 10)]
     way(0, EVENTS)
     times = [
         float(np.median([seconds(lambda size=size: way(0, size)) for _ in range(rounds)]))
@@ -526,11 +534,12 @@ def pairs(models: Any, theirs: dict[str, Any], rounds: int) -> dict[str, Any]:
             "runner": Theirs(path, sample.process, used, whole=True),
             "filtered": Theirs(path, sample.process, used, whole=False),
         }
-        for size in (EVENTS, 50_000) if sample is SAMPLES[0] else (EVENTS,):
+        for size in (EVENTS, EVENTS // 4) if sample is SAMPLES[0] else (EVENTS,):
             ways = {"ours": in_chunks(ours, size)}
             ways |= {name: in_chunks(form, size) for name, form in forms.items()}
             samples = alternated(ways, rounds)
-            label = f"{sample.name}{' ml' if with_ml else ''}, {size // 1000}k"
+            part = "" if size == EVENTS else ", quarters"
+            label = f"{sample.name}{' ml' if with_ml else ''}{part}"
             found[label] = {
                 "samples": samples,
                 "us_per_event": {n: float(np.median(x)) / EVENTS * 1e6 for n, x in samples.items()},
@@ -560,11 +569,8 @@ def read_fractions(rounds: int) -> dict[str, float]:
         path = file_of(sample)
         ours = Ours(path, sample.process, None, compat=False)
         columns = (*ours.processor.columns, *ours.processor.simulation_columns)
-        ways = {
-            "floor": floor(path, tuple(with_counters(columns))),
-            "ours": in_chunks(ours, EVENTS),
-        }
-        samples = alternated(ways, 2 * rounds)
+        with floor(path, tuple(with_counters(columns))) as read:
+            samples = alternated({"floor": read, "ours": in_chunks(ours, EVENTS)}, 2 * rounds)
         found[sample.name] = float(np.median(samples["floor"]) / np.median(samples["ours"]))
     return found
 
@@ -616,12 +622,12 @@ def summary(record: dict[str, Any]) -> dict[str, float]:
     """The figures that are compared between versions."""
     of = record["pairs"]
     return {
-        "no_ml": of["3%, 200k"]["runner"]["ratio"],
-        "no_ml_filtered": of["3%, 200k"]["filtered"]["ratio"],
-        "ml": of["3% ml, 200k"]["runner"]["ratio"],
-        "ml_filtered": of["3% ml, 200k"]["filtered"]["ratio"],
-        "wjets": of["W, 200k"]["runner"]["ratio"],
-        "wjets_ml": of["W ml, 200k"]["runner"]["ratio"],
+        "no_ml": of["3%"]["runner"]["ratio"],
+        "no_ml_filtered": of["3%"]["filtered"]["ratio"],
+        "ml": of["3% ml"]["runner"]["ratio"],
+        "ml_filtered": of["3% ml"]["filtered"]["ratio"],
+        "wjets": of["W"]["runner"]["ratio"],
+        "wjets_ml": of["W ml"]["runner"]["ratio"],
         "differing_bins": sum(one["differing"] for one in record["equality"].values()),
         "read_fraction": record["read_fractions"]["3%"],
         "read_fraction_11": record["read_fractions"]["11%"],
@@ -640,8 +646,11 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of the published models")
     parser.add_argument("--rounds", type=int, default=7, help="pairs of each comparison")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the record goes")
+    parser.add_argument("--events", type=int, default=EVENTS, help="of each file")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the files")
     parser.add_argument("--task", nargs=2, metavar=("TASK", "FOLDER"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    globals().update(EVENTS=given.events, DATA=given.data)
     NanoAODSchema.warn_missing_crossrefs = False
     if given.task:
         print(json.dumps(TASKS[given.task[0]](given.task[1])))

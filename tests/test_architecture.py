@@ -16,11 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 # Left may not import right; the rooms of one line may not import each other in a circle either.
 ORDER = [
     {"_version", "errors", "options"},
-    {"folders", "kernels", "variations"},
-    {"datasets", "hists", "identity", "ledger", "ml", "rows"},
-    {"agc", "delivery", "outputs", "results", "shipping"},
+    {"folders", "kernels", "referred", "variances", "variations"},
+    {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
+    {"attachments", "opened_files", "outputs"},
+    {"agc", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
-    {"baskets", "reading", "sources"},
+    {"baskets", "instances", "reading", "sources"},
     {"worker"},
     {"executors", "inspection"},
     {"filecache"},

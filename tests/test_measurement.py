@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import factories
+import hist
 import pytest
 import yaml
 from commandline import PROGRAM, agc
 from services.servicex import Endpoint
 
-from agc_ml import catalogue, measurement, stats
+from agc_ml import catalogue, hists, measurement, stats
 from agc_ml.datasets import Fileset
 from agc_ml.results import RunResult
 
@@ -112,6 +113,42 @@ def test_through_servicex_it_is_the_same(
     assert stats.load(folder / "fit").poi.value == pytest.approx(
         stats.load(measured[0] / "fit").poi.value, rel=1e-6
     )
+
+
+def test_plot_of_a_run_without_histograms_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    factories.run_result({}, status="failed").save(run)
+    called = agc("plot", run)
+    assert called.code == 1
+    assert "a failed run without histograms, nothing to draw" in called.err
+    assert "--resume" in called.err
+    assert not (run / "figures" / "figures.json").exists()
+
+
+def test_plot_of_other_histograms_says_what_there_is(tmp_path: Path) -> None:
+    made = {f"{name}_zz": hist.Hist.new.Reg(2, 0, 2).Weight().fill([1]) for name in ("SR", "CR")}
+    hists.write_root(tmp_path / "h.root", made)
+    called = agc("plot", tmp_path / "h.root", "-o", tmp_path)
+    assert called.code == 1
+    for part in ("SR_zz, CR_zz", "4j1b, 4j2b", "CONFIG.yml"):
+        assert part in called.err
+    config = stats.shipped_config("ttbar")
+    config["Regions"] = [{**config["Regions"][0], "RegionPath": "SR"}]
+    first = next(sample for sample in config["Samples"] if not sample.get("Data"))
+    first["SamplePath"] = "zz"
+    (tmp_path / "my.yml").write_text(yaml.safe_dump(config))
+    called = agc("plot", tmp_path / "h.root", tmp_path / "my.yml", "-o", tmp_path)
+    assert called.code == 0, called.err
+    assert (tmp_path / "figures" / "SR_stack.png").exists()
+
+
+def test_report_of_what_can_not_be_drawn_has_no_figures(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    two = {"two": hist.Hist.new.Reg(2, 0, 2).Reg(2, 0, 2).Weight().fill([1], [1])}
+    factories.run_result(two, templates=two).save(run)
+    assert measurement.report(run).exists()
 
 
 @pytest.fixture(scope="module")

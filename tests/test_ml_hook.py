@@ -18,9 +18,9 @@ import pytest
 from models import linear_onnx
 
 from agc_ml.errors import ModelError
-from agc_ml.identity import canonical
 from agc_ml.ml import backends, cards, hook
 from agc_ml.ml.hook import Batches, Bundle, Content, Model
+from agc_ml.referred import canonical
 
 
 @pytest.fixture

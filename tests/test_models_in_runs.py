@@ -315,7 +315,7 @@ def test_processors_without_a_model(real_data: Path, tmp_path: Path) -> None:
 def test_a_processor_that_needs_a_model(mine: str, tmp_path: Path) -> None:
     called = typed("run", mine, "-o", tmp_path / "run")
     assert called.code == 2
-    assert "mine.py:Mine: it has to be told its model: --model" in called.error
+    assert "mine.py:Mine: missing parameter model; set it with --model" in called.error
 
 
 def test_a_finished_run_is_not_taken_for_one_with_another_model(

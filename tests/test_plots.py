@@ -12,9 +12,19 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from agc_ml import variances
 from agc_ml.errors import HistogramError, StoreError
 from agc_ml.hists import book, flatten
-from agc_ml.plots import FigureInfo, carryover, draw_fit, draw_run, draw_templates, style
+from agc_ml.plots import (
+    FigureInfo,
+    carryover,
+    draw_fit,
+    draw_run,
+    draw_templates,
+    stack,
+    style,
+    templates,
+)
 from agc_ml.plots.fit import pull_uncertainty
 from agc_ml.results import DatasetSummary
 from agc_ml.stats import GoodnessOfFit, Parameter
@@ -148,6 +158,52 @@ def test_recorded_collisions_are_points(tmp_path):
     assert "simulation" not in figure.caption
 
 
+def unknown(histogram):
+    return variances.filled(histogram.axes, histogram.values(flow=True), None)
+
+
+def test_unknown_variances_are_drawn_without_a_band(tmp_path):
+    made = small_run()
+    hists = {name: unknown(h) for name, h in made.hists.items()}
+    result = factories.run_result(hists)
+    figures = draw_run(result, tmp_path, factories.pseudodata(made.hists))
+    assert all(is_drawn(figure) for figure in figures)
+    assert all("There is no band" in figure.caption for figure in figures)
+    assert not any("hatched" in figure.caption or "grey" in figure.caption for figure in figures)
+    content = templates._stack(
+        templates.Region("4j2b", templates._processes("4j2b", hists["4j2b"], result.templates)),
+        None,
+        style.Label(None, simulation=True),
+    )
+    assert content.uncertainty is None
+    figure = stack.draw(content, style.Label(None, simulation=True))
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert any(style.UNKNOWN in word for word in words)
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    assert content.uncertainty_label not in labels
+
+
+def test_overview_names_those_without_a_band(tmp_path):
+    hists = factories.ml_hists(["btag_w1", "qgl_w1"], ["wjets"], events=1000)
+    hists["qgl_w1"] = unknown(hists["qgl_w1"])
+    (figure,) = draw_run(factories.run_result(hists), tmp_path, large=[])
+    assert "No band, as variances are not known: qgl_w1." in figure.caption
+
+
+def test_recorded_weights_have_no_error_bars(tmp_path):
+    dataset = DatasetSummary(
+        name="d", process="d", variation="nominal", is_data=True, xsec=None, files=1, events=4,
+    )  # fmt: skip
+    provenance = factories.provenance(datasets=(dataset,))
+    for weight, says in ((None, "square root"), (100, "without uncertainty")):
+        axes = hist.axis.StrCategory(["d"], name="process"), hist.axis.Regular(2, 0, 2, name="x")
+        spectrum = hist.Hist(*axes).fill("d", [0.5, 1.5, 1.5, 1.5], weight=weight)
+        made = {"mass": spectrum}
+        result = factories.run_result(made, provenance=provenance, templates=flatten(made))
+        (figure,) = draw_run(result, tmp_path)
+        assert says in figure.caption
+
+
 def test_other_axes_are_drawn_or_skipped_with_a_line(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="agc_ml")
     hists = {
@@ -184,12 +240,14 @@ def test_process_without_nominal_is_left_out(tmp_path, caplog):
     assert "ttbar has no nominal histogram" in caplog.text
 
 
-def test_templates_go_to_the_longest_name(tmp_path):
+def test_templates_go_to_the_longest_name(tmp_path, caplog):
     templates = {
         name: hist.Hist(hist.axis.Regular(5, 0, 5), storage=hist.storage.Weight()).fill([1, 2, 3])
         for name in ("r_top", "r_top_a_up", "r_top_tW", "r_top_tW_a_up", "r_other", "q_top")
     }
     figures = draw_templates(templates, tmp_path, ["top", "top_tW"], ["r"], luminosity=3378.0)
+    assert "not drawn, as they are not of the regions and samples" in caplog.text
+    assert "2 histograms (r_other, q_top)" in caplog.text
     assert names(figures) == ["r_stack", "r_top_variations", "r_top_tW_variations"]
     assert all(is_drawn(figure) for figure in figures)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from agc_ml import variances
 from agc_ml.errors import RunDirectoryError, StoreError
 from agc_ml.ledger import Ledger
 from agc_ml.plots import FigureInfo
@@ -197,6 +198,16 @@ def test_run_without_fit_begins_with_yields(written):
     assert "Result Yields in events process 4j1b 4j2b ttbar 60,012.5" in text
     assert "ttbar_norm" not in text
     assert "missing from the pseudodata" not in text
+
+
+def test_unknown_uncertainties_are_told(written):
+    hists = {
+        name: variances.filled(h.axes, h.values(flow=True), None)
+        for name, h in factories.ttbar_hists(["wjets"]).items()
+    }
+    text = written(factories.run_result(hists), None).text
+    assert "± ?" in text
+    assert "keeps no variances" in text
 
 
 def test_run_without_anything(written):

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from factories import partial_run, run_result, true_templates, ttbar_hists
 
-from agc_ml import agc, stats, templates
+from agc_ml import agc, stats, templates, variances
 from agc_ml.errors import AgcError, FitError, HistogramError, StoreError, UsageError
 from agc_ml.likelihood import quiet
 from agc_ml.workspace import prepare
@@ -332,6 +332,43 @@ class TestWorkspace:
         assert me["normsys"]["hi"] == pytest.approx(varied / nominal)
         assert me["normsys"]["lo"] == pytest.approx(2 - varied / nominal)
         assert sum(me["histosys"]["hi_data"]) == pytest.approx(nominal)
+
+    def test_unknown_variances_are_refused(self, made_up: dict[str, Any]) -> None:
+        made_up["4j2b_wjets"] = variances.filled(
+            made_up["4j2b_wjets"].axes, made_up["4j2b_wjets"].values(flow=True), None
+        )
+        with pytest.raises(FitError) as caught:
+            stats.fit(made_up)
+        for part in ("4j2b_wjets", "hist.storage.Weight()", "region '4j2b SR'"):
+            assert part in str(caught.value)
+
+    def test_variances_that_enter_nothing_may_be_unknown(self, made_up: dict[str, Any]) -> None:
+        """Those of variations, of data, and of samples without staterror."""
+        known = stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+        blind = {
+            name: h
+            if name.endswith(tuple(agc.CROSS_SECTIONS))
+            else variances.filled(h.axes, h.values(flow=True), None)
+            for name, h in made_up.items()
+        }
+        assert stats.build_workspace(blind, stats.shipped_config("ttbar")) == known
+        name = "4j1b_wjets"
+        blind[name] = variances.filled(blind[name].axes, blind[name].values(flow=True), None)
+
+        def exact(config: dict[str, Any]) -> None:
+            next(s for s in config["Samples"] if s["Name"] == "W+jets")["DisableStaterror"] = True
+
+        stats.build_workspace({**blind, "4j2b_wjets": made_up["4j2b_wjets"]}, shipped(exact))
+
+    def test_counts_have_the_variance_of_counts(self, made_up: dict[str, Any]) -> None:
+        name, edges = "4j1b_wjets", list(range(110, 551, 40))
+        old = made_up[name]
+        made_up[name] = hist.Hist(*old.axes, data=np.round(old.values(flow=True)))
+        spec = stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+        sample = next(s for s in spec["channels"][0]["samples"] if s["name"] == "W+jets")
+        staterror = next(m for m in sample["modifiers"] if m["type"] == "staterror")
+        merged = templates.merge(made_up[name], edges)
+        np.testing.assert_allclose(staterror["data"], np.sqrt(merged.values()))
 
     def test_without_binning_the_bins_stay(self, made_up: dict[str, Any]) -> None:
         spec = stats.build_workspace(made_up, shipped(lambda c: c["Regions"][0].pop("Binning")))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agc_ml import agc, hists, templates
+from agc_ml import agc, hists, templates, variances
 from agc_ml.errors import FilesetError, HistogramError, RunDirectoryError, UsageError
 
 EDGES = np.linspace(50, 550, 26)
@@ -140,6 +140,81 @@ class TestCompare:
         b = hist.Hist(*axes, storage="weight").fill("p", [1.5])
         assert templates.compare({"h": a}, {"h": b})[0].place == "p x bin [0, 1)"
         assert templates.compare({"h": a}, {"h": make([1])})[0].what == "bins differ"
+
+    def test_known_and_unknown_variances_differ(self) -> None:
+        known, unknown = (
+            make([10, 20]),
+            variances.filled([hist.axis.Regular(2, 0, 2)], [10, 20], None),
+        )
+        (found,) = templates.compare({"h": known}, {"h": unknown})
+        assert (found.what, found.size) == ("variances are known in A only", np.inf)
+        assert str(found) == "h: variances are known in A only"
+        (found,) = templates.compare({"h": unknown}, {"h": known})
+        assert found.what == "variances are known in B only"
+
+    def test_unknown_variances_leave_contents_to_compare(self) -> None:
+        axes = [hist.axis.Regular(2, 0, 2)]
+        a, b = ({"h": variances.filled(axes, [10, v], None)} for v in (20, 30))
+        assert templates.compare(a, a) == []
+        (found,) = templates.compare(a, b)
+        assert (found.what, found.variances) == ("contents differ", None)
+        assert "content 20 and 30, variances unknown" in str(found)
+        assert templates.unknown_in_both(a, b) == ["h"]
+        assert templates.unknown_in_both(a, {"h": make([1, 2])}) == []
+
+    def test_flow_bins_that_are_not_there_are_empty(self) -> None:
+        counts = hist.Hist(hist.axis.Integer(0, 2, flow=False, name="n"), storage="weight").fill(
+            [1]
+        )
+        again = hist.Hist(hist.axis.Regular(2, 0, 2), storage="weight").fill([1])
+        assert templates.compare({"h": counts}, {"h": again}) == []
+        again.fill([7])
+        assert templates.compare({"h": counts}, {"h": again})[0].place == "overflow"
+
+
+class TestUnknownVariances:
+    """They stay unknown in all that is made of templates."""
+
+    def test_merged(self) -> None:
+        histogram = variances.filled([hist.axis.Regular(4, 0, 4)], [0, 1, 2, 3, 4, 0], None)
+        merged = templates.merge(histogram, [0, 2, 4])
+        assert merged.values().tolist() == [3, 7]
+        assert variances.of(merged) is None
+
+    def test_pseudodata(self) -> None:
+        axes = [hist.axis.Regular(1, 0, 1)]
+        parts = {
+            "r_ttbar_ME_var": variances.filled(axes, [2], np.array([2.0])),
+            "r_ttbar_PS_var": variances.filled(axes, [4], np.array([4.0])),
+            "r_wjets": variances.filled(axes, [1], None),
+        }
+        made = templates.pseudodata(parts)["r_pseudodata"]
+        assert made.values().tolist() == [4]
+        assert variances.of(made) is None
+
+    def test_digest(self) -> None:
+        axes = [hist.axis.Regular(1, 0, 1)]
+        unknown, counts = (variances.filled(axes, [4], v) for v in (None, np.array([4.0])))
+        assert templates.digest({"h": unknown}) != templates.digest({"h": counts})
+
+    def test_check(self) -> None:
+        templates.check({"h": variances.filled([hist.axis.Regular(1, 0, 1)], [4.5], None)})
+        bad = variances.filled([hist.axis.Regular(1, 0, 1)], [np.nan], None)
+        with pytest.raises(HistogramError, match="content nan, variance not known"):
+            templates.check({"h": bad})
+
+    def test_zip_leaves_out_what_is_empty(self, tmp_path: Path) -> None:
+        axes = hist.axis.StrCategory(["a", "b"], name="process"), hist.axis.Regular(1, 0, 1)
+        made = hist.Hist(*axes).fill(["a"], [0.5], weight=2.5)
+        hists.write_zip(tmp_path / "h.zip", {"h": made})
+        assert list(templates.load(tmp_path / "h.zip")) == ["h_a"]
+
+
+def test_means_are_no_templates_of_a_fit() -> None:
+    mean = hist.Hist(hist.axis.Regular(2, 0, 2), storage="mean").fill([0.5], sample=[3])
+    templates.check({"h": mean})
+    with pytest.raises(HistogramError, match="h: holds means"):
+        templates.merge(mean, [0, 2], name="h")
 
 
 class TestCheck:

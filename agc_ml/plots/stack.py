@@ -28,17 +28,19 @@ SPIKY: Final = 100  # largest over median bin, from where only a logarithmic axi
 class Stack(NamedTuple):
     """What a stacked plot shows; arrays of shape ``(n_bins,)``, edges ``(n_bins + 1,)``.
 
-    ``uncertainty`` is that of the sum, ``note`` stands in the plot, ``data`` may be None.
+    ``uncertainty`` is that of the sum, None where it is not known; ``note`` stands in the plot,
+    ``data`` may be None. Without ``is_counted`` they have no error bars: they are no counts.
     """
 
     note: str
     label: str
     edges: Array
     samples: dict[str, Array]
-    uncertainty: Array
+    uncertainty: Array | None
     uncertainty_label: str
     data: Array | None
     data_label: str
+    is_counted: bool = True
 
     @property
     def order(self) -> list[str]:
@@ -52,6 +54,17 @@ class Stack(NamedTuple):
         for values in self.samples.values():
             total += values
         return total
+
+    @property
+    def band(self) -> Array:
+        """Half the height of the uncertainty band; 0 where there is none."""
+        return np.zeros(len(self.edges) - 1) if self.uncertainty is None else self.uncertainty
+
+    @property
+    def error_bars(self) -> Array:
+        """Square root of the data, 0 for negative ones and those that are not counted."""
+        data = np.zeros(len(self.edges) - 1) if self.data is None else self.data
+        return np.sqrt(np.maximum(data, 0)) * self.is_counted
 
 
 def draw(stack: Stack, label: style.Label) -> Figure:
@@ -99,11 +112,11 @@ def draw_samples(axes: Axes, stack: Stack) -> None:
             label=style.process_label(name),
         )
         below = above
-    if stack.samples:
+    if stack.samples and stack.uncertainty is not None:
         axes.stairs(
-            total + stack.uncertainty,
+            total + stack.band,
             edges,
-            baseline=total - stack.uncertainty,
+            baseline=total - stack.band,
             fill=True,
             facecolor="none",
             edgecolor="black",
@@ -113,7 +126,7 @@ def draw_samples(axes: Axes, stack: Stack) -> None:
             label=stack.uncertainty_label,
         )
     if stack.data is not None:
-        _points(axes, edges, stack.data, _poisson(stack.data), stack.data_label)
+        _points(axes, edges, stack.data, stack.error_bars, stack.data_label)
 
 
 def _points(axes: Axes, edges: Array, values: Array, errors: Array, label: str | None) -> None:
@@ -132,7 +145,8 @@ def _points(axes: Axes, edges: Array, values: Array, errors: Array, label: str |
 
 def _decorate(axes: Axes, stack: Stack) -> None:
     axes.set_ylabel(events_per_bin(stack))
-    axes.text(0.04, 0.96, style.plain(stack.note), transform=axes.transAxes, va="top")
+    note = stack.note if stack.uncertainty is not None else f"{stack.note}\n{style.UNKNOWN}"
+    axes.text(0.04, 0.96, style.plain(note), transform=axes.transAxes, va="top")
     handles, labels = _legend_entries(axes, stack)
     axes.legend(handles, labels, loc="upper right", ncols=2, columnspacing=1.2)
     set_range([axes], [stack], room=0.12 + 0.062 * ((len(labels) + 1) // 2))
@@ -143,9 +157,9 @@ def set_range(panels: Sequence[Axes], stacks: Sequence[Stack], room: float) -> N
 
     It is logarithmic where the largest bin would hide the others.
     """
-    points = [np.zeros(1) if s.data is None else s.data + _poisson(s.data) for s in stacks]
-    highest = style.largest(*(s.total + s.uncertainty for s in stacks), *points)
-    lowest = -style.largest(*(s.uncertainty - s.total for s in stacks))
+    points = [np.zeros(1) if s.data is None else s.data + s.error_bars for s in stacks]
+    highest = style.largest(*(s.total + s.band for s in stacks), *points)
+    lowest = -style.largest(*(s.band - s.total for s in stacks))
     floor = _logarithmic_floor(stacks)
     for axes, stack in zip(panels, stacks, strict=True):
         axes.set_xlim(stack.edges[0], stack.edges[-1])
@@ -166,11 +180,6 @@ def _logarithmic_floor(stacks: Sequence[Stack]) -> float | None:
     if len(filled) and float(np.max(filled)) > SPIKY * float(np.median(filled)):
         return float(np.min(filled)) / 2
     return None
-
-
-def _poisson(data: Array) -> Array:
-    """Square root of numbers of events, 0 for negative ones."""
-    return np.sqrt(np.maximum(data, 0))
 
 
 def legend_height(stack: Stack) -> float:
@@ -208,9 +217,10 @@ def draw_ratio(axes: Axes, stack: Stack) -> float:
     total, edges = stack.total, stack.edges
     data = np.zeros(len(total)) if stack.data is None else stack.data
     ratio = style.divide(data, total)
-    errors = style.divide(_poisson(data), total)
-    band = np.nan_to_num(style.divide(stack.uncertainty, total))
-    axes.stairs(1 + band, edges, baseline=1 - band, fill=True, color=style.BAND, alpha=0.4, lw=0)
+    errors = style.divide(stack.error_bars, total)
+    band = np.nan_to_num(style.divide(stack.band, total))
+    if stack.uncertainty is not None:
+        style.band(axes, band, edges)
     axes.axhline(1, color="black", linewidth=0.8)
     _points(axes, edges, ratio, errors, None)
     axes.set_xlim(edges[0], edges[-1])

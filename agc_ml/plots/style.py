@@ -45,6 +45,7 @@ PETROFF: Final = (
 UP: Final = PETROFF[2]
 DOWN: Final = PETROFF[0]
 BAND: Final = "#717581"
+UNKNOWN: Final = "stat. uncertainty not known"
 
 _PROCESSES: Final = {
     "ttbar": (r"$t\bar{t}$", PETROFF[0]),
@@ -149,6 +150,11 @@ def divide(values: Array, by: Array) -> Array:
     """``values / by``, NaN (not drawn) where ``by`` is not positive."""
     quotient: Array = np.divide(values, by, out=np.full(len(by), np.nan), where=by > 0)
     return quotient
+
+
+def band(axes: Axes, size: Array, edges: Array) -> None:
+    """Draw a relative uncertainty around 1."""
+    axes.stairs(1 + size, edges, baseline=1 - size, fill=True, color=BAND, alpha=0.4, lw=0)
 
 
 def largest(*values: ArrayLike) -> float:

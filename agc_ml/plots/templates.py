@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import boost_histogram as bh
 import hist
 import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from agc_ml import variances
 from agc_ml.errors import HistogramError
 from agc_ml.plots import overview, stack, style
 from agc_ml.variations import NOMINAL, Direction, source_of
@@ -27,6 +29,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Histogram = hist.Hist[Any]
+
+NAMED: Final = 5  # histograms in a line that says what was not drawn
+
+
+_GREY_BAND: Final = "The grey band is the statistical uncertainty of the nominal simulation."
+_NO_BAND: Final = (
+    "There is no band for the statistical uncertainty of the simulation, which is not known: "
+    "histograms were filled with weights or scaled, in a storage that keeps no variances."
+)
 
 
 class Region(NamedTuple):
@@ -72,7 +83,7 @@ def draw_run(
         popped = [region.processes.pop(p, {}) for p in recorded]
         measured = [variations[NOMINAL] for variations in popped if NOMINAL in variations]
         if measured and name not in points:
-            points[name] = sum(measured[1:], start=measured[0])
+            points[name] = variances.total(measured)
         regions.append(region)
     made = result.provenance
     label = style.Label(made.luminosity, data is not None or not recorded, made.label)
@@ -103,15 +114,25 @@ def draw_templates(
         f"{region}_{process}": (region, process) for region in regions for process in processes
     }
     found = {region: Region(region, {}) for region in regions}
+    others = []
     for name, histogram in templates.items():
         # the longest name wins: single_top_tW is no variation of single_top
         owner = max(
             (o for o in owners if name == o or name.startswith(f"{o}_")), key=len, default=""
         )
-        if owner and histogram.ndim == 1:
+        if owner and histogram.ndim == 1 and histogram.kind is bh.Kind.COUNT:
             region, process = owners[owner]
             variation = name[len(owner) + 1 :] or NOMINAL
             found[region].processes.setdefault(process, {})[variation] = histogram
+        else:
+            others.append(name)
+    if others:
+        more = ", ..." if len(others) > NAMED else ""
+        logger.warning(
+            "not drawn, as they are not of the regions and samples of the fit configuration: "
+            "%d histograms (%s%s)",
+            *(len(others), ", ".join(others[:NAMED]), more),
+        )
     return _draw(found.values(), directory, data or {}, style.Label(luminosity, simulation=True))
 
 
@@ -126,6 +147,9 @@ def _processes(
     ]
     if histogram.ndim - len(categories) != 1:
         logger.info("%s: %d numeric axes, not drawn", name, histogram.ndim - len(categories))
+        return {}
+    if histogram.kind is bh.Kind.MEAN:
+        logger.info("%s: means, which don't add up, not drawn", name)
         return {}
     if not categories:
         return {name: {NOMINAL: histogram}}
@@ -183,18 +207,17 @@ def _stack(region: Region, points: Histogram | None, label: style.Label) -> stac
     for process, histogram in together.items():
         if not np.array_equal(_edges(histogram), edges):
             raise HistogramError(f"{region.name}: {process} is binned differently from the others")
-    variance = np.zeros(len(edges) - 1)
-    for histogram in nominal.values():
-        variance += _variances(histogram)
     return stack.Stack(
         note=region.name,
         label=_label(first),
         edges=edges,
         samples={process: _values(histogram) for process, histogram in nominal.items()},
-        uncertainty=np.sqrt(variance),
+        uncertainty=_uncertainty(nominal.values(), edges),
         uncertainty_label="stat. uncertainty",
         data=None if points is None else _values(points),
         data_label="pseudodata" if label.simulation else "data",
+        # pseudodata stand for events that were counted
+        is_counted=label.simulation or points is None or variances.of(points) is not None,
     )
 
 
@@ -211,6 +234,9 @@ def _save_stack(
 def _save_overview(small: Sequence[stack.Stack], directory: Path, label: style.Label) -> FigureInfo:
     names = ", ".join(content.note for content in small)
     parts = [f"Row by row: {names}.", *_legend_in_words(small[0])]
+    unknown = [content.note for content in small if content.uncertainty is None]
+    if unknown:
+        parts.append(f"No band, as variances are not known: {', '.join(unknown)}.")
     parts.append("Underflow and overflow are not shown.")
     figure = overview.draw(small, label)
     title = f"{len(small)} more observables"
@@ -218,13 +244,17 @@ def _save_overview(small: Sequence[stack.Stack], directory: Path, label: style.L
 
 
 def _legend_in_words(content: stack.Stack) -> Iterator[str]:
-    if content.samples:
+    if content.samples and content.uncertainty is not None:
         yield (
             "The processes are on top of each other, the hatched band is the statistical "
             "uncertainty of the simulation."
         )
-    if content.data is not None:
+    elif content.samples:
+        yield f"The processes are on top of each other. {_NO_BAND}"
+    if content.data is not None and content.is_counted:
         yield f"Points: {content.data_label}, with the square root of their number as uncertainty."
+    elif content.data is not None:
+        yield f"Points: {content.data_label}, without uncertainty: they were filled with weights."
 
 
 def _flow_note(histograms: Sequence[Histogram]) -> str:
@@ -243,11 +273,12 @@ def _save_shapes(region: Region, process: str, directory: Path, label: style.Lab
         if variation != NOMINAL:
             source, direction = source_of(variation)
             sources.setdefault(source, {})[direction] = histogram
-    figure = _shapes(f"{region.name}, ", process, variations[NOMINAL], sources, label)
+    nominal = variations[NOMINAL]
+    figure = _shapes(f"{region.name}, ", process, nominal, sources, label)
     caption = (
         f"{process} in {region.name}: each source of uncertainty, up (red) and down (blue) against "
         "nominal (black), below it the ratio to nominal; sources with one side show that side. "
-        "The grey band is the statistical uncertainty of the nominal simulation. "
+        f"{_NO_BAND if _uncertainty([nominal], _edges(nominal)) is None else _GREY_BAND} "
         "Underflow and overflow are not shown."
     )
     name = f"{region.name}_{process}_variations"
@@ -269,6 +300,8 @@ def _shapes(
     left, right, top = 0.75 / width, 1 - 0.2 / width, 1 - above / height
     style.header(figure, (left, right, 1 - 0.35 / height), label._replace(simulation=True))
     note = f"{style.plain(note)}{style.process_label(process)}"
+    if _uncertainty([nominal], _edges(nominal)) is None:
+        note += f" ({style.UNKNOWN})"
     figure.text(left, 1 - 0.6 / height, note, va="center")
     _legend(figure, right, top + 0.2 / height)
     grid = figure.add_gridspec(
@@ -312,8 +345,9 @@ def _panel(
     main: Axes, ratio: Axes, nominal: Histogram, sides: Mapping[Direction | None, Histogram]
 ) -> None:
     edges, center = _edges(nominal), _values(nominal)
-    band = np.nan_to_num(style.divide(np.sqrt(_variances(nominal)), center))
-    ratio.stairs(1 + band, edges, baseline=1 - band, fill=True, color=style.BAND, alpha=0.4, lw=0)
+    uncertainty = _uncertainty([nominal], edges)
+    if uncertainty is not None:
+        style.band(ratio, np.nan_to_num(style.divide(uncertainty, center)), edges)
     ratio.axhline(1, color="black", linewidth=1)
     main.stairs(center, edges, color="black", linewidth=1)
     lowest, highest, farthest = -style.largest(-center), style.largest(center), 0.0
@@ -351,10 +385,15 @@ def _values(histogram: Histogram) -> Array:
     return np.asarray(histogram.values(), dtype=np.float64)
 
 
-def _variances(histogram: Histogram) -> Array:
-    """Variances of the bins; those of counts where the storage keeps none."""
-    variances = histogram.variances()
-    return np.maximum(histogram.values() if variances is None else variances, 0).astype(np.float64)
+def _uncertainty(histograms: Iterable[Histogram], edges: Array) -> Array | None:
+    """Statistical uncertainty of a sum; None if that of a part is not known."""
+    total = np.zeros(len(edges) - 1)
+    for histogram in histograms:
+        variance = variances.of(histogram)
+        if variance is None:
+            return None
+        total = total + np.maximum(variance, 0)
+    return np.sqrt(total)
 
 
 def _label(histogram: Histogram) -> str:

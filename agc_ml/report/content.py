@@ -7,6 +7,7 @@ import math
 import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from agc_ml import saved
 from agc_ml.results import Metrics
 
 if TYPE_CHECKING:
@@ -209,16 +210,13 @@ def _yields(result: RunResult, large: Collection[str] | None) -> Table:
     rows = [
         (
             process,
-            *(
-                f"{row[process].value:,.1f} ± {row[process].variance ** 0.5:,.1f}"
-                if process in row
-                else NONE
-                for row in yields.values()
-            ),
+            *(str(row[process]) if process in row else NONE for row in yields.values()),
         )
         for process in processes
     ]
     note = "Nominal, with underflow and overflow; uncertainties are those of the event numbers."
+    if any(y.variance is None for row in yields.values() for y in row.values()):
+        note += " “?”: filled with weights or scaled, in a storage that keeps no variances."
     if len(yields) < len(found):
         note += f" Those of {len(found) - len(yields)} more histograms are in run.json."
     return Table("Yields in events", ("process", *yields), rows, note=note)
@@ -295,7 +293,7 @@ def _with_unit(name: str, value: float) -> str:
 
 
 def _outputs(result: RunResult) -> Iterable[Table]:
-    rows = [(key, _shortened(value)) for key, value in result.record().outputs.items()]
+    rows = [(name, _shortened(text)) for name, text in saved.lines(result.record().outputs, ROWS)]
     yield Table("Other outputs of the processor", ("output", "value"), rows, text=2)
 
 

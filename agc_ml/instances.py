@@ -1,0 +1,187 @@
+"""A fresh processor for each chunk, as coffea gives one, at the price of a copy.
+
+What ``process`` puts on ``self`` belongs to its chunk: a processor that another chunk filled,
+before it or at the same time in another thread, would count twice. Copies come out of a pickle, as
+coffea's do. Content that never changes is not copied: models, corrections, classes, large arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSet
+from types import FunctionType, ModuleType
+from typing import Any, Final
+
+import boost_histogram as bh
+import cloudpickle
+import numpy as np
+
+from agc_ml.errors import ProcessorError
+from agc_ml.ml.hook import Model
+
+LARGE: Final = 1 << 20
+"""Bytes from which an array or text is shared, not copied: 0.1 ms. A shared array can't be written
+to, so a processor that changes it is refused by numpy and not wrong in silence."""
+SLOW_S: Final = 0.005
+"""A copy that takes longer is told."""
+
+_SHARED: Final = (
+    *(("correctionlib", name) for name in ("CorrectionSet", "Correction", "CompoundCorrection")),
+    *(("xgboost", "Booster"), ("xgboost", "XGBModel"), ("lightgbm", "Booster")),
+    *(("keras", "Model"), ("torch", "Module")),
+)
+"""Package and class of what scores or corrects, and is not changed by it."""
+
+
+class Original:
+    """A processor as it was made, of which each chunk gets a copy.
+
+    Raises
+    ------
+    ProcessorError
+        It can't be pickled.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._shared: list[Any] = []
+        self._buffers: list[bytes] = []
+        file = io.BytesIO()
+        try:
+            _Pickler(file, self._shared, self._buffers).dump(processor)
+        except Exception as error:  # pickling runs code of any object
+            raise ProcessorError(
+                f"{type(processor).__name__}: can't be copied for each chunk: {error}"
+            ) from error
+        self._pickled = file.getvalue()
+        self._lasting = _Lasting(processor)
+        self.copy()  # what it imports is no part of the time
+        begun = time.perf_counter()
+        self.copy()
+        self._copy_s = time.perf_counter() - begun
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the copies."""
+        if self._copy_s < SLOW_S:
+            return ()
+        line = (
+            f"each chunk gets a copy of the processor, and one takes {self._copy_s * 1e3:.0f} ms: "
+            "keep large tables in numpy arrays, which are shared, and models in --model"
+        )
+        return (line,)
+
+    def copy(self) -> Any:
+        """Return a processor that no other chunk has seen."""
+        unpickler = pickle.Unpickler(io.BytesIO(self._pickled), buffers=self._buffers)  # noqa: S301 - pickled above
+        unpickler.persistent_load = self._shared.__getitem__  # type: ignore[method-assign]
+        return unpickler.load()
+
+    def check(self, output: Any) -> None:
+        """Refuse an output that other chunks have filled, too.
+
+        Raises
+        ------
+        ProcessorError
+            It holds something of the class or of its module that has changed since.
+        """
+        name = self._lasting.changed_in(output)
+        if name is not None:
+            raise ProcessorError(
+                f"it returns {name}, which all chunks of a worker fill, so that they would count "
+                "twice; make it in process() or in __init__"
+            )
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Puts what may be shared into a list, and its place there into the pickle."""
+
+    def __init__(self, file: io.BytesIO, shared: list[Any], buffers: list[bytes]) -> None:
+        def in_band(buffer: pickle.PickleBuffer) -> bool:
+            view = buffer.raw()
+            if view.nbytes < LARGE:
+                return True
+            buffers.append(view.tobytes())
+            return False
+
+        super().__init__(file, protocol=5, buffer_callback=in_band)
+        self._shared = shared
+        self._places: dict[int, int] = {}
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """Place of an object that all copies share; None for one that each has its own of."""
+        if not _is_shared(obj):
+            return None
+        if id(obj) not in self._places:
+            self._places[id(obj)] = len(self._shared)
+            self._shared.append(obj)
+        return self._places[id(obj)]
+
+
+def _is_shared(obj: Any) -> bool:
+    if isinstance(obj, type | ModuleType | Model):
+        return True
+    if isinstance(obj, FunctionType):  # closures and lambdas may hold state: they are copied
+        home = sys.modules.get(obj.__module__)
+        return getattr(home, obj.__qualname__, None) is obj
+    if type(obj) in {bytes, str}:
+        return len(obj) >= LARGE
+    return any(
+        cls.__name__ == name and cls.__module__.partition(".")[0] == package
+        for cls in type(obj).__mro__
+        for package, name in _SHARED
+    )
+
+
+class _Lasting:
+    """Containers of a processor's class and of its module, which last longer than a chunk."""
+
+    def __init__(self, processor: Any) -> None:
+        self._found: dict[int, tuple[str, Any, bytes]] = {}
+        for name, value in _attributes_and_globals(processor):
+            self._add(name, value)
+
+    def _add(self, name: str, value: Any) -> None:
+        if not isinstance(value, _CONTAINERS) or id(value) in self._found:
+            return
+        self._found[id(value)] = (name, value, _state(value))
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                self._add(f"{name}[{key!r}]", inner)
+
+    def changed_in(self, output: Any) -> str | None:
+        """Name of one that is in the output and is not what it was, None if there is none."""
+        if id(output) in self._found:
+            name, value, before = self._found[id(output)]
+            if _state(value) != before:
+                return name
+        inside = output.values() if isinstance(output, Mapping) else output
+        if isinstance(output, Mapping | list | tuple):
+            return next(filter(None, map(self.changed_in, inside)), None)
+        return None
+
+
+_CONTAINERS: Final = (MutableMapping, list, MutableSet, np.ndarray, bh.Histogram)
+
+
+def _state(value: Any) -> bytes:
+    try:
+        return hashlib.sha256(pickle.dumps(value)).digest()
+    except Exception:  # noqa: BLE001 - of any object: what can't be compared counts as changed
+        return b""
+
+
+def _attributes_and_globals(processor: Any) -> Iterator[tuple[str, Any]]:
+    function = processor if isinstance(processor, FunctionType) else None
+    for cls in type(processor).__mro__:
+        if cls.__module__.partition(".")[0] in {"builtins", "abc", "coffea"}:
+            continue
+        for name, value in vars(cls).items():
+            yield f"{cls.__name__}.{name}", value
+        function = function or vars(cls).get("process")
+    for name, value in getattr(function, "__globals__", {}).items():
+        if not name.startswith("__"):
+            yield name, value

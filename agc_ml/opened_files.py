@@ -1,0 +1,146 @@
+"""Files that a processor opens while it works: seen, written down, and compared by a resume.
+
+Python tells its audit hooks of every file that it opens. What belongs to the machinery is left out:
+inputs, modules that are imported, files of libraries, of the system, and files that are written.
+Files that a library opens in C, as ROOT and HDF5 do, are not seen: a processor declares those in
+``files``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+LARGEST: Final = 64 << 20
+"""Bytes up to which the content of a file is compared; of larger ones size and time are."""
+_SYSTEM: Final = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/")
+_MACHINERY: Final = (
+    "<frozen importlib",
+    *(os.path.join("agc_ml", part) for part in ("delivery", "ml", "kernels")),  # noqa: PTH118
+    *(os.path.join("numba", "core"), os.path.join("coffea", "nanoevents")),  # noqa: PTH118
+    *("linecache.py", "tokenize.py"),
+)
+"""Parts of the names of source files: what they open is no input of the processor's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file as it was: ``size`` in bytes, ``modified`` in ns, sha256 unless it is large."""
+
+    size: int
+    modified: int
+    sha256: str | None
+
+    def differs(self, other: Seen) -> bool:
+        """Whether the content is another one, as far as can be told."""
+        if self.sha256 is None or other.sha256 is None:
+            return (self.size, self.modified) != (other.size, other.modified)
+        return self.sha256 != other.sha256
+
+
+class _Watch:
+    def __init__(self, is_left_out: Callable[[str], bool]) -> None:
+        self.read: dict[str, None] = {}
+        self.written: set[str] = set()
+        self.is_left_out = is_left_out
+
+
+_here: Final = threading.local()
+_watches: Final[list[_Watch]] = []
+_lock: Final = threading.Lock()
+_installed: list[bool] = []
+
+
+@contextlib.contextmanager
+def watched(is_left_out: Callable[[str], bool]) -> Iterator[Callable[[], dict[str, Seen]]]:
+    """See which files are opened in here; what it gives tells them, by path, as they are then.
+
+    ``is_left_out`` says of a path that it is none of the processor's.
+    """
+    with _lock:
+        if not _installed:
+            sys.addaudithook(_hook)
+            _installed.append(True)
+    watch = _Watch(is_left_out)
+    before = getattr(_here, "watch", None)
+    _here.watch = watch
+    _watches.append(watch)
+    try:
+        yield lambda: seen(path for path in watch.read if path not in watch.written)
+    finally:
+        _watches.remove(watch)
+        _here.watch = before
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open" or not _watches:
+        return
+    path, _, flags = arguments
+    if not isinstance(path, str | bytes | os.PathLike) or not isinstance(flags, int):
+        return
+    own = getattr(_here, "watch", None)
+    # a thread that the processor started has none: any of those that are at work may have
+    for watch in [own] if own is not None else list(_watches):
+        _note(watch, os.path.abspath(os.fsdecode(path)), flags)  # noqa: PTH100 - no links resolved
+
+
+def _note(watch: _Watch, path: str, flags: int) -> None:
+    if flags & (os.O_WRONLY | os.O_RDWR):
+        watch.written.add(path)
+        return
+    if path in watch.read or path.startswith(_SYSTEM) or watch.is_left_out(path):
+        return
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - nothing else tells who opens it
+    while frame is not None:
+        if any(part in frame.f_code.co_filename for part in _MACHINERY):
+            return
+        frame = frame.f_back
+    watch.read[path] = None
+
+
+def seen(paths: Iterable[str]) -> dict[str, Seen]:
+    """Files as they are now, by path; those that are gone, and what is no file, left out."""
+    found = {path: _seen(path) for path in paths}
+    return {path: one for path, one in found.items() if one is not None}
+
+
+def _seen(path: str) -> Seen | None:
+    try:
+        status = Path(path).stat()
+        if not Path(path).is_file():
+            return None
+        digest = _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+    except OSError:
+        return None
+    return Seen(status.st_size, status.st_mtime_ns, digest)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: str, size: int, _modified: int, _inode: int) -> str | None:
+    if size > LARGEST:
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def to_plain(files: Mapping[str, Seen]) -> dict[str, dict[str, Any]]:
+    """Files for JSON."""
+    return {path: asdict(one) for path, one in files.items()}
+
+
+def from_plain(files: Mapping[str, Mapping[str, Any]]) -> dict[str, Seen]:
+    """Undo `to_plain`."""
+    return {path: Seen(**one) for path, one in files.items()}
+
+
+def changed(before: Mapping[str, Seen], now: Mapping[str, Seen]) -> list[str]:
+    """Paths of files that are gone, or other than before."""
+    return [path for path, one in before.items() if path not in now or one.differs(now[path])]

@@ -1,0 +1,337 @@
+"""What a processor returns is added as coffea adds it, and kept."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, OrderedDict, defaultdict
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import boost_histogram as bh
+import hist
+import nanoaod
+import numpy as np
+import pytest
+from coffea.nanoevents import NanoAODSchema
+from coffea.processor import (
+    IterativeExecutor,
+    ProcessorABC,
+    Runner,
+    column_accumulator,
+    defaultdict_accumulator,
+    dict_accumulator,
+    list_accumulator,
+    set_accumulator,
+    value_accumulator,
+)
+from commandline import agc as command
+from hypothesis import given
+from hypothesis import strategies as st
+
+import agc_ml as agc
+from agc_ml import outputs, saved
+from agc_ml.errors import ProcessorError
+from agc_ml.rows import Rows
+
+N, CHUNK = 100, 25
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("data")
+    found = []
+    for i in range(2):
+        met = np.random.default_rng(i).exponential(30, N).astype(np.float32)
+        branches = {**nanoaod.events(N, i + 1), "MET_pt": met, "MET_phi": np.zeros(N, np.float32)}
+        found.append(nanoaod.write(folder / f"{i}.root", branches))
+    return found
+
+
+class Of(ProcessorABC):
+    """A processor whose ``process`` is a function."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def process(self, events: Any) -> Any:
+        return self.make(events)
+
+    def postprocess(self, accumulator: Any) -> Any:
+        return accumulator
+
+
+def run(make: Any, paths: list[Path], folder: Path, **options: Any) -> agc.RunResult:
+    fileset = nanoaod.fileset(a=paths[:1], b=paths[1:])
+    options = {"site": "inline", "quiet": True, "chunk_size": CHUNK, **options}
+    return agc.run(Of(make), fileset, output=folder / "run", **options)
+
+
+def of_coffea(make: Any, paths: list[Path]) -> Any:
+    NanoAODSchema.warn_missing_crossrefs = False
+    runner = Runner(executor=IterativeExecutor(status=False), chunksize=CHUNK, metadata_cache={})
+    fileset = {"a": {"files": {str(paths[0]): "Events"}}, "b": {"files": {str(paths[1]): "Events"}}}
+    return runner(fileset, processor_instance=Of(make))
+
+
+def lazily(events: Any) -> Any:
+    found: Any = defaultdict(lambda: defaultdict(int))
+    found[events.metadata["dataset"]]["n"] += len(events)
+    return {"nested": found}
+
+
+ADDED = {
+    "sum of awkward": lambda ev: {"n": ak.sum(ev.Jet.pt > 30), "w": ak.sum(ev.genWeight)},
+    "nested in a dictionary": lambda ev: {
+        ev.metadata["dataset"]: {"n": ak.sum(ev.Jet.pt > 30), "five": 5}
+    },
+    "scalars": lambda _: {"f": np.float32(2), "i": np.int16(3), "b": np.bool_(1), "z": 1 + 2j},
+    "array without dimension": lambda _: {"x": np.asarray(3.0)},
+    "array": lambda ev: {"counts": np.histogram(np.asarray(ev.MET.pt), 10, (0, 200))[0]},
+    "array of pairs": lambda _: {"x": np.zeros(3, "f4, i8")["f1"]},
+    "column": lambda ev: {"met": column_accumulator(np.asarray(ev.MET.pt))},
+    "column of lists": lambda ev: {"pt": column_accumulator(ak.materialize(ev.Jet.pt))},
+    "set": lambda ev: {"runs": set(np.unique(ev.luminosityBlock).tolist())},
+    "set of coffea": lambda ev: {"events": set_accumulator({int(ev.event[0])})},
+    "set of tuples": lambda ev: {"events": {(1, int(ev.event[0]), "x")}},
+    "list": lambda ev: {"first": np.asarray(ev.MET.pt[:2]).tolist()},
+    "tuple": lambda ev: {"t": (1, len(ev), None)},
+    "value": lambda _: {"v": value_accumulator(float, 1.5), "l": value_accumulator(list, [1])},
+    "dictionary of coffea": lambda ev: dict_accumulator(
+        {"c": defaultdict_accumulator(int, {"a": len(ev)}), "s": set_accumulator({1})}
+    ),
+    "default that is a lambda": lazily,
+    "default of numbers": lambda ev: {"c": defaultdict(float, {"a": len(ev) * 0.5})},
+    "counter": lambda ev: {"c": Counter(a=len(ev), b=1)},
+    "order": lambda ev: OrderedDict([("b", len(ev)), ("a", 1)]),
+    "keys that are numbers": lambda ev: {1: len(ev), "1": 2, (3, "x"): {None: 1, True: 2}},
+    "keys with a dollar": lambda ev: {"$array": len(ev), "x": {"$set": 1}},
+    "not finite": lambda _: {"x": float("nan"), "y": {"z": -np.inf}},
+    "text": lambda _: {"t": "x", "b": b"\x00\xff"},
+    "large": lambda _: {"n": 2**70},
+    "empty": lambda _: {},
+    "empty inside": lambda ev: {"a": {}, "b": [], "c": np.zeros(0), "n": len(ev)},
+}
+
+
+def plain(value: Any) -> Any:  # noqa: PLR0911 - a line for each kind
+    """The same in a form that Python can compare."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, column_accumulator | value_accumulator):
+        return plain(value.value)
+    if isinstance(value, ak.Array):
+        return value.to_list()
+    if isinstance(value, np.ndarray) and value.ndim:
+        return (value.dtype.str, value.tolist())
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.item())
+    for kind in (list, tuple):
+        if isinstance(value, kind):
+            return kind(plain(inner) for inner in value)
+    if isinstance(value, set):
+        return set(value)
+    return str(value) if isinstance(value, float) else value  # nan is nan
+
+
+def every(events: Any) -> Any:
+    """All of them at once."""
+    return {name: make(events) for name, make in ADDED.items()}
+
+
+@pytest.fixture(scope="module")
+def both(paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    folder = tmp_path_factory.mktemp("both")
+    return run(every, paths, folder), of_coffea(every, paths), folder / "run"
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_outputs_are_those_of_coffea_and_are_kept(name: str, both: tuple[Any, Any, Path]) -> None:
+    result, theirs, folder = both
+    loaded = agc.RunResult.load(folder)
+    ours = plain(result.outputs.get(name, {}))
+    assert ours == plain(loaded.outputs.get(name, {})) == plain(theirs[name])
+
+
+def test_outputs_are_shown(both: tuple[Any, Any, Path]) -> None:
+    shown = command("show", both[2])
+    assert (shown.code, shown.err) == (0, "")
+    assert "sum of awkward/n" in shown.out
+    report = command("report", both[2])
+    assert (report.code, report.err) == (0, "")
+
+
+def test_columns_that_were_not_read_yet(paths: list[Path], tmp_path: Path) -> None:
+    result = run(lambda events: {"pt": column_accumulator(events.Jet.pt)}, paths, tmp_path)
+    assert len(result.outputs["pt"].value) == 2 * N
+    assert plain(agc.RunResult.load(tmp_path / "run").outputs) == plain(result.outputs)
+
+
+def test_sums_of_small_integers_do_not_overflow(paths: list[Path], tmp_path: Path) -> None:
+    result = run(lambda _: {"n": np.int32(2_000_000_000), "u": np.uint8(200)}, paths, tmp_path)
+    assert result.outputs == {"n": 8 * 2_000_000_000, "u": 8 * 200}
+
+
+def test_lists_of_coffea(paths: list[Path], tmp_path: Path) -> None:
+    """Which coffea itself can't add."""
+    result = run(lambda ev: {"n": list_accumulator([len(ev)])}, paths, tmp_path)
+    assert result.outputs == {"n": [CHUNK] * 8}
+
+
+def test_one_thing_in_two_places_counts_once_in_each(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        h = hist.Hist.new.Reg(2, 0, 1, name="x").Weight().fill(np.full(len(events), 0.7))
+        counts, array = {"n": len(events)}, np.array([len(events)])
+        return {
+            "a": h,
+            "b": {"h": h},
+            "c": bh.Histogram(h),
+            "d": counts,
+            "e": {"f": counts},
+            "g": array,
+            "i": array,
+        }
+
+    result = run(make, paths, tmp_path)
+    assert {h.sum().value for h in result.hists.values()} == {2 * N}
+    assert result.outputs["d"] == result.outputs["e"]["f"] == {"n": 2 * N}
+    assert result.outputs["g"] == result.outputs["i"] == 2 * N
+
+
+def test_counts_that_are_not_positive_stay(paths: list[Path], tmp_path: Path) -> None:
+    result = run(lambda _: {"c": Counter(a=-2, b=0, c=1)}, paths, tmp_path)
+    assert result.outputs["c"] == {"a": -16, "b": 0, "c": 8}
+
+
+def test_a_bare_histogram_has_the_processors_name(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        return hist.Hist.new.Reg(3, 0, 100, name="pt").Weight().fill(ak.flatten(events.Jet.pt))
+
+    result = run(make, paths, tmp_path)
+    assert result.hists["Of"] == of_coffea(make, paths)
+    assert list(agc.RunResult.load(tmp_path / "run").templates) == ["Of"]
+
+
+@pytest.mark.parametrize("bare", [5, [1], np.arange(3), {1}], ids=repr)
+def test_other_bare_outputs(bare: Any, paths: list[Path], tmp_path: Path) -> None:
+    result = run(lambda _: bare, paths, tmp_path)
+    assert plain(result.outputs["Of"]) == plain(of_coffea(lambda _: bare, paths))
+
+
+def test_histograms_everywhere(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        pt = ak.to_numpy(ak.flatten(events.Jet.pt))
+        made = bh.Histogram(bh.axis.Regular(5, 0, 100), storage=bh.storage.Weight()).fill(pt)
+        one, other = hist.Hist(made.copy()), hist.Hist(made.copy())
+        return {"plain": made, "list": [one], ("tt", 1): {"h": other}}
+
+    result = run(make, paths, tmp_path)
+    loaded = agc.RunResult.load(tmp_path / "run")
+    assert set(result.hists) == set(loaded.hists) == {"plain", "('tt', 1)/h"}
+    assert loaded.hists["plain"] == result.hists["plain"]
+    assert len(loaded.outputs["list"]) == 8
+    assert sum(h.sum().value for h in loaded.outputs["list"]) == result.hists["plain"].sum().value
+
+
+def test_tables_everywhere(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        rows = Rows({"event": np.asarray(events.event)})
+        return {"a": {"b": rows}, "n": len(events)}
+
+    run(make, paths, tmp_path)
+    loaded = agc.RunResult.load(tmp_path / "run")
+    assert len(loaded.tables["a.b"]) == 2 * N
+    assert loaded.outputs == {"n": 2 * N}
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ({"a": {"f": lambda: 1}}, "output['a']['f'] is a function, which can't be kept"),
+        ({"a": [1, object()]}, "output['a'][1] is a object"),
+        ({"x": np.array([None])}, "output['x'] is a ndarray of object"),
+        ({"x": np.ma.masked_array([1.0])}, "of masked values"),
+        ({"x": None}, "output['x'] can't be added: it is a NoneType"),
+        ({"x": {"d": np.datetime64("2020-01-01")}}, "output['x']['d'] can't be added"),
+        ({"cutflow": {"a": {"b": object()}}}, "output['cutflow']['a']['b'] is a object"),
+    ],
+    ids=repr,
+)
+def test_what_can_not_be_kept_is_refused_at_once(
+    output: Any, says: str, paths: list[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ProcessorError) as caught:
+        run(lambda _: output, paths, tmp_path)
+    assert says in str(caught.value)
+    assert "[0, 25)" in str(caught.value)
+
+
+def test_what_differs_between_datasets_is_named(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        is_first = events.metadata["dataset"] == "a"
+        return {"deep": {"x": 1 if is_first else "one"}}
+
+    with pytest.raises(ProcessorError, match=r"datasets a and b: output\['deep'\]\['x'\] can't be"):
+        run(make, paths, tmp_path)
+
+
+def test_damaged_outputs_are_told(paths: list[Path], tmp_path: Path) -> None:
+    run(lambda _: {"x": np.arange(5)}, paths, tmp_path)
+    file = tmp_path / "run" / "outputs.npz"
+    file.write_bytes(file.read_bytes()[:100])
+    called = command("validate", tmp_path / "run")
+    assert "outputs of the processor are damaged" in called.out
+    file.unlink()
+    with pytest.raises(agc.AgcError, match="outputs of the processor are damaged"):
+        agc.RunResult.load(tmp_path / "run")
+
+
+def ordered(value: Any) -> str:
+    """Text of a value that does not depend on the order of sets."""
+    if isinstance(value, set | frozenset):
+        return f"{type(value).__name__} {sorted(map(ordered, value))}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} {list(map(ordered, value))}"
+    if isinstance(value, dict):
+        return f"dict {[(ordered(key), ordered(inner)) for key, inner in value.items()]}"
+    return repr(value)
+
+
+kept = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.complex_numbers()
+    | st.text(max_size=4)
+    | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=3) | st.integers() | st.just("$set"), inner, max_size=3)
+        | st.sets(st.integers() | st.text(max_size=2), max_size=3)
+        | st.builds(frozenset, st.sets(st.integers(), max_size=3))
+        | st.builds(np.array, st.lists(st.integers(-9, 9), min_size=1, max_size=3))
+    ),
+    max_leaves=10,
+)
+
+
+@given(kept)
+def test_what_is_saved_comes_back(value: Any) -> None:
+    encoded = saved.encode(value)
+    content = json.loads(json.dumps(encoded.content, allow_nan=False))
+    assert ordered(saved.decode(encoded._replace(content=content))) == ordered(value)
+    saved.check(value)
+    saved.lines(content if isinstance(content, dict) else {"x": content}, 3)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(-9, 9)), min_size=1))
+def test_addition_is_that_of_coffea(parts: list[dict[str, int]]) -> None:
+    from coffea.processor import accumulate  # noqa: PLC0415 - only here
+
+    copies = [dict(part) for part in parts]
+    total = copies[0]
+    for part in copies[1:]:
+        total = outputs.add(total, part)
+    assert total == accumulate(parts)
