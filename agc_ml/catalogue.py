@@ -3,7 +3,8 @@
 - the input list of the Analysis Grand Challenge: process -> variation -> files with ``nevts``;
 - coffea filesets: ``{dataset: [urls]}`` and ``{dataset: {"files": {url: tree}, "metadata": {}}}``;
 - our own, JSON or YAML with ``schema: 1``;
-- a ROOT file, a folder of them, or a glob;
+- a ROOT file, a folder of them, or a glob, perhaps with a tree: ``a.root:Events``;
+- a list of these: a file that ends in ``.txt``, with one a line;
 - ``demo``: the generated events that are part of the package.
 
 What is found elsewhere (a portal, a catalogue of replicas, a server) is in `agc_ml.sources`.
@@ -12,12 +13,13 @@ What is found elsewhere (a portal, a catalogue of replicas, a server) is in `agc
 from __future__ import annotations
 
 import contextlib
-import glob
+import gzip
 import importlib.resources
 import json
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,22 +28,18 @@ from urllib.parse import urlsplit
 import yaml
 
 from agc_ml.datasets import File, Fileset
+from agc_ml.delivery.transport import local_path
 from agc_ml.errors import FilesetError, UsageError
-from agc_ml.formats import (
-    SCHEMA,
-    described,
-    expand,
-    from_mapping,
-    is_url,
-    known_luminosity,
-    logical_name,
-    to_model,
-)
+from agc_ml.formats import SCHEMA, described, from_mapping, known_luminosity, to_model
+from agc_ml.paths import expand, is_root_file, logical_name, meant, split_tree
 from agc_ml.results import write
 
 FORMATS: Final = (".json", ".yaml", ".yml")
+LIST: Final = ".txt"
 DEMO: Final = "demo"
 """The name of the embedded fileset; a file of that name is ``./demo``."""
+
+_MOST_BYTES: Final = 1 << 29
 
 
 def load(source: str | Path, *, dataset: str | None = None) -> Fileset:
@@ -52,7 +50,7 @@ def load(source: str | Path, *, dataset: str | None = None) -> Fileset:
     Raises
     ------
     UsageError
-        There is nothing of that name.
+        There is nothing of that name, or it can't be looked up.
     FilesetError
         It is no fileset, or has a field that is unknown or wrong.
     """
@@ -67,29 +65,50 @@ def demo() -> Path:
     return Path(str(importlib.resources.files("agc_ml"))) / "demo" / "fileset.json"
 
 
+def is_described(path: Path) -> bool:
+    """Whether it is called like JSON or YAML, perhaps compressed."""
+    return _ending(path) in FORMATS
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
 def _load(source: str, dataset: str | None, *, is_demo: bool) -> Fileset:
-    path = demo() if is_demo else Path(expand(source, "the command line"))
-    if path.suffix.lower() in FORMATS and path.is_file():
+    place = "the command line"
+    with _typed():
+        path = demo() if is_demo else local_path(expand(source, place))
+    if path is not None and is_described(path) and path.is_file():
         if dataset is not None:
             raise UsageError(
                 f"--dataset names loose ROOT files; {source} names its datasets itself"
             )
         return _from_file(path)
-    if is_url(source):
-        found = [source]
-    elif path.is_file():  # also with brackets in its name, which a glob would take for its own
-        found = [str(path)]
-    elif path.is_dir():
-        # not the hidden ones: they are not whole yet
-        found = sorted(str(p) for p in path.glob("**/*.root") if not p.name.startswith("."))
-    else:
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - takes absolute globs
-    if not found:
-        what = "no *.root files in that folder" if path.is_dir() else "no such file or folder"
+    if path is not None and path.suffix.lower() == LIST and path.is_file():
+        return _from_list(path, dataset)
+    with _typed():
+        found = meant(source, Path.cwd(), place)
+    if found.problem or found.is_missing:
         raise UsageError(
-            f"{source}: {what}; a fileset is a JSON or YAML file, a ROOT file, a folder or a glob"
+            f"{source}: {found.problem or 'no such file or folder'}; a fileset is a JSON or YAML "
+            "file, a ROOT file, a folder, a glob, or a .txt with one of these a line"
         )
-    return _from_root_files(source, found, dataset)
+    # where files of the command line are is their name: it is the same from every folder
+    files = [_file(logical_name(url), url, found.tree) for _, url in found.places]
+    name = Path(urlsplit(split_tree(source)[0]).path).name
+    stem = re.sub(r"(\.root(\.\d+)?|\.[^.]*)$", "", name, flags=re.IGNORECASE)
+    notes = [found.note] if found.note else []
+    return _loose(stem, files, notes, dataset, "the file's name")
+
+
+@contextlib.contextmanager
+def _typed() -> Iterator[None]:
+    """Take what is wrong with a text that was typed, not listed in a file, for wrong usage."""
+    try:
+        yield
+    except FilesetError as error:
+        raise UsageError(str(error)) from error
 
 
 def find(folder: Path) -> list[tuple[Path, Fileset]]:
@@ -104,7 +123,7 @@ def find(folder: Path) -> list[tuple[Path, Fileset]]:
         raise UsageError(f"{folder}: no such folder")
     found = []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in FORMATS and path.is_file():
+        if is_described(path) and path.is_file():
             with contextlib.suppress(FilesetError):  # other JSON and YAML files are no news
                 found.append((path, _from_file(path)))
     return found
@@ -186,17 +205,37 @@ def read_mapping(path: Path) -> dict[str, Any]:
         It can't be read, is no JSON or YAML, or has a key twice.
     """
     try:
-        text = path.read_text()
-        if path.suffix.lower() == ".json":
+        text = _text(path)
+        if _ending(path) == ".json":
             raw = json.loads(text, object_pairs_hook=_unique)
         else:
             raw = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise FilesetError(f"{path}: can't be read as {path.suffix[1:]} ({reason})") from error
+        raise FilesetError(f"{path}: can't be read as {_ending(path)[1:]} ({reason})") from error
     if not isinstance(raw, dict) or not raw or not all(isinstance(key, str) for key in raw):
         raise FilesetError(f"{path}: not a fileset; it should be a mapping of names to datasets")
     return raw
+
+
+def _text(path: Path) -> str:
+    """Text of a file, which may be compressed.
+
+    Raises
+    ------
+    OSError, ValueError
+        It can't be read, is damaged or unpacks to too much, or is no text.
+    """
+    content = path.read_bytes()
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(path) as packed:
+                content = packed.read(_MOST_BYTES + 1)
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"damaged: {error}") from error
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {_MOST_BYTES >> 20} MiB")
+    return content.decode("utf-8-sig")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -218,15 +257,42 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _from_root_files(source: str, urls: list[str], dataset: str | None) -> Fileset:
-    name = dataset or re.sub(r"\W+", "_", Path(urlsplit(source).path).stem).strip("_") or "files"
-    files = tuple(
-        File(
-            lfn=logical_name(url) if is_url(url) else str(Path(url).absolute()),
-            replicas=(url if is_url(url) else str(Path(url).absolute()),),
-        )
-        for url in urls
-    )
-    given_by = "--dataset" if dataset else "the file's name (--dataset NAME sets it)"
-    made, notes = described(name, files, {}, given_by=given_by)
-    return Fileset((made,), *known_luminosity([made]), tuple(notes))
+def _from_list(path: Path, dataset: str | None) -> Fileset:
+    """Files that a text lists, one a line; what follows ``#`` is a comment."""
+    files, notes = [], []
+    try:
+        lines = _text(path).splitlines()
+    except (OSError, ValueError) as error:
+        raise FilesetError(f"{path}: can't be read as a list of files ({error})") from error
+    for number, line in enumerate(lines, 1):
+        text = re.sub(r"(^|\s+)#.*", "", line).strip()
+        if not text:
+            continue
+        where = f"{path}: line {number}"
+        found = meant(text, path.parent, where)
+        problem = found.problem
+        if found.is_missing and not is_root_file(split_tree(text)[0]):
+            problem = "no such file; URLs or paths of ROOT files are needed, one a line"
+        if problem:
+            raise FilesetError(f"{where}: {text[:200]}: {problem}")
+        files += [_file(place.lfn, place.url, found.tree) for place in found.places]
+        notes += [found.note] if found.note else []
+    if not files:
+        raise FilesetError(f"{path}: no files are listed; name URLs or paths, one a line")
+    return _loose(path.stem, files, notes, dataset, "the list's name")
+
+
+def _file(lfn: str, url: str, tree: str | None) -> File:
+    file = File(lfn=lfn, replicas=(url,))
+    return file if tree is None else replace(file, tree=tree)
+
+
+def _loose(
+    name: str, files: list[File], notes: list[str], dataset: str | None, named_by: str
+) -> Fileset:
+    """A fileset of ROOT files that no catalogue names."""
+    name = dataset or re.sub(r"\W+", "_", name).strip("_") or "files"
+    given_by = "--dataset" if dataset else f"{named_by} (--dataset NAME sets it)"
+    made, guessed = described(name, tuple(files), {}, given_by=given_by)
+    notes = [f"{name}: {note}" for note in notes]
+    return Fileset((made,), *known_luminosity([made]), (*guessed, *notes))

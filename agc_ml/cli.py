@@ -137,7 +137,8 @@ def run(**given: Any) -> None:
     """Run a coffea processor over a fileset, into a run directory.
 
     PROCESSOR is a registered name (ttbar, dimuon), module:Class, or path/to/file.py:Class. FILESET
-    is a JSON or YAML file, a ROOT file, a folder or a glob; without it, the embedded demo set.
+    is a JSON or YAML file (also .gz), a ROOT file (file.root:Tree for another tree than Events), a
+    folder, a glob, or a .txt with one of these a line; without it, the embedded demo set.
     """
     from agc_ml import running  # noqa: PLC0415 - on demand
 
@@ -312,8 +313,9 @@ def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
 def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
     """Say what files and folders are, and what is wrong with them.
 
-    Knows filesets, generated sets, training sets, fit configurations, models and their cards, run
-    directories, fits and files of histograms.
+    Knows filesets and event files, generated sets, training sets, fit configurations, models and
+    their cards, run directories, fits and files of histograms. Files of a fileset that are on disks
+    are opened; 'fileset check' opens those on servers, too.
     """
     from agc_ml import tables, validation  # noqa: PLC0415 - on demand
 
@@ -355,7 +357,7 @@ def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
 
 @fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")
 @click.argument("source", metavar="FILESET", required=False)
-@click.option("--dataset", metavar="NAME", help="What loose ROOT files are called.")
+@options.dataset_option
 @options.json_option
 @options.logging_options
 def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: Any) -> None:
@@ -405,7 +407,7 @@ def fileset_check(
 @fileset.command("convert", epilog="Example: agc-ml fileset convert nanoaod_inputs.json agc.yaml")
 @click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--dataset", metavar="NAME", help="What loose ROOT files are called.")
+@options.dataset_option
 @options.logging_options
 def fileset_convert(source: str, target: Path, dataset: str | None, **_: Any) -> None:
     """Write a fileset in our own format, JSON or YAML by the ending of TARGET."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,27 @@ EVENT_ID: Final = ("run", "luminosityBlock", "event")
 """Branches that tell an event from all others."""
 
 
+_MOST_DEPTH: Final = 50
+_MOST_VALUES: Final = 1_000_000
+_NUMBER: Final = re.compile(r'"[-+]?(\d+(?:\.\d*)?[eE]\+?\d+)"')
+
+
 def with_counters(columns: tuple[str, ...]) -> list[str]:
     """Columns and the counters of their collections: ``Jet_pt`` needs ``nJet``."""
     counters = {f"n{name.partition('_')[0]}" for name in columns if "_" in name}
     return [*columns, *sorted(counters)]
+
+
+def check_text(what: str, text: str) -> None:
+    """Refuse what can be no name and no path; ``what`` it is, says the error.
+
+    Raises
+    ------
+    FilesetError
+        It is empty, holds NUL, or can't be written as UTF-8.
+    """
+    if not text or "\0" in text or any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise FilesetError(f"{what} is empty, or has signs that are not UTF-8 or NUL; rename it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +106,21 @@ class Dataset:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        names = {"name": self.name, "process": self.process, "variation": self.variation}
+        for what, text in names.items():
+            check_text(f"dataset {self.name!r}: its {what}", text)
         if not self.files:
             raise FilesetError(f"dataset {self.name}: no files; list at least one")
+        if self.xsec_source:
+            check_text(f"dataset {self.name}: the source of its xsec", self.xsec_source)
+        _refuse_metadata(self)
         if self.xsec is not None and not 0 < self.xsec < float("inf"):
             raise FilesetError(
                 f"dataset {self.name}: xsec is {self.xsec}, it must be a positive number in pb"
             )
         for file in self.files:
+            for text in (file.lfn, file.tree, *file.replicas):
+                check_text(f"dataset {self.name}: {text!r}", text)
             if file.generated is not None and file.generated < (file.entries or 0):
                 raise FilesetError(
                     f"dataset {self.name}: {file.lfn} has {file.entries} entries, but states only "
@@ -143,6 +169,9 @@ class Fileset:
             if times > 1:
                 raise FilesetError(f"dataset {name} is there twice; merge the two or rename one")
         _refuse_shared(self.datasets)
+        for text in (*self.notes, self.label, self.luminosity_source):
+            if text:
+                check_text(f"{text[:80]!r}", text)
         if self.luminosity is not None and not 0 < self.luminosity < float("inf"):
             raise FilesetError(
                 f"luminosity is {self.luminosity}, it must be a positive number in 1/pb"
@@ -172,6 +201,8 @@ class Fileset:
     def limit(self, files: int) -> Fileset:
         """Keep the first ``files`` files of each dataset.
 
+        A stated ``nevts`` of all files is left out where files are.
+
         Raises
         ------
         UsageError
@@ -179,9 +210,14 @@ class Fileset:
         """
         if files < 1:
             raise UsageError(f"at least one file a dataset is needed, not {files}")
-        return replace(
-            self, datasets=tuple(replace(d, files=d.files[:files]) for d in self.datasets)
+        limited = tuple(_limited(dataset, files) for dataset in self.datasets)
+        left_out = (
+            f"{before.name}: metadata -> nevts ({before.metadata['nevts']:,}) counts all "
+            f"{len(before.files)} files and is left out: {files} used"
+            for before, after in zip(self.datasets, limited, strict=True)
+            if "nevts" in before.metadata and "nevts" not in after.metadata
         )
+        return replace(self, datasets=limited, notes=(*self.notes, *left_out))
 
     def select(self, patterns: Iterable[str]) -> Fileset:
         """Keep the datasets whose name matches one of the shell patterns.
@@ -213,7 +249,8 @@ class Fileset:
         """What a processor finds in ``events.metadata``, beside file and range.
 
         ``nevts`` (the name that AGC's processors use for the number to normalise to) is there when
-        the catalogue states it; it counts events that a filter dropped, too.
+        the catalogue states it; it counts events that a filter dropped, too. The sum over files
+        goes before one number for the dataset in its metadata.
         """
         known = {
             "dataset": dataset.name,
@@ -234,16 +271,68 @@ class Fileset:
         return catalogue.load(source, dataset=dataset)
 
 
+def _limited(dataset: Dataset, files: int) -> Dataset:
+    if len(dataset.files) <= files:
+        return dataset
+    metadata = {key: value for key, value in dataset.metadata.items() if key != "nevts"}
+    return replace(dataset, files=dataset.files[:files], metadata=metadata)
+
+
+def _refuse_metadata(dataset: Dataset) -> None:
+    """Refuse what is no finite number, or can't be written down and compared."""
+    for key, value in dataset.metadata.items():
+        where = f"dataset {dataset.name}: metadata -> {key}"
+        try:
+            _refuse_bombs(value)
+            text = json.dumps(value, sort_keys=True, allow_nan=False, default=repr)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise FilesetError(f"{where}: it can't be kept ({error}); take it out") from error
+        for number in _NUMBER.findall(text):  # YAML takes 1e999 for text
+            if float(number) == float("inf"):
+                raise FilesetError(f"{where}: {number} is no finite number")
+    nevts = dataset.metadata.get("nevts", 0)
+    if not isinstance(nevts, int | float) or isinstance(nevts, bool) or nevts < 0:
+        raise FilesetError(
+            f"dataset {dataset.name}: metadata -> nevts: {nevts!r} is no number of events"
+        )
+
+
+def _refuse_bombs(value: Any) -> None:
+    """Refuse what holds itself, or few lines of YAML that stand for billions of values."""
+    ahead, n = [(value, 1)], 0
+    while ahead:
+        inner, depth = ahead.pop()
+        n += 1
+        if depth > _MOST_DEPTH or n > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_DEPTH} levels, or {_MOST_VALUES:,} values")
+        if isinstance(inner, Mapping):
+            inner = list(inner.values())
+        if isinstance(inner, list | tuple):
+            ahead += [(one, depth + 1) for one in inner]
+
+
 def _refuse_doubles(dataset: Dataset) -> None:
     lfns: dict[str, File] = {}
+    places: dict[tuple[str, str], File] = {}
     uuids: dict[tuple[str, str], File] = {}
     for file in dataset.files:
-        if (twin := lfns.get(file.lfn)) is not None:
+        if (twin := lfns.get(file.lfn)) is not None and twin.tree != file.tree:
+            raise FilesetError(
+                f"dataset {dataset.name}: {file.lfn} is listed with the trees {twin.tree} and "
+                f"{file.tree}; make a dataset of each"
+            )
+        if twin is not None:
             raise FilesetError(
                 f"dataset {dataset.name}: {file.lfn} is listed twice, its events would "
                 "count twice; remove one, or make them replicas of one file"
             )
         lfns[file.lfn] = file
+        for path in _paths(file):
+            if (twin := places.setdefault((path, file.tree), file)) is not file:
+                raise FilesetError(
+                    f"dataset {dataset.name}: {twin.lfn} and {file.lfn} are the same file "
+                    f"({path}), its events would count twice; remove one"
+                )
         if file.uuid is None:
             continue
         if (twin := uuids.get((file.uuid, file.tree))) is not None:
@@ -259,7 +348,8 @@ def _refuse_shared(datasets: Iterable[Dataset]) -> None:
     owners: dict[tuple[str, ...], tuple[Dataset, File]] = {}
     for dataset in datasets:
         for file in dataset.files:
-            keys = [("lfn", file.lfn)] + ([] if file.uuid is None else [("uuid", file.uuid)])
+            keys = [("lfn", file.lfn), *(("path", path) for path in _paths(file))]
+            keys += [] if file.uuid is None else [("uuid", file.uuid)]
             for key in keys:
                 place = (*key, file.tree, dataset.process, dataset.variation)
                 owner, twin = owners.setdefault(place, (dataset, file))
@@ -270,6 +360,11 @@ def _refuse_shared(datasets: Iterable[Dataset]) -> None:
                         f"are {dataset.process}, {dataset.variation}: its events would count "
                         "twice; remove one"
                     )
+
+
+def _paths(file: File) -> set[str]:
+    """Replicas on disks: what is elsewhere is known by its lfn."""
+    return {replica for replica in file.replicas if "://" not in replica}
 
 
 def _identity(file: File) -> list[Any]:

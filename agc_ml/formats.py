@@ -1,28 +1,24 @@
 """The formats of filesets: our own, the Analysis Grand Challenge's, coffea's.
 
-Relative paths are relative to the file that names them; ``~`` and ``$VARIABLES`` are expanded.
+Relative paths are relative to the file that names them; ``~`` and ``$VARIABLES`` are expanded, and
+so are folders and patterns (`agc_ml.paths`).
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agc_ml import agc
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import FilesetError
+from agc_ml.paths import meant
 from agc_ml.variations import NOMINAL
 
 SCHEMA: Final = 1
-_SECRET: Final = re.compile(
-    r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature|sig|xrdhttptk)="
-)
 
 
 class _Model(BaseModel):
@@ -99,6 +95,33 @@ class AgcVariationModel(_Model):
     files: list[AgcFileModel] = Field(min_length=1)
 
 
+class CoffeaFileModel(BaseModel):
+    """A file of a coffea fileset; `form` and what else coffea adds for itself is not needed."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    object_path: str | None = None
+    steps: list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = None
+    num_entries: int | None = Field(None, ge=0)
+    uuid: str | None = None
+    lfn: str | None = None
+    format: Literal["root"] | None = None
+
+
+class CoffeaDatasetModel(BaseModel):
+    """A dataset of a coffea fileset, perhaps preprocessed, or a dump of its DataGroupSpec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    files: Any
+    metadata: dict[str, Any] | None = None
+    treename: str | None = None
+    format: Literal["root"] | None = None
+    form: Any = None
+    compressed_form: Any = None
+    did: Any = None
+
+
 def from_mapping(path: Path, raw: Mapping[str, Any]) -> Fileset:
     """Make a fileset of the content of a file in any of the formats.
 
@@ -126,8 +149,14 @@ def from_mapping(path: Path, raw: Mapping[str, Any]) -> Fileset:
 
 def _from_own(path: Path, raw: Mapping[str, Any]) -> Fileset:
     model = FilesetModel.model_validate(raw)
-    datasets = tuple(
-        Dataset(
+    datasets, notes = [], list(model.notes)
+    for name, d in model.datasets.items():
+        files = _Files(path.parent, name)
+        for file in d.files:
+            has_tree = "tree" in file.model_fields_set
+            facts = file.model_dump(exclude={"replicas", "tree"}, exclude_none=True)
+            files.add(file.replicas, file.tree if has_tree else None, facts)
+        dataset = Dataset(
             name=name,
             process=d.process,
             variation=d.variation,
@@ -135,27 +164,66 @@ def _from_own(path: Path, raw: Mapping[str, Any]) -> Fileset:
             xsec_source=None if d.xsec is None else d.xsec.source,
             is_data=d.is_data,
             metadata=d.metadata,
-            files=tuple(_file(path, name, f) for f in d.files),
+            files=tuple(files.found),
         )
-        for name, d in model.datasets.items()
-    )
+        datasets.append(dataset)
+        notes += [note for note in (*files.notes, *_nevts_note(dataset)) if note not in notes]
     stated = model.luminosity
     return Fileset(
-        datasets,
+        tuple(datasets),
         luminosity=None if stated is None else stated.value,
         luminosity_source=None if stated is None else stated.source,
-        notes=tuple(model.notes),
+        notes=tuple(notes),
         label=model.label,
     )
 
 
-def _file(path: Path, dataset: str, model: FileModel) -> File:
-    replicas = tuple(
-        place(path.parent, replica, f"dataset {dataset}") for replica in model.replicas
-    )
-    lfn = model.lfn or logical_name(model.replicas[0])
-    rest = model.model_dump(exclude={"lfn", "replicas"})
-    return File(lfn=lfn, replicas=replicas, **rest)
+class _Files:
+    """Files of a dataset as it lists them: ``found``, and ``notes`` on how they were found."""
+
+    def __init__(self, folder: Path, dataset: str) -> None:
+        self.found: list[File] = []
+        self.notes: list[str] = []
+        self._folder = folder
+        self._dataset = dataset
+
+    def add(self, replicas: Sequence[str], tree: str | None, facts: Mapping[str, Any]) -> None:
+        """Add a file with its replicas, or all files of a folder or pattern.
+
+        ``tree`` and ``facts``, fields of `File`, are what the list states of it.
+        """
+        where = f"dataset {self._dataset}"
+        matches = [meant(text, self._folder, where) for text in replicas]
+        for text, match in zip(replicas, matches, strict=True):
+            if match.problem:
+                raise FilesetError(f"{where}: {text}: {match.problem}")
+            stated = ", ".join(facts) or ("other replicas" if len(matches) > 1 else "")
+            if len(match.places) > 1 and stated:
+                raise FilesetError(
+                    f"{where}: {text}: {len(match.places)} files match, but what is stated "
+                    f"beside it ({stated}) is of one; list each file"
+                )
+        trees = {name for name in (tree, *(match.tree for match in matches)) if name is not None}
+        if len(trees) > 1:
+            raise FilesetError(
+                f"{where}: {replicas[0]}: two trees are named, {' and '.join(sorted(trees))}; "
+                "take one"
+            )
+        known = {**facts, **({"tree": trees.pop()} if trees else {})}
+        first, *others = matches
+        for place in first.places:
+            urls = (place.url, *(match.places[0].url for match in others))
+            self.found.append(File(**{"lfn": place.lfn, "replicas": urls, **known}))
+        self.notes += [f"{self._dataset}: {match.note}" for match in matches if match.note]
+
+
+def _nevts_note(dataset: Dataset) -> list[str]:
+    """Say that the events stated file by file count, where metadata state another number."""
+    stated, counted = dataset.metadata.get("nevts"), dataset.n_generated
+    if stated is None or counted is None or stated == counted:
+        return []
+    note = f"{dataset.name}: its files state {counted:,} events, metadata -> nevts {stated:,}"
+    return [f"{note}: the files' are taken"]
 
 
 def _is_agc(raw: Mapping[str, Any]) -> bool:
@@ -170,7 +238,7 @@ def _is_agc(raw: Mapping[str, Any]) -> bool:
 
 
 def _from_agc(path: Path, raw: Mapping[str, Any]) -> Fileset:
-    datasets = []
+    datasets, notes = [], list[str]()
     for process, variations in raw.items():
         if process not in agc.CROSS_SECTIONS:
             known = ", ".join(agc.CROSS_SECTIONS)
@@ -184,16 +252,12 @@ def _from_agc(path: Path, raw: Mapping[str, Any]) -> Fileset:
                 model = AgcVariationModel.model_validate(content)
             except ValidationError as error:
                 raise FilesetError(f"{process} -> {variation} -> {first_problem(error)}") from error
-            files = tuple(
-                File(
-                    lfn=logical_name(f.path),
-                    replicas=(place(path.parent, f.path, f"dataset {name}"),),
-                    entries=f.nevts,
-                )
-                for f in model.files
-            )
-            datasets.append(_agc_dataset(name, process, variation, files))
-    return Fileset(tuple(datasets), agc.LUMINOSITY, agc.SOURCE)
+            files = _Files(path.parent, name)
+            for file in model.files:
+                files.add([file.path], None, {"entries": file.nevts})
+            datasets.append(_agc_dataset(name, process, variation, tuple(files.found)))
+            notes += files.notes
+    return Fileset(tuple(datasets), agc.LUMINOSITY, agc.SOURCE, tuple(notes))
 
 
 def _agc_dataset(name: str, process: str, variation: str, files: tuple[File, ...]) -> Dataset:
@@ -218,20 +282,20 @@ def _from_coffea(path: Path, raw: Mapping[str, Any]) -> Fileset:
     datasets, notes = [], []
     luminosities = set()
     for name, content in raw.items():
-        value = {"files": content} if isinstance(content, list) else content
-        unknown = set(value) - {"files", "metadata", "treename", "form", "format"}
-        if unknown:
-            raise FilesetError(f"{name} -> {min(unknown)}: unknown field")
-        metadata = value.get("metadata") or {}
-        if not isinstance(metadata, dict) or not all(isinstance(key, str) for key in metadata):
-            raise FilesetError(f"{name} -> metadata: a mapping of names is needed")
-        metadata = dict(metadata)
+        try:
+            model = CoffeaDatasetModel.model_validate(
+                {"files": content} if isinstance(content, list) else content
+            )
+            files = _coffea_files(path, name, model)
+        except ValidationError as error:
+            raise FilesetError(f"{name} -> {first_problem(error)}") from error
+        metadata = dict(model.metadata or {})
         luminosities.add(_number(name, metadata.pop("luminosity", None), "luminosity", "1/pb"))
         dataset, dataset_notes = described(
-            name, _coffea_files(path, name, value), metadata, given_by="the name of the dataset"
+            name, tuple(files.found), metadata, given_by="the name of the dataset"
         )
         datasets.append(dataset)
-        notes += dataset_notes
+        notes += files.notes + dataset_notes
     if len(luminosities) > 1:
         raise FilesetError("metadata -> luminosity: it differs between datasets")
     stated = luminosities.pop()
@@ -240,39 +304,52 @@ def _from_coffea(path: Path, raw: Mapping[str, Any]) -> Fileset:
     return Fileset(tuple(datasets), stated, "the fileset's metadata", tuple(notes))
 
 
-def _coffea_files(path: Path, name: str, value: Mapping[str, Any]) -> tuple[File, ...]:
-    files, tree = value["files"], value.get("treename", "Events")
-    pairs: Iterable[tuple[Any, Any]]
-    if isinstance(files, dict):
-        pairs = files.items()
-    elif isinstance(files, list):
-        pairs = ((url, tree) for url in files)
-    else:
+def _coffea_files(path: Path, name: str, model: CoffeaDatasetModel) -> _Files:
+    listed = model.files
+    if not isinstance(listed, dict | list):
         raise FilesetError(f"{name} -> files: a list of files or a mapping file -> tree is needed")
-    found = []
+    pairs = listed.items() if isinstance(listed, dict) else ((url, None) for url in listed)
+    files = _Files(path.parent, name)
     for url, given in pairs:
-        spec = {"object_path": given} if isinstance(given, str) else given
-        if not isinstance(url, str) or not isinstance(spec, dict):
-            raise FilesetError(
-                f"{name} -> files -> {url}: a file and the name of its tree is needed"
+        where = f"{name} -> files -> {url}"
+        if not isinstance(url, str) or not isinstance(given, str | dict | None):
+            raise FilesetError(f"{where}: a file and the name of its tree is needed")
+        try:
+            spec = CoffeaFileModel.model_validate(
+                given if isinstance(given, dict) else {"object_path": given}
             )
-        if spec.get("steps"):
-            raise FilesetError(
-                f"{name} -> files -> {url} -> steps: files are read whole; take the steps out"
-            )
-        entries = spec.get("num_entries")
-        if not isinstance(entries, int | None):
-            raise FilesetError(f"{name} -> files -> {url} -> num_entries: {entries!r}, no number")
-        found.append(
-            File(
-                lfn=logical_name(url),
-                replicas=(place(path.parent, url, f"dataset {name}"),),
-                tree=spec.get("object_path", tree),
-                uuid=spec.get("uuid"),
-                entries=entries,
-            )
+        except ValidationError as error:
+            raise FilesetError(f"{where} -> {first_problem(error)}") from error
+        facts = {"lfn": spec.lfn, "uuid": spec.uuid, "entries": _whole(where, spec)}
+        files.add(
+            [url],
+            model.treename if spec.object_path is None else spec.object_path,
+            {key: value for key, value in facts.items() if value is not None},
         )
-    return tuple(found)
+    return files
+
+
+def _whole(where: str, spec: CoffeaFileModel) -> int | None:
+    """Entries of a file, if its steps are all of them."""
+    if spec.steps is None:
+        return spec.num_entries
+    if spec.num_entries is None:
+        raise FilesetError(
+            f"{where} -> steps: files are read whole, and without num_entries it is not known "
+            "whether these steps are; state it, or take the steps out"
+        )
+    end = 0
+    for start, stop in sorted(spec.steps):
+        if start != end or stop < start:
+            break
+        end = stop
+    else:
+        if end == spec.num_entries:
+            return end
+    raise FilesetError(
+        f"{where} -> steps: files are read whole, and these steps leave entries out, overlap or "
+        "are not of this file; take the steps out"
+    )
 
 
 def _number(name: str, value: Any, field: str, unit: str) -> float | None:
@@ -287,7 +364,9 @@ def described(
     """Build a dataset from coffea metadata, and from its name what they leave open: say what."""
     process, _, variation = name.partition("__")
     stated = {key: metadata.pop(key, None) for key in ("process", "variation", "xsec", "is_data")}
-    metadata.pop("nevts", None)  # counted from the files that are used
+    for key in ("process", "variation"):
+        if not isinstance(stated[key], str | None):
+            raise FilesetError(f"{name} -> metadata -> {key}: {stated[key]!r} is no name")
     process = stated["process"] or process
     variation = stated["variation"] or variation or NOMINAL
     notes = []
@@ -309,7 +388,7 @@ def described(
         metadata=metadata,
         files=files,
     )
-    return dataset, notes
+    return dataset, notes + _nevts_note(dataset)
 
 
 def known_luminosity(datasets: Iterable[Dataset]) -> tuple[float | None, str | None]:
@@ -366,39 +445,3 @@ def first_problem(error: ValidationError) -> str:
     given = first.get("input")
     shown = f" (it is {given!r})" if isinstance(given, str | int | float) else ""
     return f"{where}: {message}{shown}"
-
-
-def is_url(text: str) -> bool:
-    """Whether it names a protocol."""
-    return "://" in text
-
-
-def logical_name(url: str) -> str:
-    """Path of a URL without scheme and host: the same file at any door has the same."""
-    if not is_url(url):
-        return url
-    parts = urlsplit(url)
-    query = "&".join(part for part in parts.query.split("&") if not _SECRET.match(part))
-    return re.sub("/+", "/", parts.path) + (f"?{query}" if query else "")
-
-
-def place(folder: Path, url: str, where: str) -> str:
-    """Where a file is: a URL, or an absolute path. Errors as of `expand`."""
-    expanded = expand(url, where)
-    return expanded if is_url(expanded) else str((folder / expanded).absolute())
-
-
-def expand(path: str, where: str) -> str:
-    """Expand ``~`` and ``$VARIABLES``; ``where`` says in errors what names the path.
-
-    Raises
-    ------
-    FilesetError
-        A variable is not set.
-    """
-    expanded = os.path.expandvars(Path(path).expanduser()) if not is_url(path) else path
-    expanded = os.path.expandvars(expanded)
-    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
-    if unset:
-        raise FilesetError(f"{where}: {path}: the variable {unset[0]} is not set")
-    return expanded

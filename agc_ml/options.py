@@ -44,10 +44,15 @@ def together(*parts: Callable[[Command], Command]) -> Callable[[Command], Comman
     return decorate
 
 
+dataset_option = click.option(
+    "--dataset",
+    metavar="NAME",
+    help="Dataset name for ROOT files given directly or in a list [name of the file].",
+)
 choice_options = together(
     click.option("--max-files", type=click.IntRange(1), help="Files of each dataset."),
     click.option("--datasets", metavar="A,B*", help="Only datasets that match."),
-    click.option("--dataset", metavar="NAME", help="What loose ROOT files are called."),
+    dataset_option,
 )
 cluster_options = together(
     click.option(

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from agc_ml.catalogue import FORMATS, read_mapping
-from agc_ml.datasets import Fileset
-from agc_ml.errors import AgcError
+from agc_ml.account import file_label
+from agc_ml.catalogue import LIST, is_described, read_mapping
+from agc_ml.datasets import File, Fileset
+from agc_ml.delivery.transport import scheme
+from agc_ml.errors import AgcError, InputFileError
 from agc_ml.generate import manifest
 from agc_ml.generate.manifest import MANIFEST
+from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import cards
+from agc_ml.paths import split_tree
 from agc_ml.results import RunResult
 
 MODELS: Final = (".onnx", ".ubj", ".keras", ".h5", ".pkl", ".pickle", ".joblib")
 """Endings of models, and of what is mistaken for one."""
+RUN: Final = ("run.json", "ledger.jsonl", "histograms.root", "chunks")
+"""What only a run directory has in it."""
+_PROTOCOLS: Final = {"file", "root", "roots", "xroot", "xroots", "http", "https"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +37,17 @@ class Verdict:
 
 
 def validate(path: Path) -> Verdict:
-    """Recognise and check filesets, generated sets, fit configurations, models, runs, and so on."""
-    if not path.exists():
+    """Recognise and check filesets, generated sets, fit configurations, models, runs, and so on.
+
+    Of filesets the files on disks are opened, too: what is good can be run over.
+    """
+    file, tree = split_tree(str(path))
+    if not path.exists() and (tree is None or not Path(file).is_file()):
         return Verdict(path, "nothing", "", "no such file or folder")
-    kind, summarise = _recognise(path)
+    try:
+        kind, summarise = _recognise(path)
+    except OSError as error:
+        return Verdict(path, "nothing", "", f"can't be looked into ({error.strerror or error})")
     try:
         return Verdict(path, kind, summarise(path), None)
     except AgcError as error:
@@ -43,17 +57,27 @@ def validate(path: Path) -> Verdict:
 def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
     if path.is_dir() or path.name == MANIFEST:
         return _recognise_folder(path)
-    if path.suffix in MODELS:
-        return "model", _model
-    if path.suffix == ".parquet":
-        return "training set", _training_set
-    if path.suffix.lower() not in FORMATS:
-        return "histograms", _histograms
+    by_ending = dict.fromkeys(MODELS, ("model", _model))
+    by_ending |= {".parquet": ("training set", _training_set), LIST: ("fileset", _fileset)}
+    if path.suffix.lower() in by_ending:
+        return by_ending[path.suffix.lower()]
+    if not is_described(path):
+        return _recognise_root_file(path)
     try:
         content = read_mapping(path)
     except AgcError:
         return "fileset", _fileset  # which says what is wrong with it
-    return _recognise_content(content)
+    # whatever its datasets are called
+    return ("fileset", _fileset) if _is_fileset(path) else _recognise_content(content)
+
+
+def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:
+    try:
+        _events(path)
+    except AgcError:
+        if path.exists():  # no tree was asked for, so it may be anything
+            return "histograms", _histograms
+    return "event file", _events
 
 
 def _recognise_content(content: Mapping[str, Any]) -> tuple[str, Callable[[Path], str]]:
@@ -72,8 +96,18 @@ def _recognise_folder(path: Path) -> tuple[str, Callable[[Path], str]]:
         return "generated set", _generated
     if (path / "fit.json").exists():
         return "fit", _fit
+    if not any((path / name).exists() for name in RUN) and _is_fileset(path):
+        return "fileset", _fileset
     is_model = any((path / name).exists() for name in (*cards.CARD, "model_even.json"))
     return ("model", _model) if is_model else ("run directory", _run)
+
+
+def _is_fileset(path: Path) -> bool:
+    try:
+        Fileset.load(path)
+    except AgcError:
+        return False
+    return True
 
 
 def _run(path: Path) -> str:
@@ -107,9 +141,68 @@ def _training_set(path: Path) -> str:
     )
 
 
+def _events(path: Path) -> str:
+    name, tree = (str(path), None) if path.exists() else split_tree(str(path))
+    file = File(lfn=name, replicas=(str(Path(name).absolute()),))
+    file = file if tree is None else replace(file, tree=tree)
+    found = inspect_file(file, ())
+    if not isinstance(found, FileInfo):
+        raise InputFileError(f"{name}: {found.reason}")
+    return f"{found.entries:,} events in {file.tree}"
+
+
 def _fileset(path: Path) -> str:
-    found = Fileset.load(str(path))
-    return f"{len(found.datasets)} datasets, {found.n_files:,} files"
+    found = Fileset.load(path)
+    elsewhere = _look_into(found)
+    there = f", {elsewhere:,} of them on servers and not opened" if elsewhere else ""
+    return f"{len(found.datasets)} datasets, {found.n_files:,} files{there}"
+
+
+def _look_into(fileset: Fileset) -> int:
+    """Open the files on disks, as a run does; count those that are only on servers.
+
+    Raises
+    ------
+    InputFileError
+        Files can't be read, or are not what the fileset says.
+    FilesetError
+        Two are the same file, so that events would count twice.
+    """
+    problems: list[str] = []
+    elsewhere = 0
+    datasets = []
+    for dataset in fileset.datasets:
+        files = []
+        for file in dataset.files:
+            usable = tuple(url for url in file.replicas if _is_known(scheme(url)))
+            if not usable:
+                problems.append(f"{file_label(dataset, file)}: no protocol known here")
+            elif any(scheme(url) != "file" for url in usable):
+                elsewhere += 1
+                files.append(file)
+            else:
+                info = inspect_file(replace(file, replicas=usable), ())
+                if isinstance(info, FileInfo):
+                    files.append(replace(file, uuid=info.uuid))
+                else:
+                    problems.append(f"{file_label(dataset, file)}: {info.reason}")
+        if not problems:
+            datasets.append(replace(dataset, files=tuple(files)))
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        raise InputFileError(f"{problems[0]}{more}")
+    replace(fileset, datasets=tuple(datasets))  # which refuses a file that is there twice
+    return elsewhere
+
+
+def _is_known(kind: str) -> bool:
+    """Whether files of a protocol can be opened here at all."""
+    import fsspec  # noqa: PLC0415 - heavy
+
+    try:
+        return kind in _PROTOCOLS or fsspec.get_filesystem_class(kind) is not None
+    except (ValueError, ImportError):
+        return False
 
 
 def _configuration(path: Path) -> str:

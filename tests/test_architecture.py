@@ -20,7 +20,7 @@ ORDER = [
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
     {"attachments", "opened_files", "outputs"},
     {"agc", "delivery", "results", "shipping"},
-    {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
+    {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
     {"baskets", "instances", "reading", "sources"},
     {"unchanged", "worker"},
     {"executors", "inspection"},

@@ -35,8 +35,8 @@ from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import credentials, equipment, health, http, opening, source, ways, xrootd
 from agc_ml.delivery.faults import PermanentError, ReplicaError, TransientError
 from agc_ml.errors import AgcError, DeliveryError, FilesetError, UsageError
-from agc_ml.formats import logical_name
 from agc_ml.inspection import FileInfo, inspect_file
+from agc_ml.paths import logical_name
 from agc_ml.reading import Columns
 from agc_ml.worker import Failure, one_line
 

@@ -15,6 +15,7 @@ import pytest
 from commandline import Called, agc
 from services.catalogues import (
     Answer,
+    Asked,
     RucioServer,
     configure_rucio,
     hanging,
@@ -27,12 +28,14 @@ from services.xrootd import Server, Storage
 
 from agc_ml import catalogue
 from agc_ml.datasets import File, Fileset
-from agc_ml.errors import CatalogueError, FilesetError, UsageError
+from agc_ml.errors import AgcError, CatalogueError, FilesetError, UsageError
 from agc_ml.sources import globs, opendata, rucio
 
 DOOR = "root://eospublic.cern.ch/"
 TTBAR = "/TT_TuneCUETP8M1/RunIIFall15NanoAODv1/NANOAODSIM"
 STORE = "/store/mc/RunIIFall15NanoAODv1/TT/NANOAODSIM/v1/10000"
+
+STORE_2 = "/store/mc/RunIIFall15NanoAODv1/TT/NANOAODSIM/v2/20000"
 
 
 @pytest.fixture
@@ -143,6 +146,103 @@ def test_locations_without_size_and_checksum(portal: str, tmp_path: Path) -> Non
     ]
 
 
+PLACE = f"{DOOR}/eos/opendata/x"
+INDEX = f"{PLACE}/file-indexes/D_0000"
+
+
+def indexed(*names: str) -> list[dict[str, Any]]:
+    return [{"uri": f"{PLACE}/{name}", "size": 5} for name in names]
+
+
+def test_all_indexes_of_a_record(tmp_path: Path) -> None:
+    """Those that are not part of the record are fetched, in whichever form there is."""
+    metadata = {
+        "type": {"secondary": ["Simulated"]},
+        "files": [
+            *({"uri": f"{INDEX}{n}_file_index.json"} for n in (0, 1, 2)),
+            *({"uri": f"{INDEX}{n}_file_index.txt"} for n in (0, 1, 2, 3)),
+            *indexed("validation/check.root", "README.txt"),
+        ],
+        "_file_indices": [
+            {
+                "key": "D_00000_file_index.json",
+                "number_files": 2,
+                "files": indexed("a.root", "a.pool.root.1"),
+            }
+        ],
+    }
+    answers = {
+        "D_00001_file_index.json": Answer(body=json.dumps(indexed("b.root.1", "log.tgz"))),
+        "D_00002_file_index.txt": Answer(body=f"{PLACE}/c.root\t7\tadler32:a\r\n{PLACE}/a.root\n"),
+        "D_00003_file_index.txt": Answer(body=f"{PLACE}/d.root?download=1\n"),
+    }
+    asked = []
+
+    def answer(request: Asked) -> Answer:
+        asked.append(request.path.rpartition("/")[2])
+        return answers.get(asked[-1], Answer(404))
+
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"metadata": metadata}))
+    with serving(answer) as server:
+        fileset = opendata.from_records([f"tt={path}"], server=server)
+        lfns = [file.lfn.removeprefix("/eos/opendata/x/") for file in files(fileset)]
+        expected = ["validation/check.root", "a.root", "a.pool.root.1", "b.root.1", "c.root"]
+        assert lfns == [*expected, "d.root"]
+        assert files(fileset)[-1].replicas == (f"{PLACE}/d.root", f"{server}/eos/opendata/x/d.root")
+        assert any(
+            "passed over 2 not called *.root (README.txt, log.tgz)" in n for n in fileset.notes
+        )
+        del answers["D_00003_file_index.txt"]
+        with pytest.raises(CatalogueError, match=r"D_00003_file_index\.txt: .*404.*download-files"):
+            opendata.from_records([f"tt={path}"], server=server)
+        answers["D_00003_file_index.txt"] = Answer(body="<html>log in</html>")
+        with pytest.raises(CatalogueError, match=r"D_00003_file_index\.txt: line 1"):
+            opendata.from_records([f"tt={path}"], server=server)
+    assert "D_00000_file_index.txt" not in asked
+
+
+@pytest.mark.parametrize(
+    ("metadata", "says"),
+    [
+        (
+            {"files": [*indexed("check.root"), {"uri": f"{INDEX}1_file_index.json"}]},
+            "an index can't be read: http",
+        ),
+        (
+            {"files": [*indexed("check.root"), {"uri": "root://else//1_file_index.txt"}]},
+            "1_file_index.txt is not to be had over http",
+        ),
+        (
+            {"_file_indices": [{"key": "D", "number_files": 2, "files": indexed("a.root")}]},
+            "its index D lists 1 of 2 files",
+        ),
+        (
+            {"files": [{"uri": f"{PLACE}/a.root", "size": 3}, *indexed("a.root")]},
+            "/eos/opendata/x/a.root is listed with the size 3 and with 5",
+        ),
+    ],
+)
+def test_never_fewer_files(metadata: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"metadata": metadata}))
+    with pytest.raises(AgcError) as caught:
+        opendata.from_records([f"tt={path}"], server=f"http://127.0.0.1:{refusing()}")
+    assert "record.json: " in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_file_at_several_doors_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "locations.txt"
+    path.write_text(
+        f"{PLACE}/a.root\t12\tadler32:1\n"
+        "http://opendata.cern.ch/eos/opendata/x/a.root?download=1\n"
+        "/eos/opendata/x/a.root\t12\tadler32:00000001\n"
+    )
+    (file,) = files(opendata.from_records([f"tt={path}"]))
+    assert (file.size, file.adler32, len(file.replicas)) == (12, "00000001", 2)
+
+
 @pytest.mark.parametrize(
     ("number", "says"),
     [
@@ -245,6 +345,19 @@ def test_a_dataset_of_rucio(
 
 
 @pytest.mark.usefixtures("rucio")
+def test_what_is_left_out_of_a_dataset_of_rucio() -> None:
+    """What is no ROOT file, and replicas that nobody here can read, are counted."""
+    fileset = rucio.from_dids(["tt=cms:/Mixed/NANOAODSIM"])
+    assert [file.replicas for file in files(fileset)] == [
+        (f"root://near.example.org:1094/{STORE_2}/A.root",),
+        (f"https://far.example.org:443{STORE_2}/B.pool.root.1",),
+    ]
+    assert any("passed over 1 not called *.root" in note for note in fileset.notes)
+    says = "left out 3 replicas that can't be read from here (gsiftp://, srm://, tape)"
+    assert f"tt: {says}" in fileset.notes
+
+
+@pytest.mark.usefixtures("rucio")
 def test_names_that_are_no_paths_keep_their_scope() -> None:
     (file,) = files(rucio.from_dids(["d=mc16:DAOD.test"]))
     assert file.lfn == "mc16:DAOD.test._000001.pool.root.1"
@@ -255,6 +368,8 @@ def test_names_that_are_no_paths_keep_their_scope() -> None:
     [
         ("cms:/Unknown/NANOAODSIM", ["knows no such data identifier", "rucio did list"]),
         ("cms:/Empty/NANOAODSIM", ["no files"]),
+        ("cms:/Old/NANOAODSIM", ["1 of 1 files have no replica", "there are others: gsiftp://"]),
+        ("cms:/Logs/NANOAODSIM", ["no ROOT files, only /store", "logs.tgz"]),
         ("cms:/Lost/NANOAODSIM", ["2 of 3 files have no replica", f"cms:{STORE}/B.root (and 1"]),
     ],
 )
@@ -391,6 +506,45 @@ def test_patterns_of_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [file.size for file in fileset.datasets[0].files] == [6, 6, 11]
     assert [file.lfn for file in fileset.datasets[1].files] == [str(tmp_path / "x[1].root")]
     assert str(tmp_path / "deep") not in [file.url for file in fileset.datasets[2].files]
+
+
+def test_patterns_of_paths_are_those_of_filesets(tmp_path: Path) -> None:
+    """A folder, links, hidden files, a tree, file: and what is passed over, as in filesets."""
+    for name in ("d/a.root", "d/e/b.root.1", "d/.old/c.root", "d/n.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("d")
+    for pattern in (f"{tmp_path}/d", f"file:{tmp_path}/d/**", f"{tmp_path}/link"):
+        fileset = globs.from_patterns([f"tt={pattern}"])
+        assert [Path(file.url).name for file in files(fileset)] == ["a.root", "b.root.1"]
+        assert [file.size for file in files(fileset)] == [5, 5]
+        assert any("passed over 1 not called *.root (n.txt)" in note for note in fileset.notes)
+    (file,) = files(globs.from_patterns([f"tt={tmp_path}/d/*.root:T"]))
+    assert (Path(file.url).name, file.tree) == ("a.root", "T")
+    with pytest.raises(UsageError, match=r"no file matches; only n\.txt there"):
+        globs.from_patterns([f"tt={tmp_path}/d/*.txt"])
+
+
+PAGE = (
+    "<a href='a.root'>a</a> <a href='b.root.1'>b</a> <a href='n.txt'>n</a> <a href='.h.root'>h</a>"
+)
+
+
+def test_pages_of_links() -> None:
+    """Over http, too, without hidden files and what is no ROOT file."""
+
+    def answer(request: Asked) -> Answer:
+        return Answer(404) if "none" in request.path else Answer(200, PAGE, "text/html")
+
+    with serving(answer) as server:
+        fileset = globs.from_patterns([f"tt={server}/d/*"])
+        assert [file.lfn for file in files(fileset)] == ["/d/a.root", "/d/b.root.1"]
+        assert any("passed over 1 not called *.root (n.txt)" in note for note in fileset.notes)
+        (file,) = files(globs.from_patterns([f"tt={server}/d/a*.root:T"]))
+        assert (file.url, file.tree) == (f"{server}/d/a.root", "T")
+        for pattern, says in {"d/*.txt": "only n.txt there", "none/*.root": "no file m"}.items():
+            with pytest.raises(UsageError, match=says):
+                globs.from_patterns([f"tt={server}/{pattern}"])
 
 
 @pytest.mark.parametrize(

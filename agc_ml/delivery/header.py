@@ -32,8 +32,11 @@ def parse(begin: bytes) -> Header:
     if not begin.startswith(b"root"):
         what = f"it begins with {begin[:12]!r}" if begin else "it is empty"
         raise CorruptError(f"not a ROOT file: {what}")
+    if begin.startswith(b"root:/"):
+        raise CorruptError("not a ROOT file, but a list of URLs; the name of a list ends in .txt")
     if len(begin) < _BIG.size:
         raise CorruptError(f"cut off: only {len(begin)} bytes are there")
-    is_big = int.from_bytes(begin[4:8], "big") >= _IS_BIG
+    # signed, as in ROOT: what looks like a huge number is a negative one, of a small file
+    is_big = int.from_bytes(begin[4:8], "big", signed=True) >= _IS_BIG
     fields = (_BIG if is_big else _SMALL).unpack_from(begin)
     return Header(int(fields[3]), str(uuid.UUID(bytes=fields[-1])))

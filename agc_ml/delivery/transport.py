@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,10 @@ from agc_ml.delivery.faults import CorruptError, PermanentError, TransientError
 Range = tuple[int, int]
 """The bytes [start, stop) of a file."""
 Data = bytes | memoryview
+
+_FILE_URL: Final = re.compile(
+    r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)", re.IGNORECASE | re.DOTALL
+)
 
 
 class Transport(Protocol):
@@ -53,10 +58,15 @@ def scheme(url: str) -> str:
 
 
 def local_path(url: str) -> Path | None:
-    """Path of a file of this machine; None for what is elsewhere."""
-    if scheme(url) != "file":
-        return None
-    return Path(unquote(urlsplit(url).path) if "://" in url else url)
+    """Path of a file of this machine; None for what is elsewhere.
+
+    It may be written as ``/path``, ``file:/path``, ``file:///path`` or ``file://localhost/path``.
+    """
+    found = _FILE_URL.fullmatch(url)
+    if found is None:
+        return None if "://" in url else Path(re.sub("^//+", "/", url))
+    is_here = (found["host"] or "localhost").lower() == "localhost"
+    return Path(re.sub("^//+", "/", unquote(found["path"]))) if is_here else None
 
 
 def connect(url: str, timeout: float) -> Transport:
@@ -71,6 +81,8 @@ def connect(url: str, timeout: float) -> Transport:
     path = local_path(url)
     if path is not None:
         return LocalFile(path)
+    if kind == "file":
+        raise PermanentError("it is a file of another machine; file:///PATH is one of this machine")
     if kind in {"root", "roots", "xroot", "xroots"}:
         from agc_ml.delivery.xrootd import XRootDFile  # noqa: PLC0415 - an extra
 
@@ -105,13 +117,16 @@ class LocalFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # no waiting for a pipe
         except (OSError, ValueError) as error:
             raise PermanentError(f"can't be opened: {_reason(error)}") from error
         status = os.fstat(self._descriptor)
         if stat.S_ISDIR(status.st_mode):
             self.close()
             raise PermanentError("it is a folder, a file is needed")
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise PermanentError("it is a pipe or a device, a file is needed")
         self.size = status.st_size
         self.stamp = str(status.st_mtime_ns)
         self._identity = (status.st_dev, status.st_ino)

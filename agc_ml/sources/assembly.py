@@ -14,12 +14,12 @@ from agc_ml.formats import described, known_luminosity
 class Found(NamedTuple):
     """Files that a source has for a dataset.
 
-    ``note`` is what a reader should know of them; ``is_data`` whether they are recorded collisions,
-    None where the source does not tell.
+    ``notes`` are what a reader should know of them; ``is_data``: whether they are recorded
+    collisions, None where the source does not tell.
     """
 
     files: tuple[File, ...]
-    note: str | None = None
+    notes: tuple[str, ...] = ()
     is_data: bool | None = None
 
 
@@ -65,5 +65,5 @@ def assembled(pairs: Iterable[tuple[str, str]], find: Callable[[str], Found]) ->
         metadata: dict[str, Any] = {"is_data": told.pop()} if told else {}
         dataset, guessed = described(name, files, metadata, given_by="the name of the dataset")
         datasets.append(dataset)
-        notes += [f"{name}: {part.note}" for part in found if part.note] + guessed
+        notes += [f"{name}: {note}" for part in found for note in part.notes] + guessed
     return Fileset(tuple(datasets), *known_luminosity(datasets), tuple(notes))

@@ -29,8 +29,9 @@ def from_record(wanted: tuple[str, ...], target: Path, server: str | None, **_: 
     """Write a fileset of CERN Open Data records, JSON or YAML by the ending of TARGET.
 
     RECORD is a record's number, which needs the extra 'opendata'; or a file: the record's JSON, an
-    index of files, or the output of 'cernopendata-client get-file-locations --verbose'. NAME is
-    that of the dataset, process__variation; a NAME that comes again adds files.
+    index of files, or the output of 'cernopendata-client get-file-locations --verbose'. Indexes
+    that the record only names are read from the portal. NAME is that of the dataset,
+    process__variation; a NAME that comes again adds files.
     """
     from agc_ml.sources import opendata  # noqa: PLC0415 - on demand
 
@@ -48,7 +49,8 @@ def from_record(wanted: tuple[str, ...], target: Path, server: str | None, **_: 
 def from_rucio(wanted: tuple[str, ...], target: Path, **_: Any) -> None:
     """Write a fileset of Rucio's data identifiers, JSON or YAML by the ending of TARGET.
 
-    Needs the extra 'rucio', and a rucio.cfg. All replicas of a file are listed, nearest first.
+    Needs the extra 'rucio', and a rucio.cfg. All replicas of a file that can be read over root or
+    https are listed, nearest first; what is left out is counted in a note.
     NAME is that of the dataset, process__variation; a NAME that comes again adds files.
     """
     from agc_ml.sources import rucio  # noqa: PLC0415 - on demand
@@ -67,7 +69,8 @@ def from_glob(wanted: tuple[str, ...], target: Path, **_: Any) -> None:
     """Write a fileset of files that match, JSON or YAML by the ending of TARGET.
 
     PATTERN is a path or a URL (root, with the extra 'xrootd'; http; https) with *, [abc] and ** in
-    it. NAME is that of the dataset, process__variation; a NAME that comes again adds files.
+    it, or a folder on a disk. Only files called *.root are taken, also *.root.1. NAME is that of
+    the dataset, process__variation; a NAME that comes again adds files.
     """
     from agc_ml.sources import globs  # noqa: PLC0415 - on demand
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from agc_ml.datasets import File, Fileset
 from agc_ml.delivery import xrootd
 from agc_ml.errors import CatalogueError, UsageError
-from agc_ml.formats import expand, is_url, logical_name
+from agc_ml.paths import is_root_file, is_url, logical_name, meant, some, split_tree
 from agc_ml.sources.assembly import Found, assembled, named
 
 TIMEOUT_S: Final = 20.0
@@ -29,8 +29,10 @@ def from_patterns(wanted: Iterable[str]) -> Fileset:
     """Make a fileset of files that match patterns, given as ``NAME=PATTERN``.
 
     A pattern is a path or a URL (root, http, https) with ``*``, ``[abc]`` and ``**`` for folders at
-    any depth. Web servers have to show their folders as pages of links, which don't tell files from
-    folders: there, only the last part of the path can be a pattern.
+    any depth, and perhaps a tree behind it (``*.root:Events``). Hidden files and folders are left
+    out; a note names what is not called like a ROOT file. Web servers have to show their folders as
+    pages of links, which don't tell files from folders: there, only the last part of the path can
+    be a pattern.
 
     Raises
     ------
@@ -45,21 +47,23 @@ def from_patterns(wanted: Iterable[str]) -> Fileset:
 
 
 def _find(pattern: str) -> Found:
-    files = tuple(_remote(pattern) if is_url(pattern) else _local(pattern))
-    if not files:
-        raise UsageError(f"{pattern}: no file matches; those of a folder are FOLDER/*.root")
-    return Found(files)
+    return _remote(pattern) if is_url(pattern) else _local(pattern)
 
 
-def _local(pattern: str) -> Iterator[File]:
-    path = expand(pattern, "the command line")
-    # a name may have brackets that are no pattern
-    found = [path] if Path(path).is_file() else glob.glob(path, recursive=True)  # noqa: PTH207
-    for place in sorted(str(Path(name).absolute()) for name in found if Path(name).is_file()):
-        yield File(lfn=place, replicas=(place,), size=Path(place).stat().st_size)
+def _local(pattern: str) -> Found:
+    match = meant(pattern, Path.cwd(), "the command line")
+    if match.problem or match.is_missing:
+        raise _nothing(pattern, match.problem or "no file matches")
+    files = []
+    for place in match.places:
+        path = Path(place.url)  # a link may lead nowhere
+        size = path.stat().st_size if path.exists() else None
+        files.append(_file(place.url, place.url, size, match.tree))
+    return Found(tuple(files), (match.note,) if match.note else ())
 
 
-def _remote(pattern: str) -> Iterator[File]:
+def _remote(pattern: str) -> Found:
+    pattern, tree = split_tree(pattern)
     scheme, host = _door(pattern)
     import aiohttp  # noqa: PLC0415 - heavy
 
@@ -68,14 +72,31 @@ def _remote(pattern: str) -> Iterator[File]:
         sizes = {entry["name"]: entry["size"] for entry in _matches(system, path)}
     except (OSError, ValueError, aiohttp.ClientError) as error:
         if _is_missing(error):
-            return
+            raise _nothing(pattern, "no file matches") from error
         raise CatalogueError(
             f"{pattern}: {scheme}://{host} does not list it ({_reason(error)}); check its address "
             "and the network"
         ) from error
-    for name in sorted(sizes):
+    is_named = not _MAGIC.search(path)
+    others = [] if is_named else [name for name in sorted(sizes) if not is_root_file(name)]
+    only = some([name.rpartition("/")[2] for name in others])
+    if len(others) == len(sizes):
+        raise _nothing(pattern, "no file matches" + (f"; only {only} there" if others else ""))
+    files = []
+    for name in sorted(sizes.keys() - others):
         url = name if is_url(name) else f"{scheme}://{host}/{name}"
-        yield File(lfn=logical_name(url), replicas=(url,), size=sizes[name])
+        files.append(_file(logical_name(url), url, sizes[name], tree))
+    told = f"{pattern}: passed over {len(others)} not called *.root ({only})"
+    return Found(tuple(files), (told,) if others else ())
+
+
+def _file(lfn: str, url: str, size: int | None, tree: str | None) -> File:
+    file = File(lfn=lfn, replicas=(url,), size=size)
+    return file if tree is None else replace(file, tree=tree)
+
+
+def _nothing(pattern: str, problem: str) -> UsageError:
+    return UsageError(f"{pattern}: {problem}; those of a folder are FOLDER/*.root")
 
 
 def _door(pattern: str) -> tuple[str, str]:
@@ -154,6 +175,8 @@ def _below(system: Any, folder: str, parts: list[str]) -> Iterator[dict[str, Any
         yield from _below(system, folder, rest or ["*"])
     for entry in _listed(system, folder):
         name = entry["name"]
+        if name.rpartition("/")[2].startswith(".") and not part.startswith("."):
+            continue
         is_folder = entry["type"] == "directory"
         if part == "**":
             if is_folder:

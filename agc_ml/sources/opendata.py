@@ -9,12 +9,16 @@ A record comes from the portal, through CERN's own client, or from a file that h
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import json
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,8 +27,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from agc_ml.datasets import File, Fileset
-from agc_ml.errors import CatalogueError, FilesetError, UsageError
-from agc_ml.formats import first_problem, is_url, logical_name
+from agc_ml.errors import AgcError, CatalogueError, FilesetError, UsageError
+from agc_ml.formats import first_problem
+from agc_ml.paths import is_root_file, is_url, logical_name, some
 from agc_ml.sources.assembly import Found, assembled, named
 
 PORTAL: Final = "https://opendata.cern.ch"
@@ -34,6 +39,7 @@ TIMEOUT_S: Final = 60.0
 _DOOR: Final = "root://eospublic.cern.ch/"
 _HOSTS: Final = ("eospublic.cern.ch", "opendata.cern.ch")
 _CHECKSUM: Final = "adler32:"
+_INDEX: Final = re.compile(r"_file_?(index|list)\.(json|txt)$", re.IGNORECASE)
 _CLIENT: Final = "from cernopendata_client.cli import cernopendata_client; cernopendata_client()"
 
 
@@ -53,6 +59,8 @@ class _Listed(BaseModel):
 class _Index(BaseModel):
     """An index, with the files that it lists."""
 
+    key: str = ""
+    number_files: int | None = None
     files: list[_Listed] = []
 
 
@@ -70,25 +78,20 @@ class _Record(BaseModel):
     files: list[_Listed] = []
     indexes: list[_Index] = Field([], alias="_file_indices")
 
-    def listed(self) -> Iterator[_Listed]:
-        """All files, those of indexes too."""
-        yield from self.files
-        for index in self.indexes:
-            yield from index.files
-
 
 def from_records(wanted: Iterable[str], *, server: str = PORTAL) -> Fileset:
     """Make a fileset of records, given as ``NAME=RECORD``: a number, or a file that holds one.
 
-    Only ROOT files are taken. Their replicas are the portal's XRootD door and ``server``.
+    Only ROOT files are taken, those of all indexes; an index that is not part of the record is read
+    from ``server``. Replicas of files are the portal's XRootD door and ``server``.
 
     Raises
     ------
     UsageError
         A pair, the server's address or a file's name makes no sense.
     CatalogueError
-        The client is not installed, or the portal can't be reached, does not answer in time or has
-        no such record.
+        The client is not installed, or the portal can't be reached, does not answer in time, has
+        no such record, or does not give one of its indexes.
     FilesetError
         A record can't be understood, or lists no ROOT file.
     """
@@ -106,40 +109,100 @@ def _find(record: str, *, server: str) -> Found:
         if not path.is_file():
             raise UsageError(f"{record}: neither the number of a record nor a file")
         content = _read(path)
-    try:
-        parsed = _Record.model_validate(content)
-    except ValidationError as error:
-        raise FilesetError(f"{label}: not a record of files: {first_problem(error)}") from error
+    parsed = _validated(label, content)
+    listed = _listed(label, parsed, server)
     kinds = set(parsed.kind.secondary)
+    others = [name for name in map(_name, listed) if not is_root_file(name)]
+    notes = [f"{label}{f', {parsed.title}' if parsed.title else ''}"]
+    if others:
+        notes.append(f"passed over {len(others)} not called *.root ({some(others)})")
+    if len(others) == len(listed):
+        there = some(others) or "nothing"
+        raise FilesetError(f"{label}: no .root files are listed; there is {there}")
+    files = (_file(one, server) for one in listed if is_root_file(_name(one)))
     return Found(
-        _files(label, parsed, server),
-        note=f"{label}{f', {parsed.title}' if parsed.title else ''}",
+        _once(label, files),
+        notes=tuple(notes),
         is_data=True if "Collision" in kinds else False if "Simulated" in kinds else None,
     )
 
 
-def _files(label: str, record: _Record, server: str) -> tuple[File, ...]:
-    listed = list(record.listed())
-    # an index is often there in several forms, which list the same files
-    files = dict.fromkeys(_file(one, server) for one in listed if one.uri.endswith(".root"))
-    if files:
-        return tuple(files)
-    names = ", ".join(one.uri.rpartition("/")[2] for one in listed[:3]) or "nothing"
-    if any("_file_index." in one.uri for one in listed):
-        raise FilesetError(
-            f"{label}: only indexes of its files are listed ({names}): fetch one with "
-            "'cernopendata-client download-files' and name it in place of the record"
-        )
-    raise FilesetError(f"{label}: no .root files are listed; there is {names}")
+def _validated(label: str, content: Any) -> _Record:
+    try:
+        return _Record.model_validate(content)
+    except ValidationError as error:
+        raise FilesetError(f"{label}: not a record of files: {first_problem(error)}") from error
+
+
+def _name(listed: _Listed) -> str:
+    return listed.uri.partition("?")[0].rpartition("/")[2]
+
+
+def _listed(label: str, record: _Record, server: str) -> list[_Listed]:
+    """Files of a record and of all its indexes, each of which may be there in several forms."""
+    files: list[_Listed] = []
+    missing: dict[str, list[_Listed]] = {}
+    for index in record.indexes:
+        if index.number_files not in {None, len(index.files)}:
+            raise FilesetError(
+                f"{label}: its index {index.key} lists {len(index.files)} of "
+                f"{index.number_files} files; ask for the record again"
+            )
+    known = {_stem(index.key) for index in record.indexes}
+    for one in (*record.files, *(file for index in record.indexes for file in index.files)):
+        if not _INDEX.search(_name(one)):
+            files.append(one)
+        elif _stem(_name(one)) not in known:
+            missing.setdefault(_stem(_name(one)), []).append(one)
+    only = "only indexes of its files are listed, and " if not files else ""
+    for forms in missing.values():
+        files += _indexed(f"{label}: {only}", forms, server)
+    return files
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _indexed(label: str, forms: list[_Listed], server: str) -> list[_Listed]:
+    """Files of an index that is to be fetched, in whichever form can be read."""
+    problem: AgcError | None = None
+    for form in sorted(forms, key=lambda form: form.uri):  # json before txt: it says more
+        try:
+            return _validated(_name(form), _content(_name(form), _fetched(form, server))).files
+        except (CatalogueError, FilesetError) as error:
+            problem = problem or error
+    raise CatalogueError(
+        f"{label}an index can't be read: {problem}; fetch all of them with 'cernopendata-client "
+        "download-files', and name them in place of the record"
+    ) from problem
+
+
+def _fetched(index: _Listed, server: str) -> str:
+    url = _replicas(index.uri, server)[-1]
+    if not url.startswith(("http://", "https://")):
+        raise CatalogueError(f"{url} is not to be had over http")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - see above
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise CatalogueError(f"{url}: {error}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise CatalogueError(f"{url}: {str(reason) or type(error).__name__}") from error
 
 
 def _file(listed: _Listed, server: str) -> File:
     checksum = (listed.checksum or "").lower()
+    replicas = _replicas(listed.uri, server)
     return File(
-        lfn=logical_name(listed.uri),
-        replicas=_replicas(listed.uri, server),
+        lfn=logical_name(replicas[0]),
+        replicas=replicas,
         size=listed.size,
-        adler32=checksum.removeprefix(_CHECKSUM) if checksum.startswith(_CHECKSUM) else None,
+        adler32=(
+            checksum.removeprefix(_CHECKSUM).zfill(8) if checksum.startswith(_CHECKSUM) else None
+        ),
     )
 
 
@@ -147,8 +210,29 @@ def _replicas(uri: str, server: str) -> tuple[str, ...]:
     """Every door to a file: what the portal stores is to be had by XRootD and by https."""
     if is_url(uri) and urlsplit(uri).hostname not in _HOSTS:
         return (uri,)
-    path = logical_name(uri)
+    path = logical_name(uri.partition("?")[0])
     return (f"{_DOOR}{path}", f"{server}{path}")
+
+
+def _once(label: str, files: Iterable[File]) -> tuple[File, ...]:
+    """Each file once: a record may list it at several doors, and in several indexes."""
+    found: dict[str, File] = {}
+    for file in files:
+        twin = found.setdefault(file.lfn, file)
+        for field in ("size", "adler32"):
+            one, other = getattr(twin, field), getattr(file, field)
+            if None not in {one, other} and one != other:
+                raise FilesetError(
+                    f"{label}: {file.lfn} is listed with the {field} {one} and with {other}; "
+                    "remove one"
+                )
+        found[file.lfn] = replace(
+            twin,
+            replicas=tuple(dict.fromkeys((*twin.replicas, *file.replicas))),
+            size=file.size if twin.size is None else twin.size,
+            adler32=twin.adler32 or file.adler32,
+        )
+    return tuple(found.values())
 
 
 def _asked(record: str, server: str) -> Any:
@@ -197,10 +281,15 @@ def _read(path: Path) -> Any:
         text = path.read_text()
     except (OSError, ValueError) as error:
         raise FilesetError(f"{path}: can't be read ({error})") from error
+    return _content(str(path), text)
+
+
+def _content(label: str, text: str) -> Any:
+    """A record's metadata of JSON, or of lines."""
     if text.lstrip().startswith(("{", "[")):
-        content = _parsed(text, str(path))
+        content = _parsed(text, label)
     else:
-        content = {"files": list(_locations(path, text))}
+        content = {"files": list(_locations(label, text))}
     if isinstance(content, list):
         return {"files": content}
     return content.get("metadata", content)
@@ -213,7 +302,7 @@ def _parsed(text: str, label: str) -> Any:
         raise FilesetError(f"{label}: can't be read as JSON ({error})") from error
 
 
-def _locations(path: Path, text: str) -> Iterator[dict[str, Any]]:
+def _locations(label: str, text: str) -> Iterator[dict[str, Any]]:
     """Lines of the client, or of an index: the location, and perhaps size and checksum."""
     for number, line in enumerate(text.splitlines(), 1):
         uri, *facts = line.strip().split("\t")
@@ -221,7 +310,7 @@ def _locations(path: Path, text: str) -> Iterator[dict[str, Any]]:
             continue
         if not (is_url(uri) or uri.startswith("/")) or " " in uri:
             raise FilesetError(
-                f"{path}: line {number}: {uri[:80]!r} is no location of a file; the output of "
+                f"{label}: line {number}: {uri[:80]!r} is no location of a file; the output of "
                 "'cernopendata-client get-file-locations --verbose' is needed, or a record's JSON"
             )
         yield {"uri": uri, **dict(zip(("size", "checksum"), facts, strict=False))}

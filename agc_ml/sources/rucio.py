@@ -7,10 +7,12 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agc_ml.datasets import File, Fileset
+from agc_ml.delivery.transport import scheme
 from agc_ml.errors import CatalogueError, UsageError
+from agc_ml.paths import is_root_file, some
 from agc_ml.sources.assembly import Found, assembled, named
 
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -27,9 +29,10 @@ _SET_UP: Final = (
 def from_dids(wanted: Iterable[str]) -> Fileset:
     """Make a fileset of data identifiers, given as ``NAME=SCOPE:DID``: files or sets of them.
 
-    The replicas of a file are in the order of the server, nearest first; those on tape or inside
-    an archive are left out, and so are sites that can't be read at the moment. Which server, and
-    who asks, is what Rucio's own configuration says.
+    The replicas of a file are in the order of the server, nearest first; those on tape, inside an
+    archive or of other protocols are left out, and so are sites that can't be read at the moment.
+    Files that are no ROOT files are left out as well. Notes tell how many of either. Which server,
+    and who asks, is what Rucio's own configuration says.
 
     Raises
     ------
@@ -138,16 +141,28 @@ def _find(client: Any, did: str) -> Found:
         )
     if not files:
         raise CatalogueError(f"{did}: it has no files; name a dataset that has some")
-    places = {key: _places(replicas.get(key, {})) for key in sorted(files)}
-    lost = [f"{scope}:{name}" for (scope, name), found in places.items() if not found]
+    chosen = [key for key in sorted(files) if is_root_file(key[1])]
+    others = [name for _, name in sorted(files.keys() - chosen)]
+    if not chosen:
+        raise CatalogueError(f"{did}: it has no ROOT files, only {some(others)}")
+    places = {key: _places(replicas.get(key, {})) for key in chosen}
+    lost = [f"{scope}:{name}" for (scope, name), found in places.items() if not found.readable]
+    unreadable = [why for found in places.values() for why in found.left_out]
+    kinds = ", ".join(sorted(set(unreadable)))
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        only = f"; there are others: {kinds}" if kinds else ""
         raise CatalogueError(
-            f"{did}: {len(lost)} of {len(files)} files have no replica that can be read now: "
-            f"{lost[0]}{more}; have them replicated with 'rucio rule add'"
+            f"{did}: {len(lost)} of {len(chosen)} files have no replica that can be read now: "
+            f"{lost[0]}{more}{only}; have them replicated with 'rucio rule add'"
         )
-    made = (_file(*key, files[key], found) for key, found in places.items())
-    return Found(tuple(made), note=f"{did} of Rucio at {client.host}")
+    notes = [f"{did} of Rucio at {client.host}"]
+    if others:
+        notes.append(f"passed over {len(others)} not called *.root ({some(others)})")
+    if unreadable:
+        notes.append(f"left out {len(unreadable)} replicas that can't be read from here ({kinds})")
+    made = (_file(*key, files[key], found.readable) for key, found in places.items())
+    return Found(tuple(made), tuple(notes))
 
 
 def _by_name(rows: Iterable[Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -159,16 +174,31 @@ def _by_name(rows: Iterable[Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return found
 
 
-def _places(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where a file can be read, nearest first: Rucio's priority 1 is the nearest."""
-    usable = {
-        pfn: facts
-        for pfn, facts in row.get("pfns", {}).items()
-        if facts.get("type") != "TAPE" and not facts.get("client_extract")
-    }
-    ordered = sorted(usable, key=lambda pfn: usable[pfn].get("priority", len(usable)))
+class _Places(NamedTuple):
+    """Where a file can be read, nearest first; why others can't be read from here."""
+
+    readable: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def _places(row: Mapping[str, Any]) -> _Places:
+    """Sort the replicas of a file: Rucio's priority 1 is the nearest."""
+    pfns = row.get("pfns", {})
+    reasons = {pfn: _unreadable(pfn, facts) for pfn, facts in pfns.items()}
+    usable = [pfn for pfn in pfns if reasons[pfn] is None]
+    ordered = sorted(usable, key=lambda pfn: pfns[pfn].get("priority", len(usable)))
     # WebDAV is spoken over https, and that is what libraries know it by
-    return tuple(dict.fromkeys(pfn.replace("davs://", "https://", 1) for pfn in ordered))
+    readable = dict.fromkeys(pfn.replace("davs://", "https://", 1) for pfn in ordered)
+    return _Places(tuple(readable), tuple(why for why in reasons.values() if why is not None))
+
+
+def _unreadable(pfn: str, facts: Mapping[str, Any]) -> str | None:
+    if facts.get("type") == "TAPE":
+        return "tape"
+    if facts.get("client_extract"):
+        return "inside an archive"
+    kind = scheme(pfn)
+    return None if kind in _SCHEMES else f"{kind}://"
 
 
 def _file(scope: str, name: str, facts: Mapping[str, Any], places: tuple[str, ...]) -> File:
