@@ -128,7 +128,7 @@ def _unpacked(content: bytes) -> FileInfo:
         tree, plain, entries = dropped
         dropped = Dropped(tree, _found(plain), entries)
     return FileInfo(
-        **{**known, "misread": tuple(known["misread"]), "failures": ()},
+        **{**known, "failures": (), **{n: tuple(known[n]) for n in ("misread", "uneven")}},
         directory=None if directory is None else _found(directory),
         dropped=dropped,
     )

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ import lz4.frame
 
 from agc_ml.baskets import Directory, Dropped, in_both
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.datasets import EVENT_ID, File, with_counters
+from agc_ml.datasets import File
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import (
@@ -33,6 +32,7 @@ from agc_ml.errors import (
     ModelError,
     ProcessorError,
     chain,
+    in_one_line,
 )
 from agc_ml.identity import ensure
 from agc_ml.ml import hook
@@ -102,11 +102,6 @@ def unpack(blob: bytes) -> Any:
     return pickle.loads(lz4.frame.decompress(blob))  # noqa: S301 - our own, checked by sha256
 
 
-def _only(columns: tuple[str, ...]) -> dict[str, Any]:
-    """What coffea shall set up: the columns, and the event's identity, which it asks for."""
-    return {"filter_name": [*EVENT_ID, *with_counters(columns)]} if columns else {}
-
-
 def process_packed(packed: bytes, topic: str | None = None) -> Finished | Failure:
     """`process_chunk` of a packed job: Dask takes bytes as they are, and objects apart."""
     return process_chunk(unpack(packed), topic)
@@ -155,13 +150,18 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
+    from agc_ml import records  # noqa: PLC0415 - it needs coffea
+
     chunk = job.chunk
     file = _opened(job.file)
     bytes_before = int(file.file.source.num_requested_bytes)
     metadata = _metadata(job)
     if job.directory is not None:
         return _process_flat(processor, file, job, metadata, clock)
-    events = _events(file, job, metadata, clock)
+    entries = chunk.start, chunk.stop
+    events = records.events(
+        file, chunk.tree, entries, columns=job.columns, metadata=metadata, clock=clock
+    )
     opened = time.perf_counter()
     n_events = len(events)
     output = processor.process(events)
@@ -198,27 +198,6 @@ def _metadata(job: Job) -> dict[str, Any]:
         "entrystart": chunk.start,
         "entrystop": chunk.stop,
     }
-
-
-def _events(file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock) -> Any:
-    from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: PLC0415 - heavy
-
-    chunk = job.chunk
-    NanoAODSchema.warn_missing_crossrefs = False
-    with warnings.catch_warnings():
-        # The schema warns of what is common: branches it replaces, or cross-references it lacks.
-        warnings.filterwarnings("ignore", module=r"coffea\.nanoevents\.schemas")
-        return NanoEventsFactory.from_root(
-            file,
-            treepath=chunk.tree,
-            mode="virtual",
-            entry_start=chunk.start,
-            entry_stop=chunk.stop,
-            metadata=metadata,
-            iteritems_options=_only(job.columns),
-            decompression_executor=clock,
-            interpretation_executor=clock,
-        ).events()
 
 
 class _Kept(threading.local):
@@ -322,12 +301,8 @@ def one_line(error: BaseException) -> str:
     root = error
     while root.__cause__ is not None and not isinstance(root, AgcError):
         root = root.__cause__
-    message = getattr(root, "message", None) or str(root)  # uproot's begins with its surroundings
-    lines = [line.strip() for line in str(message).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if isinstance(root, DeliveryError):
-        return text  # of each replica
-    return text[:300] if isinstance(root, AgcError) else f"{type(root).__name__}: {text}"[:300]
+    text = in_one_line(root)
+    return text if isinstance(root, DeliveryError) else text[:300]  # of each replica
 
 
 def trace(error: BaseException) -> str:

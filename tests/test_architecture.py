@@ -20,7 +20,7 @@ ORDER = [
     {"datasets", "hists", "identity", "ledger", "ml", "rows"},
     {"agc", "delivery", "outputs", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats"},
-    {"baskets", "reading", "sources"},
+    {"baskets", "reading", "records", "sources"},
     {"worker"},
     {"executors", "inspection"},
     {"filecache"},
@@ -173,7 +173,7 @@ def test_physics_fits_on_a_few_screens() -> None:
         ROOT / f"processors/ttbar/{name}.py" for name in ("selection", "observables", "systematics")
     ]
     assert sum(map(code_lines, physics)) < 150
-    assert sum(map(code_lines, (ROOT / "agc_ml/kernels").glob("*.py"))) < 400
+    assert sum(map(code_lines, (ROOT / "agc_ml/kernels").glob("*.py"))) < 440
     assert code_lines(ROOT / "processors/dimuon.py") < 30
 
 
