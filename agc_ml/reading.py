@@ -9,6 +9,7 @@ and lists of them, baskets inside the tree's own record) is read with uproot alt
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import time
@@ -55,9 +56,7 @@ class Columns:
     """
 
     def __init__(self, file: Any, tree: str, directory: Directory) -> None:
-        # glibc returns what is freed to the system, and the memory of each block would be new: a
-        # twentieth of the time of reading it. Unless it has seen that as much as a block is freed.
-        bytes(_RETAINED)
+        _retain_memory()
         self.seconds = 0.0
         self.bytes = 0
         self.names = tuple(directory)
@@ -252,6 +251,16 @@ class Columns:
                 f"branch {name}: {len(array)} entries were read of {stop - start}; it is damaged"
             )
         return array
+
+
+@functools.cache
+def _retain_memory() -> None:
+    """Have the memory of a block used for the next one, once a process.
+
+    glibc gives what is freed back to the system, and getting it again is a twentieth of the time of
+    reading; unless it has seen a block of this size that was freed.
+    """
+    bytes(_RETAINED)
 
 
 def _counter_of(name: str) -> str:

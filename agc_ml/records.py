@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import awkward as ak
 import numpy as np
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from coffea.nanoevents.mapping import UprootSourceMapping
@@ -53,6 +54,16 @@ def events(
         ).events()
 
 
+def see_whole(events: Any) -> None:
+    """Raise what reading columns of `events` raised first, whatever became of it.
+
+    awkward makes an AttributeError of it, which ``hasattr`` takes for a column that is not there.
+    """
+    error = events.attrs["@events_factory"].mapping.error
+    if error is not None:
+        raise error
+
+
 def _only(columns: tuple[str, ...]) -> dict[str, Any]:
     """What coffea shall set up: the columns, and the event's identity, which it asks for."""
     return {"filter_name": [*EVENT_ID, *with_counters(columns)]} if columns else {}
@@ -66,6 +77,7 @@ class _CheckedFactory(NanoEventsFactory):  # type: ignore[misc]
         checked = _CheckedMapping(mapping)
         factory = super()._from_mapping(checked, partition_key, *others, **named)
         checked.know(factory._schema.form, factory._partition_key)  # noqa: SLF001 - no other way
+        factory.mapping = checked
         return factory
 
 
@@ -82,6 +94,7 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
         self._kept: dict[str, Any] = {}
         self._offsets: dict[str, Any] = {}
         self._partition = ""
+        self.error: Exception | None = None
 
     def know(self, form: Mapping[str, Any], partition: str) -> None:
         """Learn from a schema's form which columns are put into which lists."""
@@ -103,7 +116,17 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
         if name in self._kept:
             return self._kept[name]
         try:
-            array = super().extract_column(handle, start, stop, allow_missing, **options)
+            array = self._read(name, handle, start, stop, allow_missing, **options)
+            self._compare(name, array)
+        except Exception as error:
+            self.error = self.error or error
+            raise
+        return array
+
+    def _read(self, name: str, handle: Any, *where: Any, **options: Any) -> Any:
+        start, stop, _ = where
+        try:
+            array = super().extract_column(handle, *where, **options)
         except (AgcError, MemoryError):
             raise
         except Exception as error:  # uproot raises anything on damaged input
@@ -113,6 +136,9 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
                 f"branch {name}: {len(array)} entries were read of {stop - start}; it is damaged, "
                 "or was merged from files without it"
             )
+        return array
+
+    def _compare(self, name: str, array: Any) -> None:
         if name in self._sources:
             if array.ndim == 1 and (np.asarray(array) < 0).any():
                 raise InputFileError(f"branch {name} counts less than nothing; it is damaged")
@@ -121,12 +147,11 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
             lists = array
             for field in fields[::2]:  # each is followed by !item
                 lists = lists[field]
-            if not np.array_equal(lists.layout.offsets, self._offsets_of(key)):
+            if not np.array_equal(ak.num(lists), np.diff(self._offsets_of(key))):
                 raise InputFileError(
                     f"branch {name}: its lists are not as long as {_nodes(key)[0]} says; it is "
                     "damaged, or was made anew without its counter"
                 )
-        return array
 
     def _offsets_of(self, key: str) -> Any:
         """Offsets of the list of a form, as coffea makes them."""
@@ -152,7 +177,7 @@ def _members(
         branch, *way = _nodes(form["form_key"])
         if way[:1] == ["!load"] and "!content" in way:
             fields = way[1 : way.index("!content")]
-            if set(fields[1::2]) <= {"!item"}:
+            if len(fields) % 2 == 0 and set(fields[1::2]) <= {"!item"}:
                 yield of, branch, fields
             return
     if form["class"].startswith("ListOffset"):

@@ -165,6 +165,7 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     opened = time.perf_counter()
     n_events = len(events)
     output = processor.process(events)
+    records.see_whole(events)
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
     if n_events != chunk.events:
         raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
