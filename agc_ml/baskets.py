@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agc_ml.errors import InputFileError, in_one_line
+
 Array = NDArray[Any]
 
 
@@ -44,17 +46,25 @@ Directory = Mapping[str, Baskets | None]
 
 
 def baskets_of(tree: Any, name: str) -> Baskets | None:
-    """Directory of a branch; None for one that only uproot can read."""
+    """Directory of a branch; None for one that only uproot can read.
+
+    Raises
+    ------
+    InputFileError
+        It is not for all entries of the tree, or the places of its baskets can't be right.
+    """
     import uproot  # noqa: PLC0415 - heavy
 
     branch = tree.get(name)
-    if not isinstance(branch, uproot.TBranch):
+    interpretation = branch.interpretation if isinstance(branch, uproot.TBranch) else None
+    if interpretation is None or isinstance(interpretation, uproot.AsGrouped):
         return None
-    interpretation = branch.interpretation
     is_jagged = isinstance(interpretation, uproot.AsJagged)
     content = interpretation.content if is_jagged else interpretation
+    bounds = _bounds(tree, branch)
     n = branch.num_baskets
     seeks = np.asarray(branch.member("fBasketSeek")[:n], np.int64)
+    sizes = np.asarray(branch.member("fBasketBytes")[:n], np.int64)
     if (
         type(content) is not uproot.AsDtype
         or content.from_dtype.shape
@@ -63,13 +73,28 @@ def baskets_of(tree: Any, name: str) -> Baskets | None:
         or not seeks.all()
     ):
         return None
+    if (np.minimum(seeks, sizes) <= 0).any() or (seeks + sizes).max() > tree.file.source.num_bytes:
+        raise InputFileError(f"branch {name}: its baskets are not inside the file; it is damaged")
     return Baskets(
         seeks=seeks,
-        sizes=np.asarray(branch.member("fBasketBytes")[:n], np.int64),
-        bounds=np.asarray(branch.entry_offsets, np.int64),
+        sizes=sizes,
+        bounds=bounds,
         dtype=np.dtype(content.from_dtype),
         is_jagged=is_jagged,
     )
+
+
+def _bounds(tree: Any, branch: Any) -> Array:
+    try:
+        bounds = np.asarray(branch.entry_offsets, np.int64)
+    except ValueError as error:  # it has another sum than the branch
+        raise InputFileError(f"branch {branch.name}: {in_one_line(error)}") from error
+    if bounds[0] != 0 or bounds[-1] != tree.num_entries or (np.diff(bounds) < 0).any():
+        raise InputFileError(
+            f"branch {branch.name}: its baskets don't hold the entries 0 to {tree.num_entries} of "
+            "the tree one after another; it is damaged, or was merged from files without it"
+        )
+    return bounds
 
 
 def part_of(directory: Directory, start: int, stop: int) -> Directory:
@@ -133,7 +158,13 @@ class EntriesPlace(NamedTuple):
 
 
 def entries_place(directory: Any, name: str) -> EntriesPlace | None:
-    """Find the place of a tree's number of entries; None where it can't be told, as of RNTuples."""
+    """Find the place of a tree's number of entries; None of RNTuples, which say it at once.
+
+    Raises
+    ------
+    InputFileError
+        The tree's record, read once more, is another one.
+    """
     import uproot  # noqa: PLC0415 - heavy
 
     tree = directory[name]
@@ -147,5 +178,5 @@ def entries_place(directory: Any, name: str) -> EntriesPlace | None:
     around = struct.pack(">qqq", *(tree.member(one) for one in names))
     offset = content.find(around)
     if offset < 0:
-        return None
+        raise InputFileError(f"the record of {name} is not what it was a moment ago")
     return EntriesPlace(int(key.fSeekKey), int(key.fNbytes), offset)

@@ -117,6 +117,9 @@ def _checked(
             problem = f"the same file as {first[1]}{where} (UUID {info.uuid})"
         elif not info.entries:
             problem = "no events in it"
+        elif info.uneven:
+            others = len(info.uneven) - 1
+            problem = info.uneven[0] + (f" (and {others} more branches)" if others else "")
     return CheckedFile(
         dataset=dataset.name,
         lfn=file.lfn,

@@ -119,3 +119,12 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
+
+
+def in_one_line(error: BaseException) -> str:
+    """Type and first line of an error; of one of ours, which is told as it is, its first line."""
+    message = getattr(error, "message", None)  # uproot's text begins with its surroundings
+    text = message if isinstance(message, str) and message else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return text if isinstance(error, AgcError) else f"{type(error).__name__}: {text}"

@@ -63,7 +63,7 @@ class FileCache:
         except (RuntimeError, ValueError, TypeError, KeyError) as error:  # lz4's, and of JSON
             logger.debug("%s: %s is not what was written (%s)", self._path, file.lfn, error)
             return None
-        return info if _is_as_it_was(file, info) else None
+        return info if _is_sound(info) and _is_as_it_was(file, info) else None
 
     def keep(self, file: File, columns: tuple[str, ...], info: FileInfo, *, flat: bool) -> None:
         """Keep what was found, unless a replica failed; drop what nobody asked for in 3 months."""
@@ -132,7 +132,8 @@ def _unpacked(content: bytes) -> FileInfo:
         dropped = Dropped(tree, _found(plain), entries)
     place = known["place"] and EntriesPlace(*known["place"])
     return FileInfo(
-        **{**known, "misread": tuple(known["misread"]), "failures": (), "place": place},
+        **{**known, "failures": (), **{n: tuple(known[n]) for n in ("misread", "uneven")}}
+        | {"place": place},
         directory=None if directory is None else _found(directory),
         dropped=dropped,
     )
@@ -166,6 +167,22 @@ def _code() -> str:
     files = (__file__, baskets.__file__, inspection.__file__, reading.__file__)
     sources = b"".join(Path(file).read_bytes() for file in files)
     return hashlib.sha256(sources).hexdigest()
+
+
+def _is_sound(info: FileInfo) -> bool:
+    """Whether baskets and entries fit together."""
+    kept = info.entries - (0 if info.dropped is None else info.dropped.entries)
+    parts = [(info.directory or {}, kept)]
+    if info.dropped is not None:
+        parts.append((info.dropped.directory, info.dropped.entries))
+    return all(
+        len(b.seeks) == len(b.sizes) == len(b.bounds) - 1
+        and (b.bounds[0], b.bounds[-1]) == (0, entries)
+        and bool(np.all(np.diff(b.bounds) >= 0))
+        for directory, entries in parts
+        for b in directory.values()
+        if b is not None
+    )
 
 
 def _is_as_it_was(file: File, info: FileInfo) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -33,8 +33,10 @@ class FileInfo:
     the checksum, hexadecimal, if it was asked for. ``directory`` is where the needed columns are,
     for processors that take them flat, and ``dropped`` where the columns are of the entries that a
     preselection dropped, which count as the file's, too; ``misread`` the ones of which only uproot
-    makes sense; ``failures`` what was wrong with replicas. ``url`` is the replica that was opened,
-    and ``stamp`` changes when it does. ``place`` is where the file says how many entries it has.
+    makes sense; ``uneven`` the branches of another number of entries than the tree, where columns
+    were not declared; ``failures`` what was wrong with replicas. ``url`` is the replica that was
+    opened, and ``stamp`` changes when it does. ``place`` is where the file says how many entries it
+    has.
     """
 
     entries: int
@@ -50,6 +52,7 @@ class FileInfo:
     url: str = ""
     stamp: str = ""
     dropped: Dropped | None = None
+    uneven: tuple[str, ...] = ()
     generated_sumw: float | None = None
     place: EntriesPlace | None = None
 
@@ -119,8 +122,10 @@ def _inspected(
         url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,
         place=entries_place(opened, file.tree) if file.dropped is None else None,
+        uneven=() if columns else tuple(_uneven(tree, tree.keys())),
     )
     problem = _contradiction(file, info) or _unfit_column(tree, columns)
+    problem = problem or next(_uneven(tree, with_counters(columns)), None)
     problem = problem or (_foreign_counter(tree, columns) if flat else None)
     if problem:
         return Failure("definite", problem)
@@ -129,8 +134,8 @@ def _inspected(
 
 def _located(info: FileInfo, opened: Any, file: File, columns: tuple[str, ...]) -> FileInfo:
     tree = opened[file.tree]
-    own = [f"n{name}" for name in columns if _counter_of(tree[name]) == f"n{name}"]
-    found, misread = directory(opened, file.tree, [*with_counters(columns), *own])
+    names = [name for name in with_counters(columns) if name in tree]  # not all have a counter
+    found, misread = directory(opened, file.tree, names)
     dropped = None
     if file.dropped is not None:
         others = opened[file.dropped]
@@ -200,12 +205,25 @@ def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
     return None
 
 
+def _uneven(tree: Any, names: Iterable[str]) -> Iterator[str]:
+    """Say which branches are not for all entries, as after a merge with files that lack them."""
+    for name in names:
+        branch = tree.get(name)
+        n = getattr(branch, "num_entries", tree.num_entries)  # fields of RNTuples have none
+        if n != tree.num_entries and not branch.branches:  # those with branches hold nothing
+            yield (
+                f"branch {name} has {n} entries, but the tree has {tree.num_entries}; choose or "
+                "merge files that all have it"
+            )
+
+
 def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:
     """Say which list is not of its collection: flat columns of one share where events begin."""
     for name in columns:
         kind = str(tree[name].typename)
         is_fixed = any(mark in kind.replace("[]", "") for mark in _FIXED)
-        if is_fixed or ("_" not in name and any(mark in kind for mark in _VARIABLE)):
+        depth = sum(kind.count(mark) for mark in _VARIABLE)
+        if is_fixed or depth > ("_" in name):
             return f"branch {name} is of type {kind}, no field of a collection; {_NOT_FLAT}"
         counter, expected = _counter_of(tree[name]), f"n{name.partition('_')[0]}"
         # what ServiceX writes has one of its own, which has to say the same (`reading`)

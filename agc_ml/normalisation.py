@@ -169,8 +169,8 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
             else "them, taken to have the weights of those that were kept (no Runs/genEventSumw)"
         )
         yield (
-            f"{dataset.name}: a filter kept {kept:,} of {n:,} generated events (Runs/genEventCount, "
-            f"not stated in the fileset): normalised to {what}"
+            f"{dataset.name}: a filter kept {kept:,} of {n:,} generated events, by its files' "
+            f"Runs/genEventCount (the fileset does not state them): normalised to {what}"
         )
     silent = [s for s in files if s.source == "entries" and s.info.generated is None]
     if silent:

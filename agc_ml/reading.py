@@ -1,20 +1,23 @@
 """Columns of trees as flat arrays, straight from the baskets that uproot finds.
 
 Where reading with uproot builds lists first and then takes them apart, a basket is decompressed
-here into the array in which it ends up. Each column's first basket is compared with what uproot
-makes of it; what is not known here (RNTuples, types other than numbers and lists of them, baskets
-inside the tree's own record) is read with uproot altogether.
+here into the array in which it ends up. Each basket has to hold its entries, and lists have to be
+as long as the counter of their collection says, event by event. Each column's first basket is
+compared with what uproot makes of it; what is not known here (RNTuples, types other than numbers
+and lists of them, baskets inside the tree's own record) is read with uproot altogether.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any, Final
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -27,12 +30,16 @@ from agc_ml.baskets import (
     is_counter,
     needed_of,
 )
-from agc_ml.errors import InputFileError
+from agc_ml.errors import AgcError, DeliveryError, InputFileError, in_one_line
 from agc_ml.kernels.flat import FlatEvents
+from agc_ml.kernels.jagged import lies_at, offsets_of
 
 _KEY: Final = struct.Struct(">i2xi4xH")  # bytes of the record, of its content, of its header
-_ZLIB: Final = b"ZL"
+_TAIL: Final = struct.Struct(">iix")  # of the header: number of entries, where values end
 _HEADER: Final = 9  # bytes before each compressed part
+_CHECKSUM: Final = 8  # bytes before what LZ4 compressed
+
+_RETAINED: Final = 31 << 20
 
 BLOCK: Final = 50_000
 """Least number of events that are handed on at once, where clusters are smaller."""
@@ -53,16 +60,15 @@ def directory(file: Any, tree: str, names: Iterable[str]) -> tuple[Directory, li
 class Columns:
     """Columns of the tree of an `agc_ml.delivery.opening.opened` file.
 
-    ``collections`` are the names that have a counter. ``seconds`` and ``bytes`` count the time
-    spent on reading, or waiting for it, and what was read.
+    ``names`` are those of its branches. ``seconds`` and ``bytes`` count the time spent on reading,
+    or waiting for it, and what was read.
     """
 
     def __init__(self, file: Any, tree: str, directory: Directory) -> None:
+        _retain_memory()
         self.seconds = 0.0
         self.bytes = 0
-        self.collections = frozenset(
-            name[1:] for name in directory if is_counter(name) and "_" not in name
-        )
+        self.names = tuple(directory)
         self._file = file
         self._tree = tree
         self._directory = directory
@@ -70,7 +76,8 @@ class Columns:
         self._asked: tuple[list[int], Future[list[Any]]] | None = None
         self._fetched: dict[int, Any] = {}
         self._fetched_from = ""
-        self._counts: dict[int, Array] = {}
+        self._counters: dict[int, _Basket] = {}
+        self._offsets: dict[tuple[str, int, int], Array] = {}
 
     def stream(
         self, start: int, stop: int, metadata: Mapping[str, Any], dropped: Stream | None = None
@@ -105,7 +112,7 @@ class Columns:
 
     def take(self) -> None:
         """Wait for what was asked for; what was taken before is gone."""
-        self._counts = {}
+        self._counters, self._offsets = {}, {}
         if self._asked is None:
             return
         begun = time.perf_counter()
@@ -127,104 +134,153 @@ class Columns:
                 f"column {name} is not among those that the processor declares (of events without "
                 "is_selected, in counted_columns)"
             )
+        with self._timed():
+            return self._read(name, start, stop)
+
+    def offsets(self, collection: str, start: int, stop: int) -> Array:
+        """Offsets of a collection's objects in the entries [start, stop)."""
+        with self._timed():
+            return self._starts(f"n{collection}", start, stop)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         begun = time.perf_counter()
-        baskets = self._directory[name]
-        content = (
-            self._with_uproot(name, start, stop)
-            if baskets is None
-            else self._with_baskets(name, baskets, start, stop)
-        )
-        self.seconds += time.perf_counter() - begun
-        self._see_counter_of(name, start, stop)
-        return content
-
-    def _see_counter_of(self, name: str, start: int, stop: int) -> None:
-        """Where a column has a counter of its own, that of its collection has to say the same."""
-        own, shared = f"n{name}", f"n{name.partition('_')[0]}"
-        if own not in self._directory or "_" not in name:
-            return
-        if not np.array_equal(self.read(own, start, stop), self.read(shared, start, stop)):
-            raise InputFileError(f"branch {name}: {own} and {shared} differ: no flat column")
-
-    def _with_baskets(self, name: str, baskets: Baskets, start: int, stop: int) -> Array:
-        touched = baskets.touched(start, stop)
         try:
-            content = self._content(baskets, touched, kept=is_counter(name))
-        except InputFileError as error:  # of whatever kind, it stays that
-            error.args = (f"branch {name}: {error}",)
-            raise
-        first, last = int(baskets.bounds[touched.start]), int(baskets.bounds[touched.stop])
-        if (first, last) == (start, stop):
-            return content
-        if not baskets.is_jagged:
-            return content[start - first : stop - first]
-        before, inside = self._objects(name, first, start), self._objects(name, start, stop)
-        return content[before : before + inside]
+            yield
+        finally:
+            self.seconds += time.perf_counter() - begun
 
-    def _objects(self, name: str, start: int, stop: int) -> int:
-        """Number of objects of a collection in the entries [start, stop)."""
-        counter = f"n{name.partition('_')[0]}"
-        return int(self.read(counter, start, stop).sum()) if stop > start else 0
-
-    def _content(self, baskets: Baskets, touched: range, *, kept: bool) -> Array:
-        """Content of baskets; counters are ``kept``, as many columns may ask for them."""
-        take = self._kept_basket if kept else self._basket
-        parts = [take(baskets, i) for i in touched]
+    def _read(self, name: str, start: int, stop: int) -> Array:
+        baskets = self._directory[name]
+        if baskets is None:
+            return self._with_uproot(name, start, stop)
+        touched = baskets.touched(start, stop)
+        bounds = baskets.bounds[touched.start : touched.stop + 1].tolist()
+        first = bounds[0]
+        starts = None
+        if baskets.is_jagged:
+            starts = self._starts(_counter_of(name), first, bounds[-1])
+        parts = []
+        for i, begin, end in zip(touched, bounds, bounds[1:], strict=False):
+            part = self._basket(name, baskets, i)
+            if starts is not None and not part.has_lists(starts[begin - first : end - first + 1]):
+                raise _other_lists(name)
+            parts.append(part.values)
         content = np.empty(sum(map(len, parts)), baskets.dtype.newbyteorder("="))
         place = 0
-        for part in parts:
-            content[place : place + len(part)] = part
-            place += len(part)
-        return content
+        for values in parts:
+            content[place : place + len(values)] = values
+            place += len(values)
+        if (start, stop) == (first, bounds[-1]):
+            return content
+        start, stop = start - first, stop - first
+        return content[start:stop] if starts is None else content[starts[start] : starts[stop]]
 
-    def _kept_basket(self, baskets: Baskets, i: int) -> Array:
-        seek = int(baskets.seeks[i])
-        if seek not in self._counts:
-            self._counts[seek] = self._basket(baskets, i)
-        return self._counts[seek]
+    def _starts(self, counter: str, start: int, stop: int) -> Array:
+        """Offsets of the objects in the entries [start, stop) that a counter counts."""
+        if counter not in self._directory:
+            raise InputFileError(f"branch {counter} is missing, which tells where events begin")
+        baskets, first, last = self._directory[counter], start, stop
+        if baskets is not None:
+            touched = baskets.touched(start, stop)
+            first, last = int(baskets.bounds[touched.start]), int(baskets.bounds[touched.stop])
+        key = counter, first, last
+        if key not in self._offsets:
+            counts = self._read(counter, first, last)
+            if counts.min(initial=0) < 0:
+                raise InputFileError(f"branch {counter} counts less than nothing; it is damaged")
+            self._offsets[key] = offsets_of(counts)
+        found = self._offsets[key][start - first : stop - first + 1]
+        return found - found[0] if found[0] else found
 
-    def _basket(self, baskets: Baskets, i: int) -> Array:
-        """Content of a basket, in the byte order of the file."""
+    def _basket(self, name: str, baskets: Baskets, i: int) -> _Basket:
+        """What a basket holds; counters are kept, as all columns of a collection ask for them."""
         seek, size = int(baskets.seeks[i]), int(baskets.sizes[i])
+        if seek in self._counters:
+            return self._counters[seek]
+        entries = int(baskets.bounds[i + 1] - baskets.bounds[i])
         raw, replica = self._fetched.pop(seek, None), self._fetched_from
         while True:
-            if raw is None:
-                raw, replica = self._source.read([(seek, seek + size)])[0], self._source.url
-            self.bytes += size
             try:
-                payload, n_bytes = _unpacked(memoryview(raw))
+                if raw is None:
+                    raw, replica = self._source.read([(seek, seek + size)])[0], self._source.url
+                self.bytes += size
+                found = _unpacked(memoryview(raw), entries, baskets.dtype, baskets.is_jagged)
                 break
-            except InputFileError as error:
-                if not self._source.distrust(f"at {seek}: {error}", replica):
-                    raise
-                raw = None
-        return np.frombuffer(payload, baskets.dtype, n_bytes // baskets.dtype.itemsize)
+            except AgcError as error:
+                is_damaged = not isinstance(error, DeliveryError)
+                if is_damaged and self._source.distrust(f"at {seek}: {error}", replica):
+                    raw = None
+                    continue
+                error.args = (f"branch {name}: {error}",)  # of whatever kind, it stays that
+                raise
+        if is_counter(name):
+            self._counters[seek] = found
+        return found
 
     def agrees(self, name: str) -> bool:
         """Whether the first basket of a branch holds what uproot makes of it, if it is whole."""
+        import awkward as ak  # noqa: PLC0415 - heavy
+
         baskets = self._directory[name]
         if baskets is None:
             return True
         try:
-            ours = self._basket(baskets, 0)
+            ours = self._basket(name, baskets, 0).values
         except InputFileError:  # only its own chunk is lost, and says so
             return True
-        theirs = self._with_uproot(name, 0, int(baskets.bounds[1]))
+        lists = self._from_uproot(name, 0, int(baskets.bounds[1]))
+        theirs = np.asarray(ak.flatten(lists) if lists.ndim > 1 else lists)
         same_type = theirs.dtype == baskets.dtype.newbyteorder("=")
         return bool(same_type and ours.tobytes() == theirs.astype(baskets.dtype).tobytes())
 
     def _with_uproot(self, name: str, start: int, stop: int) -> Array:
         import awkward as ak  # noqa: PLC0415 - heavy
 
-        tree, source = self._file[self._tree], self._file.file.source
+        array = self._from_uproot(name, start, stop)
+        if array.ndim == 1:
+            return np.asarray(array)
+        counts = np.diff(self._starts(_counter_of(name), start, stop))
+        if not np.array_equal(ak.num(array), counts):
+            raise _other_lists(name)
+        return np.asarray(ak.flatten(array))
+
+    def _from_uproot(self, name: str, start: int, stop: int) -> Any:
+        source = self._file.file.source
         bytes_before = source.num_requested_bytes
-        if name in tree:
-            array = tree[name].array(entry_start=start, entry_stop=stop)
-        else:  # a counter that the file does without
-            member = next(n for n in self._directory if n.startswith(f"{name[1:]}_"))
-            array = ak.num(tree[member].array(entry_start=start, entry_stop=stop))
+        try:
+            array = self._file[self._tree][name].array(entry_start=start, entry_stop=stop)
+        except (AgcError, MemoryError):
+            raise
+        except Exception as error:  # uproot raises anything on damaged input
+            raise InputFileError(f"branch {name}: {in_one_line(error)}") from error
         self.bytes += int(source.num_requested_bytes - bytes_before)
-        return np.asarray(ak.flatten(array) if array.ndim > 1 else array)
+        if len(array) != stop - start:
+            raise InputFileError(
+                f"branch {name}: {len(array)} entries were read of {stop - start}; it is damaged"
+            )
+        return array
+
+
+@functools.cache
+def _retain_memory() -> None:
+    """Have the memory of a block used for the next one, once a process.
+
+    glibc gives what is freed back to the system, and getting it again is a twentieth of the time of
+    reading; unless it has seen a block of this size that was freed.
+    """
+    bytes(_RETAINED)
+
+
+def _counter_of(name: str) -> str:
+    return f"n{name.partition('_')[0]}"
+
+
+def _other_lists(name: str) -> InputFileError:
+    return InputFileError(
+        f"branch {name}: its lists are not as long as {_counter_of(name)} says; it is damaged, or "
+        "was made anew without its counter"
+    )
 
 
 class Stream:
@@ -275,7 +331,10 @@ class Stream:
             def column(name: str, start: int = start, stop: int = stop) -> Array:
                 return columns.read(name, start, stop)
 
-            events = FlatEvents(stop - start, column, columns.collections, self.metadata)
+            def offsets(name: str, start: int = start, stop: int = stop) -> Array:
+                return columns.offsets(name, start, stop)
+
+            events = FlatEvents(stop - start, column, offsets, columns.names, self.metadata)
             events.is_selected = is_selected
             yield events
 
@@ -299,7 +358,7 @@ def entries_at(source: Any, place: EntriesPlace) -> int:
     content: Any = payload
     if place.size == key_length + length:
         pass
-    elif bytes(payload[:2]) == _ZLIB:
+    elif bytes(payload[:2]) == b"ZL":
         try:
             content = zlib.decompressobj().decompress(payload[_HEADER:], needed)
         except zlib.error as error:
@@ -316,47 +375,98 @@ _ENOUGH: Final = 4096
 """Bytes of a compressed tree that hold its first numbers: its name and title come before them."""
 
 
-def _unpacked(raw: memoryview) -> tuple[Any, int]:
-    """Content of a basket's record, and how many bytes of it are values; offsets come after these.
+class _Basket(NamedTuple):
+    """Values, in the byte order of the file; where each entry's begin, as the file says it.
+
+    ``begins`` are as `lies_at` takes them, behind a header of ``key_length``; None where counters
+    alone tell.
+    """
+
+    values: Array
+    begins: Array | None
+    key_length: int
+
+    def has_lists(self, starts: Array) -> bool:
+        """Whether its lists begin and end at ``starts``, of each of its entries and the end."""
+        if starts[-1] - starts[0] != len(self.values):
+            return False
+        width = self.values.itemsize
+        return self.begins is None or lies_at(self.begins, starts, width, self.key_length)
+
+
+def _unpacked(raw: memoryview, entries: int, dtype: np.dtype[Any], is_jagged: bool) -> _Basket:
+    """Content of a basket's record, if it can be that of so many entries.
 
     Source: ROOT's TKey, TBasket and RZip.
     """
     n_bytes, length, key_length = _KEY.unpack_from(raw) if len(raw) >= _KEY.size else (-1, 0, 0)
-    border = int.from_bytes(raw[key_length - 5 : key_length - 1], "big") - key_length
-    if not 0 <= border <= length or n_bytes != len(raw):
+    if n_bytes != len(raw) or not _KEY.size + _TAIL.size <= key_length <= len(raw):
         raise InputFileError("a basket's header is damaged")
+    n_entries, border = _TAIL.unpack_from(raw, key_length - _TAIL.size)
+    border -= key_length
+    # behind the values may be a number, where each entry begins, and one more
+    places = 4 * (entries + 2) if length != border else 0
+    n_values = border // dtype.itemsize if is_jagged else entries
+    if (n_entries, length, border) != (entries, border + places, n_values * dtype.itemsize):
+        raise InputFileError(
+            f"a basket is damaged: {n_entries} entries in {border} of {length} bytes are not the "
+            f"{entries} entries that the tree has there"
+        )
     payload = raw[key_length:]
-    if len(payload) == length:
-        return payload, border
-    content = _decompressed(payload, length)
-    if len(content) != length:
-        raise InputFileError(f"a basket is damaged: {len(content)} of {length} bytes are in it")
-    return content, border
+    content = payload if len(payload) == length else _decompressed(payload, length)
+    values = np.frombuffer(content, dtype, n_values)
+    begins = (
+        np.frombuffer(content, np.uint32, entries, border + 4) if is_jagged and places else None
+    )
+    return _Basket(values, begins, key_length)
 
 
 def _decompressed(payload: memoryview, length: int) -> Any:
-    import deflate  # noqa: PLC0415 - only here
-
-    if bytes(payload[:2]) != _ZLIB:
-        return _with_other_codec(payload, length)
-    parts = []
+    """So many bytes, from the parts that ROOT makes of them; never more, whatever these say."""
+    parts, missing = [], length
     while payload:
         packed = int.from_bytes(payload[3:6], "little")
         unpacked = int.from_bytes(payload[6:9], "little")
+        part = payload[_HEADER : _HEADER + packed]
+        if not 0 < unpacked <= missing or len(part) != packed:
+            raise InputFileError("a basket is damaged: the sizes of its parts can't be right")
         try:
-            part = payload[_HEADER : _HEADER + packed]
-            parts.append(deflate.zlib_decompress(part, unpacked))
-        except deflate.DeflateError as error:
-            raise InputFileError(f"a basket is damaged: {error}") from error
+            parts.append(_part(bytes(payload[:2]), part, unpacked))
+        except InputFileError:
+            raise
+        except Exception as error:  # each codec has errors of its own
+            raise InputFileError(f"a basket is damaged: {in_one_line(error)}") from error
+        missing -= unpacked
         payload = payload[_HEADER + packed :]
+    if missing:
+        raise InputFileError(f"a basket is damaged: {missing} of {length} bytes are missing")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _with_other_codec(payload: memoryview, length: int) -> Any:
-    from uproot.compression import decompress  # noqa: PLC0415 - heavy
-    from uproot.source.chunk import Chunk  # noqa: PLC0415 - heavy
-    from uproot.source.cursor import Cursor  # noqa: PLC0415 - heavy
+def _part(codec: bytes, part: memoryview, unpacked: int) -> Any:
+    if codec == b"ZL":
+        import deflate  # noqa: PLC0415 - only here
 
-    whole = np.frombuffer(payload, np.uint8)
-    chunk = decompress(Chunk.wrap(None, whole), Cursor(0), {}, len(payload), length)
-    return chunk.raw_data
+        content = deflate.zlib_decompress(part, unpacked)
+        n_bytes = len(content)
+    else:
+        content = bytearray(unpacked)
+        n_bytes = _unpack_into(content, codec, part)
+    if n_bytes != unpacked:
+        raise InputFileError(f"a basket is damaged: {n_bytes} of {unpacked} bytes are in it")
+    return content
+
+
+def _unpack_into(content: bytearray, codec: bytes, part: memoryview) -> int:
+    import cramjam  # noqa: PLC0415 - only here
+    import xxhash  # noqa: PLC0415 - only here
+
+    if codec == b"XZ":
+        return cramjam.xz.decompress_into(part, content)
+    if codec == b"ZS":
+        return cramjam.zstd.decompress_into(part, content)
+    if codec != b"L4":
+        raise InputFileError(f"a basket is damaged: there is no compression {codec!r}")
+    if xxhash.xxh64_digest(part[_CHECKSUM:]) != part[:_CHECKSUM]:
+        raise InputFileError("a basket is damaged: its checksum is another")
+    return cramjam.lz4.decompress_block_into(part[_CHECKSUM:], content)

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ import lz4.frame
 from agc_ml import attachments, opened_files
 from agc_ml.baskets import Directory, Dropped, EntriesPlace, in_both
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.datasets import EVENT_ID, File, Known, with_counters
+from agc_ml.datasets import File, Known
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
 from agc_ml.delivery.transport import local_path
@@ -36,6 +35,7 @@ from agc_ml.errors import (
     ModelError,
     ProcessorError,
     chain,
+    in_one_line,
 )
 from agc_ml.identity import differing, ensure, is_of_library
 from agc_ml.instances import Original
@@ -46,7 +46,6 @@ from agc_ml.shipping import load_source
 
 Kind = Literal["input", "other", "definite", "model", "processor"]
 
-_READERS: Final = ("uproot", "fsspec", "aiohttp", "fsspec_xrootd", "XRootD")  # and processors
 _PER_MB: Final = 1024 if sys.platform != "darwin" else 1024**2
 
 
@@ -120,11 +119,6 @@ def unpack(blob: bytes) -> Any:
     return pickle.loads(lz4.frame.decompress(blob))  # noqa: S301 - our own, checked by sha256
 
 
-def _only(columns: tuple[str, ...]) -> dict[str, Any]:
-    """What coffea shall set up: the columns, and the event's identity, which it asks for."""
-    return {"filter_name": [*EVENT_ID, *with_counters(columns)]} if columns else {}
-
-
 def process_packed(packed: bytes, topic: str | None = None) -> Finished | Failure:
     """`process_chunk` of a packed job: Dask takes bytes as they are, and objects apart."""
     return process_chunk(unpack(packed), topic)
@@ -148,9 +142,10 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
             with opened_files.watched(partial(_is_no_input, job)) as seen:
                 output, opened, n_bytes = _process(processor, job, clock)
             sumw = sum_of_weights(output)
-            sums = _kind_of_sum(job, sumw)
-            source = _opened(job).file.source
-            source.check_same()
+            with _of_input():
+                sums = _kind_of_sum(job, sumw)
+                source = _opened(job).file.source
+                source.check_same()
             output = ready(output)
             check(output)
             original.check(output)
@@ -214,16 +209,24 @@ def _is_no_input(job: Job, path: str) -> bool:
 
 def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
+    from agc_ml import records  # noqa: PLC0415 - it needs coffea
+
     chunk = job.chunk
-    file = _opened(job)
+    with _of_input():
+        file = _opened(job)
     bytes_before = int(file.file.source.num_requested_bytes)
     metadata = _metadata(job, _openable(str(file.file.source.url)))
     if job.directory is not None:
         return _process_flat(processor, file, job, metadata, clock)
-    events = _events(file, job, metadata, clock)
+    entries = chunk.start, chunk.stop
+    with _of_input():
+        events = records.events(
+            file, chunk.tree, entries, columns=job.columns, metadata=metadata, clock=clock
+        )
     opened = time.perf_counter()
     n_events = len(events)
     output = processor.process(events)
+    records.see_whole(events)
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
     if n_events != chunk.events:
         raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
@@ -266,27 +269,6 @@ def _metadata(job: Job, filename: str) -> dict[str, Any]:
         "entrystart": chunk.start,
         "entrystop": chunk.stop,
     }
-
-
-def _events(file: Any, job: Job, metadata: dict[str, Any], clock: _ReadClock) -> Any:
-    from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: PLC0415 - heavy
-
-    chunk = job.chunk
-    NanoAODSchema.warn_missing_crossrefs = False
-    with warnings.catch_warnings():
-        # The schema warns of what is common: branches it replaces, or cross-references it lacks.
-        warnings.filterwarnings("ignore", module=r"coffea\.nanoevents\.schemas")
-        return NanoEventsFactory.from_root(
-            file,
-            treepath=chunk.tree,
-            mode="virtual",
-            entry_start=chunk.start,
-            entry_stop=chunk.stop,
-            metadata=metadata,
-            iteritems_options=_only(job.columns),
-            decompression_executor=clock,
-            interpretation_executor=clock,
-        ).events()
 
 
 class _Kept(threading.local):
@@ -402,10 +384,9 @@ def _kind(error: BaseException) -> Kind:
     """Whether the file or the processor is to blame.
 
     Columns are read while the processor runs, so an input error comes out of ``process()``, wrapped
-    by awkward: the whole chain of causes is looked at, for frames of the libraries that read. An
-    OSError of the processor's own, say of a table that it can't find, is not one.
+    by awkward: the whole chain of causes is looked at. What the processor reads itself, with uproot
+    or otherwise, is its own.
     """
-    folders = _reader_folders()
     for cause in chain(error):
         if isinstance(cause, MemoryError | ProcessorError):
             return "processor"
@@ -413,16 +394,18 @@ def _kind(error: BaseException) -> Kind:
             return "model"
         if isinstance(cause, InputFileError):
             return "other" if getattr(cause, "may_be_replaced", False) else "input"
-        files = (frame.filename for frame in traceback.extract_tb(cause.__traceback__))
-        if any(file.startswith(folders) for file in files):
-            return "input"
     return "processor"
 
 
-def _reader_folders() -> tuple[str, ...]:
-    loaded = (sys.modules.get(name) for name in _READERS)
-    files = (getattr(module, "__file__", None) for module in loaded)
-    return tuple(os.path.join(os.path.dirname(file), "") for file in files if file)  # noqa: PTH118, PTH120 - as text
+@contextmanager
+def _of_input() -> Iterator[None]:
+    """Take any error in here for one of the input: uproot raises anything on a damaged one."""
+    try:
+        yield
+    except (AgcError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputFileError(in_one_line(error)) from error
 
 
 def one_line(error: BaseException) -> str:
@@ -430,13 +413,8 @@ def one_line(error: BaseException) -> str:
     root = error
     while root.__cause__ is not None and not isinstance(root, AgcError):
         root = root.__cause__
-    message = getattr(root, "message", None)  # uproot's text begins with its surroundings
-    text = message if isinstance(message, str) and message else str(root)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if isinstance(root, DeliveryError):
-        return text  # of each replica
-    return text[:300] if isinstance(root, AgcError) else f"{type(root).__name__}: {text}"[:300]
+    text = in_one_line(root)
+    return text if isinstance(root, DeliveryError) else text[:300]  # of each replica
 
 
 def trace(error: BaseException) -> str:

@@ -21,7 +21,7 @@ ORDER = [
     {"attachments", "opened_files", "outputs"},
     {"agc", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
-    {"baskets", "instances", "reading", "sources"},
+    {"baskets", "instances", "reading", "records", "sources"},
     {"unchanged", "worker"},
     {"executors", "inspection"},
     {"filecache"},
@@ -175,7 +175,7 @@ def test_physics_fits_on_a_few_screens() -> None:
         ROOT / f"processors/ttbar/{name}.py" for name in ("selection", "observables", "systematics")
     ]
     assert sum(map(code_lines, physics)) < 150
-    assert sum(map(code_lines, (ROOT / "agc_ml/kernels").glob("*.py"))) < 400
+    assert sum(map(code_lines, (ROOT / "agc_ml/kernels").glob("*.py"))) < 440
     assert code_lines(ROOT / "processors/dimuon.py") < 30
 
 

@@ -1,7 +1,8 @@
-"""The cache of inspections decides nothing, and files that change while they are read are noticed."""
+"""The cache of inspections decides nothing; files that change while they are read are noticed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ import agc_ml as agc
 from agc_ml import filecache, reading
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import health
-from agc_ml.errors import AgcError, UsageError
+from agc_ml.errors import AgcError, IncompleteError, InputFileError, UsageError
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.results import RunResult
 
@@ -140,7 +141,9 @@ def test_a_smaller_number_told_once_is_not_believed(
             result = run(kind, listed(web.url("x.root")), folder)
         except AgcError:
             assert number == 0  # while it lies, an error is right, too
+            web.lies = 0
             continue
+        web.lies = 0
         assert result.status == "complete"
         assert result.cutflow == {"tt": {"all": N}}
 
@@ -158,11 +161,9 @@ def test_a_server_that_flips_bytes_leaves_nothing_behind(
 
     shutil.copy(files[0], web.folder / "x.root")
     web.lie, web.lies = flipped, lies
-    try:
+    with contextlib.suppress(InputFileError, IncompleteError):  # the processor is not to blame
         first = run(kind, listed(web.url("x.root")), tmp_path / "run")
         assert is_of(first, files[0], tmp_path / "right0", kind)
-    except AgcError as error:
-        assert "processor" not in str(error)  # it is not to blame
     web.lies = 0
     health.forget()
     later = run(kind, listed(web.url("x.root")), tmp_path / "later")
@@ -209,9 +210,10 @@ def overwritten(path: Path, other: Path) -> None:
 CHANGES = {"renamed": renamed, "overwritten": overwritten}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("when", "kind"), [(0, "flat"), (7, "flat"), (0, "records"), (3, "records")]
+)
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("when", [0, 3, 7])
 def test_a_file_that_changes_on_disk_is_never_mixed(
     when: int, change: str, kind: str, files: list[Path], tmp_path: Path
 ) -> None:
@@ -219,7 +221,7 @@ def test_a_file_that_changes_on_disk_is_never_mixed(
     shutil.copy(files[0], path)
     stepwise.EVENTS[:] = [*[None] * when, lambda: CHANGES[change](path, files[1])]
     result = run(kind, listed(str(path)), tmp_path / "run")
-    stepwise.EVENTS.clear()
+    assert not stepwise.EVENTS
     assert result.status == "complete"
     assert is_of(result, files[1], tmp_path / "right", kind)
 

@@ -38,8 +38,21 @@ def test_records_of_one_object_an_event(tmp_path: Path) -> None:
     path = nanoaod.write(tmp_path / "x.root", content)
     (events,) = blocks(NanoEventsFactory.from_root({str(path): "Events"}, mode="virtual").events())
     assert events.Pileup_nTrueInt.tolist() == list(range(20))
-    with pytest.raises(AttributeError, match="Pileup_nPU"):
-        _ = events.Pileup_nPU
+    assert events.Pileup.nTrueInt.tolist() == list(range(20))
+    assert events.Pileup.fields == ["nTrueInt"]
+    for owner, name in ((events, "Pileup_nPU"), (events.Pileup, "nPU")):
+        with pytest.raises(AttributeError, match="Pileup_nPU"):
+            getattr(owner, name)
+
+
+def test_fields_are_those_of_records(records: Any) -> None:
+    (events,) = blocks(records)
+    assert set(events.fields) == set(records.fields)
+    assert set(events.Jet.fields) == set(records.Jet.fields)
+    assert all(len(getattr(events, name)) == 300 for name in events.fields)
+    jets = events.Jet.take(np.arange(3), np.ones(len(events.Jet.pt), bool)).part(0, 2)
+    assert jets.fields == events.Jet.fields
+    assert jets.replaced(pt=jets.pt, area=jets.pt).fields == [*events.Jet.fields, "area"]
 
 
 def test_what_is_not_there_is_said(records: Any) -> None:
@@ -50,7 +63,7 @@ def test_what_is_not_there_is_said(records: Any) -> None:
 
 
 def test_parts_of_a_stream_are_handed_on() -> None:
-    parts = [FlatEvents(n, dict.__getitem__, [], {}) for n in (3, 4)]
+    parts = [FlatEvents(n, dict.__getitem__, dict.__getitem__, [], {}) for n in (3, 4)]
 
     class Stream:
         def blocks(self) -> list[FlatEvents]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agc_ml.kernels.jagged import Collection, chosen, count, offsets_of, total
+from agc_ml.kernels.jagged import Collection, chosen, count, lies_at, offsets_of, total
 
 counts_of_events = st.lists(st.integers(0, 7), max_size=30).map(lambda x: np.array(x, np.int64))
 
@@ -34,6 +34,28 @@ def test_taking_some_objects_of_some_events(counts: np.ndarray, seed: int) -> No
     kept, index = chosen(offsets, events, passed)
     lists = ak.unflatten(values, counts)[ak.unflatten(passed, counts)]
     assert ak.unflatten(values[index], np.diff(kept)).tolist() == lists[events].tolist()
+
+
+@given(
+    counts=counts_of_events,
+    width=st.sampled_from([1, 2, 4, 8]),
+    header=st.integers(0, 999),
+    shift=st.integers(0, 3),
+    data=st.data(),
+)
+def test_where_lists_lie(
+    counts: np.ndarray, width: int, header: int, shift: int, data: st.DataObject
+) -> None:
+    offsets = offsets_of(counts)
+    begins = (offsets[:-1] * width + header).astype(">u4")
+    raw = bytearray(bytes(shift) + begins.tobytes())
+    as_read = np.frombuffer(raw, np.uint32, len(counts), shift)
+    assert lies_at(as_read, offsets + 7, width, header)
+    if len(counts):
+        raw[shift + data.draw(st.integers(0, 4 * len(counts) - 1))] ^= 1 << data.draw(
+            st.integers(0, 7)
+        )
+        assert not lies_at(as_read, offsets, width, header)
 
 
 def test_a_collection_reads_what_it_is_asked_for() -> None:

@@ -24,7 +24,7 @@ from agc_ml.datasets import EVENT_ID, Dataset, File, Fileset, with_counters
 from agc_ml.errors import InputFileError
 from agc_ml.hists import materialised
 from agc_ml.kernels.flat import FlatEvents, blocks
-from agc_ml.kernels.jagged import count
+from agc_ml.kernels.jagged import count, offsets_of
 from agc_ml.ml import hook
 from processors.ttbar import TtbarProcessor, assignment, selection, systematics
 from processors.ttbar.observables import OBSERVABLES, h_t, m_bjj
@@ -508,7 +508,11 @@ def test_smearing_tells_large_event_numbers_apart() -> None:
         "nJet": np.ones(4, np.uint32),
         "Jet_pt": np.full(4, 50, np.float32),
     }
-    events = FlatEvents(4, columns.__getitem__, ["Jet"], {})
+
+    def offsets(name: str) -> Any:
+        return offsets_of(columns[f"n{name}"])
+
+    events = FlatEvents(4, columns.__getitem__, offsets, columns, {})
     assert len(set(smearing(events, range(4))[0].tolist())) == 4
 
 

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import awkward as ak
+import cramjam
+import flips
 import nanoaod
 import numpy as np
 import pytest
@@ -142,9 +144,9 @@ def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
 ) -> None:
     right = reading._unpacked
 
-    def wrong(raw: memoryview) -> tuple[Any, int]:
-        payload, border = right(raw)
-        return bytes(len(payload)), border
+    def wrong(*arguments: Any) -> Any:
+        basket = right(*arguments)
+        return basket._replace(values=np.zeros_like(basket.values))
 
     monkeypatch.setattr(reading, "_unpacked", wrong)
     with opened(File("x.root", (str(clustered),))) as file:
@@ -230,7 +232,104 @@ def test_damaged_headers_are_noticed(at: int, value: int, clustered: Path, tmp_p
 @pytest.mark.parametrize("size", [0, 4, 17])
 def test_records_too_short_for_a_header_are_noticed(size: int) -> None:
     with pytest.raises(InputFileError, match="header is damaged"):
-        reading._unpacked(memoryview(bytes(size)))
+        reading._unpacked(memoryview(bytes(size)), 3, np.dtype(">f4"), is_jagged=False)
+
+
+@pytest.mark.parametrize("codec", flips.CODECS)
+def test_a_flipped_bit_of_a_header_is_refused_or_changes_nothing(codec: str) -> None:
+    """Some of all; `flips` by itself tries each."""
+    bench = flips.Bench(codec)
+    sample = [*bench.flipped(97, len(codec)), *bench.misled(71, len(codec))]
+    outcomes = [outcome for _, outcome in sample]
+    assert [flip for flip, outcome in sample if outcome == "WRONG"] == []
+    assert {"as uproot", "refused"} <= set(outcomes)
+
+
+@pytest.mark.parametrize("name", ["MET_pt", "nJet", "Jet_pt"])
+@pytest.mark.parametrize("part", [(0, flips.N), (70, 80), (91, 137)])
+def test_a_basket_that_holds_other_entries_is_refused(name: str, part: tuple[int, int]) -> None:
+    """The second one, less a value, and a whole header that says so."""
+    bench = flips.Bench("none")
+    seek = int(bench.directory[name].seeks[1])
+    n = int.from_bytes(bench.bytes[seek + 14 : seek + 16], "big")
+    right = bench.ours(name, bench.directory, *part)
+    assert right is not None
+    place = slice(seek + n - 5, seek + n - 1)
+    border = int.from_bytes(bench.bytes[place], "big")
+    bench.bytes[place] = (border - 4).to_bytes(4, "big")
+    touched = part[0] < 92 and part[1] > 62
+    assert bench.ours(name, bench.directory, *part) == (None if touched else right)
+
+
+def record(content: bytes, length: int) -> memoryview:
+    """A compressed basket of so many bytes, as of one branch of float32."""
+    header = bytearray(40)
+    header[0:4] = (len(header) + len(content)).to_bytes(4, "big")
+    header[6:10] = length.to_bytes(4, "big")
+    header[14:16] = len(header).to_bytes(2, "big")
+    header[31:35] = (length // 4).to_bytes(4, "big")
+    header[35:39] = (len(header) + length).to_bytes(4, "big")
+    return memoryview(bytes(header) + content)
+
+
+def part(codec: bytes, content: bytes, unpacked: int, packed: int | None = None) -> bytes:
+    sizes = (len(content) if packed is None else packed, unpacked)
+    return codec + b"\x01" + b"".join(size.to_bytes(3, "little") for size in sizes) + content
+
+
+BOMB = bytes(cramjam.zstd.compress(bytes(200_000_000)))
+PARTS = {
+    "nothing": b"",
+    "half a header": b"ZS\x01\0",
+    "no such codec": part(b"CS", b"abc", 400),
+    "nonsense for zlib": part(b"ZL", b"abc" * 9, 400),
+    "nonsense for lz4": part(b"L4", b"abc" * 9, 400),
+    "lz4 without a checksum": part(b"L4", b"abc", 400),
+    "nonsense for zstd": part(b"ZS", b"abc" * 9, 400),
+    "nonsense for lzma": part(b"XZ", b"abc" * 9, 400),
+    "nothing in many parts": part(b"ZS", b"", 0) * 1000,
+    "cut off": part(b"ZS", bytes(cramjam.zstd.compress(bytes(400))), 400, packed=1000),
+    "too little": part(b"ZS", bytes(cramjam.zstd.compress(bytes(200))), 200),
+    "less than it says": part(b"ZS", bytes(cramjam.zstd.compress(bytes(200))), 400),
+    "more than it says": part(b"ZS", BOMB, 400),
+    "more than is wanted": part(b"ZS", BOMB, 1 << 23),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_that_can_not_be_right(kind: str) -> None:
+    with pytest.raises(InputFileError, match="a basket is damaged: "):
+        reading._unpacked(record(PARTS[kind], 400), 100, np.dtype(">f4"), is_jagged=False)
+
+
+def test_parts_are_put_together() -> None:
+    """Each by its own codec."""
+    values = np.arange(100, dtype=">f4")
+    halves = values[:50].tobytes(), values[50:].tobytes()
+    content = part(b"ZS", bytes(cramjam.zstd.compress(halves[0])), 200)
+    content += part(b"XZ", bytes(cramjam.xz.compress(halves[1])), 200)
+    found = reading._unpacked(record(content, 400), 100, values.dtype, is_jagged=False)
+    assert found.values.tolist() == values.tolist()
+
+
+def test_sizes_of_gigabytes_are_not_believed() -> None:
+    for at in (6, 31, 35):
+        raw = bytearray(record(part(b"ZS", BOMB, 400), 400))
+        raw[at] ^= 0x40
+        with pytest.raises(InputFileError, match="a basket is damaged: "):
+            reading._unpacked(memoryview(raw), 100, np.dtype(">f4"), is_jagged=False)
+
+
+def test_a_counter_that_counts_less_than_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.root"
+    with uproot.recreate(path, compression=None) as file:
+        file.mktree("Events", {"nJet": np.int32}).extend({"nJet": np.array([2, -1, 1], np.int32)})
+    with opened(File("x.root", (str(path),))) as file:
+        read = Columns(file, "Events", directory(file, "Events", ["nJet"])[0])
+        (block,) = read.stream(0, 3, {}).blocks()
+        assert block.nJet.tolist() == [2, -1, 1]  # of itself a number as any other
+        with pytest.raises(InputFileError, match="branch nJet counts less than nothing"):
+            _ = block.Jet
 
 
 def test_a_file_that_was_cut_off_while_it_was_open(clustered: Path, tmp_path: Path) -> None:
@@ -240,7 +339,7 @@ def test_a_file_that_was_cut_off_while_it_was_open(clustered: Path, tmp_path: Pa
         read.read("Jet_pt", 0, 40)
         with path.open("r+b") as file:
             file.truncate(3000)
-        with pytest.raises(InputFileError, match="branch Jet_pt: cut off"):
+        with pytest.raises(InputFileError, match="branch nJet: cut off"):
             read.read("Jet_pt", 66, 150)
 
 
@@ -326,8 +425,52 @@ def test_columns_with_counters_of_their_own(tmp_path: Path, *, equal: bool) -> N
             assert list(block.Jet.eta) == list(ak.flatten(branches["Jet_eta"][10:70]))
             assert not hasattr(block, "Jet_pt_pt")
         else:
-            with pytest.raises(InputFileError, match="Jet_eta: nJet_eta and nJet differ"):
+            with pytest.raises(
+                InputFileError, match="branch Jet_eta: its lists are not as long as nJet"
+            ):
                 _ = block.Jet.eta
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_lists_without_a_counter_of_their_own(tmp_path: Path, order: int) -> None:
+    """As RDataFrame writes them; uproot reads these."""
+    counts = np.array([1, 2, 3, 0] * 20)
+    lists = ak.unflatten(np.arange(counts.sum(), dtype=np.float32), counts[::order])
+    path = tmp_path / "x.root"
+    of_events = {name: np.arange(80, dtype=np.uint32) for name in EVENT_ID}
+    with uproot.recreate(path) as file:
+        file.mkrntuple("Events", {**of_events, "nJet": counts.astype(np.int32), "Jet_pt": lists})
+    info = inspect_file(File("x.root", (str(path),)), ("Jet_pt",), flat=True)
+    assert isinstance(info, FileInfo)
+    with opened(File("x.root", (str(path),))) as file:
+        (block,) = Columns(file, "Events", info.directory or {}).stream(10, 70, {}).blocks()
+        assert block.Jet.counts.tolist() == counts[10:70].tolist()
+        if order == 1:
+            assert block.Jet.pt.tolist() == ak.flatten(lists[10:70]).tolist()
+        else:
+            with pytest.raises(InputFileError, match="Jet_pt: its lists are not as long as nJet"):
+                _ = block.Jet.pt
+
+
+@pytest.mark.parametrize("form", ["TTree", "RNTuple"])
+def test_groups_without_a_counter(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "x.root"
+    values = np.arange(20, dtype=np.float32)
+    content = {**dict.fromkeys(EVENT_ID, values.astype(np.uint32)), "PuppiMET_pt": values}
+    with uproot.recreate(path) as file:
+        if form == "TTree":
+            file.mktree("Events", {n: v.dtype for n, v in content.items()}).extend(content)
+        else:
+            file.mkrntuple("Events", content)
+    info = inspect_file(File("x.root", (str(path),)), ("event", "PuppiMET_pt"), flat=True)
+    assert isinstance(info, FileInfo)
+    with opened(File("x.root", (str(path),))) as file:
+        (block,) = Columns(file, "Events", info.directory or {}).stream(5, 20, {}).blocks()
+        assert block.fields == ["event", "PuppiMET"]
+        assert block.PuppiMET.fields == ["pt"]
+        assert block.PuppiMET.pt.tolist() == block.PuppiMET_pt.tolist() == values[5:].tolist()
+        with pytest.raises(AttributeError, match="column PuppiMET_phi is not among those"):
+            _ = block.PuppiMET.phi
 
 
 def a_job(path: Path) -> Job:
@@ -436,14 +579,19 @@ def test_columns_that_are_no_number_an_event_are_refused(form: str, tmp_path: Pa
     assert "no field of a collection" in outcome.reason or "numbers are needed" in outcome.reason
 
 
-def a_basket(values: Any) -> bytes:
+def a_basket(values: Any, n_entries: int, lengths: Any = None) -> bytes:
     """A record as ROOT writes it, of what matters in it here, without compression."""
     header = bytearray(40)
     content = values.tobytes()
+    header[31:35] = n_entries.to_bytes(4, "big")
+    header[35:39] = (len(header) + len(content)).to_bytes(4, "big")
+    if lengths is not None:
+        begins = len(header) + values.itemsize * np.array([0, *np.cumsum(lengths)])
+        begins[-1] = 0
+        content += np.array([n_entries + 1, *begins], ">i4").tobytes()
     header[0:4] = (len(header) + len(content)).to_bytes(4, "big")
     header[6:10] = len(content).to_bytes(4, "big")
     header[14:16] = len(header).to_bytes(2, "big")
-    header[35:39] = (len(header) + len(content)).to_bytes(4, "big")
     return bytes(header) + content
 
 
@@ -470,7 +618,12 @@ def test_baskets_of_each_branch_may_end_elsewhere(
     for (name, values), inner in zip(contents.items(), cuts, strict=True):
         bounds = np.array([0, *sorted(cut for cut in inner if cut < n_events), n_events])
         places = bounds if name == "nJet" else offsets[bounds]
-        records = [a_basket(values[a:b]) for a, b in itertools.pairwise(places)]
+        records = [
+            a_basket(values[a:b], int(j - i), None if name == "nJet" else counts[i:j])
+            for (i, j), (a, b) in zip(
+                itertools.pairwise(bounds), itertools.pairwise(places), strict=True
+            )
+        ]
         sizes = np.array([len(record) for record in records])
         seeks = len(written) + np.cumsum(sizes) - sizes
         found[name] = Baskets(seeks, sizes, bounds, values.dtype, name != "nJet")

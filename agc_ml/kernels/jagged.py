@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,21 @@ def check_lengths(offsets: Array, values: Array) -> None:
     """
     if offsets[-1] != len(values):
         raise ValueError("as many values are needed as there are objects in the lists")
+
+
+@kernel
+def lies_at(begins: Array, offsets: Array, width: int, header: int) -> bool:
+    """Whether the lists begin at these bytes, of objects of ``width`` bytes behind a ``header``.
+
+    ``begins`` are big-endian, as in ROOT's files, but taken for uint32 of this machine, which is
+    little-endian; shape ``(n_events,)``.
+    """
+    wrong = np.uint32(0)
+    for i in range(len(begins)):  # to its end in any case: so it takes the processor a quarter
+        x = begins[i]
+        place = np.uint32((x >> 24) | ((x >> 8) & 0xFF00) | ((x << 8) & 0xFF0000) | (x << 24))
+        wrong |= place ^ np.uint32((offsets[i] - offsets[0]) * width + header)
+    return bool(wrong == 0)
 
 
 @kernel
@@ -81,18 +96,14 @@ def total(offsets: Array, values: Array) -> Array:
     return sums
 
 
-class Collection:
-    """Objects of a kind: ``jet.pt`` has shape ``(n_jets,)``, all events behind each other.
+class Group:
+    """Columns of one name, read when they are asked for: ``met.pt`` has shape ``(n_events,)``.
 
-    ``column(field)`` gives the values of a field; they are kept. ``index`` tells which objects they
-    are of the collection that they were taken from.
+    ``column(field)`` gives the values of a field; they are kept. ``fields`` names those there are.
     """
 
-    def __init__(
-        self, offsets: Array, column: Callable[[str], Array], index: Array | None = None
-    ) -> None:
-        self.offsets = offsets
-        self.index = index
+    def __init__(self, column: Callable[[str], Array], fields: Iterable[str] = ()) -> None:
+        self.fields = list(fields)
         self._column = column
 
     def __getattr__(self, field: str) -> Any:
@@ -101,6 +112,24 @@ class Collection:
         values = self._column(field)
         setattr(self, field, values)
         return values
+
+
+class Collection(Group):
+    """Objects of a kind: ``jet.pt`` has shape ``(n_jets,)``, all events behind each other.
+
+    ``index`` tells which objects they are of the collection that they were taken from.
+    """
+
+    def __init__(
+        self,
+        offsets: Array,
+        column: Callable[[str], Array],
+        index: Array | None = None,
+        fields: Iterable[str] = (),
+    ) -> None:
+        super().__init__(column, fields)
+        self.offsets = offsets
+        self.index = index
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -114,17 +143,20 @@ class Collection:
         """Objects that passed (a mask), of the given events (indices, or a mask)."""
         indices = np.flatnonzero(events) if events.dtype == bool else events
         offsets, index = chosen(self.offsets, indices, passed)
-        return Collection(offsets, lambda field: getattr(self, field)[index], index)
+        return Collection(offsets, lambda field: getattr(self, field)[index], index, self.fields)
 
     def part(self, first: int, last: int) -> Collection:
         """The objects of the events [first, last)."""
         start, stop = self.offsets[first], self.offsets[last]
         offsets = self.offsets[first : last + 1] - start
-        return Collection(offsets, lambda field: getattr(self, field)[start:stop])
+        return Collection(
+            offsets, lambda field: getattr(self, field)[start:stop], fields=self.fields
+        )
 
     def replaced(self, **fields: Array) -> Collection:
         """The same objects with other values of some fields."""
-        changed = Collection(self.offsets, lambda field: getattr(self, field), self.index)
+        names = dict.fromkeys([*self.fields, *fields])
+        changed = Collection(self.offsets, lambda field: getattr(self, field), self.index, names)
         for name, values in fields.items():
             setattr(changed, name, values)
         return changed
@@ -136,4 +168,4 @@ class Collection:
             values: Array = getattr(self, field)
             return values.astype(dtype, copy=False) if field in fields else values
 
-        return Collection(self.offsets, column, self.index)
+        return Collection(self.offsets, column, self.index, self.fields)
