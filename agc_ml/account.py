@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agc_ml.checkpoints import Chunk, Receipt, Store
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import Dataset, File, Fileset, Wanted
+from agc_ml.declarations import wanted_of
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import IncompleteError
 from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo
 from agc_ml.ledger import Entry, Ledger
 from agc_ml.opened_files import Seen, from_plain
-from agc_ml.shipping import Shipment, declared_columns, normalises_itself
+from agc_ml.shipping import Shipment, normalises_itself
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +93,10 @@ class Account:
         """Whether the processor normalises to the number of events that the fileset states."""
         return getattr(self.shipment.processor, "normalised_to", "") == "nevts"
 
-    def columns(self, dataset: Dataset) -> tuple[str, ...]:
-        """Columns that the processor needs of a dataset; () if it declares none."""
-        return declared_columns(self.shipment.processor, is_data=dataset.is_data)
+    def wanted(self, dataset: Dataset) -> Wanted:
+        """What the processor wants of the files of a dataset."""
+        shipment = self.shipment
+        return wanted_of(shipment.processor, shipment.schema, is_data=dataset.is_data)
 
     def all_files(self) -> Iterator[tuple[Dataset, File]]:
         """Every file of every dataset, in the order of the fileset."""
@@ -109,12 +111,12 @@ class Account:
             for chunk in chunks_of(dataset.name, file, info, self.chunk_size)
         ]
 
-    def remember(self, dataset: Dataset, file: File, *, flat: bool) -> bool:
+    def remember(self, dataset: Dataset, file: File) -> bool:
         """Take what an earlier run knows of a file, instead of opening it; whether it knows it."""
         key = (dataset.name, file.lfn)
         if self.cache is None or key in self.forgotten:
             return False
-        info = self.cache.recall(file, self.columns(dataset), flat=flat)
+        info = self.cache.recall(file, self.wanted(dataset))
         if info is not None:
             self.files[key] = info
             self.remembered.add(key)
@@ -140,7 +142,7 @@ class Account:
             del self.done[stale]
             self._events_done -= stale.events
 
-    def proven(self) -> Iterator[tuple[File, tuple[str, ...], FileInfo]]:
+    def proven(self) -> Iterator[tuple[File, Wanted, FileInfo]]:
         """Files that were looked into in this run, and of which all chunks are done since then."""
         open_files = {(c.dataset, c.lfn) for c in self.chunks if c.events and c not in self.done}
         for dataset, file in self.all_files():
@@ -148,7 +150,7 @@ class Account:
             info = self.files.get(key)
             is_new = info is not None and key not in self.remembered
             if info is not None and is_new and info.entries and key not in open_files:
-                yield file, self.columns(dataset), info
+                yield file, self.wanted(dataset), info
 
     def finish(self, chunk: Chunk, receipt: Receipt) -> None:
         """Note that the result of a chunk is on disk.

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from agc_ml import catalogue, cluster, executors, progress
 from agc_ml.account import Tick
 from agc_ml.catalogue import Facts
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import Dataset, File, Fileset, Wanted
+from agc_ml.declarations import wanted_of
 from agc_ml.delivery import ways
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import UsageError
 from agc_ml.executors import Lost
-from agc_ml.inspection import FileInfo, inspect_file
-from agc_ml.shipping import declared_columns, prepare
+from agc_ml.inspection import FileInfo, inspect_file, look
+from agc_ml.shipping import Shipment, prepare
 from agc_ml.worker import Failure
 
 Outcome = FileInfo | Failure | Lost
@@ -60,7 +61,7 @@ def check(
     ClusterError
         No scheduler answers.
     """
-    made = prepare(processor).processor if processor is not None else None
+    made = prepare(processor) if processor is not None else None
     way = None if via is None else ways.parse(via)
     if way is not None and way.kind == ways.SERVICEX:
         raise UsageError(
@@ -70,7 +71,7 @@ def check(
     delivered = ways.deliver(fileset, way)
     replicas = list(_replicas(delivered))
     jobs = {
-        str(number): (one, declared_columns(made, is_data=dataset.is_data), False, checksums)
+        str(number): look(one, _wanted(made, dataset), checksum=checksums)
         for number, (dataset, one) in enumerate(replicas)
     }
     outcomes: dict[str, Outcome] = {}
@@ -92,6 +93,13 @@ def check(
             found = _compared(found, siblings.setdefault((dataset.name, one.lfn), found))
         checked.append(found)
     return checked
+
+
+def _wanted(made: Shipment | None, dataset: Dataset) -> Wanted:
+    """What `run` would want of the files of a dataset."""
+    if made is None:
+        return Wanted()
+    return wanted_of(made.processor, made.schema, is_data=dataset.is_data)
 
 
 def _replicas(fileset: Fileset) -> Iterator[tuple[Dataset, File]]:

@@ -98,7 +98,7 @@ def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
     if not given["quiet"]:
         click.echo(f"run directory: {output}", err=True)
     kept = (
-        *("site", "workers", "model", "via", "chunk_size", "resume", "overwrite"),
+        *("site", "workers", "model", "schema", "via", "chunk_size", "resume", "overwrite"),
         *("allow_missing", "quiet"),
     )
     return {
@@ -193,6 +193,7 @@ def plan(**given: Any) -> None:
         _chosen(given),
         settings=_settings(given["settings"]),
         model=given["model"],
+        schema=given["schema"],
         via=given["via"],
         chunk_size=given["chunk_size"],
         site=given["site"],

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from agc_ml.errors import FilesetError, UsageError
 from agc_ml.variations import NOMINAL
@@ -22,6 +22,44 @@ EVENT_ID: Final = ("run", "luminosityBlock", "event")
 _MOST_DEPTH: Final = 50
 _MOST_VALUES: Final = 1_000_000
 _NUMBER: Final = re.compile(r'"[-+]?(\d+(?:\.\d*)?[eE]\+?\d+)"')
+
+
+NANOAOD: Final = "NanoAODSchema"
+OF_NANOAOD: Final = (NANOAOD, "PFNanoAODSchema", "ScoutingNanoAODSchema")
+"""Schemas whose files have an event's identity, and counters of collections."""
+
+
+class Wanted(NamedTuple):
+    """What is wanted of a tree: ``columns`` that have to be there, () all that are.
+
+    Of ``optional`` ones those that are there; ``flat`` or as records, of coffea's ``schema``.
+    """
+
+    columns: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    flat: bool = False
+    schema: str = NANOAOD
+
+    @property
+    def is_of_nanoaod(self) -> bool:
+        """Whether collections have counters, and events an identity."""
+        return self.schema in OF_NANOAOD
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Branches of an event's identity, where the schema asks for them."""
+        return EVENT_ID if self.is_of_nanoaod and not self.flat else ()
+
+    def names(self) -> list[str]:
+        """Branches that are set up: the columns, and what the schema needs beside them."""
+        if not self.columns or not self.is_of_nanoaod:
+            return list(self.columns)
+        return list(dict.fromkeys([*self.identity, *with_counters(self.columns)]))
+
+    def of_file(self, lacking: tuple[str, ...]) -> Wanted:
+        """Columns of a file that lacks some of the optional ones: the others are needed, too."""
+        there = tuple(name for name in self.optional if name not in lacking)
+        return self._replace(columns=(*self.columns, *there), optional=())
 
 
 def with_counters(columns: tuple[str, ...]) -> list[str]:

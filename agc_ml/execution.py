@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Final
 
 from agc_ml import attachments
@@ -30,12 +29,11 @@ from agc_ml.errors import (
 )
 from agc_ml.executors import Executor
 from agc_ml.filecache import packed
-from agc_ml.inspection import FileInfo, inspect_file
+from agc_ml.inspection import FileInfo, inspect_file, look
 from agc_ml.ml import hook
 from agc_ml.normalisation import source_of, unclear
 from agc_ml.opened_files import Seen, changed, seen
 from agc_ml.outputs import add
-from agc_ml.shipping import is_flat
 from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed, unpack
 
 logger = logging.getLogger(__name__)
@@ -55,15 +53,13 @@ def open_files(account: Account, executor: Executor) -> None:
     FilesetError
         A file is there twice in a dataset, under different names.
     """
-    flat = is_flat(account.shipment.processor)
     files = {
         file_label(d, f): (d, f)
         for d, f in account.all_files()
-        if (d.name, f.lfn) not in account.files and not account.remember(d, f, flat=flat)
+        if (d.name, f.lfn) not in account.files and not account.remember(d, f)
     }
-    jobs = {key: (file, account.columns(dataset)) for key, (dataset, file) in files.items()}
-    inspect = partial(inspect_file, flat=flat)
-    for key, outcome in executor.outcomes(inspect, jobs):
+    jobs = {key: look(file, account.wanted(dataset)) for key, (dataset, file) in files.items()}
+    for key, outcome in executor.outcomes(inspect_file, jobs):
         dataset, file = files[key]
         if isinstance(outcome, FileInfo):
             account.learn(dataset, file, outcome)
@@ -149,11 +145,11 @@ def process(account: Account, executor: Executor) -> None:
     _recall(account, executor)
     shipment = account.shipment
     executor.provide({**hook.contents(shipment.models), **attachments.contents(shipment.files)})
-    with offered(shipment.key, shipment.processor):
+    with offered(shipment.key, shipment.processor, shipment.schema):
         _in_rounds(account, executor)
     if account.cache is not None:
-        for file, columns, info in account.proven():
-            account.cache.keep(file, columns, info, flat=is_flat(shipment.processor))
+        for file, wanted, info in account.proven():
+            account.cache.keep(file, wanted, info)
 
 
 def _in_rounds(account: Account, executor: Executor) -> None:
@@ -253,10 +249,8 @@ def _is_doubtful(account: Account, executor: Executor, chunk: Chunk) -> bool:
         return True
     if key in account.forgotten or (local_path(file.url) and key not in account.remembered):
         return False
-    columns = account.columns(account.dataset(chunk.dataset))
-    flat = is_flat(account.shipment.processor)
-    jobs = {str(chunk): (file, columns)}
-    ((_, now),) = executor.outcomes(partial(inspect_file, flat=flat), jobs)
+    jobs = {str(chunk): look(file, account.wanted(account.dataset(chunk.dataset)))}
+    ((_, now),) = executor.outcomes(inspect_file, jobs)
     if isinstance(now, FileInfo) and packed(now) == packed(info):
         account.forgotten.add(key)  # it is not asked a third time
         return False
@@ -313,7 +307,7 @@ def _job(account: Account, chunk: Chunk) -> Job:
         file=account.file(chunk),
         known=info.known(is_remembered=(chunk.dataset, chunk.lfn) in account.remembered),
         metadata=account.metadata[dataset.name],
-        columns=account.columns(dataset),
+        columns=tuple(account.wanted(dataset).of_file(info.lacking).names()),
         key=shipment.key,
         processor=shipment.blob,
         modules=shipment.modules,

@@ -26,7 +26,7 @@ import numpy as np
 
 from agc_ml import baskets, folders, inspection, reading
 from agc_ml.baskets import Baskets, Directory, Dropped, EntriesPlace
-from agc_ml.datasets import File
+from agc_ml.datasets import File, Wanted
 from agc_ml.delivery.transport import local_path
 from agc_ml.identity import version_of
 from agc_ml.inspection import FileInfo
@@ -47,9 +47,9 @@ class FileCache:
         self._path = path or folders.cache() / "files.sqlite"
         self._is_usable = True
 
-    def recall(self, file: File, columns: tuple[str, ...], *, flat: bool) -> FileInfo | None:
-        """What was found when the file was opened for these columns; None if it has to be again."""
-        key, found = _key(file, columns, flat=flat), None
+    def recall(self, file: File, wanted: Wanted) -> FileInfo | None:
+        """What was found when the file was opened for this; None if it has to be again."""
+        key, found = _key(file, wanted), None
         with self._database() as database:
             if database is None:
                 return None
@@ -65,12 +65,12 @@ class FileCache:
             return None
         return info if _is_sound(info) and _is_as_it_was(file, info) else None
 
-    def keep(self, file: File, columns: tuple[str, ...], info: FileInfo, *, flat: bool) -> None:
+    def keep(self, file: File, wanted: Wanted, info: FileInfo) -> None:
         """Keep what was found, unless a replica failed; drop what nobody asked for in 3 months."""
         if info.failures:
             return
         content = packed(info)
-        key = _key(file, columns, flat=flat)
+        key = _key(file, wanted)
         with self._database() as database:
             if database is not None:
                 database.execute("DELETE FROM files WHERE used < ?", (time.time() - UNUSED_S,))
@@ -131,9 +131,9 @@ def _unpacked(content: bytes) -> FileInfo:
         tree, plain, entries = dropped
         dropped = Dropped(tree, _found(plain), entries)
     place = known["place"] and EntriesPlace(*known["place"])
+    lists = {name: tuple(known[name]) for name in ("misread", "uneven", "lacking")}
     return FileInfo(
-        **{**known, "failures": (), **{n: tuple(known[n]) for n in ("misread", "uneven")}}
-        | {"place": place},
+        **{**known, "failures": (), "place": place, **lists},
         directory=None if directory is None else _found(directory),
         dropped=dropped,
     )
@@ -155,10 +155,10 @@ def _baskets(
     )
 
 
-def _key(file: File, columns: tuple[str, ...], *, flat: bool) -> str:
+def _key(file: File, wanted: Wanted) -> str:
     """Of all that decides what opening tells: what is stated, what is asked, and the code."""
     stated = {name: value for name, value in asdict(file).items() if name != "replicas"}
-    content = repr([sorted(stated.items()), columns, flat, _code(), version_of("uproot")])
+    content = repr([sorted(stated.items()), wanted, _code(), version_of("uproot")])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agc_ml.baskets import Directory, Dropped, EntriesPlace, entries_place, in_both, part_of
-from agc_ml.datasets import EVENT_ID, File, Known, with_counters
+from agc_ml.datasets import NANOAOD, File, Known, Wanted, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import DeliveryError
@@ -34,9 +34,9 @@ class FileInfo:
     for processors that take them flat, and ``dropped`` where the columns are of the entries that a
     preselection dropped, which count as the file's, too; ``misread`` the ones of which only uproot
     makes sense; ``uneven`` the branches of another number of entries than the tree, where columns
-    were not declared; ``failures`` what was wrong with replicas. ``url`` is the replica that was
-    opened, and ``stamp`` changes when it does. ``place`` is where the file says how many entries it
-    has.
+    were not declared; ``lacking`` the optional columns that it has not; ``failures`` what was wrong
+    with replicas. ``url`` is the replica that was opened, and ``stamp`` changes when it does.
+    ``place`` is where the file says how many entries it has.
     """
 
     entries: int
@@ -53,6 +53,7 @@ class FileInfo:
     stamp: str = ""
     dropped: Dropped | None = None
     uneven: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
     generated_sumw: float | None = None
     place: EntriesPlace | None = None
 
@@ -76,20 +77,27 @@ class FileInfo:
         return kept, self.dropped._replace(directory=part_of(self.dropped.directory, *of_dropped))
 
 
-def inspect_file(
-    file: File, columns: tuple[str, ...], flat: bool = False, checksum: bool = False
+def inspect_file(  # noqa: PLR0917 - arguments of a job go by position
+    file: File,
+    columns: tuple[str, ...],
+    flat: bool = False,
+    checksum: bool = False,
+    optional: tuple[str, ...] = (),
+    schema: str = NANOAOD,
 ) -> FileInfo | Failure:
     """Open a file and check that it is whole and has the columns that are needed.
 
     ``flat``: also find where they are, so that no worker has to go through the tree again.
     ``checksum``: also read it whole, and compare its adler32 with that of the fileset.
+    ``optional`` columns may be there; ``schema`` is the one of coffea's that makes records of all.
     """
+    wanted = Wanted(columns, optional, flat, schema)
     failure = Failure("input", "it has no replica")
     failures: dict[str, str] = {}
     for _ in file.replicas:  # a damaged one is asked last the next time
         try:
             with _without_collection(), opening.opened(file, failures) as opened:
-                found = _inspected(opened, file, columns, flat=flat, checksum=checksum)
+                found = _inspected(opened, file, wanted, checksum=checksum)
                 opened.file.source.check_same()
                 known = tuple(opening.told(failures))
                 return replace(found, failures=known) if isinstance(found, FileInfo) else found
@@ -100,36 +108,58 @@ def inspect_file(
     return failure
 
 
-def _inspected(
-    opened: Any, file: File, columns: tuple[str, ...], *, flat: bool, checksum: bool
-) -> FileInfo | Failure:
+def look(file: File, wanted: Wanted, *, checksum: bool = False) -> tuple[Any, ...]:
+    """Arguments of `inspect_file`."""
+    return (file, wanted.columns, wanted.flat, checksum, wanted.optional, wanted.schema)
+
+
+def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> FileInfo | Failure:
     if file.tree not in opened:
-        there = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
-        return Failure("definite", f"no tree {file.tree!r} in it; there is {there}")
+        names = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
+        return Failure(
+            "definite", f"no tree {file.tree!r} in it (another one: FILE:TREE); there is {names}"
+        )
     tree = opened[file.tree]
     if not hasattr(tree, "num_entries"):
         return Failure("definite", f"{file.tree!r} in it is no tree")
     trees = [tree] if file.dropped is None else [tree, opened[file.dropped]]
+    there = set(tree.keys())
+    lacking = tuple(name for name in wanted.optional if name not in there)
+    wanted = wanted.of_file(lacking)
     info = FileInfo(
         entries=sum(int(one.num_entries) for one in trees),
         uuid=str(opened.file.uuid),
         size=int(opened.file.source.num_bytes),
-        n_columns=len(columns) or len(tree.keys()),
-        column_bytes=_bytes_of(tree, columns),
+        n_columns=len(wanted.columns) or len(there),
+        column_bytes=_bytes_of(tree, wanted),
         generated=None if (count := _of_runs(opened, "genEventCount")) is None else int(count),
         generated_sumw=_of_runs(opened, "genEventSumw"),
         adler32=_adler32(opened.file.source) if checksum else None,
         url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,
         place=entries_place(opened, file.tree) if file.dropped is None else None,
-        uneven=() if columns else tuple(_uneven(tree, tree.keys())),
+        uneven=() if wanted.columns else tuple(_uneven(tree, there)),
+        lacking=lacking,
     )
-    problem = _contradiction(file, info) or _unfit_column(tree, columns)
-    problem = problem or next(_uneven(tree, with_counters(columns)), None)
-    problem = problem or (_foreign_counter(tree, columns) if flat else None)
+    problem = _contradiction(file, info) or _unfit_column(tree, wanted)
+    problem = problem or next(_uneven(tree, wanted.names()), None)
+    problem = problem or (_foreign_counter(tree, wanted.columns) if wanted.flat else None)
+    problem = problem or _unfit_for_schema(opened, file.tree, wanted)
     if problem:
         return Failure("definite", problem)
-    return _located(info, opened, file, columns) if flat else info
+    return _located(info, opened, file, wanted.columns) if wanted.flat else info
+
+
+def _unfit_for_schema(opened: Any, tree: str, wanted: Wanted) -> str | None:
+    """Say what records need that the columns lack; of all branches a chunk will tell."""
+    if wanted.flat or not wanted.columns:
+        return None
+    from coffea.nanoevents import schemas  # noqa: PLC0415 - heavy
+
+    from agc_ml import records  # noqa: PLC0415 - it needs coffea
+
+    schema = getattr(schemas, wanted.schema)
+    return records.lacking(opened, tree, wanted.names(), schema)
 
 
 def _located(info: FileInfo, opened: Any, file: File, columns: tuple[str, ...]) -> FileInfo:
@@ -185,15 +215,16 @@ def _contradiction(file: File, info: FileInfo) -> str | None:
     return None
 
 
-def _unfit_column(tree: Any, columns: tuple[str, ...]) -> str | None:
-    present = set(tree.keys())
-    missing = [name for name in (*EVENT_ID, *columns) if columns and name not in present]
+def _unfit_column(tree: Any, wanted: Wanted) -> str | None:
+    present, columns = set(tree.keys()), wanted.columns
+    needed = (*wanted.identity, *columns) if columns else ()
+    missing = [name for name in needed if name not in present]
     if missing:
         return (
             f"branches are missing that the processor needs: {', '.join(missing)}; choose files of "
             "a campaign that has them"
         )
-    for name in columns:
+    for name in columns if wanted.is_of_nanoaod else ():
         kind, counter = str(tree[name].typename), f"n{name.partition('_')[0]}"
         is_vector = any(mark in kind for mark in _VARIABLE)
         if "string" in kind or "char*" in kind:
@@ -236,7 +267,7 @@ def _counter_of(branch: Any) -> str | None:
     return getattr(getattr(branch, "count_branch", None), "name", None)
 
 
-def _bytes_of(tree: Any, columns: tuple[str, ...]) -> int | None:
-    names = set(with_counters(columns))
-    branches = [b for b in getattr(tree, "branches", ()) if not columns or b.name in names]
+def _bytes_of(tree: Any, wanted: Wanted) -> int | None:
+    names = set(with_counters(wanted.columns) if wanted.is_of_nanoaod else wanted.columns)
+    branches = [b for b in getattr(tree, "branches", ()) if not names or b.name in names]
     return sum(int(branch.compressed_bytes) for branch in branches) if branches else None

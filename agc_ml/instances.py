@@ -38,7 +38,7 @@ _SHARED: Final = (
 
 
 class Original:
-    """A processor as it was made, of which each chunk gets a copy.
+    """A processor as it was made, of which each chunk gets a copy, and the schema of its events.
 
     Raises
     ------
@@ -46,7 +46,8 @@ class Original:
         It can't be pickled.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, schema: type | None = None) -> None:
+        self.schema = schema
         self._shared: list[Any] = []
         self._buffers: list[bytes] = []
         file = io.BytesIO()

@@ -87,6 +87,12 @@ plan_options = together(
         help="What the processor scores with: a file, a card, a folder with one, or "
         "grpc://host:port/name?version=1.",
     ),
+    click.option(
+        "--schema",
+        metavar="NAME",
+        help="Schema of coffea's that makes records of events: NanoAOD, Base, PHYSLITE, TreeMaker, "
+        "Delphes ... [the processor's, else NanoAOD].",
+    ),
     click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
     cluster_options,
     via_option,

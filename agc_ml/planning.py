@@ -11,11 +11,12 @@ from agc_ml import catalogue, cluster, execution, executors
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
+from agc_ml.declarations import needs_of
 from agc_ml.delivery import ways
 from agc_ml.filecache import FileCache
 from agc_ml.ml.hook import Bundle, Model
 from agc_ml.running import CHUNK_SIZE
-from agc_ml.shipping import needs_of, prepare, taken
+from agc_ml.shipping import prepare, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def plan(
     *,
     settings: Mapping[str, str] | None = None,
     model: str | Path | Model | Bundle | None = None,
+    schema: str | type | None = None,
     via: str | None = None,
     chunk_size: int | None = None,
     site: str = cluster.LOCAL,
@@ -61,7 +63,7 @@ def plan(
     AgcError
         What is wrong with processor, fileset or files.
     """
-    shipment = prepare(processor, settings, model)
+    shipment = prepare(processor, settings, model, schema)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     loaded = taken(shipment, loaded)
     way = None if via is None else ways.parse(via)
@@ -80,7 +82,7 @@ def plan(
         processor=shipment.name,
         chunk_size=account.chunk_size,
         datasets=tuple(_planned(account, dataset.name) for dataset in loaded.datasets),
-        columns=account.columns(loaded.datasets[0]),
+        columns=account.wanted(loaded.datasets[0]).columns,
         cluster=where.kind,
         workers=where.workers,
         unreadable=tuple(reason for reason in account.reasons() if "not processed" not in reason),

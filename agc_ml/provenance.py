@@ -69,6 +69,8 @@ def deciding(shipment: Shipment) -> dict[str, Any]:
         "parameters": shipment.parameters,
         "code": shipment.of_chunks,
         "files": dict(shipment.files),
+        "schema": shipment.schema
+        and f"{shipment.schema.__module__}.{shipment.schema.__qualname__}",
         "versions": versions(shipment.models),
     }
 

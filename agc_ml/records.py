@@ -7,16 +7,16 @@ it that the others are as long. They need not be: after a skim that made some of
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
 
 import awkward as ak
 import numpy as np
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 from coffea.nanoevents.mapping import UprootSourceMapping
 from coffea.nanoevents.util import concat, unquote
+from uproot.source.futures import TrivialExecutor
 
-from agc_ml.datasets import EVENT_ID, with_counters
 from agc_ml.errors import AgcError, InputFileError, in_one_line
 
 
@@ -25,14 +25,14 @@ def events(
     tree: str,
     entries: tuple[int, int],
     *,
-    columns: tuple[str, ...],
+    names: Collection[str],
     metadata: Mapping[str, Any],
     clock: Any,
     schema: Any = NanoAODSchema,
 ) -> Any:
     """Entries [start, stop) of a tree of an `agc_ml.delivery.opening.opened` file.
 
-    ``columns`` are all that is set up, if there are any; ``clock`` runs uproot's tasks. What is
+    ``names`` are the branches that are set up, none: all; ``clock`` runs uproot's tasks. What is
     read of them raises `InputFileError` where it does not fit: it has another number of entries,
     or its lists are of other lengths than those of the collection that it is part of.
     """
@@ -48,7 +48,7 @@ def events(
             entry_stop=entries[1],
             schemaclass=schema,
             metadata=metadata,
-            iteritems_options=_only(columns),
+            iteritems_options={"filter_name": list(names)} if names else {},
             decompression_executor=clock,
             interpretation_executor=clock,
         ).events()
@@ -64,9 +64,43 @@ def see_whole(events: Any) -> None:
         raise error
 
 
-def _only(columns: tuple[str, ...]) -> dict[str, Any]:
-    """What coffea shall set up: the columns, and the event's identity, which it asks for."""
-    return {"filter_name": [*EVENT_ID, *with_counters(columns)]} if columns else {}
+def lacking(file: Any, tree: str, names: Collection[str], schema: type) -> str | None:
+    """Say what a schema can't make of the given branches of a tree, None if it can make all.
+
+    coffea's vectors want coordinates, and some of them a charge, whatever is asked of them.
+    """
+    there = set(file[tree].keys()) - {*names}
+    try:
+        made = events(
+            *(file, tree, (0, 0)),
+            names=names,
+            metadata={},
+            clock=TrivialExecutor(),
+            schema=schema,
+        )
+    except Exception as error:  # noqa: BLE001 - schemas raise anything; it is told
+        return f"{schema.__name__} makes no events of its branches: {in_one_line(error)}"
+    problems = [
+        problem for field in made.fields if (problem := _problem(made, field, there)) is not None
+    ]
+    return "; ".join(problems) or None
+
+
+def _problem(made: Any, field: str, there: set[str]) -> str | None:
+    try:
+        len(made[field])
+    except Exception as error:  # noqa: BLE001 - behaviours raise anything; it is told
+        more = [name for part in _PARTS if (name := f"{field}_{part}") in there]
+        if not more:
+            return f"the columns declared of {field} are not enough: {in_one_line(error)}"
+        return (
+            f"the processor's columns lack {', '.join(more)}, without which coffea makes no "
+            f"{field}; add them (what is not used is not read)"
+        )
+    return None
+
+
+_PARTS: Final = ("pt", "eta", "phi", "mass", "charge", "x", "y", "z", "t", "energy")
 
 
 class _CheckedFactory(NanoEventsFactory):  # type: ignore[misc]

@@ -17,6 +17,7 @@ def remarks(account: Account) -> tuple[str, ...]:
         *_shared_files(account),
         *normalisation.lines(account),
         *_misread_columns(account),
+        *_lacking_columns(account),
         *account.shipment.notes,
         *account.notes,
         *(f"missing: {reason}" for reason in account.reasons()),
@@ -58,6 +59,18 @@ def _shared_files(account: Account) -> Iterator[str]:
         if others:
             more = ", ..." if len(others) > 1 else ""
             yield (f"the same file is in {len(others) + 1} datasets: {first} and {others[0]}{more}")
+
+
+def _lacking_columns(account: Account) -> Iterator[str]:
+    """Optional columns that are not in all files of a dataset."""
+    for dataset in account.fileset.datasets:
+        keys = [(dataset.name, file.lfn) for file in dataset.files]
+        infos = [account.files[key] for key in keys if key in account.files]
+        for name in account.wanted(dataset).optional:
+            n = sum(name in info.lacking for info in infos)
+            if n:
+                some = "its files" if n == len(infos) else f"{n} of {len(infos)} files"
+                yield f"{dataset.name}: no branch {name} in {some}, which is optional"
 
 
 def _misread_columns(account: Account) -> Iterator[str]:

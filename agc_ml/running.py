@@ -19,6 +19,7 @@ from agc_ml import catalogue, cluster, execution, executors, folders, progress, 
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
+from agc_ml.declarations import needs_of
 from agc_ml.delivery import ways
 from agc_ml.errors import IncompleteError, ProcessorError, StoreError, UsageError
 from agc_ml.filecache import FileCache
@@ -37,7 +38,7 @@ from agc_ml.results import (
     Status,
     load_record,
 )
-from agc_ml.shipping import Shipment, needs_of, prepare, taken
+from agc_ml.shipping import Shipment, prepare, taken
 from agc_ml.unchanged import changed_input
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def run(
     output: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
     model: str | Path | Model | Bundle | None = None,
+    schema: str | type | None = None,
     via: str | None = None,
     chunk_size: int | None = None,
     resume: bool = False,
@@ -106,6 +108,9 @@ def run(
         What the processor scores with, if it takes a model: where `load_model` finds one, or what
         it gives. ``name@champion`` is looked up once, when the run begins; ``resume`` goes on with
         the version that it was then.
+    schema
+        Schema by which coffea makes records of events: a class, or the name of one of coffea's;
+        by default the processor's own (``schema``), or that of NanoAOD.
     via
         How files are reached: ``local``, ``https[=URL]``, ``xrootd[=URL]``, ``xcache=URL[,URL]``,
         ``servicex[=ENDPOINT]``; by default replicas are read as they are listed, the first one
@@ -126,7 +131,7 @@ def run(
         One line that says what is wrong and the way out. What is finished is kept on disk.
     """
     named = _named_model(model, output if resume else None)
-    shipment = prepare(processor, settings, model if named is None else named.found)
+    shipment = prepare(processor, settings, model if named is None else named.found, schema)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     way = None if via is None else ways.parse(via)
     if resume and overwrite:

@@ -22,7 +22,7 @@ from pydantic.errors import PydanticUserError
 
 from agc_ml.attachments import attach
 from agc_ml.datasets import Fileset
-from agc_ml.delivery.ways import Needs
+from agc_ml.declarations import schema_of
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.function_processor import FunctionProcessor
 from agc_ml.identity import LOOSE, STATE, Code, code_of, state_of, without_postprocess
@@ -41,12 +41,12 @@ class Shipment:
     """A processor, ready to travel.
 
     ``code`` is the digest of all its code, ``of_chunks`` of what decides the output of a chunk;
-    ``blob`` is the pickled processor; ``module`` and ``source`` are the module that a loose file
-    (``where``) becomes on every worker, named by its digest so that an edited file is another
-    module; ``modules`` are the other sources that decide, by sha256, which workers compare with
-    theirs; ``values`` are numbers and text that the code refers to, as JSON, compared likewise;
-    ``files`` are those that it brings along, sha256 by name;
-    ``models`` are those in it, whose content travels apart; ``notes`` is what a user should know.
+    ``blob`` is the pickled processor, with its ``schema``; ``module`` and ``source`` are the module
+    that a loose file (``where``) becomes on every worker, named by its digest so that an edited
+    file is another module; ``modules`` are the other sources that decide, by sha256, which workers
+    compare with theirs; ``values`` are numbers and text that the code refers to, as JSON, compared
+    likewise; ``files`` are those that it brings along, sha256 by name; ``models`` are those in it,
+    whose content travels apart; ``notes`` is what a user should know.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Shipment:
     code: str
     of_chunks: str
     blob: bytes
+    schema: type | None
     modules: dict[str, str]
     module: str | None = None
     source: bytes = b""
@@ -85,6 +86,7 @@ def prepare(
     processor: Any,
     settings: Mapping[str, str] | None = None,
     model: str | Path | Model | Bundle | None = None,
+    schema: str | type | None = None,
 ) -> Shipment:
     """Make a processor and all that workers need of it.
 
@@ -97,6 +99,8 @@ def prepare(
         Values of the class's parameters as text, from a command line.
     model
         A model, or where to find one: the parameter ``model`` of the class.
+    schema
+        Schema by which coffea makes records of events, in place of the processor's own.
 
     Raises
     ------
@@ -108,7 +112,7 @@ def prepare(
         The processor's code can't be imported or made.
     """
     if not isinstance(processor, str):
-        return _given(processor, settings, model)
+        return _given(processor, settings, model, schema)
     spec = registered().get(processor, processor)
     where, separator, class_name = spec.rpartition(":")
     if not separator:
@@ -127,7 +131,7 @@ def prepare(
         flag = "--model" if model is not None else f"--set {next(iter(settings or {}))}"
         raise UsageError(f"{flag}: {processor} is an object that is made already; give its class")
     made = found if is_made else _make(processor, found, settings or {}, model)
-    shipment = _shipment(processor, made)
+    shipment = _shipment(processor, made, schema)
     if source is None:
         return shipment
     modules = {name: sha for name, sha in shipment.modules.items() if name != module.__name__}
@@ -138,7 +142,7 @@ def _is_processor(value: Any) -> bool:
     return callable(getattr(value, "process", None))
 
 
-def _given(processor: Any, settings: Mapping[str, str] | None, model: Any) -> Shipment:
+def _given(processor: Any, settings: Mapping[str, str] | None, model: Any, schema: Any) -> Shipment:
     """Take a processor or a function that is given as such."""
     if isinstance(processor, type) or not (_is_processor(processor) or callable(processor)):
         raise UsageError(
@@ -150,9 +154,9 @@ def _given(processor: Any, settings: Mapping[str, str] | None, model: Any) -> Sh
                 "pass model= to the processor's constructor; --model works only for processors "
                 "given by name"
             )
-        return _shipment(type(processor).__name__, processor)
+        return _shipment(type(processor).__name__, processor, schema)
     name = getattr(processor, "__name__", type(processor).__name__)
-    return _shipment(name, _make(name, processor, settings or {}, model))
+    return _shipment(name, _make(name, processor, settings or {}, model), schema)
 
 
 def _read(processor: str, where: str) -> bytes:
@@ -283,11 +287,12 @@ def _type_of(maker: Any, parameter: inspect.Parameter) -> Any:
     return None if is_open else type(default)
 
 
-def _shipment(name: str, processor: Any) -> Shipment:
-    code = code_of(processor)
+def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
+    schema = schema_of(processor, given)
+    code = code_of(processor, *([] if schema is None else [schema]))
     try:
         with by_reference() as models:
-            blob = cloudpickle.dumps(processor)
+            blob = cloudpickle.dumps((processor, schema))
     except Exception as error:  # pickling runs code of any object
         raise ProcessorError(f"{name}: can't be sent to workers: {error}") from error
     return Shipment(
@@ -297,6 +302,7 @@ def _shipment(name: str, processor: Any) -> Shipment:
         code=code.digest,
         of_chunks=code.chunks,
         blob=blob,
+        schema=schema,
         modules=code.modules,
         models=tuple(models),
         files=attach(processor),
@@ -313,17 +319,6 @@ def _parameters(processor: Any, code: Code) -> dict[str, Any]:
         name: code.values.get(f"{STATE}{name}", getattr(value, "__qualname__", repr(type(value))))
         for name, value in sorted(state_of(processor).items())
     }
-
-
-def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
-    """Branches that a processor declares in ``columns``, () if it declares none and gets all.
-
-    ``simulation_columns`` are those that only simulation has, such as genWeight.
-    """
-    columns = _names(processor, "columns")
-    if columns and not is_data:
-        columns += _names(processor, "simulation_columns")
-    return columns
 
 
 def taken(shipment: Shipment, fileset: Fileset) -> Fileset:
@@ -358,26 +353,6 @@ def taken(shipment: Shipment, fileset: Fileset) -> Fileset:
     return replace(fileset, datasets=tuple(d for d in fileset.datasets if d.name in names))
 
 
-def needs_of(processor: Any, *, is_data: bool) -> Needs:
-    """What a processor reads of a dataset: its columns, and, if it takes them flat, its selection.
-
-    Raises
-    ------
-    ProcessorError
-        A declaration is of another kind.
-    """
-    columns = declared_columns(processor, is_data=is_data)
-    preselection = getattr(processor, "preselection", "") or ""
-    if not isinstance(preselection, str):
-        raise ProcessorError(
-            f"{type(processor).__name__}.preselection: an expression of branches is needed, as text"
-        )
-    if not preselection or not is_flat(processor):
-        return Needs(columns)
-    counted = _names(processor, "counted_columns")
-    return Needs(columns, preselection, tuple(name for name in counted if name in columns))
-
-
 def normalises_itself(processor: Any) -> bool:
     """Whether a processor's own postprocess uses the sum of weights, as coffea's analyses do."""
     function = inspect.unwrap(getattr(type(processor), "postprocess", None) or (lambda: None))
@@ -389,17 +364,3 @@ def normalises_itself(processor: Any) -> bool:
             return True
         codes += [constant for constant in constants if isinstance(constant, CodeType)]
     return False
-
-
-def is_flat(processor: Any) -> bool:
-    """Whether a processor takes events as flat columns: it says so, and declares which ones."""
-    return bool(getattr(processor, "flat", False) and _names(processor, "columns"))
-
-
-def _names(processor: Any, attribute: str) -> tuple[str, ...]:
-    names = getattr(processor, attribute, None) or ()
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise ProcessorError(
-            f"{type(processor).__name__}.{attribute}: a tuple of branch names is needed"
-        )
-    return tuple(names)

@@ -140,7 +140,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     for others in reversed(range(len(job.file.replicas))):
         try:
             with opened_files.watched(partial(_is_no_input, job)) as seen:
-                output, opened, n_bytes = _process(processor, job, clock)
+                output, opened, n_bytes = _process(processor, original.schema, job, clock)
             sumw = sum_of_weights(output)
             with _of_input():
                 sums = _kind_of_sum(job, sumw)
@@ -207,8 +207,12 @@ def _is_no_input(job: Job, path: str) -> bool:
     return path in {str(local_path(url)) for url in job.file.replicas} or is_of_library(path)
 
 
-def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, int]:
+def _process(
+    processor: Any, schema: type | None, job: Job, clock: _ReadClock
+) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
+    from coffea.nanoevents import NanoAODSchema  # noqa: PLC0415 - heavy
+
     from agc_ml import records  # noqa: PLC0415 - it needs coffea
 
     chunk = job.chunk
@@ -221,7 +225,11 @@ def _process(processor: Any, job: Job, clock: _ReadClock) -> tuple[Any, float, i
     entries = chunk.start, chunk.stop
     with _of_input():
         events = records.events(
-            file, chunk.tree, entries, columns=job.columns, metadata=metadata, clock=clock
+            *(file, chunk.tree, entries),
+            names=job.columns,
+            metadata=metadata,
+            clock=clock,
+            schema=schema or NanoAODSchema,
         )
     opened = time.perf_counter()
     n_events = len(events)
@@ -341,13 +349,13 @@ _MOST_ORIGINALS: Final = 8  # of a worker that lives on, for one run after the o
 
 
 @contextmanager
-def offered(key: str, processor: Any) -> Iterator[None]:
+def offered(key: str, processor: Any, schema: type | None) -> Iterator[None]:
     """Give this process, for a while, the processor that jobs of that key are about.
 
     Where it was made it must not be unpickled: that would write over classes of a notebook.
     """
     with _lock:
-        _originals[key] = Original(processor)
+        _originals[key] = Original(processor, schema)
     try:
         yield
     finally:
@@ -359,25 +367,27 @@ def _original(job: Job) -> Original:
     with _lock:
         if job.key not in _originals:
             ensure(job.modules)
-            processor = _loaded(job)
+            processor, schema = _loaded(job)
             if job.module is not None and differing(processor, job.values):
-                processor = _loaded(job, anew=True)  # it was made when a file was another one
+                # a file that the module reads was another one when the module was made here
+                processor, schema = _loaded(job, anew=True)
             problem = differing(processor, job.values)
             if problem is not None:
                 raise ProcessorError(f"{problem}; make it a parameter, or see that it is the same")
             while len(_originals) >= _MOST_ORIGINALS:
                 del _originals[next(iter(_originals))]
-            _originals[job.key] = Original(processor)
+            _originals[job.key] = Original(processor, schema)
         return _originals[job.key]
 
 
-def _loaded(job: Job, *, anew: bool = False) -> Any:
-    """Unpickle a processor, once the module is there that a loose file becomes."""
+def _loaded(job: Job, *, anew: bool = False) -> tuple[Any, type | None]:
+    """Unpickle a processor and its schema, once the module is there that a loose file becomes."""
     if job.module is not None:
         folder = attachments.placed(job.files)
         where = job.where if folder is None else str(folder / Path(job.where).name)
         load_source(where, job.source, anew=anew)
-    return cloudpickle.loads(job.processor)
+    processor, schema = cloudpickle.loads(job.processor)
+    return processor, schema
 
 
 def _kind(error: BaseException) -> Kind:

@@ -19,7 +19,7 @@ ORDER = [
     {"folders", "kernels", "referred", "variances", "variations"},
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
     {"attachments", "opened_files", "outputs"},
-    {"agc", "delivery", "results", "shipping"},
+    {"agc", "declarations", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
     {"baskets", "instances", "reading", "records", "sources"},
     {"unchanged", "worker"},

@@ -31,7 +31,7 @@ from services.xrootd import Server, Storage
 
 import agc_ml as agc
 from agc_ml import checking, filecache, inspection
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.delivery import credentials, equipment, health, http, opening, source, ways, xrootd
 from agc_ml.delivery.faults import PermanentError, ReplicaError, TransientError
 from agc_ml.errors import AgcError, DeliveryError, FilesetError, UsageError
@@ -731,18 +731,18 @@ class TestWhatIsKnownOfFiles:
         cache, file = filecache.FileCache(), File("x.root", (str(mine),))
         info = inspect_file(file, self.COLUMNS, flat=True)
         assert isinstance(info, FileInfo)
-        assert cache.recall(file, self.COLUMNS, flat=True) is None
-        cache.keep(file, self.COLUMNS, info, flat=True)
-        known = cache.recall(file, self.COLUMNS, flat=True)
+        assert cache.recall(file, Wanted(self.COLUMNS, flat=True)) is None
+        cache.keep(file, Wanted(self.COLUMNS, flat=True), info)
+        known = cache.recall(file, Wanted(self.COLUMNS, flat=True))
         assert known is not None
         assert known.uuid == info.uuid
         np.testing.assert_array_equal(
             known.directory["Jet_pt"].seeks, info.directory["Jet_pt"].seeks
         )
-        assert cache.recall(file, ("Jet_pt",), flat=True) is None
-        assert cache.recall(file, self.COLUMNS, flat=False) is None
+        assert cache.recall(file, Wanted(("Jet_pt",), flat=True)) is None
+        assert cache.recall(file, Wanted(self.COLUMNS)) is None
         os.utime(mine, ns=(1, 1))
-        assert cache.recall(file, self.COLUMNS, flat=True) is None
+        assert cache.recall(file, Wanted(self.COLUMNS, flat=True)) is None
 
     def test_what_is_known_is_no_matter_of_life_and_death(self, path: Path, tmp_path: Path) -> None:
         damaged = tmp_path / "damaged.sqlite"
@@ -752,20 +752,20 @@ class TestWhatIsKnownOfFiles:
         assert isinstance(info, FileInfo)
         for place in (damaged, Path("/proc/nowhere/files.sqlite")):
             cache = filecache.FileCache(place)
-            cache.keep(file, self.COLUMNS, info, flat=False)
-            assert cache.recall(file, self.COLUMNS, flat=False) is None
+            cache.keep(file, Wanted(self.COLUMNS), info)
+            assert cache.recall(file, Wanted(self.COLUMNS)) is None
         good = tmp_path / "good.sqlite"
-        filecache.FileCache(good).keep(file, self.COLUMNS, info, flat=False)
+        filecache.FileCache(good).keep(file, Wanted(self.COLUMNS), info)
         with contextlib.closing(sqlite3.connect(good)) as database, database:
             database.execute("UPDATE files SET content = ?", (b"what is this",))
-        assert filecache.FileCache(good).recall(file, self.COLUMNS, flat=False) is None
+        assert filecache.FileCache(good).recall(file, Wanted(self.COLUMNS)) is None
         locked = filecache.FileCache(good)
         begun = time.monotonic()
         with contextlib.closing(sqlite3.connect(good)) as database:
             database.execute("BEGIN EXCLUSIVE")
             for _ in range(3):
-                locked.keep(file, self.COLUMNS, info, flat=False)
-                assert locked.recall(file, self.COLUMNS, flat=False) is None
+                locked.keep(file, Wanted(self.COLUMNS), info)
+                assert locked.recall(file, Wanted(self.COLUMNS)) is None
         assert time.monotonic() - begun < 8
 
 

@@ -22,7 +22,7 @@ from services.xrootd import Storage
 
 import agc_ml as agc
 from agc_ml import filecache, reading
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.delivery import health
 from agc_ml.errors import AgcError, IncompleteError, InputFileError, UsageError
 from agc_ml.inspection import FileInfo, inspect_file
@@ -111,7 +111,7 @@ def test_whatever_is_cached_the_result_is_the_files(
     info = inspect_file(file, columns, flat=True)
     assert isinstance(info, FileInfo)
     cache = filecache.FileCache()
-    cache.keep(file, columns, poisons()[poison](info), flat=True)
+    cache.keep(file, Wanted(columns, flat=True), poisons()[poison](info))
     result = run("flat", listed(url), tmp_path / "run")
     assert result.status == "complete"
     assert is_of(result, files[0], tmp_path / "right", "flat")

@@ -212,7 +212,7 @@ def test_a_bare_histogram_has_the_processors_name(paths: list[Path], tmp_path: P
     assert list(agc.RunResult.load(tmp_path / "run").templates) == ["Of"]
 
 
-@pytest.mark.parametrize("bare", [5, [1], np.arange(3), {1}], ids=repr)
+@pytest.mark.parametrize("bare", [5, [1], np.arange(3), {1}])
 def test_other_bare_outputs(bare: Any, paths: list[Path], tmp_path: Path) -> None:
     result = run(lambda _: bare, paths, tmp_path)
     assert plain(result.outputs["Of"]) == plain(of_coffea(lambda _: bare, paths))
@@ -255,7 +255,6 @@ def test_tables_everywhere(paths: list[Path], tmp_path: Path) -> None:
         ({"x": {"d": np.datetime64("2020-01-01")}}, "output['x']['d'] can't be added"),
         ({"cutflow": {"a": {"b": object()}}}, "output['cutflow']['a']['b'] is a object"),
     ],
-    ids=repr,
 )
 def test_what_can_not_be_kept_is_refused_at_once(
     output: Any, says: str, paths: list[Path], tmp_path: Path

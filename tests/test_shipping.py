@@ -14,7 +14,7 @@ import pytest
 from coffea.processor import ProcessorABC
 
 import agc_ml as agc
-from agc_ml import identity, shipping
+from agc_ml import declarations, identity, shipping
 from agc_ml.errors import ProcessorError, UsageError
 from processors.ttbar import TtbarProcessor
 
@@ -299,13 +299,13 @@ def test_class_defined_here_travels_by_value(tmp_path: Path) -> None:
 
 def test_what_is_needed_of_a_dataset() -> None:
     made = TtbarProcessor()
-    needs = shipping.needs_of(made, is_data=False)
-    assert needs.columns == shipping.declared_columns(made, is_data=False)
+    needs = declarations.needs_of(made, is_data=False)
+    assert needs.columns == declarations.declared_columns(made, is_data=False)
     assert "Electron_cutBased" in needs.preselection
     assert needs.counted == ("genWeight", "Muon_tightId")
-    assert shipping.needs_of(made, is_data=True).counted == ("Muon_tightId",)
+    assert declarations.needs_of(made, is_data=True).counted == ("Muon_tightId",)
     # the reference's random numbers are drawn for all events
-    assert shipping.needs_of(TtbarProcessor(compat=True), is_data=False).preselection == ""
+    assert declarations.needs_of(TtbarProcessor(compat=True), is_data=False).preselection == ""
 
 
 def test_a_preselection_is_of_flat_columns_and_text() -> None:
@@ -313,11 +313,11 @@ def test_a_preselection_is_of_flat_columns_and_text() -> None:
         columns = ("Jet_pt",)
         preselection = "any(Jet_pt > 30, axis=1)"
 
-    assert shipping.needs_of(Records(), is_data=False) == (("Jet_pt",), "", ())
+    assert declarations.needs_of(Records(), is_data=False) == (("Jet_pt",), "", ())
 
     class Wrong(Records):
         flat = True
         preselection = ("Jet_pt > 30",)  # type: ignore[assignment]
 
     with pytest.raises(ProcessorError, match=r"Wrong\.preselection: an expression"):
-        shipping.needs_of(Wrong(), is_data=False)
+        declarations.needs_of(Wrong(), is_data=False)
