@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +41,8 @@ class Account:
     attempts by chunk or file, ``poison`` the chunks that kill their worker, ``notes`` what workers
     say of their models and files, ``opened`` the files that processors opened. ``cache`` is what
     earlier runs know of files, if that may be used; ``remembered`` are the files that were taken
-    from it, ``forgotten`` those that turned out to be others.
+    from it, ``forgotten`` those that turned out to be others. ``verifies``: files that state a
+    checksum are read whole and compared with it, before any of their events are.
     """
 
     fileset: Fileset
@@ -59,6 +60,7 @@ class Account:
     notes: dict[str, None] = field(default_factory=dict)
     opened: dict[str, Seen] = field(default_factory=dict)
     cache: FileCache | None = None
+    verifies: bool = False
     remembered: set[tuple[str, str]] = field(default_factory=set)
     forgotten: set[tuple[str, str]] = field(default_factory=set)
 
@@ -114,7 +116,7 @@ class Account:
     def remember(self, dataset: Dataset, file: File) -> bool:
         """Take what an earlier run knows of a file, instead of opening it; whether it knows it."""
         key = (dataset.name, file.lfn)
-        if self.cache is None or key in self.forgotten:
+        if self.cache is None or key in self.forgotten or self.is_verified(file):
             return False
         info = self.cache.recall(file, self.wanted(dataset))
         if info is not None:
@@ -201,8 +203,17 @@ class Account:
         self.on_tick(tick)
 
     def file(self, chunk: Chunk) -> File:
-        """The file of a chunk, as it is listed."""
-        return self._listed[chunk.dataset, chunk.lfn]
+        """The file of a chunk, as it is listed; of one that is verified the verified replica."""
+        file = self._listed[chunk.dataset, chunk.lfn]
+        info = self.files.get((chunk.dataset, chunk.lfn))
+        if info is None or not self.is_verified(file):
+            return file
+        verified = tuple(url for url in file.replicas if redacted(url) == info.url)
+        return replace(file, replicas=verified or file.replicas)
+
+    def is_verified(self, file: File) -> bool:
+        """Whether a file is read whole before it is used, and compared with its checksum."""
+        return self.verifies and file.adler32 is not None
 
     def is_empty(self, dataset: Dataset) -> bool:
         """Whether all files of a dataset could be opened, and have no events."""

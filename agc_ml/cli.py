@@ -99,7 +99,7 @@ def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
         click.echo(f"run directory: {output}", err=True)
     kept = (
         *("site", "workers", "model", "schema", "via", "chunk_size", "resume", "overwrite"),
-        *("allow_missing", "quiet"),
+        *("allow_missing", "verify_checksums", "quiet"),
     )
     return {
         **{key: given[key] for key in kept},

@@ -50,11 +50,14 @@ class Wanted(NamedTuple):
         """Branches of an event's identity, where the schema asks for them."""
         return EVENT_ID if self.is_of_nanoaod and not self.flat else ()
 
+    def with_counters(self) -> list[str]:
+        """The columns, with the counters of their collections where the schema has them."""
+        return with_counters(self.columns) if self.is_of_nanoaod else list(self.columns)
+
     def names(self) -> list[str]:
         """Branches that are set up: the columns, and what the schema needs beside them."""
-        if not self.columns or not self.is_of_nanoaod:
-            return list(self.columns)
-        return list(dict.fromkeys([*self.identity, *with_counters(self.columns)]))
+        needed = self.identity if self.columns else ()
+        return list(dict.fromkeys([*needed, *self.with_counters()]))
 
     def of_file(self, lacking: tuple[str, ...]) -> Wanted:
         """Columns of a file that lacks some of the optional ones: the others are needed, too."""

@@ -58,7 +58,10 @@ def open_files(account: Account, executor: Executor) -> None:
         for d, f in account.all_files()
         if (d.name, f.lfn) not in account.files and not account.remember(d, f)
     }
-    jobs = {key: look(file, account.wanted(dataset)) for key, (dataset, file) in files.items()}
+    jobs = {
+        key: look(file, account.wanted(dataset), checksum=account.is_verified(file))
+        for key, (dataset, file) in files.items()
+    }
     for key, outcome in executor.outcomes(inspect_file, jobs):
         dataset, file = files[key]
         if isinstance(outcome, FileInfo):
@@ -228,7 +231,7 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
                 )
             else:
                 account.failed(key, outcome.reason)
-                if outcome.kind == "other":
+                if outcome.kind == "other" or account.is_verified(account.file(chunk)):
                     account.forget(chunk)
         else:
             account.failed(key, "its worker died")

@@ -13,7 +13,7 @@ from agc_ml.baskets import Directory, Dropped, EntriesPlace, entries_place, in_b
 from agc_ml.datasets import NANOAOD, File, Known, Wanted, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
-from agc_ml.errors import DeliveryError
+from agc_ml.errors import DeliveryError, InputFileError
 from agc_ml.reading import directory
 from agc_ml.worker import Failure, one_line, trace
 
@@ -138,11 +138,16 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
         url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,
         place=entries_place(opened, file.tree) if file.dropped is None else None,
-        uneven=() if wanted.columns else tuple(_uneven(tree, there)),
+        uneven=() if wanted.columns else tuple(_uneven(tree, tree.keys())),
         lacking=lacking,
     )
+    if info.adler32 is not None and file.adler32 not in {None, info.adler32}:
+        # this replica is damaged, or another file: the next one is asked
+        raise InputFileError(
+            f"its adler32 is {info.adler32}, but the fileset says {file.adler32}; it is damaged"
+        )
     problem = _contradiction(file, info) or _unfit_column(tree, wanted)
-    problem = problem or next(_uneven(tree, wanted.names()), None)
+    problem = problem or next(_uneven(tree, wanted.with_counters()), None)
     problem = problem or (_foreign_counter(tree, wanted.columns) if wanted.flat else None)
     problem = problem or _unfit_for_schema(opened, file.tree, wanted)
     if problem:
@@ -208,7 +213,7 @@ def _of_runs(opened: Any, name: str) -> float | None:
 
 
 def _contradiction(file: File, info: FileInfo) -> str | None:
-    for field in ("entries", "generated", "adler32"):
+    for field in ("entries", "generated"):
         value, found = getattr(file, field), getattr(info, field)
         if value is not None and found is not None and value != found:
             return f"its {field} is {found}, but the fileset says {value}; is it another file?"
@@ -268,6 +273,6 @@ def _counter_of(branch: Any) -> str | None:
 
 
 def _bytes_of(tree: Any, wanted: Wanted) -> int | None:
-    names = set(with_counters(wanted.columns) if wanted.is_of_nanoaod else wanted.columns)
+    names = set(wanted.with_counters())
     branches = [b for b in getattr(tree, "branches", ()) if not names or b.name in names]
     return sum(int(branch.compressed_bytes) for branch in branches) if branches else None

@@ -108,6 +108,11 @@ run_options = together(
         metavar="FRACTION",
         help="Events of each dataset that may be missing [0].",
     ),
+    click.option(
+        "--verify-checksums",
+        is_flag=True,
+        help="Read files whole first, and compare them with the adler32 that the fileset states.",
+    ),
     plan_options,
 )
 logging_options = together(

@@ -89,6 +89,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     allow_missing: float = 0.0,
+    verify_checksums: bool = False,
     quiet: bool = False,
     command: Sequence[str] = (),
 ) -> RunResult:
@@ -122,6 +123,9 @@ def run(
         Most events of a chunk.
     allow_missing
         Fraction of each dataset's events that may be missing; the result says so.
+    verify_checksums
+        Read files whole before they are processed, and compare them with the ``adler32`` that the
+        fileset states: this finds damage that no checksum of a basket shows.
     quiet
         Show no progress.
 
@@ -155,6 +159,8 @@ def run(
     if earlier is not None:
         how = replace(how, chunk_size=_same_chunk_size(how, earlier))
     loaded = taken(shipment, loaded)
+    if verify_checksums:
+        _check_verifiable(loaded)
     loaded = ways.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
     if earlier is not None and earlier.status == "complete":
         return _completed(how.output, earlier, shipment, loaded)
@@ -170,8 +176,23 @@ def run(
             started=executor.started,
             # what was finished before a file was replaced would be taken for a part of the new one
             cache=None if how.resume else FileCache(),
+            verifies=verify_checksums,
         )
         return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
+
+
+def _check_verifiable(fileset: Fileset) -> None:
+    """Say of how many files there is nothing to compare with; refuse if of none."""
+    silent = [f for d in fileset.datasets for f in d.files if f.adler32 is None]
+    if not silent:
+        return
+    advice = "'agc-ml fileset check FILESET --checksums --write NEW' adds it"
+    if len(silent) == fileset.n_files:
+        raise UsageError(f"--verify-checksums: no file of the fileset states its adler32; {advice}")
+    logger.warning(
+        "%d of %d files state no adler32, so they are not verified; %s",
+        *(len(silent), fileset.n_files, advice),
+    )
 
 
 def _named_model(model: Any, earlier: str | Path | None) -> NamedModel | None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
+from typing import Any
 
 import damage
 import numpy as np
 import pytest
+import uproot
+from coffea.processor import ProcessorABC
 
+import agc_ml as agc
 from agc_ml.checking import check
 from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.delivery import health
+from agc_ml.errors import InputFileError, UsageError
 from agc_ml.inspection import FileInfo, inspect_file
+from agc_ml.kernels.flat import blocks
 from agc_ml.worker import Failure
 
 COUNTS = np.array([1, 2, 3, 0] * 20)
@@ -47,3 +55,49 @@ def test_a_check_names_them(short: Path) -> None:
     assert found.problem is not None
     assert found.problem.startswith("branch run has 40 entries, but the tree has 80; ")
     assert found.problem.endswith(" (and 2 more branches)")
+
+
+def damaged(path: Path, column: str, codec: Any) -> tuple[str, str]:
+    """Write a file, its checksum, and a copy with one bit of a value flipped: gives both."""
+    values = np.arange(1000, dtype=np.float32)
+    with uproot.recreate(path, compression=codec) as file:
+        made = file.mktree("Events", {column: values.dtype})
+        made.extend({column: values})
+    data = bytearray(path.read_bytes())
+    checksum = f"{zlib.adler32(data):08x}"
+    with uproot.open(path) as file:
+        branch = file["Events"][column]
+        seek, size = (int(branch.member(m)[0]) for m in ("fBasketSeek", "fBasketBytes"))
+    data[seek + size - 7] ^= 1  # inside of the values, or of what they are compressed to
+    path.with_suffix(".bad").write_bytes(data)
+    return checksum, str(path.with_suffix(".bad"))
+
+
+class Sum(ProcessorABC):
+    columns = ("x",)
+    flat = True
+
+    def process(self, events: Any) -> dict[str, float]:
+        return {"sum": sum(float(block.x.sum()) for block in blocks(events))}
+
+
+def test_damage_that_no_checksum_of_a_basket_shows_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.root"
+    checksum, bad = damaged(path, "x", None)
+    options = {"site": "inline", "quiet": True, "verify_checksums": True}
+    right = float(np.arange(1000, dtype=np.float32).sum())
+
+    def listed(*replicas: str, adler32: str | None = checksum) -> Fileset:
+        file = File("x.root", replicas, adler32=adler32)
+        return Fileset((Dataset("tt", "tt", (file,)),))
+
+    with pytest.raises(InputFileError, match=rf"its adler32 is .* the fileset says {checksum}"):
+        agc.run(Sum(), listed(bad), output=tmp_path / "a", **options)
+    health.forget()
+    result = agc.run(Sum(), listed(bad, str(path)), output=tmp_path / "b", **options)
+    assert result.outputs["sum"] == right
+    assert any("its adler32 is" in line for line in result.warnings)
+    result = agc.run(Sum(), listed(str(path), bad), output=tmp_path / "c", **options)
+    assert result.outputs["sum"] == right
+    with pytest.raises(UsageError, match=r"no file of the fileset states its adler32; 'agc-ml fi"):
+        agc.run(Sum(), listed(str(path), adler32=None), output=tmp_path / "d", **options)
