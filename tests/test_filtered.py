@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -288,6 +289,37 @@ def test_a_processor_may_have_the_filesets_number_rule(tmp_path: Path) -> None:
     result = run(tmp_path / "f.json", processor, tmp_path / "run")
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 229, rel=1e-12)
     assert any("its files say that 1,000 were generated" in line for line in result.warnings)
+
+
+def test_compat_has_the_filesets_nevts_rule(tmp_path: Path) -> None:
+    """As the reference does, whatever a skim's Runs say; by default they may."""
+    plain = nanoaod.write(tmp_path / "plain.root", nanoaod.events(100, 3))
+    skim = tmp_path / "skim.root"
+    shutil.copy(plain, skim)
+    with uproot.update(skim) as file:
+        told = {"run": np.array([1], np.uint32), "genEventCount": np.array([45_927], np.int64)}
+        runs = file.mktree("Runs", {name: values.dtype for name, values in told.items()})
+        runs.extend(told)
+    found = {}
+    for path, compat in itertools.product((plain, skim), ("true", "false")):
+        listed = {"ttbar": {"nominal": {"files": [{"path": str(path), "nevts": 100}]}}}
+        fileset = tmp_path / f"{path.stem}.json"
+        fileset.write_text(json.dumps(listed))
+        folder = tmp_path / f"{path.stem}-{compat}"
+        called = agc(
+            *("run", "ttbar", fileset, "--cluster", "inline", "-o", folder),
+            *("--set", f"compat={compat}"),
+        )
+        assert called.code == 0, called.err
+        found[path.stem, compat] = RunResult.load(folder)
+    assert len(found["skim", "true"].templates) == 22
+    for name, template in found["plain", "true"].templates.items():
+        same = found["skim", "true"].templates[name].view(flow=True)
+        assert np.array_equal(template.view(flow=True), same)
+    assert any("say that 45,927 were gen" in line for line in found["skim", "true"].warnings)
+    ours, all_of_them = (found[name, "false"].templates["4j1b_ttbar"] for name in ("skim", "plain"))
+    assert np.allclose(ours.values() * 459.27, all_of_them.values(), rtol=1e-12)
+    assert any("a filter kept 100 of 45,927" in line for line in found["skim", "false"].warnings)
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30))
