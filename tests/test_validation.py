@@ -117,7 +117,7 @@ BAD = [
     (own("pipe.root"), "it is a pipe"),
     (own("folder.root"), "no *.root files in that folder"),
     (own("none"), "no *.root files in that folder"),
-    (own("tree.root"), "no tree 'Events' in it; there is T"),
+    (own("tree.root"), "no tree 'Events' in it (another one: FILE:TREE); there is T"),
     (own("good.root:T"), "no tree 'T'"),
     (own("good.root", "copy.root"), "same file (UUID"),
     (own("good.root", "link.root"), "same file (UUID"),
