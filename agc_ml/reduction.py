@@ -16,6 +16,7 @@ from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.hists import flatten, lost_categories, materialised
 from agc_ml.normalisation import generated
 from agc_ml.outputs import (
+    WARNINGS,
     add,
     by_name,
     check,
@@ -24,6 +25,7 @@ from agc_ml.outputs import (
     rest,
     sum_of_weights,
     tables,
+    warnings,
 )
 from agc_ml.rows import Rows
 from agc_ml.worker import unpack
@@ -155,7 +157,8 @@ def _sorted(
     check(output)
     hists = collect(output)
     keyed = cutflow(output, "")
-    others = {key: value for key, value in output.items() if key != "warnings"}
+    told = warnings(output)
+    others = {key: value for key, value in output.items() if key != WARNINGS or told is None}
     if keyed and "" not in keyed:  # by dataset, as postprocess left it
         cutflows = keyed
         others.pop("cutflow")
@@ -163,7 +166,7 @@ def _sorted(
         hists=hists,
         templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
         cutflow=cutflows,
-        warnings=(*output.get("warnings", ()), *lost_categories(hists)),
+        warnings=(*(told or ()), *lost_categories(hists)),
         outputs=saved.decode(saved.encode(rest(others))),
         tables=tables(output),
     )

@@ -1,0 +1,197 @@
+"""Processors of coffea's users give here what coffea's own Runner gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import awkward as ak
+import coffea_processors as theirs
+import hist
+import nanoaod
+import numpy as np
+import pytest
+from coffea.analysis_tools import WeightStatistics
+from coffea.nanoevents import NanoAODSchema
+from coffea.processor import IterativeExecutor, Runner, column_accumulator, value_accumulator
+from distributed import Client, LocalCluster
+
+import agc_ml as agc
+
+N, CHUNK = 100, 50
+
+
+def branches(n: int, seed: int) -> dict[str, Any]:
+    """Random events with missing energy, and the jet that each muon belongs to."""
+    rng = np.random.default_rng(seed)
+    made = nanoaod.events(n, seed)
+    n_jets, muons = ak.num(made["Jet"]), made["Muon"]
+    matched = ak.local_index(muons.pt) + rng.integers(-1, 3, n)
+    matched = ak.where(matched < n_jets, matched, -1)
+    made["Muon"] = ak.with_field(muons, ak.values_astype(matched, np.int32), "jetIdx")
+    made["MET"] = ak.zip(
+        {
+            "pt": rng.exponential(40, n).astype(np.float32),
+            "phi": rng.uniform(-3, 3, n).astype(np.float32),
+        }
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def fileset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fileset of coffea: two datasets of two files, each of two chunks."""
+    folder = tmp_path_factory.mktemp("data")
+    content = {}
+    for i, name in enumerate(("signal", "background")):
+        files = [
+            nanoaod.write(folder / f"{name}{j}.root", branches(N, 2 * i + j + 1)) for j in (0, 1)
+        ]
+        content[name] = {
+            "files": {str(file): "Events" for file in files},
+            "metadata": {
+                "process": name,
+                "nevts": 2 * N,
+                "x_sec": 3.5 + i,
+                "tag": ["someusermeta", {"of": name}],
+            },
+        }
+    path = folder / "fileset.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def of_coffea(fileset: Path) -> dict[str, Any]:
+    """What coffea gives for each of the processors."""
+    NanoAODSchema.warn_missing_crossrefs = False
+    runner = Runner(
+        executor=IterativeExecutor(status=False),
+        schema=NanoAODSchema,
+        chunksize=CHUNK,
+        metadata_cache={},
+    )
+    everything = theirs.Everything(tuple(theirs.PROCESSORS))
+    found: dict[str, Any] = runner(json.loads(fileset.read_text()), everything)
+    return found
+
+
+def ours(processor: Any, fileset: Path, folder: Path, **options: Any) -> agc.RunResult:
+    options = {"site": "inline", "quiet": True, "chunk_size": CHUNK, **options}
+    return agc.run(processor, agc.Fileset.load(fileset), output=folder, **options)
+
+
+def leaves(output: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in nested mappings, by its place."""
+    if isinstance(output, Mapping):
+        for key, inner in output.items():
+            name = str.__str__(key) if isinstance(key, str) else str(key)
+            yield from leaves(inner, f"{place}/{name}" if place else name)
+        if not output:
+            yield place, {}
+    else:
+        yield place, output
+
+
+def of_result(result: agc.RunResult) -> dict[str, Any]:
+    """What is in a result, by its place as coffea has it."""
+    found = dict(leaves(result.outputs)) if result.outputs else {}
+    if "cutflow" not in result.outputs:
+        found |= {f"cutflow/{place}": int(n) for place, n in leaves(result.cutflow) if place}
+    return found | result.hists
+
+
+def plain(value: Any) -> Any:  # noqa: PLR0911 - a line for each kind
+    """The same in a form that can be compared."""
+    if isinstance(value, hist.BaseHist):
+        view = value.view(flow=True)
+        parts = [view[name] for name in view.dtype.names or [...]]
+        axes = [(type(axis).__name__, axis.name, axis.label, *axis) for axis in value.axes]
+        return [axes, value.storage_type.__name__, [part.ravel().tolist() for part in parts]]
+    if isinstance(value, column_accumulator | value_accumulator):
+        return plain(value.value)
+    if isinstance(value, WeightStatistics):
+        return plain(vars(value))
+    if isinstance(value, np.ndarray):
+        return [value.dtype.kind, value.tolist()]
+    if isinstance(value, ak.Array):
+        return [str(value.type.content), value.to_list()]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Mapping):
+        return {plain(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return ["list" if isinstance(value, list) else "tuple", *map(plain, value)]
+    return set(map(repr, map(plain, value))) if isinstance(value, set | frozenset) else value
+
+
+def same(found: Any, wanted: Any, place: str) -> None:
+    """Numbers and text alike, but for the rounding of sums of which the order is another one."""
+    assert type(found) is type(wanted), place
+    if isinstance(wanted, list | dict):
+        assert len(found) == len(wanted), place
+        keys = wanted if isinstance(wanted, dict) else range(len(wanted))
+        for key in keys:
+            same(found[key], wanted[key], f"{place}[{key!r}]")
+    else:
+        is_float = isinstance(wanted, float)
+        alike = pytest.approx(wanted, rel=1e-12, abs=1e-12, nan_ok=True) if is_float else wanted
+        assert found == alike, place
+
+
+def compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert sorted(found) == sorted(wanted)
+    for place, value in wanted.items():
+        same(plain(found[place]), plain(value), place)
+
+
+ALONE = (
+    *("NanoEvents", "NanoTest", "Agc", "OnSelf", "Old", "Bare", "Frozen", "Loose", "function"),
+    *(name for name in theirs.PROCESSORS if ":" in name),
+)
+"""Of which keys mean something, or the bare output does."""
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_coffea_gives(
+    name: str, fileset: Path, of_coffea: dict[str, Any], tmp_path: Path
+) -> None:
+    result = ours(theirs.PROCESSORS[name](), fileset, tmp_path / "run")
+    wanted = of_coffea[name]
+    wanted = dict(leaves(wanted if isinstance(wanted, Mapping) else {name: wanted}))
+    compare(of_result(result), wanted)
+    compare(of_result(agc.RunResult.load(tmp_path / "run")), wanted)
+
+
+@pytest.fixture(scope="module")
+def inline(fileset: Path, tmp_path_factory: pytest.TempPathFactory) -> agc.RunResult:
+    folder = tmp_path_factory.mktemp("inline") / "run"
+    return ours(theirs.Everything(tuple(theirs.PROCESSORS)), fileset, folder)
+
+
+@pytest.mark.parametrize("name", theirs.PROCESSORS)
+def test_what_coffea_gives_of_all_at_once(
+    name: str, inline: agc.RunResult, of_coffea: dict[str, Any]
+) -> None:
+    found = {p: v for p, v in of_result(inline).items() if p == name or p.startswith(f"{name}/")}
+    compare(found, dict(leaves({name: of_coffea[name]})))
+
+
+def test_threads_of_a_worker(fileset: Path, inline: agc.RunResult, tmp_path: Path) -> None:
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        everything = theirs.Everything(tuple(theirs.PROCESSORS))
+        ours(everything, fileset, tmp_path / "run", client=client)
+    compare(of_result(agc.RunResult.load(tmp_path / "run")), of_result(inline))
+
+
+def test_columns_that_were_not_read_yet(
+    fileset: Path, of_coffea: dict[str, Any], tmp_path: Path
+) -> None:
+    """Wherever they are in an output; coffea's own can't be read after the chunk."""
+    result = ours(theirs.Accumulators(read=lambda column: column), fileset, tmp_path / "run")
+    compare(of_result(result), dict(leaves(of_coffea["Accumulators"])))
