@@ -203,15 +203,9 @@ def add(left: Any, right: Any, place: str = "output") -> Any:
     """
     if _is_addable(left) and _is_addable(right):
         try:
-            if np.shape(left) != np.shape(right) and isinstance(left, np.ndarray):
-                raise ValueError(f"arrays of shape {left.shape} and {np.shape(right)}")
-            if isinstance(left, np.ndarray) or _is_awkward(left):
-                return left + right  # in place the one keeps its kind of numbers, the other can't
-            with variances.kept_in_sum({"": left}, {"": right}):
-                left += right
+            return _added(left, right)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ProcessorError(f"{place} can't be added: {error}") from error
-        return left
     if isinstance(left, MutableSet) and isinstance(right, MutableSet):
         left |= right
         return left
@@ -225,6 +219,17 @@ def add(left: Any, right: Any, place: str = "output") -> Any:
         return left
     kinds = " and ".join(dict.fromkeys(type(value).__name__ for value in (left, right)))
     raise ProcessorError(f"{place} can't be added: it is a {kinds}")
+
+
+def _added(left: Any, right: Any) -> Any:
+    shapes = {x.shape for x in (left, right) if isinstance(x, np.ndarray) and x.ndim}
+    if len(shapes) > 1:
+        raise ValueError(f"arrays of the shapes {' and '.join(map(str, sorted(shapes)))}")
+    if isinstance(left, np.ndarray) or _is_awkward(left):
+        return left + right  # in place the one would keep its kind of numbers, the other can't
+    with variances.kept_in_sum({"": left}, {"": right}):
+        left += right
+    return left
 
 
 _MAPPINGS: Final = {"dict", "Counter", "dict_accumulator", "defaultdict_accumulator"}

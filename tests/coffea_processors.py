@@ -368,6 +368,56 @@ class SumOfWeights(Simple):
         return {"met": met, "sumw": self.SHAPES[self.shape](name, ak.sum(weights))}
 
 
+class Scales(SumOfWeights):
+    """Normalises by the sum of weights itself, at the end."""
+
+    def __init__(self) -> None:
+        super().__init__("datasets")
+
+    def postprocess(self, accumulator: Any) -> None:
+        for name, sumw in accumulator["sumw"].items():
+            accumulator["met"].view(flow=True)[accumulator["met"].axes[0].index(name)] *= (
+                1000 / sumw
+            )
+
+
+class ByMethod(Scales):
+    """By a method."""
+
+    def postprocess(self, accumulator: Any) -> None:
+        self.scale(accumulator)
+
+    def scale(self, accumulator: Any) -> None:
+        super().postprocess(accumulator)
+
+
+def scale(accumulator: Any, key: str) -> None:
+    """Scale histograms to the sum of weights that stands under a key."""
+    for name, sumw in accumulator[key].items():
+        accumulator["met"].view(flow=True)[accumulator["met"].axes[0].index(name)] *= 1000 / sumw
+
+
+KEY = "sumw"
+
+
+class ByFunction(Scales):
+    """By a function of the module, and a key that is a global."""
+
+    def postprocess(self, accumulator: Any) -> None:
+        scale(accumulator, KEY)
+
+
+class ByAttribute(Scales):
+    """By a key that is an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = "sumw"
+
+    def postprocess(self, accumulator: Any) -> None:
+        scale(accumulator, self.key)
+
+
 class Weighted(Simple):
     """Weights with their variations, and their statistics."""
 
@@ -706,6 +756,7 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     **{made.__name__: made for made in (Accumulators, Bare, Weighted, Slots, Frozen, Derived)},
     **{made.__name__: made for made in (Corrected, Nested, Noisy, Seeded, Twice, Tuples)},
     **{made.__name__: made for made in (Differing, Subclasses, CrossReferences, Loose, Sub)},
+    **{made.__name__: made for made in (Scales, ByMethod, ByFunction, ByAttribute)},
     "function": lambda: analysis,
     "partial": lambda: partial(analysis, threshold=50.0, label="hard"),
     **{f"cutflow: {shape}": partial(Cutflow, shape) for shape in Cutflow.SHAPES},

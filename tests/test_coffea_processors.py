@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from coffea.processor import IterativeExecutor, Runner, column_accumulator, valu
 from distributed import Client, LocalCluster
 
 import agc_ml as agc
+from agc_ml.errors import ProcessorError
 
 N, CHUNK = 100, 50
 
@@ -177,6 +179,85 @@ def test_what_coffea_gives_of_all_at_once(
 ) -> None:
     found = {p: v for p, v in of_result(inline).items() if p == name or p.startswith(f"{name}/")}
     compare(found, dict(leaves({name: of_coffea[name]})))
+
+
+@pytest.fixture(scope="module")
+def with_cross_sections(fileset: Path) -> Path:
+    """The same with cross-sections and a luminosity."""
+    stated = agc.Fileset.load(fileset)
+    content = {
+        "schema": 1,
+        "luminosity": {"value": 100, "source": "made up"},
+        "datasets": {
+            dataset.name: {
+                "process": dataset.name,
+                "xsec": {"value": xsec, "source": "made up"},
+                "files": [file.url for file in dataset.files],
+                "metadata": dict(dataset.metadata),
+            }
+            for dataset, xsec in zip(stated.datasets, XSECS.values(), strict=True)
+        },
+    }
+    path = fileset.with_name("cross_sections.json")
+    path.write_text(json.dumps(content))
+    return path
+
+
+XSECS = {"signal": 2.5, "background": 50.0}
+
+
+@pytest.mark.parametrize("shape", theirs.SumOfWeights.SHAPES)
+def test_a_sum_of_weights_scales_where_there_are_cross_sections(
+    shape: str, with_cross_sections: Path, of_coffea: dict[str, Any], tmp_path: Path
+) -> None:
+    """On purpose other than in coffea: each dataset to cross-section times luminosity."""
+    result = ours(theirs.SumOfWeights(shape), with_cross_sections, tmp_path / "run")
+    wanted = of_coffea[f"sumw: {shape}"]["met"]
+    for name, sumw in of_coffea["sumw: datasets"]["sumw"].items():
+        of_dataset = result.hists["met"][name, :].values(flow=True)
+        factor = XSECS[name] * 100 / sumw
+        assert of_dataset == pytest.approx(wanted[name, :].values(flow=True) * factor, rel=1e-6)
+        assert factor != pytest.approx(1)
+
+
+def test_what_is_scaled_and_what_is_told(with_cross_sections: Path, tmp_path: Path) -> None:
+    """Histograms in lists too; a sum of weights that is no number scales nothing, and is told."""
+
+    def analysis(events: Any, *, shape: str) -> dict[str, Any]:
+        h = hist.Hist.new.Reg(2, 0, 1, name="x").Weight().fill(np.full(len(events), 0.7))
+        sumw = {"number": len(events), "array": np.array([len(events)])}[shape]
+        return {"h": h, "list": [h], "deep": {"tuple": ({"h": h},)}, "sumw": sumw}
+
+    for shape in ("number", "array"):
+        result = ours(partial(analysis, shape=shape), with_cross_sections, tmp_path / shape)
+        is_scaled = shape == "number"
+        of_chunks = [h.values().sum() for h in result.outputs["list"]]
+        of_tuple = [found["h"].values().sum() for found in result.outputs["deep"]["tuple"]]
+        total = 100 * sum(XSECS.values()) if is_scaled else 4 * N
+        assert result.hists["h"].values().sum() == pytest.approx(total)
+        assert sum(of_chunks) == sum(of_tuple) == pytest.approx(total)
+        told = [line for line in result.warnings if "'sumw' is neither a number" in line]
+        assert len(told) == (0 if is_scaled else 2)
+
+
+def test_what_postprocess_may_not_return(fileset: Path, tmp_path: Path) -> None:
+    class Plots(theirs.Bare):
+        def postprocess(self, accumulator: Any) -> Any:
+            return {"figure": object()}
+
+    with pytest.raises(
+        ProcessorError, match=r"processor Plots: the result of all chunks: output\['figure'\] is a"
+    ):
+        ours(Plots(), fileset, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["Scales", "ByMethod", "ByFunction", "ByAttribute"])
+def test_nothing_is_normalised_twice(
+    name: str, with_cross_sections: Path, of_coffea: dict[str, Any], tmp_path: Path
+) -> None:
+    result = ours(theirs.PROCESSORS[name](), with_cross_sections, tmp_path / "run")
+    compare(of_result(result), dict(leaves(of_coffea[name])))
+    assert any("'sumw' is left to the processor's own postprocess" in w for w in result.warnings)
 
 
 def test_threads_of_a_worker(fileset: Path, inline: agc.RunResult, tmp_path: Path) -> None:
