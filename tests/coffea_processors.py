@@ -127,6 +127,22 @@ class Docs(Simple):
         return {dataset: {"entries": len(events), "mass": h_mass}}
 
 
+class Flat(Simple):
+    """As coffea's documentation has it, with its schema that leaves branches as they are."""
+
+    def process(self, events: Any) -> dict[str, Any]:
+        muons = ak.zip(
+            {part: events[f"Muon_{part}"] for part in ("pt", "eta", "phi", "mass", "charge")},
+            with_name="PtEtaPhiMCandidate",
+            behavior=candidate.behavior,
+        )
+        pair = muons[ak.num(muons) == 2]
+        mass = Hist.new.Log(100, 0.2, 200.0, name="mass").Int64()
+        mass.fill((pair[:, 0] + pair[:, 1]).mass)
+        fields = {str(name) for name in events.fields if not name.startswith("n")}
+        return {events.metadata["dataset"]: {"mass": mass, "n": len(events)}, "fields": fields}
+
+
 class Benchmarks(Simple):
     """ADL benchmarks 1, 2, 4 and 7."""
 
@@ -313,6 +329,9 @@ def analysis(events: Any, threshold: float = 30.0, label: str = "pt") -> dict[st
     """A plain function."""
     pt = ak.flatten(events.Jet.pt[events.Jet.pt > threshold])
     return {label: Hist.new.Reg(30, 0, 300, name="pt").Weight().fill(pt), "n": len(pt)}
+
+
+hard = partial(analysis, threshold=50.0, label="hard")
 
 
 class Bare(Simple):
@@ -758,7 +777,7 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     **{made.__name__: made for made in (Differing, Subclasses, CrossReferences, Loose, Sub)},
     **{made.__name__: made for made in (Scales, ByMethod, ByFunction, ByAttribute)},
     "function": lambda: analysis,
-    "partial": lambda: partial(analysis, threshold=50.0, label="hard"),
+    "partial": lambda: hard,
     **{f"cutflow: {shape}": partial(Cutflow, shape) for shape in Cutflow.SHAPES},
     **{f"sumw: {shape}": partial(SumOfWeights, shape) for shape in SumOfWeights.SHAPES},
 }

@@ -15,8 +15,9 @@ import nanoaod
 import numpy as np
 import pytest
 from coffea.analysis_tools import WeightStatistics
-from coffea.nanoevents import NanoAODSchema
+from coffea.nanoevents import BaseSchema, NanoAODSchema
 from coffea.processor import IterativeExecutor, Runner, column_accumulator, value_accumulator
+from commandline import agc as command
 from distributed import Client, LocalCluster
 
 import agc_ml as agc
@@ -65,19 +66,17 @@ def fileset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def of_coffea(fileset: Path) -> dict[str, Any]:
-    """What coffea gives for each of the processors."""
+def coffea_run(processor: Any, fileset: Path, schema: Any = NanoAODSchema) -> Any:
     NanoAODSchema.warn_missing_crossrefs = False
-    runner = Runner(
-        executor=IterativeExecutor(status=False),
-        schema=NanoAODSchema,
-        chunksize=CHUNK,
-        metadata_cache={},
-    )
-    everything = theirs.Everything(tuple(theirs.PROCESSORS))
-    found: dict[str, Any] = runner(json.loads(fileset.read_text()), everything)
-    return found
+    executor = IterativeExecutor(status=False)
+    runner = Runner(executor=executor, schema=schema, chunksize=CHUNK, metadata_cache={})
+    return runner(json.loads(fileset.read_text()), processor)
+
+
+@pytest.fixture(scope="module")
+def of_coffea(fileset: Path) -> Any:
+    """What coffea gives for each of the processors."""
+    return coffea_run(theirs.Everything(tuple(theirs.PROCESSORS)), fileset)
 
 
 def ours(processor: Any, fileset: Path, folder: Path, **options: Any) -> agc.RunResult:
@@ -165,6 +164,37 @@ def test_what_coffea_gives(
     wanted = dict(leaves(wanted if isinstance(wanted, Mapping) else {name: wanted}))
     compare(of_result(result), wanted)
     compare(of_result(agc.RunResult.load(tmp_path / "run")), wanted)
+
+
+def test_branches_as_they_are(fileset: Path, tmp_path: Path) -> None:
+    result = ours(theirs.Flat(), fileset, tmp_path / "run", schema="BaseSchema")
+    compare(of_result(result), dict(leaves(coffea_run(theirs.Flat(), fileset, BaseSchema))))
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "name"),
+    [
+        ("analysis", (), "function"),
+        ("analysis", ("--set", "threshold=50", "--set", "label=hard"), "partial"),
+        ("hard", (), "partial"),
+        ("Agc", ("--set", "use_inference=false"), "Agc"),
+        ("Cutflow", ("--set", "shape=regions"), "cutflow: regions"),
+    ],
+)
+def test_processors_in_files(
+    spec: str,
+    settings: tuple[str, ...],
+    name: str,
+    fileset: Path,
+    of_coffea: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    called = command(
+        *("run", f"{theirs.__file__}:{spec}", fileset, "--cluster", "inline"),
+        *("--chunk-size", CHUNK, "-o", tmp_path / "run", *settings),
+    )
+    assert called.code == 0, called.err
+    compare(of_result(agc.RunResult.load(tmp_path / "run")), dict(leaves(of_coffea[name])))
 
 
 @pytest.fixture(scope="module")
