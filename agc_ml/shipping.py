@@ -24,7 +24,7 @@ from agc_ml.attachments import attach
 from agc_ml.datasets import Fileset
 from agc_ml.declarations import schema_of
 from agc_ml.errors import AgcError, ProcessorError, UsageError
-from agc_ml.function_processor import FunctionProcessor
+from agc_ml.function_processor import FunctionProcessor, origin
 from agc_ml.identity import (
     LOOSE,
     POSTPROCESS,
@@ -78,8 +78,7 @@ class Shipment:
     @property
     def label(self) -> str:
         """Name of its class or function: of outputs that have none of their own."""
-        named = getattr(self.processor, "function", type(self.processor))
-        return str(getattr(named, "__name__", self.name))
+        return str(getattr(origin(self.processor), "__name__", self.name))
 
     @cached_property
     def key(self) -> str:

@@ -306,3 +306,51 @@ def test_columns_that_were_not_read_yet(
     """Wherever they are in an output; coffea's own can't be read after the chunk."""
     result = ours(theirs.Accumulators(read=lambda column: column), fileset, tmp_path / "run")
     compare(of_result(result), dict(leaves(of_coffea["Accumulators"])))
+
+
+class Answers(theirs.Bare):
+    """Has whatever is asked for, as soon as it has its configuration."""
+
+    def __init__(self) -> None:
+        self.known = {"x": 1}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.known:
+            return self.known[name]
+        raise AttributeError(name)
+
+
+def declaring(**attributes: Any) -> Any:
+    return type("Mine", (theirs.Bare,), attributes)()
+
+
+@pytest.mark.parametrize(
+    ("processor", "says"),
+    [
+        (declaring(columns={"Jet": ["pt"]}), "Mine.columns: a tuple of branch names is needed; re"),
+        (declaring(columns=lambda _: ["pt"]), "Mine.columns: a tuple of branch names is needed"),
+        (declaring(files={"sf": "sf.json"}), "Mine.files: a tuple of names of files is needed"),
+        (declaring(files=3), "Mine.files: a tuple of names of files is needed"),
+        (Answers(), "Answers: can't be"),
+        (declaring(process=lambda *_: iter([])), "process() returned list_iterator"),
+        (declaring(process=lambda *_: {"x": {theirs: 1}}), "output['x']: key <module"),
+        (declaring(process=lambda _, events: {"x": np.zeros(1 + int(events.event[0] % 3))}),
+         "output['x'] can't be added: arrays of the shapes"),
+    ],
+)  # fmt: skip
+def test_what_is_no_processor_or_output_is_said(
+    processor: Any, says: str, fileset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ProcessorError) as caught:
+        ours(processor, fileset, tmp_path / "run")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["pt", np.sum, 3])
+def test_attributes_may_be_called_anything(
+    value: Any, fileset: Path, of_coffea: dict[str, Any], tmp_path: Path
+) -> None:
+    names = ("function", "values", "key", "name", "done", "takes_long", "parameters")
+    result = ours(declaring(**dict.fromkeys(names, value)), fileset, tmp_path / "run")
+    compare(result.hists, {"Mine": of_coffea["Bare"]})
