@@ -295,6 +295,11 @@ class Selections(Simple):
         }
 
 
+def unread(column: Any) -> Any:
+    """A column as it is."""
+    return column
+
+
 class Accumulators(Simple):
     """coffea's accumulators of values and columns, of numpy and awkward arrays.
 
@@ -385,6 +390,13 @@ class SumOfWeights(Simple):
         met = Hist.new.StrCat([], growth=True, name="dataset").Reg(10, 0, 100, name="met").Weight()
         met.fill(name, events.MET.pt, weight=weights)
         return {"met": met, "sumw": self.SHAPES[self.shape](name, ak.sum(weights))}
+
+
+def listed(events: Any, *, shape: str) -> dict[str, Any]:
+    """Histograms in lists and tuples, and a sum of weights that is a number or an array."""
+    h = Hist.new.Reg(2, 0, 1, name="x").Weight().fill(np.full(len(events), 0.7))
+    sumw = {"number": len(events), "array": np.array([len(events)])}[shape]
+    return {"h": h, "list": [h], "deep": {"tuple": ({"h": h},)}, "sumw": sumw}
 
 
 class Scales(SumOfWeights):
@@ -781,3 +793,59 @@ PROCESSORS: dict[str, Callable[[], Any]] = {
     **{f"cutflow: {shape}": partial(Cutflow, shape) for shape in Cutflow.SHAPES},
     **{f"sumw: {shape}": partial(SumOfWeights, shape) for shape in SumOfWeights.SHAPES},
 }
+
+
+# What coffea may take, and agc-ml refuses in a line
+
+
+class Plots(Bare):
+    """Has a figure made of it."""
+
+    def postprocess(self, accumulator: Any) -> Any:
+        return {"figure": object()}
+
+
+class Answers(Bare):
+    """Has whatever is asked for, as soon as it has its configuration."""
+
+    def __init__(self) -> None:
+        self.known = {"x": 1}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.known:
+            return self.known[name]
+        raise AttributeError(name)
+
+
+def declaring(**attributes: Any) -> Any:
+    """A processor with attributes of some names."""
+    return type("Mine", (Bare,), attributes)()
+
+
+def returning(make: Callable[[Any], Any]) -> Any:
+    """A processor that returns something."""
+    return declaring(process=lambda _, events: make(events))
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: declaring(columns={"Jet": ["pt"]}), "Mine.columns: a tuple of branch names is needed"),
+    (lambda: declaring(columns=lambda _: ["pt"]), "Mine.columns: a tuple of branch names is neede"),
+    (lambda: declaring(files={"sf": "sf.json"}), "Mine.files: a tuple of names of files is needed"),
+    (
+        lambda: declaring(files=3),
+        "Mine.files: a tuple of names of files is needed; rename it if it",
+    ),
+    (Answers, "Answers: can't be copied for each chunk: maximum recursion depth"),
+    (Plots, "processor Plots: the result of all chunks: output['figure'] is a object, which"),
+    (lambda: returning(lambda _: iter([])), "process() returned list_iterator"),
+    (lambda: returning(lambda _: {"x": {abc: 1}}), "output['x']: key <module"),
+    (
+        lambda: returning(lambda _: {"warnings": "careful"}),
+        "its 'warnings' must be a list of lines",
+    ),
+    (
+        lambda: returning(lambda events: {"x": np.zeros(1 + int(events.event[0] % 3))}),
+        "output['x'] can't be added: arrays of the shapes (1,) and (2,)",
+    ),
+]
+"""Makers of processors, and what is said of these."""

@@ -253,13 +253,9 @@ def test_a_sum_of_weights_scales_where_there_are_cross_sections(
 def test_what_is_scaled_and_what_is_told(with_cross_sections: Path, tmp_path: Path) -> None:
     """Histograms in lists too; a sum of weights that is no number scales nothing, and is told."""
 
-    def analysis(events: Any, *, shape: str) -> dict[str, Any]:
-        h = hist.Hist.new.Reg(2, 0, 1, name="x").Weight().fill(np.full(len(events), 0.7))
-        sumw = {"number": len(events), "array": np.array([len(events)])}[shape]
-        return {"h": h, "list": [h], "deep": {"tuple": ({"h": h},)}, "sumw": sumw}
-
     for shape in ("number", "array"):
-        result = ours(partial(analysis, shape=shape), with_cross_sections, tmp_path / shape)
+        analysis = partial(theirs.listed, shape=shape)
+        result = ours(analysis, with_cross_sections, tmp_path / shape)
         is_scaled = shape == "number"
         of_chunks = [h.values().sum() for h in result.outputs["list"]]
         of_tuple = [found["h"].values().sum() for found in result.outputs["deep"]["tuple"]]
@@ -268,17 +264,6 @@ def test_what_is_scaled_and_what_is_told(with_cross_sections: Path, tmp_path: Pa
         assert sum(of_chunks) == sum(of_tuple) == pytest.approx(total)
         told = [line for line in result.warnings if "'sumw' is neither a number" in line]
         assert len(told) == (0 if is_scaled else 2)
-
-
-def test_what_postprocess_may_not_return(fileset: Path, tmp_path: Path) -> None:
-    class Plots(theirs.Bare):
-        def postprocess(self, accumulator: Any) -> Any:
-            return {"figure": object()}
-
-    with pytest.raises(
-        ProcessorError, match=r"processor Plots: the result of all chunks: output\['figure'\] is a"
-    ):
-        ours(Plots(), fileset, tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["Scales", "ByMethod", "ByFunction", "ByAttribute"])
@@ -304,45 +289,16 @@ def test_columns_that_were_not_read_yet(
     fileset: Path, of_coffea: dict[str, Any], tmp_path: Path
 ) -> None:
     """Wherever they are in an output; coffea's own can't be read after the chunk."""
-    result = ours(theirs.Accumulators(read=lambda column: column), fileset, tmp_path / "run")
+    result = ours(theirs.Accumulators(read=theirs.unread), fileset, tmp_path / "run")
     compare(of_result(result), dict(leaves(of_coffea["Accumulators"])))
 
 
-class Answers(theirs.Bare):
-    """Has whatever is asked for, as soon as it has its configuration."""
-
-    def __init__(self) -> None:
-        self.known = {"x": 1}
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.known:
-            return self.known[name]
-        raise AttributeError(name)
-
-
-def declaring(**attributes: Any) -> Any:
-    return type("Mine", (theirs.Bare,), attributes)()
-
-
-@pytest.mark.parametrize(
-    ("processor", "says"),
-    [
-        (declaring(columns={"Jet": ["pt"]}), "Mine.columns: a tuple of branch names is needed; re"),
-        (declaring(columns=lambda _: ["pt"]), "Mine.columns: a tuple of branch names is needed"),
-        (declaring(files={"sf": "sf.json"}), "Mine.files: a tuple of names of files is needed"),
-        (declaring(files=3), "Mine.files: a tuple of names of files is needed"),
-        (Answers(), "Answers: can't be"),
-        (declaring(process=lambda *_: iter([])), "process() returned list_iterator"),
-        (declaring(process=lambda *_: {"x": {theirs: 1}}), "output['x']: key <module"),
-        (declaring(process=lambda _, events: {"x": np.zeros(1 + int(events.event[0] % 3))}),
-         "output['x'] can't be added: arrays of the shapes"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("make", "says"), theirs.REFUSED)
 def test_what_is_no_processor_or_output_is_said(
-    processor: Any, says: str, fileset: Path, tmp_path: Path
+    make: Any, says: str, fileset: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ProcessorError) as caught:
-        ours(processor, fileset, tmp_path / "run")
+        ours(make(), fileset, tmp_path / "run")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -352,5 +308,5 @@ def test_attributes_may_be_called_anything(
     value: Any, fileset: Path, of_coffea: dict[str, Any], tmp_path: Path
 ) -> None:
     names = ("function", "values", "key", "name", "done", "takes_long", "parameters")
-    result = ours(declaring(**dict.fromkeys(names, value)), fileset, tmp_path / "run")
+    result = ours(theirs.declaring(**dict.fromkeys(names, value)), fileset, tmp_path / "run")
     compare(result.hists, {"Mine": of_coffea["Bare"]})
