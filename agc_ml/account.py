@@ -83,7 +83,8 @@ class Account:
                 "'sumw' is left to the processor's own postprocess, which uses it: nothing is "
                 "scaled to cross-section and luminosity"
             )
-        if all(dataset.xsec is None for dataset in self.fileset.datasets):
+        stated = [self.fileset.luminosity, *(d.xsec for d in self.fileset.datasets)]
+        if all(value is None for value in stated):
             return (
                 "the fileset states no cross-section, so 'sumw' scales nothing: histograms are as "
                 "they were filled"

@@ -109,7 +109,7 @@ class Referred:
     def _canonical(self, name: str, value: Any) -> Any:
         try:
             found = canonical(value)
-        except NotPlainError:
+        except (NotPlainError, RecursionError):  # what holds itself is no plain value
             pass
         else:
             self.plain.add(name)
@@ -147,10 +147,14 @@ def canonical(value: Any) -> Any:
     for kind, form in _FORMS.items():
         if isinstance(value, kind):
             return form(value)
-    describe = getattr(value, "canonical", None)
-    if callable(describe) and not isinstance(value, type):
-        return canonical(describe())
+    if describes_itself(value):
+        return canonical(value.canonical())
     raise NotPlainError(type(value).__name__)
+
+
+def describes_itself(value: Any) -> bool:
+    """Whether an object's class, and no magic of its attributes, has a method ``canonical``."""
+    return callable(inspect.getattr_static(type(value), "canonical", None))
 
 
 def _float(value: float) -> float | str:
@@ -220,10 +224,7 @@ class _Pickler(pickle.Pickler):
             return f"module {obj.__name__}"
         if isinstance(obj, set | frozenset):
             return str(sorted(_digest(self.dumps(x, self.name, self.referred)) for x in obj))
-        describe = getattr(obj, "canonical", None)
-        if callable(describe) and not isinstance(obj, Mapping):
-            return str(describe())
-        return None
+        return str(obj.canonical()) if describes_itself(obj) else None
 
 
 _INNER: Final = ("__func__", "fget", "func", "py_func", "pyfunc", "__wrapped__")

@@ -586,9 +586,10 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         cold = fresh("compilation", str(folder), NUMBA_CACHE_DIR=cache)["seconds"]
         warm = [
-            fresh("compilation", str(folder), NUMBA_CACHE_DIR=cache)["seconds"] for _ in range(3)
+            fresh("compilation", str(folder), NUMBA_CACHE_DIR=cache)["seconds"]
+            for _ in range(min(3, rounds))
         ]
-    opened = [fresh("first_open", str(folder)) for _ in range(3)]
+    opened = [fresh("first_open", str(folder)) for _ in range(min(3, rounds))]
     return {
         "schema": 1,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -192,7 +192,7 @@ def make_no_entries(path: Path, good: Path) -> None:
         (make_branch_missing, ["Jet_btagCSVV2", "missing"]),
         (make_weight_missing, ["genWeight", "missing"]),
         (make_wrong_type, ["Jet_pt", "float", "a list of numbers"]),
-        (make_no_entries, ["no events", "--datasets"]),
+        (make_no_entries, ["no events", "nor in any other"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -364,7 +364,7 @@ def test_files_that_are_no_fileset(
     [
         (["run", "ttbarr", "GOOD"], "no processor 'ttbarr'; installed are dimuon, jet_assign"),
         (["run", "no.such.module:P", "GOOD"], "no module or file no.such.module"),
-        (["run", "nanoaod:Nothing", "GOOD"], "no processor class 'Nothing'"),
+        (["run", "nanoaod:Nothing", "GOOD"], "no processor class or function 'Nothing'"),
         (["run", "ttbar", "nothere.json"], "nothere.json: no such file or folder"),
         (["run", "ttbar", "EMPTY"], "no *.root files in that folder"),
         (["run", "ttbar", "GOOD", "--dataset", "tt", "--set", "sed=3"], "compat, muons, seed"),
@@ -419,7 +419,7 @@ def test_other_chunk_size_on_resume(tmp_path: Path, good: Path, run: Callable[..
 @pytest.mark.parametrize(
     ("processor", "says"),
     [
-        ("Strange", "process() returned list, not a dictionary"),
+        ("Strange", "process() returned NoneType; a dictionary"),
         ("Spectrum", "no such working point"),
     ],
 )

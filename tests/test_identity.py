@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nanoaod
 import numpy as np
@@ -336,6 +337,28 @@ def test_what_can_not_be_compared_is_told() -> None:
     (note,) = code.notes
     assert note.startswith("self.value is a Restless that can't be compared: a change of it")
     assert not code_of(Holds({"a": np.arange(3)})).notes
+
+
+def test_odd_objects_end_nothing() -> None:
+    class Answers:
+        """Has every attribute that it is asked for."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return lambda *_: Answers()
+
+    endless: list[Any] = []
+    endless.append(endless)
+
+    class Holds:
+        def __init__(self) -> None:
+            self.values = [Answers(), endless, mock.MagicMock(), (n for n in range(2)), sys.stdout]
+
+        def process(self, events: Any) -> dict[str, int]:
+            return {"n": len(events)}
+
+    assert code_of(Holds()).notes
 
 
 plain = st.recursive(
