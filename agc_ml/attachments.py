@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError, UsageError
+from agc_ml.function_processor import declared, origin
 from agc_ml.ml import hook
 from agc_ml.ml.hook import Content
 
@@ -35,11 +36,8 @@ def attach(processor: Any) -> dict[str, str]:
     UsageError
         A file is not there.
     """
-    names = getattr(processor, "files", None) or ()
-    owner = getattr(processor, "function", type(processor))
-    label = getattr(owner, "__name__", type(processor).__name__)
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise ProcessorError(f"{label}.files: a tuple of names of files is needed")
+    names, owner = declared(processor, "files", "names of files"), origin(processor)
+    label = getattr(owner, "__name__", type(owner).__name__)
     home = getattr(sys.modules.get(owner.__module__), "__file__", None)
     folders = [Path(home).absolute().parent] if home is not None else []
     found = {}

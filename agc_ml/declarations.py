@@ -7,6 +7,7 @@ from typing import Any, Final
 from agc_ml.datasets import NANOAOD, Wanted
 from agc_ml.delivery.ways import Needs
 from agc_ml.errors import ProcessorError, UsageError
+from agc_ml.function_processor import declared
 
 _SCHEMAS: Final = "coffea.nanoevents.schemas"
 
@@ -68,12 +69,7 @@ def is_flat(processor: Any) -> bool:
 
 
 def _names(processor: Any, attribute: str) -> tuple[str, ...]:
-    names = getattr(processor, attribute, None) or ()
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise ProcessorError(
-            f"{type(processor).__name__}.{attribute}: a tuple of branch names is needed"
-        )
-    return tuple(names)
+    return declared(processor, attribute, "branch names")
 
 
 def schema_of(processor: Any, given: str | type | None) -> type | None:

@@ -1,9 +1,14 @@
-"""A plain function as a processor, as coffea takes one: ``def analysis(events): return ...``."""
+"""A plain function as a processor, as coffea takes one: ``def analysis(events): return ...``.
+
+And what a processor of either kind is called, and declares.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
+
+from agc_ml.errors import ProcessorError
 
 DECLARATIONS: Final = (
     *("columns", "simulation_columns", "optional_columns", "counted_columns", "preselection"),
@@ -25,3 +30,29 @@ class FunctionProcessor:
     def process(self, events: Any) -> Any:
         """Output of a chunk."""
         return self.function(events, **self.values)
+
+
+def origin(processor: Any) -> Any:
+    """Class or function that a processor is made of."""
+    return processor.function if isinstance(processor, FunctionProcessor) else type(processor)
+
+
+def declared(processor: Any, attribute: str, what: str) -> tuple[str, ...]:
+    """Names that a processor declares, () if it declares none; ``what`` they are of.
+
+    Raises
+    ------
+    ProcessorError
+        It has something else under that name.
+    """
+    names = getattr(processor, attribute, None)
+    if names is None:
+        return ()
+    is_other = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
+    if is_other or not all(isinstance(name, str) for name in names):
+        owner = origin(processor)
+        raise ProcessorError(
+            f"{getattr(owner, '__name__', type(owner).__name__)}.{attribute}: a tuple of {what} is "
+            "needed; rename it if it is for something else"
+        )
+    return tuple(names)

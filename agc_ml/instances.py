@@ -53,13 +53,13 @@ class Original:
         file = io.BytesIO()
         try:
             _Pickler(file, self._shared, self._buffers).dump(processor)
-        except Exception as error:  # pickling runs code of any object
+            self._pickled = file.getvalue()
+            self.copy()  # what it imports is no part of the time
+        except Exception as error:  # pickling runs code of any object, and so does its way back
             raise ProcessorError(
                 f"{type(processor).__name__}: can't be copied for each chunk: {error}"
             ) from error
-        self._pickled = file.getvalue()
         self._lasting = _Lasting(processor)
-        self.copy()  # what it imports is no part of the time
         begun = time.perf_counter()
         self.copy()
         self._copy_s = time.perf_counter() - begun

@@ -1,7 +1,8 @@
 """What a processor may return: checked on the worker, in the chunk where it goes wrong.
 
 Whatever coffea can add up may be returned: mappings nested to any depth, or a bare histogram. Some
-keys mean something: ``sumw``, ``cutflow``, ``warnings``.
+keys mean something: ``sumw``, ``cutflow``, ``warnings``; with other content than they have they are
+outputs like all others.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from agc_ml.hists import DenseHist, flatten
 from agc_ml.rows import Rows
 
 SUMW: Final = "sumw"
+WARNINGS: Final = "warnings"
 _HISTOGRAMS: Final = (bh.Histogram, DenseHist)
 
 
@@ -48,8 +50,7 @@ def check(output: Any) -> None:
         raise ProcessorError(
             f"its 'sumw' is {sumw!r}; a finite number is needed, the sum of the chunk's weights"
         )
-    warnings = named.get("warnings", [])
-    if isinstance(warnings, str) or not all(isinstance(text, str) for text in warnings):
+    if isinstance(named.get(WARNINGS), str):
         raise ProcessorError("its 'warnings' must be a list of lines")
     histograms = collect(named)
     for name, histogram in histograms.items():
@@ -109,7 +110,7 @@ def kind_of_sum(sumw: float, events: int, weights: Any) -> str:
 def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
     """Events after each cut, ``{dataset: {cut: events}}``, of an output of one dataset.
 
-    ``{cut: events}`` is that dataset's. What has another shape is no cutflow.
+    ``{cut: events}`` is that dataset's. What has another shape, in a part of it, is no cutflow.
     """
     stated = output.get("cutflow") if isinstance(output, Mapping) else None
     if not isinstance(stated, Mapping):
@@ -117,18 +118,30 @@ def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
     flat = _numbers(stated)
     if flat is not None:
         return {dataset: flat} if flat else {}
-    found = {
-        str(name): _numbers(cuts) if isinstance(cuts, Mapping) else None
-        for name, cuts in stated.items()
-    }
-    return {name: cuts for name, cuts in found.items() if cuts is not None}
+    found = {text_of(name): _numbers(cuts) for name, cuts in stated.items()}
+    cutflows = {name: cuts for name, cuts in found.items() if cuts is not None}
+    return cutflows if len(cutflows) == len(stated) else {}
 
 
-def _numbers(cuts: Mapping[Any, Any]) -> dict[str, float] | None:
-    found = {str(cut): _number(value) for cut, value in cuts.items()}
-    if not all(value is not None and math.isfinite(value) for value in found.values()):
+def _numbers(cuts: Any) -> dict[str, float] | None:
+    stated = cuts.items() if isinstance(cuts, Mapping) else [(None, None)]
+    found = {text_of(cut): _number(value) for cut, value in stated}
+    numbers = {c: v for c, v in found.items() if v is not None and math.isfinite(v)}
+    return numbers if len(numbers) == len(stated) else None
+
+
+def warnings(output: Any) -> tuple[str, ...] | None:
+    """Lines for the report that an output has; None if it has something else of that name."""
+    stated = output.get(WARNINGS, ()) if isinstance(output, Mapping) else ()
+    if not isinstance(stated, list | tuple | MutableSet):
         return None
-    return {cut: value for cut, value in found.items() if value is not None}
+    lines = sorted(stated, key=repr) if isinstance(stated, MutableSet) else stated
+    return tuple(lines) if all(isinstance(line, str) for line in lines) else None
+
+
+def text_of(key: Any) -> str:
+    """Name of what stands under a key: the content of text, also of that of an enumeration."""
+    return str.__str__(key) if isinstance(key, str) else str(key)
 
 
 def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
@@ -149,20 +162,35 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
     if identity in seen:
         return ready(copy.deepcopy(output), seen)
     seen[identity] = output
-    if isinstance(output, MutableMapping):
-        for key, value in output.items():
-            output[key] = ready(value, seen)
-    kind = type(output)
-    if (kind.__module__.partition(".")[0], kind.__name__) == ("awkward", "Array"):
+    return _ready_inside(output, seen)
+
+
+def _ready_inside(output: Any, seen: dict[int, Any]) -> Any:
+    """The same, with what is in it ready."""
+    if _is_awkward(output):
         import awkward as ak  # noqa: PLC0415 - heavy
 
         return ak.materialize(output)
+    if isinstance(output, tuple):
+        return tuple(ready(value, seen) for value in output)
+    kind = type(output)
     if kind.__name__ == "column_accumulator":
         return kind(ready(output.value, seen))
+    if kind.__name__ == "value_accumulator":
+        output.value = ready(output.value, seen)
+    elif isinstance(output, MutableMapping | list):
+        for key, value in output.items() if isinstance(output, Mapping) else enumerate(output):
+            output[key] = ready(value, seen)
     return output
 
 
-_IMMUTABLE: Final = (int, float, complex, str, bytes, tuple, frozenset, np.generic, type(None))
+def _is_awkward(value: Any) -> bool:
+    """Whether it is an array of awkward's; coffea's objects are of classes that inherit of it."""
+    return any((c.__module__, c.__name__) == _AWKWARD for c in type(value).__mro__)
+
+
+_AWKWARD: Final = ("awkward.highlevel", "Array")
+_IMMUTABLE: Final = (int, float, complex, str, bytes, frozenset, np.generic, type(None))
 
 
 def add(left: Any, right: Any, place: str = "output") -> Any:
@@ -175,17 +203,13 @@ def add(left: Any, right: Any, place: str = "output") -> Any:
     """
     if _is_addable(left) and _is_addable(right):
         try:
-            with variances.kept_in_sum({"": left}, {"": right}):
-                if type(left).__module__.startswith("awkward."):  # whose += does not work
-                    return left + right
-                left += right
+            return _added(left, right)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ProcessorError(f"{place} can't be added: {error}") from error
-        return left
     if isinstance(left, MutableSet) and isinstance(right, MutableSet):
         left |= right
         return left
-    if isinstance(left, MutableMapping) and isinstance(right, type(left)):
+    if isinstance(left, MutableMapping) and isinstance(right, MutableMapping):
         for key in list(left):
             if key in right:
                 left[key] = add(left[key], right[key], f"{place}[{key!r}]")
@@ -197,13 +221,29 @@ def add(left: Any, right: Any, place: str = "output") -> Any:
     raise ProcessorError(f"{place} can't be added: it is a {kinds}")
 
 
-_MAPPINGS: Final = {"Counter", "dict_accumulator", "defaultdict_accumulator"}
+def _added(left: Any, right: Any) -> Any:
+    shapes = {x.shape for x in (left, right) if isinstance(x, np.ndarray) and x.ndim}
+    if len(shapes) > 1:
+        raise ValueError(f"arrays of the shapes {' and '.join(map(str, sorted(shapes)))}")
+    if isinstance(left, np.ndarray) or _is_awkward(left):
+        return left + right  # in place the one would keep its kind of numbers, the other can't
+    with variances.kept_in_sum({"": left}, {"": right}):
+        left += right
+    return left
+
+
+_MAPPINGS: Final = {"dict", "Counter", "dict_accumulator", "defaultdict_accumulator"}
 """Added by key like all mappings: counters would drop what is not positive, the others stop at keys
 that one chunk has and the other one has not."""
+_ADDING: Final = {"add", "__add__", "__iadd__"}
 
 
 def _is_addable(value: Any) -> bool:
-    return hasattr(value, "__add__") and type(value).__name__ not in _MAPPINGS
+    """Whether it adds itself: of mappings those that bring their own way, or inherit such a one."""
+    if not isinstance(value, MutableMapping):
+        return hasattr(value, "__add__")
+    adding = (cls.__name__ for cls in type(value).__mro__ if _ADDING & vars(cls).keys())
+    return next(adding, "dict") not in _MAPPINGS
 
 
 def rest(output: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -224,9 +264,9 @@ def tables(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for key, value in output.items():
         if isinstance(value, Rows):
-            found[f"{prefix}{key}"] = value
+            found[f"{prefix}{text_of(key)}"] = value
         elif isinstance(value, Mapping):
-            found |= tables(value, f"{prefix}{key}.")
+            found |= tables(value, f"{prefix}{text_of(key)}.")
     return found
 
 
@@ -240,7 +280,7 @@ def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key, value in output.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{text_of(key)}"
         inner = (
             {name: value}
             if isinstance(value, _HISTOGRAMS)

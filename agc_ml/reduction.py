@@ -12,10 +12,12 @@ import hist
 from agc_ml import saved
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
-from agc_ml.errors import IncompleteError, ProcessorError
+from agc_ml.errors import AgcError, IncompleteError, ProcessorError
 from agc_ml.hists import flatten, lost_categories, materialised
 from agc_ml.normalisation import generated
 from agc_ml.outputs import (
+    SUMW,
+    WARNINGS,
     add,
     by_name,
     check,
@@ -24,6 +26,7 @@ from agc_ml.outputs import (
     rest,
     sum_of_weights,
     tables,
+    warnings,
 )
 from agc_ml.rows import Rows
 from agc_ml.worker import unpack
@@ -81,6 +84,12 @@ def reduce(account: Account) -> Reduced:
     # combinations of categories that no dataset has, but that their sum seems to have
     phantoms = flatten(collect(by_name(total, name))).keys() - booked
     final = by_name(_postprocessed(total, account), name)
+    try:
+        check(final)
+    except AgcError as error:
+        raise ProcessorError(
+            f"processor {account.shipment.name}: the result of all chunks: {error}"
+        ) from error
     return _sorted(final, phantoms, cutflows)
 
 
@@ -119,9 +128,14 @@ def _add(left: Any, right: Any, where: str, account: Account) -> Any:
 
 def _normalised(part: Any, dataset: Dataset, account: Account) -> Any:
     sumw, luminosity = sum_of_weights(part), account.fileset.luminosity
-    if sumw is None or not account.is_scaled or dataset.is_data:
-        return part
-    if dataset.xsec is None or luminosity is None:  # refused with the first chunk
+    if not account.is_scaled or dataset.is_data or dataset.xsec is None or luminosity is None:
+        return part  # with a sum of weights refused with the first chunk, unless it is data
+    if sumw is None:
+        if isinstance(part, Mapping) and SUMW in part:
+            account.notes[
+                f"{dataset.name}: 'sumw' is neither a number nor {{dataset: number}}: nothing is "
+                "scaled to cross-section and luminosity"
+            ] = None
         return part
     return _scaled(part, dataset.xsec * luminosity / generated(account, dataset, part))
 
@@ -133,6 +147,8 @@ def _scaled(output: Any, factor: float) -> Any:
     if isinstance(output, MutableMapping):
         for key, value in output.items():
             output[key] = _scaled(value, factor)
+    elif isinstance(output, list | tuple):
+        return type(output)(_scaled(value, factor) for value in output)
     return output
 
 
@@ -152,10 +168,10 @@ def _sorted(
     output: Mapping[Any, Any], phantoms: Collection[str], cutflows: dict[str, dict[str, float]]
 ) -> Reduced:
     """Sort an output by what it is; ``cutflows`` are those of the datasets."""
-    check(output)
     hists = collect(output)
     keyed = cutflow(output, "")
-    others = {key: value for key, value in output.items() if key != "warnings"}
+    told = warnings(output)
+    others = {key: value for key, value in output.items() if key != WARNINGS or told is None}
     if keyed and "" not in keyed:  # by dataset, as postprocess left it
         cutflows = keyed
         others.pop("cutflow")
@@ -163,7 +179,7 @@ def _sorted(
         hists=hists,
         templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
         cutflow=cutflows,
-        warnings=(*output.get("warnings", ()), *lost_categories(hists)),
+        warnings=(*(told or ()), *lost_categories(hists)),
         outputs=saved.decode(saved.encode(rest(others))),
         tables=tables(output),
     )

@@ -255,6 +255,38 @@ def _code(code: CodeType) -> list[Any]:
     return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
 
 
+def uses(wanted: str, function: Any, owner: Any, is_library: Callable[[str], bool]) -> bool:
+    """Whether a function of ``owner``, or one of the user's that it may call, refers to a text.
+
+    It is a constant in the code, a global, or an attribute of the owner or of its class.
+    """
+    waiting, followed = [function], set()
+    while waiting:
+        value = _unwrapped(waiting.pop())
+        value = getattr(value, "__func__", getattr(value, "func", value))
+        if isinstance(value, str) and value == wanted:
+            return True
+        is_new = isinstance(value, FunctionType) and value not in followed
+        if not is_new or is_library(value.__module__ or ""):
+            continue
+        followed.add(value)
+        waiting += inspect.getclosurevars(value).nonlocals.values()
+        waiting += (inner for _, inner in _globals_of(value, value.__code__, is_library))
+        spaces = [vars(cls) for cls in type(owner).__mro__] + [getattr(owner, "__dict__", {})]
+        for code in _codes(value.__code__):
+            waiting += (constant for constant in code.co_consts if isinstance(constant, str))
+            waiting += (space[name] for name in code.co_names for space in spaces if name in space)
+    return False
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of functions inside of it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
 def _globals_of(
     function: FunctionType, code: CodeType, is_library: Callable[[str], bool]
 ) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ Plain values are plain JSON. What JSON does not know is an object with one key t
 - ``{"$awkward": {"form": ..., "length": n, "buffers": {name: "a1"}}}``: an awkward array
 - ``{"$histogram": "h0"}``: a histogram in a list, in ``outputs.zip`` under that name
 - ``{"$column": ...}``, ``{"$value": ...}``: coffea's ``column_accumulator``, ``value_accumulator``
+- ``{"$statistics": [sumw, sumw2, minw, maxw, n]}``: coffea's ``WeightStatistics``
 
 Numbers of numpy are numbers; all kinds of mappings are mappings, all kinds of lists lists.
 """
@@ -97,7 +98,7 @@ def _of_float(value: float) -> Any:
 
 
 _SCALARS: Final[dict[type | tuple[type, ...], Callable[[Any], Any]]] = {
-    str: str,
+    str: str.__str__,  # of an enumeration its content
     int: int,
     float: _of_float,
     complex: lambda value: {"$complex": [_of_float(value.real), _of_float(value.imag)]},
@@ -140,10 +141,15 @@ def _of_object(value: Any, place: str, into: Encoded | None) -> Any:
         return {"$column": _encoded(value.value, place, into)}
     elif "coffea.value_accumulator" in kind:
         return {"$value": _encoded(value.value, place, into)}
+    elif "coffea.WeightStatistics" in kind:
+        return {"$statistics": [_encoded(getattr(value, n), place, into) for n in _STATISTICS]}
     what = type(value).__name__
     if isinstance(value, np.ndarray):
         what = f"{what} of {'masked values' if np.ma.isMaskedArray(value) else value.dtype}"
     raise TypeError(f"output{place} is a {what}, which can't be kept; return {_FORMS}")
+
+
+_STATISTICS: Final = ("sumw", "sumw2", "minw", "maxw", "n")
 
 
 def _named(kept: dict[str, Any] | None, letter: str, make: Callable[[], Any]) -> str:
@@ -182,7 +188,7 @@ def _lines(content: Any, name: str) -> Iterator[tuple[str, str]]:
     elif special == "$dict":
         for key, inner in content[special]:
             yield from _lines(inner, f"{name}/{key}" if name else str(key))
-    elif special in {"$float", "$value", "$set", "$frozenset", "$tuple"}:
+    elif special in {"$float", "$value", "$set", "$frozenset", "$tuple", "$statistics"}:
         yield name, _text(content[special])
     elif special:
         kind = {"$array": "array", "$column": "column", "$awkward": "awkward array"}
@@ -230,6 +236,12 @@ def _value(content: Any, encoded: Encoded) -> Any:
     return value_accumulator(type(value), value)
 
 
+def _statistics(content: Any, encoded: Encoded) -> Any:
+    from coffea.analysis_tools import WeightStatistics  # noqa: PLC0415 - heavy
+
+    return WeightStatistics(*_decoded(content, encoded))
+
+
 _READERS: Final[dict[str, Callable[[Any, Encoded], Any]]] = {
     "$float": lambda text, _: float(text),
     "$complex": lambda parts, encoded: complex(*_decoded(parts, encoded)),
@@ -245,4 +257,5 @@ _READERS: Final[dict[str, Callable[[Any, Encoded], Any]]] = {
     "$awkward": _awkward,
     "$column": _column,
     "$value": _value,
+    "$statistics": _statistics,
 }

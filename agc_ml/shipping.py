@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import ModuleType
 from typing import Any, Final, get_type_hints
 
 import cloudpickle
@@ -24,12 +24,22 @@ from agc_ml.attachments import attach
 from agc_ml.datasets import Fileset
 from agc_ml.declarations import schema_of
 from agc_ml.errors import AgcError, ProcessorError, UsageError
-from agc_ml.function_processor import FunctionProcessor
-from agc_ml.identity import LOOSE, STATE, Code, code_of, state_of, without_postprocess
+from agc_ml.function_processor import FunctionProcessor, origin
+from agc_ml.identity import (
+    LOOSE,
+    POSTPROCESS,
+    STATE,
+    Code,
+    code_of,
+    is_library,
+    state_of,
+    without_postprocess,
+)
 from agc_ml.ml.cards import load_model
 from agc_ml.ml.hook import Bundle, Model, by_reference
 from agc_ml.opened_files import Seen, changed, seen, watched
 from agc_ml.outputs import SUMW
+from agc_ml.referred import uses
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +78,7 @@ class Shipment:
     @property
     def label(self) -> str:
         """Name of its class or function: of outputs that have none of their own."""
-        named = getattr(self.processor, "function", type(self.processor))
-        return str(getattr(named, "__name__", self.name))
+        return str(getattr(origin(self.processor), "__name__", self.name))
 
     @cached_property
     def key(self) -> str:
@@ -355,12 +364,4 @@ def taken(shipment: Shipment, fileset: Fileset) -> Fileset:
 
 def normalises_itself(processor: Any) -> bool:
     """Whether a processor's own postprocess uses the sum of weights, as coffea's analyses do."""
-    function = inspect.unwrap(getattr(type(processor), "postprocess", None) or (lambda: None))
-    codes = [getattr(function, "__code__", None)]
-    while codes:
-        code = codes.pop()
-        constants = getattr(code, "co_consts", ())
-        if SUMW in constants:
-            return True
-        codes += [constant for constant in constants if isinstance(constant, CodeType)]
-    return False
+    return uses(SUMW, getattr(processor, POSTPROCESS, None), processor, is_library)
