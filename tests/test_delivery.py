@@ -748,7 +748,7 @@ class TestWhatIsKnownOfFiles:
         damaged = tmp_path / "damaged.sqlite"
         damaged.write_text("this is no database, " * 100)
         file = File("x.root", (str(path),))
-        info = inspect_file(file, self.COLUMNS)
+        info = inspect_file(file, self.COLUMNS, flat=True)
         assert isinstance(info, FileInfo)
         for place in (damaged, Path("/proc/nowhere/files.sqlite")):
             cache = filecache.FileCache(place)
