@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Account:
         """Whether histograms are scaled to cross-section and luminosity, if there is a ``sumw``."""
         return not self.why_unscaled
 
-    @property
+    @cached_property
     def why_unscaled(self) -> str:
         """Why histograms stay as they were filled, "" if they are scaled."""
         if normalises_itself(self.shipment.processor):
