@@ -88,7 +88,7 @@ def test_chunks_do_not_share_state_between_threads(
     processes: bool, paths: list[Path], tmp_path: Path
 ) -> None:
     cluster = LocalCluster(
-        n_workers=1, threads_per_worker=4, processes=processes, dashboard_address=None
+        n_workers=1, threads_per_worker=4, processes=processes, dashboard_address=":0"
     )
     with cluster, Client(cluster) as client:
         result = agc.run(

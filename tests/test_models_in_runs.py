@@ -308,7 +308,7 @@ def test_processors_without_a_model(real_data: Path, tmp_path: Path) -> None:
     called = typed("run", "ttbar", "--set", f"model={real_data}", "-o", tmp_path / "run")
     assert called.code == 2
     assert "--set model: a model is given with --model" in called.error
-    with pytest.raises(UsageError, match="takes no other model"):
+    with pytest.raises(UsageError, match="pass model= to the processor"):
         agc.run(TtbarProcessor(), model=real_data, output=tmp_path / "run")
 
 

@@ -215,7 +215,7 @@ def test_parameters_are_typed() -> None:
     shipment = shipping.prepare("ttbar", {"compat": "yes", "seed": "7"})
     assert shipment.processor == TtbarProcessor(compat=True, seed=7)
     assert shipment.parameters == {"compat": True, "model": None, "muons": True, "seed": 7}
-    assert cloudpickle.loads(shipment.blob) == shipment.processor
+    assert cloudpickle.loads(shipment.blob) == (shipment.processor, None)
 
 
 def test_parameters_without_a_default_are_asked_for(tmp_path: Path) -> None:
