@@ -32,7 +32,7 @@ from agc_ml.datasets import Fileset
 from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.ledger import Ledger
 from agc_ml.results import RunResult, load_record
-from agc_ml.worker import Failure
+from agc_ml.worker import Failure, one_line
 
 CHUNK = 250
 
@@ -473,3 +473,27 @@ def test_machinery_is_cheap(tmp_path: Path) -> None:
         assert result.metrics.chunks == 200
         costs.append((time.process_time() - start - result.metrics.cpu_s) / 200)
     assert min(costs) < 0.005
+
+
+def test_results_that_count_as_nothing_are_results(client: Any) -> None:
+    """Not the death of a worker."""
+    executor = executors.DaskExecutor(client)
+    jobs = {str(value): (value,) for value in (0, "", None, [])}
+    found = dict(executor.outcomes(identity_of, jobs))
+    assert found == {"0": 0, "": "", "None": None, "[]": []}
+    executor.close()
+
+
+def identity_of(value: Any) -> Any:
+    return value
+
+
+class Talks(Exception):  # noqa: N818 - as of a library
+    """Its message is a method, as with some libraries."""
+
+    def message(self) -> str:
+        return "never asked"
+
+
+def test_messages_of_errors_that_are_methods() -> None:
+    assert one_line(Talks("no such working point")) == "Talks: no such working point"

@@ -296,6 +296,12 @@ first, same = go(FOLDER + "/a"), Mine.process
 assert Mine.process is same
 CUT = 100.0
 assert (first > 0, go(FOLDER + "/b")) == (True, 0), first
+CUT = 0.0
+try:
+    agc.run(Mine(), PATH, site="inline", quiet=True, output=FOLDER + "/b", resume=True)
+    raise SystemExit("the values of another cell count")
+except agc.AgcError as error:
+    assert "made with another processor" in str(error)
 class Mine(Mine):
     def process(self, events):
         return {"n": 7}
