@@ -219,6 +219,7 @@ def ensure(modules: Mapping[str, str]) -> None:
                 sys.modules.pop(name, None)
         importlib.invalidate_caches()
         _origin.cache_clear()
+        _is_of_library.cache_clear()
     for name, digest in modules.items():
         path = _origin(name)
         if path is not None and _sha(path) != digest:
@@ -243,12 +244,14 @@ def _closure(homes: set[str]) -> tuple[dict[str, Path], set[str]]:
             continue
         found[module] = file
         for imported in _imports(module, file):
-            origin = _origin(imported)
             top = imported.partition(".")[0]
-            if origin is not None and (top in {*own, OURS} or not _is_library(origin)):
+            if top not in {*own, OURS} and _is_of_library(top):
+                if top not in sys.stdlib_module_names:
+                    libraries.add(top)
+                continue
+            origin = _origin(imported)
+            if origin is not None:
                 waiting.append((imported, origin))
-            elif top not in sys.stdlib_module_names:
-                libraries.add(top)
     return found, libraries - {*own, OURS}
 
 
@@ -274,21 +277,44 @@ def _imports(module: str, path: Path) -> Iterator[str]:
             yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1) if parts[0])
 
 
+_BLOCKS: Final = ("body", "orelse", "handlers", "finalbody", "cases")
+
+
 def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes of a module but those that only a type checker sees."""
-    waiting = [tree]
+    """All statements of a module but those that only a type checker sees."""
+    waiting: list[Any] = [tree]
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and ast.unparse(node.test) in _TYPE_CHECKING:
-            waiting += node.orelse
-        else:
-            waiting += ast.iter_child_nodes(node)
+        is_name = isinstance(node, ast.If) and isinstance(node.test, ast.Name | ast.Attribute)
+        is_for_checker = is_name and ast.unparse(node.test) in _TYPE_CHECKING
+        for block in ("orelse",) if is_for_checker else _BLOCKS:
+            waiting += getattr(node, block, ())
+
+
+@cache
+def _is_of_library(top: str) -> bool:
+    """Whether a package at the top is Python's or installed; its modules would import it."""
+    if top in sys.stdlib_module_names:
+        return True
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        return True
+    if spec is None:
+        return True
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    is_compiled = spec.origin is not None and not spec.origin.endswith(".py")
+    return is_compiled or any(_is_library(Path(place)) for place in places)
 
 
 @cache
 def _origin(name: str) -> Path | None:
     """File of a module; None for what is no module, built in, or an extension."""
+    if name.startswith(f"{OURS}."):  # to ask for a module would import the packages it is in
+        place = Path(__file__).parent.joinpath(*name.split(".")[1:])
+        files = (place.with_suffix(".py"), place / "__init__.py")
+        return next((file for file in files if file.is_file()), None)
     if name in sys.modules:
         file = getattr(sys.modules[name], "__file__", None)
     else:

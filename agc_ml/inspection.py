@@ -13,6 +13,7 @@ from agc_ml.baskets import Directory, Dropped, EntriesPlace, entries_place, in_b
 from agc_ml.datasets import NANOAOD, File, Known, Wanted, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
+from agc_ml.delivery.transport import local_path
 from agc_ml.errors import DeliveryError, InputFileError
 from agc_ml.reading import directory
 from agc_ml.worker import Failure, one_line, trace
@@ -62,8 +63,9 @@ class FileInfo:
         return Known(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
 
     def is_of_same_file(self, other: FileInfo) -> bool:
-        """Whether another look into a file saw the same one: one replica has one stamp."""
-        if self.url == other.url and self.stamp != other.stamp:
+        """Whether another look into a file saw the same one: a local one has one stamp."""
+        is_local = local_path(self.url) is not None
+        if is_local and self.url == other.url and self.stamp != other.stamp:
             return False
         return (self.uuid, self.size, self.entries) == (other.uuid, other.size, other.entries)
 

@@ -211,10 +211,6 @@ def _process(
     processor: Any, schema: type | None, job: Job, clock: _ReadClock
 ) -> tuple[Any, float, int]:
     """Output, the time at which the events were ready, and the bytes that were read."""
-    from coffea.nanoevents import NanoAODSchema  # noqa: PLC0415 - heavy
-
-    from agc_ml import records  # noqa: PLC0415 - it needs coffea
-
     chunk = job.chunk
     with _of_input():
         file = _opened(job)
@@ -222,6 +218,10 @@ def _process(
     metadata = _metadata(job, _openable(str(file.file.source.url)))
     if job.directory is not None:
         return _process_flat(processor, file, job, metadata, clock)
+    from coffea.nanoevents import NanoAODSchema  # noqa: PLC0415 - heavy
+
+    from agc_ml import records  # noqa: PLC0415 - it needs coffea
+
     entries = chunk.start, chunk.stop
     with _of_input():
         events = records.events(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import agc_ml as agc
 from agc_ml import records
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.delivery.opening import opened
 from agc_ml.errors import IncompleteError, InputFileError
 
@@ -33,8 +33,9 @@ def read(
     path: Path, start: int = 0, stop: int = 80, columns: tuple[str, ...] = (), **options: Any
 ) -> Iterator[Any]:
     with opened(File("x.root", (str(path),))) as file:
+        names = Wanted(columns).names()
         yield records.events(
-            file, "Events", (start, stop), columns=columns, metadata={}, clock=None, **options
+            file, "Events", (start, stop), names=names, metadata={}, clock=None, **options
         )
 
 

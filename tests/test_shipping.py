@@ -58,6 +58,7 @@ def forget() -> None:
         del sys.modules[name]
     identity._seen.clear()
     identity._origin.cache_clear()
+    identity._is_of_library.cache_clear()
     importlib.invalidate_caches()
 
 

@@ -25,3 +25,7 @@ class MismatchError(CorruptError):
 
 class ChangedError(MismatchError):
     """What is there is another file than was looked into before."""
+
+
+class ReplacedError(TransientError):
+    """Another file took its place, or it was written to, while it was read."""

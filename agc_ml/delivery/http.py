@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from agc_ml.delivery import credentials
-from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
+from agc_ml.delivery.faults import (
+    CorruptError,
+    PermanentError,
+    ReplacedError,
+    ReplicaError,
+    TransientError,
+)
 from agc_ml.delivery.header import N_BYTES
 from agc_ml.delivery.transport import REPLACED, Data, Range
 
@@ -130,7 +136,7 @@ class HttpFile:
         if answer.stamp not in self._stamps:
             again = self._get([(0, N_BYTES)], end - time.monotonic())
             if (again.stamp, again.begin) != (answer.stamp, self.begin):
-                raise TransientError(REPLACED)
+                raise ReplacedError(REPLACED)
             self._stamps.add(answer.stamp)
         return answer
 

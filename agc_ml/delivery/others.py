@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from agc_ml.delivery.faults import PermanentError, ReplicaError, TransientError
+from agc_ml.delivery.faults import PermanentError, ReplacedError, ReplicaError, TransientError
 from agc_ml.delivery.transport import REPLACED, Data, Range, check, scheme
 
 
@@ -50,7 +50,7 @@ class OtherFile:
         except Exception as error:  # as above
             raise _sorted(error) from error
         if (int(info["size"] or 0), _stamp(info)) != (self.size, self.stamp):
-            raise TransientError(REPLACED)
+            raise ReplacedError(REPLACED)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -20,6 +20,7 @@ from agc_ml.delivery.faults import (
     CorruptError,
     MismatchError,
     PermanentError,
+    ReplacedError,
     ReplicaError,
     TransientError,
 )
@@ -33,6 +34,8 @@ DEADLINE_S: Final = 25.0
 OPERATION_S: Final = 8.0
 SLOWEST: Final = 1e6
 """One request to one replica may take ``OPERATION_S`` and, a second, so many bytes more."""
+CHECK_S: Final = 1.0
+"""So long a server may take to say whether a file is still what it was."""
 PAUSE_S: Final = 1.0
 MOST_RANGES: Final = 1000  # a vector read of a multiple of 1024 ranges is refused
 MOST_BYTES: Final = 2_097_136  # of one range in a vector read: XRootD's limit
@@ -184,10 +187,13 @@ class ReplicaSource(Source):  # type: ignore[misc]
             if self._transport is None:
                 return
             try:
-                self._transport.check_same(OPERATION_S)
-            except ReplicaError as error:
+                self._transport.check_same(CHECK_S)
+            except ReplacedError as error:
                 self._drop()
                 raise DeliveryError(str(error), may_be_replaced=True) from error
+            except ReplicaError as error:  # its server went; what it gave before is whole
+                logger.debug("%s: can't be compared: %s", self._wanted.lfn, error)
+                self._drop()
 
     def _from_any(self, action: Callable[[Transport, float], Answer], n_bytes: int) -> Answer:
         """Do something with a replica, with another one if it fails, until the deadline."""
@@ -284,8 +290,8 @@ class ReplicaSource(Source):  # type: ignore[misc]
             raise ChangedError(str(error)) from error
         if credentials.redacted(url) != known.url or transport.stamp == known.stamp:
             return
-        # mirrors behind one name of the web have stamps of their own, which tell of no change
-        if known.is_remembered or scheme(url) not in {"http", "https"}:
+        # mirrors behind one name, and caches, have times and tags of their own
+        if known.is_remembered or scheme(url) == "file":
             raise ChangedError(
                 "it was changed since it was opened first: its time or tag is another"
             )

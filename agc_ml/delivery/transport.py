@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from agc_ml.delivery.faults import CorruptError, PermanentError, TransientError
+from agc_ml.delivery.faults import CorruptError, PermanentError, ReplacedError
 
 Range = tuple[int, int]
 """The bytes [start, stop) of a file."""
@@ -44,8 +44,10 @@ class Transport(Protocol):
 
         Raises
         ------
-        TransientError
-            It was, or can't be looked at.
+        ReplacedError
+            It was.
+        ReplicaError
+            It can't be looked at.
         """
 
     def close(self) -> None:
@@ -148,10 +150,10 @@ class LocalFile:
         try:
             now = self._path.stat()
         except OSError as error:
-            raise TransientError(f"{REPLACED}: {_reason(error)}") from error
+            raise ReplacedError(f"{REPLACED}: {_reason(error)}") from error
         found = (now.st_dev, now.st_ino, now.st_size, str(now.st_mtime_ns))
         if found != (*self._identity, self.size, self.stamp):
-            raise TransientError(REPLACED)
+            raise ReplacedError(REPLACED)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import queue
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from agc_ml.delivery import credentials, health
-from agc_ml.delivery.faults import CorruptError, PermanentError, ReplicaError, TransientError
+from agc_ml.delivery.faults import (
+    CorruptError,
+    PermanentError,
+    ReplacedError,
+    ReplicaError,
+    TransientError,
+)
 from agc_ml.delivery.transport import REPLACED, Data, Range, check
 
 SETTINGS: Final = {
@@ -62,10 +69,7 @@ class XRootDFile:
                 "root:// needs the XRootD client: pip install 'agc-ml[xrootd]'"
             ) from error
         self._file = client.File()
-        target = _fresh(credentials.with_token(url))
-        self._system = client.FileSystem(target)
-        self._path = client.URL(target).path_with_params
-        self._call(self._file.open, target, _READ, timeout=timeout)
+        self._call(self._file.open, _fresh(credentials.with_token(url)), _READ, timeout=timeout)
         try:
             info = self._call(self._file.stat, timeout=timeout)
         except ReplicaError:
@@ -84,10 +88,10 @@ class XRootDFile:
         return parts
 
     def check_same(self, timeout: float) -> None:
-        """See that its server has the same file still; a file that it keeps open stays the old."""
-        info = self._call(self._system.stat, self._path, timeout=timeout)
+        """See that the open file was not written to. One that took its name is another one."""
+        info = self._call(partial(self._file.stat, force=True), timeout=timeout)
         if (int(info.size), str(info.modtime)) != (self.size, self.stamp):
-            raise TransientError(REPLACED)
+            raise ReplacedError(REPLACED)
 
     def close(self) -> None:
         """Let go of the file. Nobody waits for a server that may be gone."""
