@@ -118,7 +118,8 @@ def plain(value: Any) -> Any:  # noqa: PLR0911 - a line for each kind
     if isinstance(value, np.ndarray):
         return [value.dtype.kind, value.tolist()]
     if isinstance(value, ak.Array):
-        return [str(value.type.content), value.to_list()]
+        # parameters of a type have no order
+        return [str(ak.without_parameters(value).type.content), value.to_list()]
     if isinstance(value, np.generic):
         return plain(value.item())
     if isinstance(value, Mapping):
