@@ -180,18 +180,23 @@ class Columns:
         """Offsets of the objects in the entries [start, stop) that a counter counts."""
         if counter not in self._directory:
             raise InputFileError(f"branch {counter} is missing, which tells where events begin")
+        found: Array | None = self._offsets.get((counter, start, stop))
+        if found is not None:  # all columns of a collection ask for the same
+            return found
         baskets, first, last = self._directory[counter], start, stop
         if baskets is not None:
             touched = baskets.touched(start, stop)
             first, last = int(baskets.bounds[touched.start]), int(baskets.bounds[touched.stop])
-        key = counter, first, last
-        if key not in self._offsets:
+        if (first, last) != (start, stop):
+            found = self._starts(counter, first, last)[start - first : stop - first + 1]
+            found = found - found[0]
+        else:
             counts = self._read(counter, first, last)
             if counts.min(initial=0) < 0:
                 raise InputFileError(f"branch {counter} counts less than nothing; it is damaged")
-            self._offsets[key] = offsets_of(counts)
-        found = self._offsets[key][start - first : stop - first + 1]
-        return found - found[0] if found[0] else found
+            found = offsets_of(counts)
+        self._offsets[counter, start, stop] = found
+        return found
 
     def _basket(self, name: str, baskets: Baskets, i: int) -> _Basket:
         """What a basket holds; counters are kept, as all columns of a collection ask for them."""
