@@ -7,20 +7,17 @@ coffea's do. Content that never changes is not copied: models, corrections, clas
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import sys
 import time
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSet
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
-import boost_histogram as bh
 import cloudpickle
-import numpy as np
 
 from agc_ml.errors import ProcessorError
+from agc_ml.lasting import Lasting, returned_again
 from agc_ml.ml.hook import Model
 
 LARGE: Final = 1 << 20
@@ -59,7 +56,7 @@ class Original:
             raise ProcessorError(
                 f"{type(processor).__name__}: can't be copied for each chunk: {error}"
             ) from error
-        self._lasting = _Lasting(processor)
+        self._lasting = Lasting(processor)
         begun = time.perf_counter()
         self.copy()
         self._copy_s = time.perf_counter() - begun
@@ -90,11 +87,14 @@ class Original:
             It holds something of the class or of its module that has changed since.
         """
         name = self._lasting.changed_in(output)
-        if name is not None:
-            raise ProcessorError(
-                f"it returns {name}, which all chunks of a worker fill, so that they would count "
-                "twice; make it in process() or in __init__"
-            )
+        again = returned_again(output)
+        if name is None and again is None:
+            return
+        what = name or f"in output{again} what an earlier chunk returned"
+        raise ProcessorError(
+            f"it returns {what}, which all chunks of a worker fill, so that they would count "
+            "twice; make it in process() or in __init__"
+        )
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -135,54 +135,3 @@ def _is_shared(obj: Any) -> bool:
         for cls in type(obj).__mro__
         for package, name in _SHARED
     )
-
-
-class _Lasting:
-    """Containers of a processor's class and of its module, which last longer than a chunk."""
-
-    def __init__(self, processor: Any) -> None:
-        self._found: dict[int, tuple[str, Any, bytes]] = {}
-        for name, value in _attributes_and_globals(processor):
-            self._add(name, value)
-
-    def _add(self, name: str, value: Any) -> None:
-        if not isinstance(value, _CONTAINERS) or id(value) in self._found:
-            return
-        self._found[id(value)] = (name, value, _state(value))
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                self._add(f"{name}[{key!r}]", inner)
-
-    def changed_in(self, output: Any) -> str | None:
-        """Name of one that is in the output and is not what it was, None if there is none."""
-        if id(output) in self._found:
-            name, value, before = self._found[id(output)]
-            if _state(value) != before:
-                return name
-        inside = output.values() if isinstance(output, Mapping) else output
-        if isinstance(output, Mapping | list | tuple):
-            return next(filter(None, map(self.changed_in, inside)), None)
-        return None
-
-
-_CONTAINERS: Final = (MutableMapping, list, MutableSet, np.ndarray, bh.Histogram)
-
-
-def _state(value: Any) -> bytes:
-    try:
-        return hashlib.sha256(pickle.dumps(value)).digest()
-    except Exception:  # noqa: BLE001 - of any object: what can't be compared counts as changed
-        return b""
-
-
-def _attributes_and_globals(processor: Any) -> Iterator[tuple[str, Any]]:
-    function = processor if isinstance(processor, FunctionType) else None
-    for cls in type(processor).__mro__:
-        if cls.__module__.partition(".")[0] in {"builtins", "abc", "coffea"}:
-            continue
-        for name, value in vars(cls).items():
-            yield f"{cls.__name__}.{name}", value
-        function = function or vars(cls).get("process")
-    for name, value in getattr(function, "__globals__", {}).items():
-        if not name.startswith("__"):
-            yield name, value
