@@ -107,7 +107,8 @@ def _parts(value: Any, place: str) -> Iterator[tuple[str, Any]]:
     elif type(value).__name__ == "column_accumulator":
         yield from _parts(value.value, place)
     elif isinstance(value, (*_CONTAINERS, tuple)):
-        yield place, value
+        if not isinstance(value, tuple):
+            yield place, value
         for key, inner in _items(value):
             if not isinstance(inner, _PLAIN):
                 yield from _parts(inner, f"{place}[{key!r}]")

@@ -82,7 +82,8 @@ def _number(value: Any) -> float | None:
         value = value.value
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
-    return float(value) if isinstance(value, Real) else None
+    is_number = isinstance(value, Real) and not isinstance(value, np.timedelta64)
+    return float(value) if is_number else None
 
 
 COUNTS: Final = "events"
@@ -152,7 +153,7 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
     boost-histogram are hist's.
     """
     seen = {} if seen is None else seen
-    if isinstance(output, np.integer):
+    if _is_integer(output):
         return int(output)
     if isinstance(output, _IMMUTABLE):
         return output
@@ -163,6 +164,12 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
         return ready(copy.deepcopy(output), seen)
     seen[identity] = output
     return _ready_inside(output, seen)
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether it is an integer of numpy, also in an array without dimension."""
+    kind = value.dtype.kind if isinstance(value, np.generic | np.ndarray) else ""
+    return kind in {"i", "u"} and value.ndim == 0
 
 
 def _ready_inside(output: Any, seen: dict[int, Any]) -> Any:
@@ -225,11 +232,21 @@ def _added(left: Any, right: Any) -> Any:
     shapes = {x.shape for x in (left, right) if isinstance(x, np.ndarray) and x.ndim}
     if len(shapes) > 1:
         raise ValueError(f"arrays of the shapes {' and '.join(map(str, sorted(shapes)))}")
-    if isinstance(left, np.ndarray) or _is_awkward(left):
-        return left + right  # in place the one would keep its kind of numbers, the other can't
+    if isinstance(left, np.ndarray):
+        # in place it would keep its kind of numbers, which may be too small for their sum
+        are_integers = all(np.asarray(x).dtype.kind in "iu" for x in (left, right))
+        return np.add(left, right, dtype=_exact(left, right) if are_integers else None)
+    if _is_awkward(left):
+        return left + right
     with variances.kept_in_sum({"": left}, {"": right}):
         left += right
     return left
+
+
+def _exact(left: Any, right: Any) -> Any:
+    """The kind of integers that the sum of arrays of others is exact in."""
+    kind = np.result_type(left, right)
+    return np.promote_types(kind, np.uint64 if kind.kind == "u" else np.int64)
 
 
 _MAPPINGS: Final = {"dict", "Counter", "dict_accumulator", "defaultdict_accumulator"}

@@ -9,6 +9,8 @@ Plain values are plain JSON. What JSON does not know is an object with one key t
 - ``{"$awkward": {"form": ..., "length": n, "buffers": {name: "a1"}}}``: an awkward array
 - ``{"$histogram": "h0"}``: a histogram in a list, in ``outputs.zip`` under that name
 - ``{"$column": ...}``, ``{"$value": ...}``: coffea's ``column_accumulator``, ``value_accumulator``
+- ``{"$scalar": "a0"}``: a date, a duration or a long double of numpy, likewise
+- ``{"$weighted": [value, variance]}``: a sum of weights, as a ``Weight`` histogram gives it
 - ``{"$statistics": [sumw, sumw2, minw, maxw, n]}``: coffea's ``WeightStatistics``
 
 Numbers of numpy are numbers; all kinds of mappings are mappings, all kinds of lists lists.
@@ -78,8 +80,8 @@ def _encoded(value: Any, place: str, into: Encoded | None) -> Any:
     """JSON of a value; ``into`` takes arrays and histograms, None drops them."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return _of_numpy(value, place, into)
-    if value is None or value is True or value is False:
-        return value
+    if isinstance(value, str):
+        return _of_text(value, place)
     for kind, plain in _SCALARS.items():
         if isinstance(value, kind):
             return plain(value)
@@ -93,12 +95,19 @@ def _encoded(value: Any, place: str, into: Encoded | None) -> Any:
     return _of_object(value, place, into)
 
 
+def _of_text(value: str, place: str) -> str:
+    text = str.__str__(value)  # of an enumeration its content
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise TypeError(f"output{place} is {text!r}, which is no text; decode it in another way")
+    return text
+
+
 def _of_float(value: float) -> Any:
     return float(value) if math.isfinite(value) else {"$float": str(float(value))}
 
 
 _SCALARS: Final[dict[type | tuple[type, ...], Callable[[Any], Any]]] = {
-    str: str.__str__,  # of an enumeration its content
+    (bool, type(None)): lambda value: value,
     int: int,
     float: _of_float,
     complex: lambda value: {"$complex": [_of_float(value.real), _of_float(value.imag)]},
@@ -115,16 +124,17 @@ _SEQUENCES: Final[Mapping[Any, str]] = {
 def _of_numpy(value: Any, place: str, into: Encoded | None) -> Any:
     if value.dtype.kind in "biufcSU" and value.dtype != np.longdouble:
         return _encoded(value.item(), place, into)
+    if value.dtype.kind in _PLAIN:
+        return {"$scalar": _named(into and into.arrays, "a", lambda: np.asarray(value))}
     return _of_object(np.asarray(value), place, into)
 
 
 def _of_mapping(value: Mapping[Any, Any], place: str, into: Encoded | None) -> Any:
     is_plain = all(type(key) is str and not key.startswith("$") for key in value)
     pairs = [
-        (key if is_plain else _encoded(key, f"{place}: key {key!r}", into),
-         _encoded(inner, f"{place}[{key!r}]", into))
+        (_encoded(key, f"{place}: key {key!r}", into), _encoded(inner, f"{place}[{key!r}]", into))
         for key, inner in value.items()
-    ]  # fmt: skip
+    ]
     return dict(pairs) if is_plain else {"$dict": [list(pair) for pair in pairs]}
 
 
@@ -137,12 +147,9 @@ def _of_object(value: Any, place: str, into: Encoded | None) -> Any:
             return {"$array": _named(into and into.arrays, "a", lambda: np.asarray(value))}
     elif "awkward.Array" in kind:
         return _of_awkward(value, into)
-    elif "coffea.column_accumulator" in kind:
-        return {"$column": _encoded(value.value, place, into)}
-    elif "coffea.value_accumulator" in kind:
-        return {"$value": _encoded(value.value, place, into)}
-    elif "coffea.WeightStatistics" in kind:
-        return {"$statistics": [_encoded(getattr(value, n), place, into) for n in _STATISTICS]}
+    for cls in kind & _OBJECTS.keys():
+        name, content = _OBJECTS[cls]
+        return {name: _encoded(content(value), place, into)}
     what = type(value).__name__
     if isinstance(value, np.ndarray):
         what = f"{what} of {'masked values' if np.ma.isMaskedArray(value) else value.dtype}"
@@ -150,6 +157,12 @@ def _of_object(value: Any, place: str, into: Encoded | None) -> Any:
 
 
 _STATISTICS: Final = ("sumw", "sumw2", "minw", "maxw", "n")
+_OBJECTS: Final[dict[str, tuple[str, Callable[[Any], Any]]]] = {
+    "coffea.column_accumulator": ("$column", lambda of: of.value),
+    "coffea.value_accumulator": ("$value", lambda of: of.value),
+    "coffea.WeightStatistics": ("$statistics", lambda of: [getattr(of, n) for n in _STATISTICS]),
+    "boost_histogram.WeightedSum": ("$weighted", lambda of: [of.value, of.variance]),
+}
 
 
 def _named(kept: dict[str, Any] | None, letter: str, make: Callable[[], Any]) -> str:
@@ -188,13 +201,16 @@ def _lines(content: Any, name: str) -> Iterator[tuple[str, str]]:
     elif special == "$dict":
         for key, inner in content[special]:
             yield from _lines(inner, f"{name}/{key}" if name else str(key))
-    elif special in {"$float", "$value", "$set", "$frozenset", "$tuple", "$statistics"}:
+    elif special in _TEXTS:
         yield name, _text(content[special])
     elif special:
         kind = {"$array": "array", "$column": "column", "$awkward": "awkward array"}
         yield name, f"{kind.get(special, special[1:])}, in the run directory"
     else:
         yield name, _text(content)
+
+
+_TEXTS: Final = {"$float", "$value", "$set", "$frozenset", "$tuple", "$weighted", "$statistics"}
 
 
 def _text(content: Any) -> str:
@@ -254,6 +270,8 @@ _READERS: Final[dict[str, Callable[[Any, Encoded], Any]]] = {
     },
     "$array": lambda name, encoded: encoded.arrays[name],
     "$histogram": lambda name, encoded: encoded.histograms[name],
+    "$scalar": lambda name, encoded: encoded.arrays[name][()],
+    "$weighted": lambda parts, encoded: bh.accumulators.WeightedSum(*_decoded(parts, encoded)),
     "$awkward": _awkward,
     "$column": _column,
     "$value": _value,

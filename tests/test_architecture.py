@@ -18,7 +18,7 @@ ORDER = [
     {"_version", "errors", "options"},
     {"folders", "kernels", "referred", "variances", "variations"},
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
-    {"attachments", "opened_files", "outputs"},
+    {"attachments", "lasting", "opened_files", "outputs"},
     {"agc", "declarations", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
     {"baskets", "instances", "reading", "records", "sources"},

@@ -168,8 +168,30 @@ def test_columns_that_were_not_read_yet(paths: list[Path], tmp_path: Path) -> No
 
 
 def test_sums_of_small_integers_do_not_overflow(paths: list[Path], tmp_path: Path) -> None:
-    result = run(lambda _: {"n": np.int32(2_000_000_000), "u": np.uint8(200)}, paths, tmp_path)
-    assert result.outputs == {"n": 8 * 2_000_000_000, "u": 8 * 200}
+    def make(_: Any) -> Any:
+        numbers = {"n": np.int32(2_000_000_000), "u": np.uint8(200), "z": np.array(200, np.uint8)}
+        many = {"many": np.array([200, 1], np.uint8), "signed": np.array([2_000_000_000], "i4")}
+        return numbers | many
+
+    result = run(make, paths, tmp_path)
+    found = {name: np.asarray(value).tolist() for name, value in result.outputs.items()}
+    assert found["n"] == 8 * 2_000_000_000
+    assert found["u"] == found["z"] == 8 * 200
+    assert found["many"] == [8 * 200, 8]
+    assert found["signed"] == [8 * 2_000_000_000]
+
+
+def test_sums_of_weights_and_dates(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        h = hist.Hist.new.Reg(2, 0, 1, name="x").Weight().fill([0.5] * len(events), weight=2)
+        days = {np.datetime64("2026-01-01"), np.datetime64("2026-01-02")}
+        return {"yield": h.sum(), "days": days, "time": np.timedelta64(2, "s")}
+
+    result = run(make, paths, tmp_path)
+    for found in (result.outputs, agc.RunResult.load(tmp_path / "run").outputs):
+        assert (found["yield"].value, found["yield"].variance) == (4 * N, 8 * N)
+        assert found["days"] == {np.datetime64("2026-01-01"), np.datetime64("2026-01-02")}
+        assert found["time"] == np.timedelta64(16, "s")
 
 
 def test_lists_of_coffea(paths: list[Path], tmp_path: Path) -> None:
@@ -251,6 +273,8 @@ def test_tables_everywhere(paths: list[Path], tmp_path: Path) -> None:
         ({"a": [1, object()]}, "output['a'][1] is a object"),
         ({"x": np.array([None])}, "output['x'] is a ndarray of object"),
         ({"x": np.ma.masked_array([1.0])}, "of masked values"),
+        ({"x": "caf\udce9"}, "output['x'] is 'caf\\udce9', which is no text"),
+        ({"x": {"caf\udce9": 1}}, "which is no text"),
         ({"x": None}, "output['x'] can't be added: it is a NoneType"),
         ({"x": {"d": np.datetime64("2020-01-01")}}, "output['x']['d'] can't be added"),
         ({"cutflow": {"a": {"b": object()}}}, "output['cutflow']['a']['b'] is a object"),
