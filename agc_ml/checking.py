@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from agc_ml import catalogue, cluster, executors, progress
 from agc_ml.account import Tick
 from agc_ml.catalogue import Facts
-from agc_ml.datasets import Dataset, File, Fileset, Wanted
+from agc_ml.datasets import Dataset, File, Fileset, Wanted, plain_tree
 from agc_ml.declarations import wanted_of
 from agc_ml.delivery import ways
 from agc_ml.delivery.credentials import redacted
@@ -112,14 +112,15 @@ def _replicas(fileset: Fileset) -> Iterator[tuple[Dataset, File]]:
 def _checked(
     dataset: Dataset, file: File, outcome: Outcome, owners: dict[tuple[str, ...], tuple[str, str]]
 ) -> CheckedFile:
-    """What became of a replica; ``owners`` holds where each UUID was seen, and is added to."""
+    """What became of a replica; ``owners`` holds where each tree was seen, and is added to."""
     info = outcome if isinstance(outcome, FileInfo) else None
     problem = outcome.reason if isinstance(outcome, Failure) else None
     if info is None and problem is None:
         problem = "the worker died while it opened the file"
     if info is not None:
         place = (dataset.name, file.lfn)
-        first = owners.setdefault((dataset.process, dataset.variation, info.uuid), place)
+        events = (dataset.process, dataset.variation, info.uuid, plain_tree(file.tree))
+        first = owners.setdefault(events, place)
         if first != place:
             where = "" if first[0] == dataset.name else f" in dataset {first[0]}"
             problem = f"the same file as {first[1]}{where} (UUID {info.uuid})"

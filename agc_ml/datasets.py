@@ -22,6 +22,7 @@ EVENT_ID: Final = ("run", "luminosityBlock", "event")
 _MOST_DEPTH: Final = 50
 _MOST_VALUES: Final = 1_000_000
 _NUMBER: Final = re.compile(r'"[-+]?(\d+(?:\.\d*)?[eE]\+?\d+)"')
+_CYCLE: Final = re.compile(r";\d+(?=/|$)")
 
 
 NANOAOD: Final = "NanoAODSchema"
@@ -83,6 +84,15 @@ def check_text(what: str, text: str) -> None:
         raise FilesetError(f"{what} is empty, or has signs that are not UTF-8 or NUL; rename it")
 
 
+def plain_tree(name: str) -> str:
+    """Name of a tree without what only spells it: slashes around it, and cycles.
+
+    The cycles of a tree are what it was when it was written, so that one holds the events of
+    another: they count as one tree.
+    """
+    return re.sub("/+", "/", _CYCLE.sub("", name)).strip("/")
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """A ROOT file.
@@ -135,6 +145,7 @@ class Dataset:
     ``xsec`` is the cross-section in pb (None: unknown, or data); ``xsec_source`` where the number
     comes from. ``metadata`` is the user's own and reaches the processor as it is. Two files with
     one ``lfn``, or with one stated ``uuid`` and tree, are refused: their events would count twice.
+    A tree is the same however it is spelled (`plain_tree`).
     """
 
     name: str
@@ -357,7 +368,8 @@ def _refuse_doubles(dataset: Dataset) -> None:
     places: dict[tuple[str, str], File] = {}
     uuids: dict[tuple[str, str], File] = {}
     for file in dataset.files:
-        if (twin := lfns.get(file.lfn)) is not None and twin.tree != file.tree:
+        tree = plain_tree(file.tree)
+        if (twin := lfns.get(file.lfn)) is not None and plain_tree(twin.tree) != tree:
             raise FilesetError(
                 f"dataset {dataset.name}: {file.lfn} is listed with the trees {twin.tree} and "
                 f"{file.tree}; make a dataset of each"
@@ -369,19 +381,19 @@ def _refuse_doubles(dataset: Dataset) -> None:
             )
         lfns[file.lfn] = file
         for path in _paths(file):
-            if (twin := places.setdefault((path, file.tree), file)) is not file:
+            if (twin := places.setdefault((path, tree), file)) is not file:
                 raise FilesetError(
                     f"dataset {dataset.name}: {twin.lfn} and {file.lfn} are the same file "
                     f"({path}), its events would count twice; remove one"
                 )
         if file.uuid is None:
             continue
-        if (twin := uuids.get((file.uuid, file.tree))) is not None:
+        if (twin := uuids.get((file.uuid, tree))) is not None:
             raise FilesetError(
                 f"dataset {dataset.name}: {twin.lfn} and {file.lfn} are the same file (UUID "
                 f"{file.uuid}), its events would count twice; remove one"
             )
-        uuids[file.uuid, file.tree] = file
+        uuids[file.uuid, tree] = file
 
 
 def _refuse_shared(datasets: Iterable[Dataset]) -> None:
@@ -392,7 +404,7 @@ def _refuse_shared(datasets: Iterable[Dataset]) -> None:
             keys = [("lfn", file.lfn), *(("path", path) for path in _paths(file))]
             keys += [] if file.uuid is None else [("uuid", file.uuid)]
             for key in keys:
-                place = (*key, file.tree, dataset.process, dataset.variation)
+                place = (*key, plain_tree(file.tree), dataset.process, dataset.variation)
                 owner, twin = owners.setdefault(place, (dataset, file))
                 if owner is not dataset:
                     raise FilesetError(

@@ -15,7 +15,7 @@ from typing import Final
 from agc_ml import attachments
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.datasets import Dataset, File
+from agc_ml.datasets import Dataset, File, plain_tree
 from agc_ml.delivery.credentials import redacted
 from agc_ml.delivery.transport import local_path
 from agc_ml.errors import (
@@ -108,7 +108,7 @@ def _refuse_duplicates(account: Account) -> None:
         info = account.files.get((dataset.name, file.lfn))
         if info is None:
             continue
-        key = (dataset.process, dataset.variation, info.uuid, file.tree)
+        key = (dataset.process, dataset.variation, info.uuid, plain_tree(file.tree))
         owner, twin = seen.setdefault(key, (dataset, file))
         if (owner.name, twin.lfn) != (dataset.name, file.lfn):
             where = "" if owner.name == dataset.name else f" of dataset {owner.name}"

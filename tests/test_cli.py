@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import nanoaod
 import pytest
+import uproot
 from commandline import agc
 from rich.console import Console
 
@@ -224,6 +225,20 @@ def test_fileset_check_finds_a_file_in_datasets_that_add_up(folder: Path, tmp_pa
     problems = [file["problem"] for file in json.loads(called.out)]
     assert problems[0] is None
     assert f"the same file as {paths[0]} in dataset a" in problems[1]
+
+
+def test_fileset_check_tells_trees_apart(tmp_path: Path) -> None:
+    path = nanoaod.write(tmp_path / "a.root", nanoaod.events(5, 1), tree="A")
+    with uproot.update(path) as file:
+        file["B"] = {"x": [1.0, 2.0]}
+    (tmp_path / "link.root").symlink_to(path)
+    listed = [{"replicas": [str(path)], "tree": "A"}, {"replicas": ["link.root"]}]
+    fileset = {"schema": 1, "datasets": {"a": {"process": "tt", "files": listed}}}
+    for tree, says in (("B", "all 2 files are good"), ("/A;1", "the same file as")):
+        listed[1]["tree"] = tree
+        (tmp_path / "f.json").write_text(json.dumps(fileset))
+        called = agc("fileset", "check", tmp_path / "f.json", "--cluster", "inline")
+        assert says in " ".join((called.out + called.err).split())
 
 
 def test_version() -> None:

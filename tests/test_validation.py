@@ -19,6 +19,7 @@ from commandline import agc as command
 
 import agc_ml as agc
 from agc_ml import execution
+from agc_ml.datasets import EVENT_ID
 from agc_ml.errors import AgcError
 from agc_ml.validation import validate
 
@@ -52,6 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "set").mkdir()
     shutil.copy(good, folder / "set" / "a.root.1")
     os.mkfifo(folder / "pipe.root")
+    with uproot.recreate(folder / "two.root") as file:
+        for tree in ("A", "d/B"):
+            file[tree] = {name: np.ones(7, np.int32) for name in EVENT_ID}
     with uproot.recreate(folder / "hists.root") as file:
         file["Events"] = hist.Hist.new.Reg(3, 0, 1).Double()
     return folder
@@ -94,6 +98,11 @@ GOOD = [
     own("good.root"),
     own("good.root", "other.root", "none.root"),
     own("tree.root:T"),
+    own("two.root:A", "./two.root:d/B"),
+    {
+        name: {"files": [file], "metadata": {"process": "p"}}
+        for name, file in {"a": "two.root:A", "b": "two.root:/d//B"}.items()
+    },
     own({"replicas": ["gone.root", "good.root"]}),
     own({"replicas": ["gopher://h/a.root", "good.root"]}),
     own({"replicas": ["good.root"], "entries": 30}),
@@ -122,6 +131,16 @@ BAD = [
     (own("good.root", "copy.root"), "same file (UUID"),
     (own("good.root", "link.root"), "same file (UUID"),
     (own("good.root", "./good.root"), "same file"),
+    (own("good.root:Events;1", "copy.root"), "same file (UUID"),
+    (own("good.root:/Events", {"replicas": ["link.root"], "tree": "Events;1"}), "same file (UUID"),
+    (own("two.root:d/B", {"replicas": ["two.root"], "tree": "/d;1//B;1"}), "listed twice"),
+    (
+        {
+            name: {"files": [file], "metadata": {"process": "p"}}
+            for name, file in {"a": "good.root:Events;1", "b": "good.root"}.items()
+        },
+        "are the same file",
+    ),
     (own("good.root", "set/../good.root"), "same file"),
     (own("good.root", "**/a.root*"), "same file (UUID"),
     (own({"replicas": ["good.root"], "entries": 31}), "its entries is 30, but the fileset says 31"),
