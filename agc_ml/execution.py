@@ -54,8 +54,8 @@ def open_files(account: Account, executor: Executor) -> None:
         A file is there twice in a dataset, under different names.
     """
     files = {
-        file_label(d, f): (d, f)
-        for d, f in account.all_files()
+        str(number): (d, f)
+        for number, (d, f) in enumerate(account.all_files())
         if (d.name, f.lfn) not in account.files and not account.remember(d, f)
     }
     jobs = {
@@ -64,14 +64,15 @@ def open_files(account: Account, executor: Executor) -> None:
     }
     for key, outcome in executor.outcomes(inspect_file, jobs):
         dataset, file = files[key]
+        label = file_label(dataset, file)
         if isinstance(outcome, FileInfo):
             account.learn(dataset, file, outcome)
         elif isinstance(outcome, Failure):
             if outcome.kind != "input":
-                raise InputFileError(f"{key}: {outcome.reason}")
-            account.failed(key, outcome.reason)
+                raise InputFileError(f"{label}: {outcome.reason}")
+            account.failed(label, outcome.reason)
         else:
-            account.failed(key, "the worker died while it opened the file")
+            account.failed(label, "the worker died while it opened the file")
     _refuse_duplicates(account)
     _refuse_empty(account)
     account.plan()
