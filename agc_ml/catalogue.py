@@ -40,6 +40,7 @@ DEMO: Final = "demo"
 """The name of the embedded fileset; a file of that name is ``./demo``."""
 
 _MOST_BYTES: Final = 1 << 29
+_MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 def load(source: str | Path, *, dataset: str | None = None) -> Fileset:
@@ -250,11 +251,24 @@ def _refuse_doubles(keys: Iterable[Any]) -> None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without double keys, of which the plain loader would silently drop the first."""
+    """YAML without double keys, of which the plain loader would silently drop the first.
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        _refuse_doubles(self.construct_object(key, deep=True) for key, _ in node.value)
-        return super().construct_mapping(node, deep=deep)
+    What a merge (``<<: *base``) brings in gives way to a mapping's own keys, as YAML has it.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flat: set[int] = set()
+
+    def flatten_mapping(self, node: Any) -> None:
+        if id(node) in self._flat:  # another one merges it, and both its own keys are in it now
+            return
+        self._flat.add(id(node))
+        own = [key for key, _ in node.value if key.tag != _MERGE]
+        _refuse_doubles(self.construct_object(key, deep=True) for key in own)
+        super().flatten_mapping(node)
+        # the last one counts; if all were kept, a few lines could stand for billions
+        node.value = list({(key.tag, str(key.value)): (key, of) for key, of in node.value}.values())
 
 
 def _from_list(path: Path, dataset: str | None) -> Fileset:

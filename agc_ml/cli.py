@@ -45,6 +45,9 @@ def main() -> NoReturn:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}; check the path and its permissions", 1)
     except Exception as error:  # a fault of ours: still one line, and the traceback for a report
         logging.getLogger("agc_ml").debug("", exc_info=True)
         _fail(f"unexpected {type(error).__name__}: {error} (a fault of agc-ml; see it with -v)", 1)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date, time
 from fnmatch import fnmatchcase
+from numbers import Number
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -115,10 +118,22 @@ class File:
     generated: int | None = None
     dropped: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.uuid is not None:
+            object.__setattr__(self, "uuid", _canonical_uuid(self.uuid))
+
     @property
     def url(self) -> str:
         """The first replica."""
         return self.replicas[0]
+
+
+def _canonical_uuid(text: str) -> str:
+    """A UUID as files' own are written: in lower case, with dashes; what is none stays as it is."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +257,7 @@ class Fileset:
                 for d in self.datasets
             ],
         ]
-        text = json.dumps(content, sort_keys=True, default=repr)
+        text = json.dumps(content, sort_keys=True, default=as_text)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -336,7 +351,7 @@ def _refuse_metadata(dataset: Dataset) -> None:
         where = f"dataset {dataset.name}: metadata -> {key}"
         try:
             _refuse_bombs(value)
-            text = json.dumps(value, sort_keys=True, allow_nan=False, default=repr)
+            text = json.dumps(value, sort_keys=True, allow_nan=False, default=as_text)
         except (TypeError, ValueError, RecursionError) as error:
             raise FilesetError(f"{where}: it can't be kept ({error}); take it out") from error
         for number in _NUMBER.findall(text):  # YAML takes 1e999 for text
@@ -347,6 +362,22 @@ def _refuse_metadata(dataset: Dataset) -> None:
         raise FilesetError(
             f"dataset {dataset.name}: metadata -> nevts: {nevts!r} is no number of events"
         )
+
+
+def as_text(value: Any) -> str:
+    """Text, for JSON, of what JSON has no form for: a date, or a number such as numpy's.
+
+    Raises
+    ------
+    TypeError
+        It is something else, of which another process may make another text.
+    """
+    if isinstance(value, date | time | Number):
+        return repr(value)
+    raise TypeError(
+        f"{type(value).__name__} is no number, text, date, list or mapping, and may be another "
+        "the next time"
+    )
 
 
 def _refuse_bombs(value: Any) -> None:

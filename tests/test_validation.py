@@ -52,7 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "none").mkdir()
     (folder / "set").mkdir()
     shutil.copy(good, folder / "set" / "a.root.1")
-    os.mkfifo(folder / "pipe.root")
+    for name in ("pipe.root", "pipe.json", "pipe.onnx", "pipe"):
+        os.mkfifo(folder / name)
     with uproot.recreate(folder / "two.root") as file:
         for tree in ("A", "d/B"):
             file[tree] = {name: np.ones(7, np.int32) for name in EVENT_ID}
@@ -123,6 +124,7 @@ BAD = [
     (own("text.root"), "not a ROOT file"),
     (own("empty.root"), "it is empty"),
     (own("hists.root"), "no tree"),
+    (own("none.root"), "dataset tt: no events in it"),
     (own("pipe.root"), "it is a pipe"),
     (own("folder.root"), "no *.root files in that folder"),
     (own("none"), "no *.root files in that folder"),
@@ -244,7 +246,6 @@ def rntuple(path: Path) -> Path:
     ("make", "kind", "says"),
     [
         (lambda f, _: f / "good.root", "event file", "30 events in Events"),
-        (lambda f, _: f / "none.root", "event file", "0 events in Events"),
         (lambda _, t: rntuple(t / "r.root"), "event file", "7 events in Events"),
         (lambda f, _: f / "tree.root:T", "event file", "10 events in T"),
         (lambda f, t: shutil.copy(f / "good.root", t / "a.root.1"), "event file", "30 events"),
@@ -264,13 +265,20 @@ def test_files_of_events(
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("cut.root", "histograms", "cut.root"),
-        ("tree.root", "histograms", "no histograms in it"),
+        ("cut.root", "event file", "it is cut off"),
+        ("empty.root", "event file", "it is empty"),
+        ("text.root", "event file", "not a ROOT file"),
+        ("none.root", "event file", "no events in Events"),
+        ("tree.root", "event file", "no tree 'Events' in it (another one: FILE:TREE); there is T"),
         ("good.root:T", "event file", "no tree 'T' in it"),
-        ("pipe.root", "histograms", "no such file"),
+        *(
+            (name, "nothing", "neither a file nor a folder, but a pipe")
+            for name in ("pipe.root", "pipe.json", "pipe.onnx", "pipe")
+        ),
         ("nowhere.root", "nothing", "no such file"),
         ("nowhere.root:T", "nothing", "no such file"),
-        ("none", "run directory", "not a run directory"),
+        ("none", "fileset", "no *.root files in that folder"),
+        ("x" * 300, "nothing", "can't be looked into (File name too long)"),
     ],
 )
 def test_what_is_no_file_of_events(name: str, kind: str, says: str, folder: Path) -> None:
