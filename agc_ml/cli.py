@@ -73,11 +73,13 @@ def cli() -> None:
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
-    settings = {}
+    settings: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair}: FIELD=VALUE is needed")
+        if name in settings:
+            raise UsageError(f"--set {name}: given twice, as {settings[name]} and as {value}")
         settings[name] = value
     return settings
 
@@ -90,7 +92,7 @@ def _fileset(
 
     fileset = Fileset.load(catalogue.DEMO if source is None else source, dataset=dataset)
     if datasets is not None:
-        fileset = fileset.select(datasets.split(","))
+        fileset = fileset.select(name.strip() for name in datasets.split(","))
     return fileset if max_files is None else fileset.limit(files=max_files)
 
 
@@ -188,7 +190,10 @@ def measure(**given: Any) -> None:
 @options.json_option
 @options.logging_options
 def plan(**given: Any) -> None:
-    """Say what 'run' would do: files, events, chunks, branches and bytes. Processes nothing."""
+    """Say what 'run' would do: files, events, chunks, branches and bytes. Processes nothing.
+
+    Exit code 1 if a file can't be opened.
+    """
     from agc_ml import planning, tables  # noqa: PLC0415 - on demand
 
     found = planning.plan(
@@ -203,6 +208,7 @@ def plan(**given: Any) -> None:
         workers=given["workers"],
     )
     tables.plan(found).print(as_json=given["as_json"])
+    sys.exit(1 if found.unreadable else 0)
 
 
 @cli.command(epilog="Example: agc-ml show runs/first")
@@ -226,8 +232,8 @@ def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, *
     """Draw stacked distributions and the shape of every variation, as PNG and PDF.
 
     RUN_OR_HISTOGRAMS is a run directory, a ROOT file with the names of the Analysis Grand
-    Challenge, or its published reference JSON; for files, CONFIG (a fit configuration) names
-    regions and processes, by default those of ttbar.
+    Challenge, or its published reference JSON. CONFIG (a fit configuration) names the regions that
+    are shown large, and of files the processes, too; by default those of the processor, or ttbar.
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
@@ -374,6 +380,7 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
 @click.argument("source", metavar="FILESET", required=False)
 @click.option("--processor", help="Check also for the branches that it needs.")
+@options.processor_options
 @click.option(
     "--write",
     "target",
@@ -397,7 +404,8 @@ def fileset_check(
         catalogue.check_target(target)
     given["fileset"] = given.pop("source")
     chosen = _chosen(given)
-    how = {key: given[key] for key in ("via", "checksums", "site", "workers")}
+    how = {key: given[key] for key in ("model", "schema", "via", "checksums", "site", "workers")}
+    how["settings"] = _settings(given["settings"])
     found = checking.check(chosen, processor, quiet=quiet or as_json, **how)
     tables.checked(found).print(as_json=as_json)
     if any(file.problem for file in found):

@@ -197,6 +197,9 @@ def checked(found: Sequence[CheckedFile]) -> Page:
         what = f"{len(found)} replicas of {len(files)} files"
     good = f"{len(found) - len(bad)} of {what}" if bad else f"all {what}"
     summary = f"{good} are good, {sum(files.values()):,} events"
+    n_empty = sum(file.entries == 0 and file.problem is None for file in found)
+    if n_empty:
+        summary += f"; {n_empty} without any"
     table = Table(
         "bad files", ("dataset", "file", "problem"), [(f.dataset, f.url, f.problem) for f in bad]
     )
