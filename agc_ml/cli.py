@@ -35,6 +35,9 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "agc-ml"
         _fail(f"{error.format_message()} (see {command} --help)", 2)

@@ -49,9 +49,9 @@ class Page:
             return
         from rich.console import Console  # noqa: PLC0415 - only when something is printed
 
-        console = Console(highlight=False, soft_wrap=False)
+        console = Console(highlight=False, soft_wrap=False, emoji=False)
         if not console.is_terminal:
-            console = Console(highlight=False, width=PIPE_WIDTH)
+            console = Console(highlight=False, width=PIPE_WIDTH, emoji=False)
         for part in self.parts:
             console.print(_rendered(part) if isinstance(part, Table) else part, markup=False)
 

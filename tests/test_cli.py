@@ -56,6 +56,19 @@ def test_help_teaches(words: list[str]) -> None:
         assert "Example: agc-ml " + " ".join(words) in " ".join(called.out.split())
 
 
+@pytest.mark.parametrize("words", [[], ["fileset"], ["service"]], ids=str)
+def test_groups_alone_print_their_help(words: list[str]) -> None:
+    alone, asked = agc(*words), agc(*words, "--help")
+    assert (alone.code, alone.out) == (2, "")
+    assert alone.err == asked.out
+
+
+def test_names_that_look_like_emoji(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps({":smile:": ["a.root"], ":x:": [":smile:.root"]}))
+    called = agc("fileset", "show", tmp_path / "f.json")
+    assert called.out.count(":smile:") == 4
+
+
 def test_run_says_three_things(folder: Path, tmp_path: Path) -> None:
     called = agc(
         *("run", "ttbar", folder / "fileset.yaml", "--cluster", "inline"),
