@@ -146,7 +146,8 @@ def run(**given: Any) -> None:
 
     PROCESSOR is a registered name (ttbar, dimuon), module:Class, or path/to/file.py:Class. FILESET
     is a JSON or YAML file (also .gz), a ROOT file (file.root:Tree for another tree than Events), a
-    folder, a glob, or a .txt with one of these a line; without it, the embedded demo set.
+    folder, a glob, or a .txt (also .gz) with ROOT files or URLs, one a line; without it, the
+    embedded demo set.
     """
     from agc_ml import running  # noqa: PLC0415 - on demand
 

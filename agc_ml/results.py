@@ -439,5 +439,5 @@ def _cannot_read(path: Path, error: OSError) -> str:
 def _cannot_write(path: Path, error: OSError) -> str:
     return (
         f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
-        "another folder with -o"
+        "name another place"
     )

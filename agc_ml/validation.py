@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.account import file_label
-from agc_ml.catalogue import LIST, is_described, read_mapping
+from agc_ml.catalogue import is_described, is_list, read_mapping
 from agc_ml.datasets import File, Fileset
 from agc_ml.delivery.transport import scheme
 from agc_ml.errors import AgcError, InputFileError
@@ -60,9 +60,11 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
     if path.is_dir() or path.name == MANIFEST:
         return _recognise_folder(path)
     by_ending = dict.fromkeys(MODELS, ("model", _model))
-    by_ending |= {".parquet": ("training set", _training_set), LIST: ("fileset", _fileset)}
+    by_ending[".parquet"] = ("training set", _training_set)
     if path.suffix.lower() in by_ending:
         return by_ending[path.suffix.lower()]
+    if is_list(path):
+        return "fileset", _fileset
     if not is_described(path):
         return _recognise_root_file(path)
     try:

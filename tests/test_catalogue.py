@@ -357,6 +357,8 @@ def test_a_list(files: Path) -> None:
     ]
     assert [file.tree for file in dataset.files] == ["Events", "Events", "T", "Events", "Events"]
     assert Fileset.load(path, dataset="wjets").datasets[0].process == "wjets"
+    (files / "ttbar__up.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert Fileset.load(files / "ttbar__up.txt.gz") == fileset
 
 
 @pytest.mark.parametrize(

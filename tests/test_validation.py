@@ -209,6 +209,7 @@ def test_what_a_run_refuses_is_not_good(
         ("list.txt", "good.root\n# the same\ncopy.root\n", "same file"),
         ("list.txt", "good.root\nmissing.root\n", "No such file"),
         ("list.txt", "readme\n", "line 1: readme"),
+        ("list.txt", "good.root\npipe.json\n", "line 2: pipe.json: a list names ROOT files"),
         ("f.json", '{"tt": {"files": ["good.root"], "metadata": {"k": 1e999}}}', "metadata -> k"),
         ("f.yaml", "tt: {files: [good.root], metadata: {k: .nan}}", "metadata -> k"),
         ("f.yaml", "tt: {files: [good.root], metadata: {k: 1e999}}", "metadata -> k"),
@@ -271,6 +272,7 @@ def test_files_of_events(
         ("none.root", "event file", "no events in Events"),
         ("tree.root", "event file", "no tree 'Events' in it (another one: FILE:TREE); there is T"),
         ("good.root:T", "event file", "no tree 'T' in it"),
+        ("good.root:Events/run", "event file", "no tree 'Events/run' in it"),
         *(
             (name, "nothing", "neither a file nor a folder, but a pipe")
             for name in ("pipe.root", "pipe.json", "pipe.onnx", "pipe")
