@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, time
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from numbers import Number
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -87,6 +88,7 @@ def check_text(what: str, text: str) -> None:
         raise FilesetError(f"{what} is empty, or has signs that are not UTF-8 or NUL; rename it")
 
 
+@lru_cache
 def plain_tree(name: str) -> str:
     """Name of a tree without what only spells it: slashes around it, and cycles.
 

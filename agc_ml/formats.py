@@ -474,6 +474,7 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = " -> ".join(str(part) for part in first["loc"])
     message = first["msg"].replace("Extra inputs are not permitted", "unknown field")
+    message = message.removeprefix("Value error, ")
     given = first.get("input")
     shown = f" (it is {repr(given)[:80]})" if isinstance(given, str | int | float) else ""
     return f"{where}: {message}{shown}"

@@ -27,6 +27,7 @@ _MAGIC: Final = re.compile(r"[*?\[]")
 _REMOTE_MAGIC: Final = re.compile(r"[*\[]")  # in URLs a question mark begins the query
 _SIGNS: Final = re.compile(r"[*?\[$]|^~")
 _REMOTE_SIGNS: Final = re.compile(r"[*\[$]")
+_WEB_SIGNS: Final = re.compile(r"[*\[$#]")
 _SECRET: Final = re.compile(
     r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature|sig|xrdhttptk)="
 )
@@ -167,14 +168,14 @@ def written(url: str) -> str:
         return local.absolute().as_uri() if _SIGNS.search(name) or split_tree(name)[1] else url
     scheme, sign, rest = url.partition("://")
     host, slash, path = rest.partition("/")  # a host may have brackets
-    if not _REMOTE_SIGNS.search(path):
-        return url
-    if scheme.lower() not in {"http", "https"}:
+    if scheme.lower() in {"http", "https"}:
+        escaped = _WEB_SIGNS.sub(lambda found: f"%{ord(found[0]):02X}", path)
+        return f"{scheme}{sign}{host}{slash}{escaped}"
+    if _REMOTE_SIGNS.search(path):
         raise FilesetError(
             f"{redacted(url)}: with '$', '*' or '[' in its name a fileset can't list it; rename it"
         )
-    escaped = _REMOTE_SIGNS.sub(lambda sign: f"%{ord(sign[0]):02X}", path)
-    return f"{scheme}{sign}{host}{slash}{escaped}"
+    return url
 
 
 def _is_there(path: Path) -> bool:

@@ -203,7 +203,7 @@ def test_a_tree_is_split_off_again(stem: str, number: str, tree: str) -> None:
         assert split_tree(f"{place}:x{tree}") == (place, f"x{tree}")
 
 
-@given(st.text("a*?[]$~%:", min_size=1, max_size=8))
+@given(st.text("a*?[]$~%:#", min_size=1, max_size=8))
 def test_what_is_written_is_meant(stem: str) -> None:
     path = f"/d/{stem}.root"
     for place in (path, f"{path}:T", f"/d{path}/../~x"):
