@@ -299,6 +299,7 @@ class Account:
             size=info.size,
             url=receipt.url if receipt else info.url,
             stamp=receipt.stamp if receipt else info.stamp,
+            tree=chunk.tree,
         )
 
 

@@ -4,7 +4,7 @@
 - coffea filesets: ``{dataset: [urls]}`` and ``{dataset: {"files": {url: tree}, "metadata": {}}}``;
 - our own, JSON or YAML with ``schema: 1``;
 - a ROOT file, a folder of them, or a glob, perhaps with a tree: ``a.root:Events``;
-- a list of these: a file that ends in ``.txt``, with one a line;
+- a list of these: a file that ends in ``.txt``, also ``.txt.gz``, with one or a URL a line;
 - ``demo``: the generated events that are part of the package.
 
 What is found elsewhere (a portal, a catalogue of replicas, a server) is in `agc_ml.sources`.
@@ -35,11 +35,12 @@ from agc_ml.paths import expand, is_root_file, logical_name, meant, split_tree
 from agc_ml.results import write
 
 FORMATS: Final = (".json", ".yaml", ".yml")
-LIST: Final = ".txt"
+_LIST: Final = ".txt"
 DEMO: Final = "demo"
 """The name of the embedded fileset; a file of that name is ``./demo``."""
 
 _MOST_BYTES: Final = 1 << 29
+_MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 def load(source: str | Path, *, dataset: str | None = None) -> Fileset:
@@ -70,6 +71,11 @@ def is_described(path: Path) -> bool:
     return _ending(path) in FORMATS
 
 
+def is_list(path: Path) -> bool:
+    """Whether it is called like a list of files, perhaps compressed."""
+    return _ending(path) == _LIST
+
+
 def _ending(path: Path) -> str:
     name = path.name.lower()
     return Path(name.removesuffix(".gz")).suffix
@@ -85,14 +91,14 @@ def _load(source: str, dataset: str | None, *, is_demo: bool) -> Fileset:
                 f"--dataset names loose ROOT files; {source} names its datasets itself"
             )
         return _from_file(path)
-    if path is not None and path.suffix.lower() == LIST and path.is_file():
+    if path is not None and is_list(path) and path.is_file():
         return _from_list(path, dataset)
     with _typed():
         found = meant(source, Path.cwd(), place)
     if found.problem or found.is_missing:
         raise UsageError(
             f"{source}: {found.problem or 'no such file or folder'}; a fileset is a JSON or YAML "
-            "file, a ROOT file, a folder, a glob, or a .txt with one of these a line"
+            "file, a ROOT file, a folder, a glob, or a .txt with ROOT files, one a line"
         )
     # where files of the command line are is their name: it is the same from every folder
     files = [_file(logical_name(url), url, found.tree) for _, url in found.places]
@@ -250,11 +256,24 @@ def _refuse_doubles(keys: Iterable[Any]) -> None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without double keys, of which the plain loader would silently drop the first."""
+    """YAML without double keys, of which the plain loader would silently drop the first.
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        _refuse_doubles(self.construct_object(key, deep=True) for key, _ in node.value)
-        return super().construct_mapping(node, deep=deep)
+    What a merge (``<<: *base``) brings in gives way to a mapping's own keys, as YAML has it.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._flat: set[int] = set()
+
+    def flatten_mapping(self, node: Any) -> None:
+        if id(node) in self._flat:  # another one merges it, and both its own keys are in it now
+            return
+        self._flat.add(id(node))
+        own = [key for key, _ in node.value if key.tag != _MERGE]
+        _refuse_doubles(self.construct_object(key, deep=True) for key in own)
+        super().flatten_mapping(node)
+        # the last one counts; if all were kept, a few lines could stand for billions
+        node.value = list({(key.tag, str(key.value)): (key, of) for key, of in node.value}.values())
 
 
 def _from_list(path: Path, dataset: str | None) -> Fileset:
@@ -271,6 +290,9 @@ def _from_list(path: Path, dataset: str | None) -> Fileset:
         where = f"{path}: line {number}"
         found = meant(text, path.parent, where)
         problem = found.problem
+        names = [Path(url) for _, url in found.places]
+        if any(is_described(name) or is_list(name) for name in names):
+            problem = "a list names ROOT files or URLs, no filesets"
         if found.is_missing and not is_root_file(split_tree(text)[0]):
             problem = "no such file; URLs or paths of ROOT files are needed, one a line"
         if problem:
@@ -279,7 +301,8 @@ def _from_list(path: Path, dataset: str | None) -> Fileset:
         notes += [found.note] if found.note else []
     if not files:
         raise FilesetError(f"{path}: no files are listed; name URLs or paths, one a line")
-    return _loose(path.stem, files, notes, dataset, "the list's name")
+    stem = re.sub(r"\.txt(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    return _loose(stem, files, notes, dataset, "the list's name")
 
 
 def _file(lfn: str, url: str, tree: str | None) -> File:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from agc_ml import catalogue, cluster, executors, progress
 from agc_ml.account import Tick
 from agc_ml.catalogue import Facts
-from agc_ml.datasets import Dataset, File, Fileset, Wanted
+from agc_ml.datasets import Dataset, File, Fileset, Wanted, plain_tree
 from agc_ml.declarations import wanted_of
 from agc_ml.delivery import ways
 from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import UsageError
 from agc_ml.executors import Lost
 from agc_ml.inspection import FileInfo, inspect_file, look
-from agc_ml.shipping import Shipment, prepare
+from agc_ml.shipping import Shipment, prepare, taken
 from agc_ml.worker import Failure
 
 Outcome = FileInfo | Failure | Lost
@@ -40,6 +40,9 @@ def check(
     fileset: Fileset,
     processor: str | None = None,
     *,
+    settings: Mapping[str, str] | None = None,
+    model: str | None = None,
+    schema: str | None = None,
     via: str | None = None,
     checksums: bool = False,
     site: str = cluster.LOCAL,
@@ -48,20 +51,27 @@ def check(
 ) -> list[CheckedFile]:
     """Open every replica of every file, in parallel; compare with the fileset and each other.
 
-    ``processor`` asks for the branches that it needs, too; ``via`` is the way to the files, as of
-    `agc_ml.run`; ``checksums`` reads each replica whole, for its adler32; ``quiet`` shows no
-    progress.
+    ``processor`` asks for the branches that it needs, too, of the datasets that it takes;
+    ``settings``, ``model`` and ``schema`` are for it, and they and ``via``, the way to the files,
+    are as of `agc_ml.run`. ``checksums`` reads each replica whole, for its adler32; ``quiet`` shows
+    no progress. Files without events are good where others have some.
 
     Raises
     ------
     UsageError
-        No such processor, way or site.
+        No such processor, way or site; or there are settings and no processor.
     FilesetError
         A file has no replica for the way.
     ClusterError
         No scheduler answers.
     """
-    made = prepare(processor) if processor is not None else None
+    if processor is None and (settings or model or schema):
+        raise UsageError(
+            "--set, --model and --schema are for a processor; name it with --processor"
+        )
+    made = None if processor is None else prepare(processor, settings, model, schema)
+    if made is not None:
+        fileset = taken(made, fileset)
     way = None if via is None else ways.parse(via)
     if way is not None and way.kind == ways.SERVICEX:
         raise UsageError(
@@ -84,11 +94,15 @@ def check(
             outcomes[key] = outcome
             bad += not isinstance(outcome, FileInfo)
             show(Tick(len(outcomes), len(jobs), 0, 0, bad))
+    infos = [found for found in outcomes.values() if isinstance(found, FileInfo)]
+    has_events = len(infos) < len(outcomes) or any(info.entries for info in infos)
     owners: dict[tuple[str, ...], tuple[str, str]] = {}
     siblings: dict[tuple[str, str], CheckedFile] = {}
     checked = []
     for number, (dataset, one) in enumerate(replicas):
         found = _checked(dataset, one, outcomes[str(number)], owners)
+        if found.problem is None and not has_events:
+            found = replace(found, problem="no events in it, nor in any other")
         if found.problem is None:
             found = _compared(found, siblings.setdefault((dataset.name, one.lfn), found))
         checked.append(found)
@@ -112,19 +126,18 @@ def _replicas(fileset: Fileset) -> Iterator[tuple[Dataset, File]]:
 def _checked(
     dataset: Dataset, file: File, outcome: Outcome, owners: dict[tuple[str, ...], tuple[str, str]]
 ) -> CheckedFile:
-    """What became of a replica; ``owners`` holds where each UUID was seen, and is added to."""
+    """What became of a replica; ``owners`` holds where each tree was seen, and is added to."""
     info = outcome if isinstance(outcome, FileInfo) else None
     problem = outcome.reason if isinstance(outcome, Failure) else None
     if info is None and problem is None:
         problem = "the worker died while it opened the file"
     if info is not None:
         place = (dataset.name, file.lfn)
-        first = owners.setdefault((dataset.process, dataset.variation, info.uuid), place)
+        events = (dataset.process, dataset.variation, info.uuid, plain_tree(file.tree))
+        first = owners.setdefault(events, place)
         if first != place:
             where = "" if first[0] == dataset.name else f" in dataset {first[0]}"
             problem = f"the same file as {first[1]}{where} (UUID {info.uuid})"
-        elif not info.entries:
-            problem = "no events in it"
         elif info.uneven:
             others = len(info.uneven) - 1
             problem = info.uneven[0] + (f" (and {others} more branches)" if others else "")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agc_ml.datasets import as_text
 from agc_ml.results import write
 
 
@@ -71,7 +72,7 @@ class Store:
     def path(self, chunk: Chunk, metadata: Mapping[str, Any]) -> Path:
         """Where the result of a chunk is or will be; ``metadata`` is what its processor sees."""
         content = json.dumps(
-            [asdict(chunk), dict(metadata), self._decided_by], sort_keys=True, default=repr
+            [asdict(chunk), dict(metadata), self._decided_by], sort_keys=True, default=as_text
         )
         return self.folder / hashlib.sha256(content.encode()).hexdigest()[:40]
 

@@ -35,6 +35,9 @@ def main() -> NoReturn:
         _fail(str(error), error.exit_code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "agc-ml"
         _fail(f"{error.format_message()} (see {command} --help)", 2)
@@ -45,6 +48,9 @@ def main() -> NoReturn:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}; check the path and its permissions", 1)
     except Exception as error:  # a fault of ours: still one line, and the traceback for a report
         logging.getLogger("agc_ml").debug("", exc_info=True)
         _fail(f"unexpected {type(error).__name__}: {error} (a fault of agc-ml; see it with -v)", 1)
@@ -70,11 +76,13 @@ def cli() -> None:
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, str]:
-    settings = {}
+    settings: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair}: FIELD=VALUE is needed")
+        if name in settings:
+            raise UsageError(f"--set {name}: given twice, as {settings[name]} and as {value}")
         settings[name] = value
     return settings
 
@@ -87,7 +95,7 @@ def _fileset(
 
     fileset = Fileset.load(catalogue.DEMO if source is None else source, dataset=dataset)
     if datasets is not None:
-        fileset = fileset.select(datasets.split(","))
+        fileset = fileset.select(name.strip() for name in datasets.split(","))
     return fileset if max_files is None else fileset.limit(files=max_files)
 
 
@@ -138,7 +146,8 @@ def run(**given: Any) -> None:
 
     PROCESSOR is a registered name (ttbar, dimuon), module:Class, or path/to/file.py:Class. FILESET
     is a JSON or YAML file (also .gz), a ROOT file (file.root:Tree for another tree than Events), a
-    folder, a glob, or a .txt with one of these a line; without it, the embedded demo set.
+    folder, a glob, or a .txt (also .gz) with ROOT files or URLs, one a line; without it, the
+    embedded demo set.
     """
     from agc_ml import running  # noqa: PLC0415 - on demand
 
@@ -185,7 +194,10 @@ def measure(**given: Any) -> None:
 @options.json_option
 @options.logging_options
 def plan(**given: Any) -> None:
-    """Say what 'run' would do: files, events, chunks, branches and bytes. Processes nothing."""
+    """Say what 'run' would do: files, events, chunks, branches and bytes. Processes nothing.
+
+    Exit code 1 if a file can't be opened.
+    """
     from agc_ml import planning, tables  # noqa: PLC0415 - on demand
 
     found = planning.plan(
@@ -200,6 +212,7 @@ def plan(**given: Any) -> None:
         workers=given["workers"],
     )
     tables.plan(found).print(as_json=given["as_json"])
+    sys.exit(1 if found.unreadable else 0)
 
 
 @cli.command(epilog="Example: agc-ml show runs/first")
@@ -223,8 +236,8 @@ def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, *
     """Draw stacked distributions and the shape of every variation, as PNG and PDF.
 
     RUN_OR_HISTOGRAMS is a run directory, a ROOT file with the names of the Analysis Grand
-    Challenge, or its published reference JSON; for files, CONFIG (a fit configuration) names
-    regions and processes, by default those of ttbar.
+    Challenge, or its published reference JSON. CONFIG (a fit configuration) names the regions that
+    are shown large, and of files the processes, too; by default those of the processor, or ttbar.
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
@@ -371,6 +384,7 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
 @click.argument("source", metavar="FILESET", required=False)
 @click.option("--processor", help="Check also for the branches that it needs.")
+@options.processor_options
 @click.option(
     "--write",
     "target",
@@ -394,7 +408,8 @@ def fileset_check(
         catalogue.check_target(target)
     given["fileset"] = given.pop("source")
     chosen = _chosen(given)
-    how = {key: given[key] for key in ("via", "checksums", "site", "workers")}
+    how = {key: given[key] for key in ("model", "schema", "via", "checksums", "site", "workers")}
+    how["settings"] = _settings(given["settings"])
     found = checking.check(chosen, processor, quiet=quiet or as_json, **how)
     tables.checked(found).print(as_json=as_json)
     if any(file.problem for file in found):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import date, time
 from fnmatch import fnmatchcase
+from functools import lru_cache
+from numbers import Number
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +26,7 @@ EVENT_ID: Final = ("run", "luminosityBlock", "event")
 _MOST_DEPTH: Final = 50
 _MOST_VALUES: Final = 1_000_000
 _NUMBER: Final = re.compile(r'"[-+]?(\d+(?:\.\d*)?[eE]\+?\d+)"')
+_CYCLE: Final = re.compile(r";\d+(?=/|$)")
 
 
 NANOAOD: Final = "NanoAODSchema"
@@ -83,6 +88,16 @@ def check_text(what: str, text: str) -> None:
         raise FilesetError(f"{what} is empty, or has signs that are not UTF-8 or NUL; rename it")
 
 
+@lru_cache
+def plain_tree(name: str) -> str:
+    """Name of a tree without what only spells it: slashes around it, and cycles.
+
+    The cycles of a tree are what it was when it was written, so that one holds the events of
+    another: they count as one tree.
+    """
+    return re.sub("/+", "/", _CYCLE.sub("", name)).strip("/")
+
+
 @dataclass(frozen=True, slots=True)
 class File:
     """A ROOT file.
@@ -105,10 +120,22 @@ class File:
     generated: int | None = None
     dropped: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.uuid is not None:
+            object.__setattr__(self, "uuid", _canonical_uuid(self.uuid))
+
     @property
     def url(self) -> str:
         """The first replica."""
         return self.replicas[0]
+
+
+def _canonical_uuid(text: str) -> str:
+    """A UUID as files' own are written: in lower case, with dashes; what is none stays as it is."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +162,7 @@ class Dataset:
     ``xsec`` is the cross-section in pb (None: unknown, or data); ``xsec_source`` where the number
     comes from. ``metadata`` is the user's own and reaches the processor as it is. Two files with
     one ``lfn``, or with one stated ``uuid`` and tree, are refused: their events would count twice.
+    A tree is the same however it is spelled (`plain_tree`).
     """
 
     name: str
@@ -231,7 +259,7 @@ class Fileset:
                 for d in self.datasets
             ],
         ]
-        text = json.dumps(content, sort_keys=True, default=repr)
+        text = json.dumps(content, sort_keys=True, default=as_text)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -325,7 +353,7 @@ def _refuse_metadata(dataset: Dataset) -> None:
         where = f"dataset {dataset.name}: metadata -> {key}"
         try:
             _refuse_bombs(value)
-            text = json.dumps(value, sort_keys=True, allow_nan=False, default=repr)
+            text = json.dumps(value, sort_keys=True, allow_nan=False, default=as_text)
         except (TypeError, ValueError, RecursionError) as error:
             raise FilesetError(f"{where}: it can't be kept ({error}); take it out") from error
         for number in _NUMBER.findall(text):  # YAML takes 1e999 for text
@@ -336,6 +364,22 @@ def _refuse_metadata(dataset: Dataset) -> None:
         raise FilesetError(
             f"dataset {dataset.name}: metadata -> nevts: {nevts!r} is no number of events"
         )
+
+
+def as_text(value: Any) -> str:
+    """Text, for JSON, of what JSON has no form for: a date, or a number such as numpy's.
+
+    Raises
+    ------
+    TypeError
+        It is something else, of which another process may make another text.
+    """
+    if isinstance(value, date | time | Number):
+        return repr(value)
+    raise TypeError(
+        f"{type(value).__name__} is no number, text, date, list or mapping, and may be another "
+        "the next time"
+    )
 
 
 def _refuse_bombs(value: Any) -> None:
@@ -357,7 +401,8 @@ def _refuse_doubles(dataset: Dataset) -> None:
     places: dict[tuple[str, str], File] = {}
     uuids: dict[tuple[str, str], File] = {}
     for file in dataset.files:
-        if (twin := lfns.get(file.lfn)) is not None and twin.tree != file.tree:
+        tree = plain_tree(file.tree)
+        if (twin := lfns.get(file.lfn)) is not None and plain_tree(twin.tree) != tree:
             raise FilesetError(
                 f"dataset {dataset.name}: {file.lfn} is listed with the trees {twin.tree} and "
                 f"{file.tree}; make a dataset of each"
@@ -369,19 +414,19 @@ def _refuse_doubles(dataset: Dataset) -> None:
             )
         lfns[file.lfn] = file
         for path in _paths(file):
-            if (twin := places.setdefault((path, file.tree), file)) is not file:
+            if (twin := places.setdefault((path, tree), file)) is not file:
                 raise FilesetError(
                     f"dataset {dataset.name}: {twin.lfn} and {file.lfn} are the same file "
                     f"({path}), its events would count twice; remove one"
                 )
         if file.uuid is None:
             continue
-        if (twin := uuids.get((file.uuid, file.tree))) is not None:
+        if (twin := uuids.get((file.uuid, tree))) is not None:
             raise FilesetError(
                 f"dataset {dataset.name}: {twin.lfn} and {file.lfn} are the same file (UUID "
                 f"{file.uuid}), its events would count twice; remove one"
             )
-        uuids[file.uuid, file.tree] = file
+        uuids[file.uuid, tree] = file
 
 
 def _refuse_shared(datasets: Iterable[Dataset]) -> None:
@@ -392,7 +437,7 @@ def _refuse_shared(datasets: Iterable[Dataset]) -> None:
             keys = [("lfn", file.lfn), *(("path", path) for path in _paths(file))]
             keys += [] if file.uuid is None else [("uuid", file.uuid)]
             for key in keys:
-                place = (*key, file.tree, dataset.process, dataset.variation)
+                place = (*key, plain_tree(file.tree), dataset.process, dataset.variation)
                 owner, twin = owners.setdefault(place, (dataset, file))
                 if owner is not dataset:
                     raise FilesetError(

@@ -15,7 +15,7 @@ from typing import Final
 from agc_ml import attachments
 from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk, Receipt
-from agc_ml.datasets import Dataset, File
+from agc_ml.datasets import Dataset, File, plain_tree
 from agc_ml.delivery.credentials import redacted
 from agc_ml.delivery.transport import local_path
 from agc_ml.errors import (
@@ -54,8 +54,8 @@ def open_files(account: Account, executor: Executor) -> None:
         A file is there twice in a dataset, under different names.
     """
     files = {
-        file_label(d, f): (d, f)
-        for d, f in account.all_files()
+        str(number): (d, f)
+        for number, (d, f) in enumerate(account.all_files())
         if (d.name, f.lfn) not in account.files and not account.remember(d, f)
     }
     jobs = {
@@ -64,14 +64,15 @@ def open_files(account: Account, executor: Executor) -> None:
     }
     for key, outcome in executor.outcomes(inspect_file, jobs):
         dataset, file = files[key]
+        label = file_label(dataset, file)
         if isinstance(outcome, FileInfo):
             account.learn(dataset, file, outcome)
         elif isinstance(outcome, Failure):
             if outcome.kind != "input":
-                raise InputFileError(f"{key}: {outcome.reason}")
-            account.failed(key, outcome.reason)
+                raise InputFileError(f"{label}: {outcome.reason}")
+            account.failed(label, outcome.reason)
         else:
-            account.failed(key, "the worker died while it opened the file")
+            account.failed(label, "the worker died while it opened the file")
     _refuse_duplicates(account)
     _refuse_empty(account)
     account.plan()
@@ -108,7 +109,7 @@ def _refuse_duplicates(account: Account) -> None:
         info = account.files.get((dataset.name, file.lfn))
         if info is None:
             continue
-        key = (dataset.process, dataset.variation, info.uuid, file.tree)
+        key = (dataset.process, dataset.variation, info.uuid, plain_tree(file.tree))
         owner, twin = seen.setdefault(key, (dataset, file))
         if (owner.name, twin.lfn) != (dataset.name, file.lfn):
             where = "" if owner.name == dataset.name else f" of dataset {owner.name}"

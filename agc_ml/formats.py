@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from agc_ml import agc
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import FilesetError
-from agc_ml.paths import meant
+from agc_ml.paths import meant, written
 from agc_ml.variations import NOMINAL
 
 SCHEMA: Final = 1
@@ -31,8 +31,8 @@ def _replica_only(value: Any) -> Any:
 
 _Adler32 = Annotated[
     str,
-    BeforeValidator(lambda value: value.lower().zfill(8) if isinstance(value, str) else value),
-    Field(pattern="^[0-9a-f]{8}$"),
+    Field(pattern="^[0-9a-fA-F]{1,8}$"),
+    AfterValidator(lambda value: value.lower().zfill(8)),
 ]
 
 
@@ -51,10 +51,16 @@ class FileModel(_Model):
     )
 
 
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed")  # noqa: TRY004 - what pydantic takes for its own
+    return value
+
+
 class Quantity(_Model):
     """A number with the place it comes from."""
 
-    value: float = Field(gt=0, allow_inf_nan=False)
+    value: Annotated[float, BeforeValidator(_no_flag)] = Field(gt=0, allow_inf_nan=False)
     source: str = Field(min_length=1, description="paper, record or person")
 
 
@@ -96,9 +102,9 @@ class AgcVariationModel(_Model):
 
 
 class CoffeaFileModel(BaseModel):
-    """A file of a coffea fileset; `form` and what else coffea adds for itself is not needed."""
+    """A file of a coffea fileset; the last three fields coffea adds for itself."""
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     object_path: str | None = None
     steps: list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = None
@@ -106,6 +112,9 @@ class CoffeaFileModel(BaseModel):
     uuid: str | None = None
     lfn: str | None = None
     format: Literal["root"] | None = None
+    form: Any = None
+    pfn: Any = None
+    num_selected_entries: Any = None  # the sum of the steps
 
 
 class CoffeaDatasetModel(BaseModel):
@@ -218,11 +227,15 @@ class _Files:
 
 
 def _nevts_note(dataset: Dataset) -> list[str]:
-    """Say that the events stated file by file count, where metadata state another number."""
-    stated, counted = dataset.metadata.get("nevts"), dataset.n_generated
+    return _count_note(dataset, "metadata -> nevts", dataset.metadata.get("nevts"))
+
+
+def _count_note(dataset: Dataset, field: str, stated: float | None) -> list[str]:
+    """Say that the events stated file by file count, where a field states another number."""
+    counted = dataset.n_generated
     if stated is None or counted is None or stated == counted:
         return []
-    note = f"{dataset.name}: its files state {counted:,} events, metadata -> nevts {stated:,}"
+    note = f"{dataset.name}: its files state {counted:,} events, {field} {stated:,}"
     return [f"{note}: the files' are taken"]
 
 
@@ -255,8 +268,9 @@ def _from_agc(path: Path, raw: Mapping[str, Any]) -> Fileset:
             files = _Files(path.parent, name)
             for file in model.files:
                 files.add([file.path], None, {"entries": file.nevts})
-            datasets.append(_agc_dataset(name, process, variation, tuple(files.found)))
-            notes += files.notes
+            dataset = _agc_dataset(name, process, variation, tuple(files.found))
+            datasets.append(dataset)
+            notes += [*files.notes, *_count_note(dataset, "nevts_total", model.nevts_total)]
     return Fileset(tuple(datasets), agc.LUMINOSITY, agc.SOURCE, tuple(notes))
 
 
@@ -353,9 +367,15 @@ def _whole(where: str, spec: CoffeaFileModel) -> int | None:
 
 
 def _number(name: str, value: Any, field: str, unit: str) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return None if value is None else float(value)
-    raise FilesetError(f"{name} -> metadata -> {field}: {value!r} is not a number in {unit}")
+    if value is None:
+        return None
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:
+        pass
+    shown = repr(value)[:80]
+    raise FilesetError(f"{name} -> metadata -> {field}: {shown} is not a number in {unit}")
 
 
 def described(
@@ -399,30 +419,25 @@ def known_luminosity(datasets: Iterable[Dataset]) -> tuple[float | None, str | N
 
 
 def to_model(fileset: Fileset) -> FilesetModel:
-    """The fileset in our own format."""
+    """The fileset in our own format.
+
+    Raises
+    ------
+    FilesetError
+        A checksum or another fact of a file is none, or a name on a server would be read as a
+        pattern.
+    """
     return FilesetModel(
         schema=SCHEMA,
         luminosity=_quantity(fileset.luminosity, fileset.luminosity_source),
         notes=list(fileset.notes),
-        label=fileset.label,
+        label=fileset.label or None,
         datasets={dataset.name: _to_model(dataset) for dataset in fileset.datasets},
     )
 
 
 def _to_model(dataset: Dataset) -> DatasetModel:
-    files = [
-        FileModel(
-            lfn=f.lfn,
-            replicas=list(f.replicas),
-            tree=f.tree,
-            uuid=f.uuid,
-            entries=f.entries,
-            size=f.size,
-            adler32=f.adler32,
-            generated=f.generated,
-        )
-        for f in dataset.files
-    ]
+    files = [_file_model(dataset, file) for file in dataset.files]
     return DatasetModel(
         process=dataset.process,
         variation=dataset.variation,
@@ -431,6 +446,23 @@ def _to_model(dataset: Dataset) -> DatasetModel:
         metadata=dict(dataset.metadata),
         files=files,
     )
+
+
+def _file_model(dataset: Dataset, file: File) -> FileModel:
+    try:
+        return FileModel(
+            lfn=file.lfn,
+            replicas=[written(url) for url in file.replicas],
+            tree=file.tree,
+            uuid=file.uuid,
+            entries=file.entries,
+            size=file.size,
+            adler32=file.adler32,
+            generated=file.generated,
+        )
+    except ValidationError as error:
+        where = f"dataset {dataset.name}: {file.lfn}"
+        raise FilesetError(f"{where}: {first_problem(error)}; correct it") from error
 
 
 def _quantity(value: float | None, source: str | None) -> Quantity | None:
@@ -442,6 +474,7 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = " -> ".join(str(part) for part in first["loc"])
     message = first["msg"].replace("Extra inputs are not permitted", "unknown field")
+    message = message.removeprefix("Value error, ")
     given = first.get("input")
-    shown = f" (it is {given!r})" if isinstance(given, str | int | float) else ""
+    shown = f" (it is {repr(given)[:80]})" if isinstance(given, str | int | float) else ""
     return f"{where}: {message}{shown}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agc_ml.baskets import Directory, Dropped, EntriesPlace, entries_place, in_both, part_of
-from agc_ml.datasets import NANOAOD, File, Known, Wanted, with_counters
+from agc_ml.datasets import NANOAOD, File, Known, Wanted, plain_tree, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
 from agc_ml.delivery.transport import local_path
@@ -116,7 +116,9 @@ def look(file: File, wanted: Wanted, *, checksum: bool = False) -> tuple[Any, ..
 
 
 def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> FileInfo | Failure:
-    if file.tree not in opened:
+    name = plain_tree(file.tree)
+    # of a path into a tree uproot can't say whether it is there
+    if ("/" in name and name not in opened.keys(cycle=False)) or file.tree not in opened:
         names = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
         return Failure(
             "definite", f"no tree {file.tree!r} in it (another one: FILE:TREE); there is {names}"

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from agc_ml.datasets import plain_tree
 from agc_ml.errors import RunDirectoryError
 
 Status = Literal["done", "missing"]
@@ -16,7 +17,7 @@ Status = Literal["done", "missing"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One chunk: the half-open range of entries [start, stop) of a file of ``entries`` entries.
+    """One chunk: the half-open range [start, stop) of the ``entries`` entries of a file's tree.
 
     A file that could not be opened is one entry without ``uuid``; its ``entries`` and ``stop`` are
     what the fileset states, or None. ``errors`` are the reasons of the attempts that failed,
@@ -39,6 +40,7 @@ class Entry:
     size: int | None = None
     url: str = ""
     stamp: str = ""
+    tree: str = ""
 
     @property
     def events(self) -> int:
@@ -79,12 +81,16 @@ class Ledger:
     def faults(self) -> list[str]:
         """What is wrong with the account: gaps, overlaps, ranges beyond the end; empty if nothing.
 
-        Together the ranges of a file must be [0, entries), each entry in one range only.
+        Together the ranges of a tree must be [0, entries), each entry in one range only.
         """
         found = []
         opened = [entry for entry in self.entries if entry.uuid is not None]
-        by_file = sorted(opened, key=lambda e: (e.dataset, e.uuid or "", e.start, e.stop or 0))
-        for (dataset, _), group in groupby(by_file, key=lambda e: (e.dataset, e.uuid)):
+
+        def tree(entry: Entry) -> tuple[str, str, str]:
+            return entry.dataset, entry.uuid or "", plain_tree(entry.tree)
+
+        by_tree = sorted(opened, key=lambda e: (tree(e), e.start, e.stop or 0))
+        for (dataset, *_), group in groupby(by_tree, key=tree):
             ranges = list(group)
             position = 0
             for entry in ranges:

@@ -77,8 +77,9 @@ def plot(
 ) -> Path:
     """Draw the templates of a run directory, or of a file of histograms; returns the folder.
 
-    Figures of a run go into it, those of a file need ``output``. Which regions and processes the
-    histograms of a file belong to, a fit configuration says.
+    Figures of a run go into it, those of a file need ``output``. A fit configuration says which
+    regions of a run are shown large, and which regions and processes the histograms of a file
+    belong to.
 
     Raises
     ------
@@ -112,10 +113,9 @@ def _why_nothing_is_drawn(result: RunResult) -> str:
             f"none of its histograms ({_few(result.hists)}) can be drawn: that takes numbers of "
             "events on one numeric axis, and a nominal variation where there are any"
         )
-    return (
-        f"a {result.status} run without histograms, nothing to draw; 'agc-ml show' tells of it, "
-        "and 'agc-ml run' with --resume goes on with it"
-    )
+    what = f"a {result.status} run without histograms, nothing to draw; 'agc-ml show' tells of it"
+    resume = ", and 'agc-ml run' with --resume goes on with it"
+    return what if result.status == "complete" else what + resume
 
 
 def _draw_file(
@@ -144,13 +144,19 @@ def _few(names: Collection[str]) -> str:
 
 
 def _large(result: RunResult, config: Path | None = None) -> tuple[str, ...] | None:
-    """Which of many histograms are shown large: the regions of the fit; None for all."""
+    """Which histograms are shown large: the regions of the fit, of many or if told; None: all."""
     from agc_ml import stats  # noqa: PLC0415 - heavy
 
+    if config is not None:
+        regions = stats.region_paths(stats.load_config(config))
+        if not result.hists.keys() & set(regions):
+            raise HistogramError(
+                f"{config}: none of its regions ({_few(regions)}) is in the run, which has "
+                f"{_few(result.hists) or 'no histograms'}"
+            )
+        return regions
     if len(result.hists) <= FEW:
         return None
-    if config is not None:
-        return stats.region_paths(stats.load_config(config))
     try:
         return stats.region_paths(stats.shipped_config(result.provenance.processor.name))
     except FitError as error:
@@ -238,6 +244,8 @@ def report(source: Path, output: Path | None = None) -> Path:
 def _output(source: Path, output: Path | None) -> Path:
     if output is not None:
         return output
+    if not source.exists():
+        raise UsageError(f"{source}: no such file or folder")
     if not source.is_dir():
         raise UsageError(f"{source}: not a run directory, so say with -o DIR where to write")
     return source

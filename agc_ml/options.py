@@ -72,8 +72,7 @@ via_option = click.option(
     "servicex[=ENDPOINT] "
     "[replicas as they are listed].",
 )
-plan_options = together(
-    choice_options,
+processor_options = together(
     click.option(
         "--set",
         "settings",
@@ -93,6 +92,10 @@ plan_options = together(
         help="Schema of coffea's that makes records of events: NanoAOD, Base, PHYSLITE, TreeMaker, "
         "Delphes ... [the processor's, else NanoAOD].",
     ),
+)
+plan_options = together(
+    choice_options,
+    processor_options,
     click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
     cluster_options,
     via_option,

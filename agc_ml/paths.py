@@ -25,6 +25,9 @@ _WITH_TREE: Final = re.compile(
 )
 _MAGIC: Final = re.compile(r"[*?\[]")
 _REMOTE_MAGIC: Final = re.compile(r"[*\[]")  # in URLs a question mark begins the query
+_SIGNS: Final = re.compile(r"[*?\[$]|^~")
+_REMOTE_SIGNS: Final = re.compile(r"[*\[$]")
+_WEB_SIGNS: Final = re.compile(r"[*\[$#]")
 _SECRET: Final = re.compile(
     r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature|sig|xrdhttptk)="
 )
@@ -72,7 +75,7 @@ def logical_name(url: str) -> str:
     """Path of a URL without scheme and host: the same file at any door has the same."""
     if not is_url(url):
         return str(local_path(url)) if url.lower().startswith("file:/") else url
-    parts = urlsplit(url)
+    parts = urlsplit(url, allow_fragments=False)  # XRootD has names with '#'
     query = "&".join(part for part in parts.query.split("&") if not _SECRET.match(part))
     return re.sub("/+", "/", parts.path) + (f"?{query}" if query else "")
 
@@ -83,9 +86,11 @@ def expand(path: str, where: str) -> str:
     Raises
     ------
     FilesetError
-        A variable is not set.
+        A variable is not set, or the path is empty.
     """
     expanded = os.path.expandvars(path)
+    if not expanded:
+        raise FilesetError(f"{where}: {path!r} is empty; name a file")
     unset = re.search(r"\$(\w+|\{\w+\})", expanded)
     if unset:
         raise FilesetError(f"{where}: {path}: the variable {unset[0]} is not set")
@@ -122,7 +127,7 @@ def meant(text: str, folder: Path, where: str) -> Meant:
         _check_url(url, where)
         return Meant((Place(logical_name(url), url),), tree)
     try:
-        return _on_disk(text, local, folder)
+        return _on_disk(text, expanded, folder)
     except OSError as error:
         place = error.filename or text
         raise FilesetError(
@@ -130,12 +135,14 @@ def meant(text: str, folder: Path, where: str) -> Meant:
         ) from error
 
 
-def _on_disk(text: str, local: Path, folder: Path) -> Meant:
-    path, tree = _absolute(folder, local), None
+def _on_disk(text: str, expanded: str, folder: Path) -> Meant:
+    local, tree = Path(local_path(expanded) or ""), None
+    path = _absolute(folder, local)
     if not _is_there(path):
-        before, tree = split_tree(str(path))
-        path = Path(before)
-    has_magic = _MAGIC.search(str(path)) and not _is_literal(path, str(path))
+        # before a URL is decoded: what is escaped in it is no sign of a pattern or a tree
+        expanded, tree = split_tree(expanded)
+        path = _absolute(folder, Path(local_path(expanded) or ""))
+    has_magic = _MAGIC.search(expanded) and not _is_literal(path, str(path))
     if not path.is_dir() and not has_magic:
         name = logical_name(text if tree is None else split_tree(text)[0])
         return Meant((Place(name, str(path)),), tree, is_missing=not path.exists())
@@ -145,6 +152,30 @@ def _on_disk(text: str, local: Path, folder: Path) -> Meant:
         names = [os.path.relpath(name, folder.absolute()) for name in names]
     places = (Place(name, str(file)) for name, file in zip(names, listing.files, strict=True))
     return Meant(tuple(places), tree, *listing.told(text))
+
+
+def written(url: str) -> str:
+    """How a fileset names a replica, so that `meant` finds no variable, pattern or tree in it.
+
+    Raises
+    ------
+    FilesetError
+        It is on a server whose URLs have no escapes.
+    """
+    local = local_path(url)
+    if local is not None:
+        name = str(local)
+        return local.absolute().as_uri() if _SIGNS.search(name) or split_tree(name)[1] else url
+    scheme, sign, rest = url.partition("://")
+    host, slash, path = rest.partition("/")  # a host may have brackets
+    if scheme.lower() in {"http", "https"}:
+        escaped = _WEB_SIGNS.sub(lambda found: f"%{ord(found[0]):02X}", path)
+        return f"{scheme}{sign}{host}{slash}{escaped}"
+    if _REMOTE_SIGNS.search(path):
+        raise FilesetError(
+            f"{redacted(url)}: with '$', '*' or '[' in its name a fileset can't list it; rename it"
+        )
+    return url
 
 
 def _is_there(path: Path) -> bool:
@@ -176,8 +207,13 @@ def _check_url(url: str, where: str) -> None:
         parts = urlsplit(url)
     except ValueError as error:
         raise FilesetError(f"{where}: {shown}: no URL ({error})") from error
-    if (parts.scheme.lower() in _WITH_HOST and not parts.netloc) or re.search(r"[\t\r\n]", url):
+    has_host = parts.netloc or parts.scheme.lower() not in _WITH_HOST
+    if not has_host or not logical_name(url) or re.search(r"[\t\r\n]", url):
         raise FilesetError(f"{where}: {shown}: no URL; SCHEME://HOST/PATH is needed, without tabs")
+    if parts.fragment and parts.scheme.lower() in {"http", "https"}:
+        raise FilesetError(
+            f"{where}: {shown}: what follows '#' is not sent to servers; in a name it is %23"
+        )
     if _REMOTE_MAGIC.search(parts.path):
         raise FilesetError(
             f"{where}: {shown}: a pattern on a server; list what matches first, with "

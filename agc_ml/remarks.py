@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from agc_ml import normalisation
 from agc_ml.account import Account
+from agc_ml.datasets import plain_tree
 
 
 def remarks(account: Account) -> tuple[str, ...]:
@@ -54,7 +55,8 @@ def _shared_files(account: Account) -> Iterator[str]:
     for dataset, file in account.all_files():
         info = account.files.get((dataset.name, file.lfn))
         if info is not None:
-            homes.setdefault((info.uuid, file.tree), []).append(f"{dataset.name}: {file.lfn}")
+            key = (info.uuid, plain_tree(file.tree))
+            homes.setdefault(key, []).append(f"{dataset.name}: {file.lfn}")
     for first, *others in homes.values():
         if others:
             more = ", ..." if len(others) > 1 else ""

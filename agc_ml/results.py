@@ -347,7 +347,9 @@ def _outputs(directory: Path, content: dict[str, Any]) -> Mapping[Any, Any]:
         if (directory / "outputs.zip").exists():
             kept = histograms.read_zip(directory / "outputs.zip")
         found: Mapping[Any, Any] = saved.decode(saved.Encoded(content, arrays, kept))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise RunDirectoryError(_cannot_read(directory / OUTPUTS, error)) from error
+    except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise RunDirectoryError(
             f"{directory}: outputs of the processor are damaged ({error}); run again with "
             "--overwrite"
@@ -371,7 +373,7 @@ def load_record(directory: Path) -> RunRecord:
     Raises
     ------
     RunDirectoryError
-        It is missing, cut off, or was written by another version.
+        It is missing, can't be read, is cut off, or was written by another version.
     """
     path = directory / "run.json"
     try:
@@ -380,7 +382,9 @@ def load_record(directory: Path) -> RunRecord:
         raise RunDirectoryError(
             f"{directory}: not a run directory (no run.json in it); 'agc-ml run' makes one"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise RunDirectoryError(_cannot_read(path, error)) from error
+    except ValueError as error:
         raise RunDirectoryError(
             f"{path}: cut off or not JSON ({error}); run again with --overwrite"
         ) from error
@@ -428,8 +432,12 @@ def write(path: Path, writer: Callable[[Path], object], *, durable: bool = True)
         temporary.unlink(missing_ok=True)
 
 
+def _cannot_read(path: Path, error: OSError) -> str:
+    return f"{path}: can't be read ({error.strerror or error}); see that it can, and try again"
+
+
 def _cannot_write(path: Path, error: OSError) -> str:
     return (
         f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
-        "another folder with -o"
+        "name another place"
     )

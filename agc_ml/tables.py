@@ -49,9 +49,9 @@ class Page:
             return
         from rich.console import Console  # noqa: PLC0415 - only when something is printed
 
-        console = Console(highlight=False, soft_wrap=False)
+        console = Console(highlight=False, soft_wrap=False, emoji=False)
         if not console.is_terminal:
-            console = Console(highlight=False, width=PIPE_WIDTH)
+            console = Console(highlight=False, width=PIPE_WIDTH, emoji=False)
         for part in self.parts:
             console.print(_rendered(part) if isinstance(part, Table) else part, markup=False)
 
@@ -197,6 +197,9 @@ def checked(found: Sequence[CheckedFile]) -> Page:
         what = f"{len(found)} replicas of {len(files)} files"
     good = f"{len(found) - len(bad)} of {what}" if bad else f"all {what}"
     summary = f"{good} are good, {sum(files.values()):,} events"
+    n_empty = sum(file.entries == 0 and file.problem is None for file in found)
+    if n_empty:
+        summary += f"; {n_empty} without any"
     table = Table(
         "bad files", ("dataset", "file", "problem"), [(f.dataset, f.url, f.problem) for f in bad]
     )

@@ -239,7 +239,14 @@ def compare(
     larger only where weights of both signs cancel), variances by ``rtol`` times the larger one.
     Two NaNs are no difference, nor are flow bins that are missing and empty ones. Where variances
     are unknown in both, contents are compared.
+
+    Raises
+    ------
+    UsageError
+        ``rtol`` is no number from 0 up.
     """
+    if not 0 <= rtol < np.inf:
+        raise UsageError(f"--rtol {rtol:g}: a number from 0 up is needed")
     found = [Difference(name, "only in A", np.inf) for name in a if name not in b]
     found += [Difference(name, "only in B", np.inf) for name in b if name not in a]
     for name in a:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.account import file_label
-from agc_ml.catalogue import LIST, is_described, read_mapping
+from agc_ml.catalogue import is_described, is_list, read_mapping
 from agc_ml.datasets import File, Fileset
 from agc_ml.delivery.transport import scheme
 from agc_ml.errors import AgcError, InputFileError
@@ -16,7 +16,7 @@ from agc_ml.generate import manifest
 from agc_ml.generate.manifest import MANIFEST
 from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.ml import cards
-from agc_ml.paths import split_tree
+from agc_ml.paths import is_root_file, split_tree
 from agc_ml.results import RunResult
 
 MODELS: Final = (".onnx", ".ubj", ".keras", ".h5", ".pkl", ".pickle", ".joblib")
@@ -41,10 +41,12 @@ def validate(path: Path) -> Verdict:
 
     Of filesets the files on disks are opened, too: what is good can be run over.
     """
-    file, tree = split_tree(str(path))
-    if not path.exists() and (tree is None or not Path(file).is_file()):
-        return Verdict(path, "nothing", "", "no such file or folder")
     try:
+        file, tree = split_tree(str(path))
+        if not path.exists() and (tree is None or not Path(file).is_file()):
+            return Verdict(path, "nothing", "", "no such file or folder")
+        if path.exists() and not path.is_dir() and not path.is_file():
+            return Verdict(path, "nothing", "", "neither a file nor a folder, but a pipe or device")
         kind, summarise = _recognise(path)
     except OSError as error:
         return Verdict(path, "nothing", "", f"can't be looked into ({error.strerror or error})")
@@ -58,9 +60,11 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
     if path.is_dir() or path.name == MANIFEST:
         return _recognise_folder(path)
     by_ending = dict.fromkeys(MODELS, ("model", _model))
-    by_ending |= {".parquet": ("training set", _training_set), LIST: ("fileset", _fileset)}
+    by_ending[".parquet"] = ("training set", _training_set)
     if path.suffix.lower() in by_ending:
         return by_ending[path.suffix.lower()]
+    if is_list(path):
+        return "fileset", _fileset
     if not is_described(path):
         return _recognise_root_file(path)
     try:
@@ -72,11 +76,18 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
 
 
 def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:
+    from agc_ml import templates  # noqa: PLC0415 - heavy
+
     try:
         _events(path)
     except AgcError:
-        if path.exists():  # no tree was asked for, so it may be anything
-            return "histograms", _histograms
+        try:
+            templates.load(path)
+        except AgcError:
+            # a ROOT file without histograms has lost its events
+            is_of_events = is_root_file(split_tree(str(path))[0])
+            return ("event file", _events) if is_of_events else ("histograms", _histograms)
+        return "histograms", _histograms
     return "event file", _events
 
 
@@ -96,10 +107,12 @@ def _recognise_folder(path: Path) -> tuple[str, Callable[[Path], str]]:
         return "generated set", _generated
     if (path / "fit.json").exists():
         return "fit", _fit
-    if not any((path / name).exists() for name in RUN) and _is_fileset(path):
+    is_run = any((path / name).exists() for name in RUN)
+    if not is_run and _is_fileset(path):
         return "fileset", _fileset
-    is_model = any((path / name).exists() for name in (*cards.CARD, "model_even.json"))
-    return ("model", _model) if is_model else ("run directory", _run)
+    if any((path / name).exists() for name in (*cards.CARD, "model_even.json")):
+        return "model", _model
+    return ("run directory", _run) if is_run else ("fileset", _fileset)
 
 
 def _is_fileset(path: Path) -> bool:
@@ -148,6 +161,8 @@ def _events(path: Path) -> str:
     found = inspect_file(file, ())
     if not isinstance(found, FileInfo):
         raise InputFileError(f"{name}: {found.reason}")
+    if not found.entries:
+        raise InputFileError(f"{name}: no events in {file.tree}")
     return f"{found.entries:,} events in {file.tree}"
 
 
@@ -164,12 +179,12 @@ def _look_into(fileset: Fileset) -> int:
     Raises
     ------
     InputFileError
-        Files can't be read, or are not what the fileset says.
+        Files can't be read, are not what the fileset says, or all are without events.
     FilesetError
         Two are the same file, so that events would count twice.
     """
     problems: list[str] = []
-    elsewhere = 0
+    elsewhere = n_events = 0
     datasets = []
     for dataset in fileset.datasets:
         files = []
@@ -184,6 +199,7 @@ def _look_into(fileset: Fileset) -> int:
                 info = inspect_file(replace(file, replicas=usable), ())
                 if isinstance(info, FileInfo):
                     files.append(replace(file, uuid=info.uuid))
+                    n_events += info.entries
                 else:
                     problems.append(f"{file_label(dataset, file)}: {info.reason}")
         if not problems:
@@ -192,6 +208,8 @@ def _look_into(fileset: Fileset) -> int:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise InputFileError(f"{problems[0]}{more}")
     replace(fileset, datasets=tuple(datasets))  # which refuses a file that is there twice
+    if not elsewhere and not n_events:
+        raise InputFileError(f"dataset {datasets[0].name}: no events in it, nor in any other")
     return elsewhere
 
 

@@ -527,6 +527,43 @@ def test_damaged_run_directories(
     assert "Traceback" not in called.err
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("validate", "run.json"), ("show", "run.json"), ("validate", "outputs.npz")],
+)
+def test_run_directories_that_can_not_be_read(
+    command: str, name: str, finished: Path, tmp_path: Path
+) -> None:
+    """Replacing it would be no help, and destroy what there is."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    called = agc(command, folder)
+    text = called.out if command == "validate" else called.error
+    assert called.code == 1
+    assert f"{name}: can't be read (Is a directory)" in text
+    assert "--overwrite" not in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("validate {}", "show {}", "plot {}", "fit {}", "report {}", "compare {} ."),
+        *("fileset list {}", "fileset from-record tt={} o.json", "run dimuon demo -o {}"),
+    ],
+)
+def test_names_that_are_too_long(command: str) -> None:
+    """As of all that a system refuses, and files without permission: one line that names it."""
+    name = "x" * 300
+    called = agc(*command.format(name).split())
+    text = called.out if command.startswith("validate") else called.error
+    assert called.code in {1, 2}
+    assert name in text.replace("\n", "")
+    assert "ile name too long" in text.replace("\n", "")
+    assert "unexpected" not in text
+
+
 def test_complete_run_of_another_processor_is_not_taken_for_this_one(
     finished: Path, tmp_path: Path, good: Path
 ) -> None:

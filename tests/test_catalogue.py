@@ -115,6 +115,33 @@ def test_yaml_with_a_double_key_is_refused(tmp_path: Path) -> None:
         Fileset.load(str(path))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{a: &a {files: [a.root], form: x}, b: {<<: *a, files: [b.root]}}",
+        "{a: {<<: &b {files: [b.root]}, files: [a.root]}, b: *b}",
+        "{a: {<<: [&a {files: [a.root]}, {files: [c.root]}]}, b: {files: [b.root], <<: *a}}",
+        "{a: {<<: &b {files: [b.root], <<: &c {files: [c.root]}}, files: [a.root]}, b: *b}",
+    ],
+)
+def test_yaml_with_merges(text: str, tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    found = Fileset.load(tmp_path / "f.yaml").datasets
+    assert [file.lfn for d in found for file in d.files] == ["a.root", "b.root"]
+
+
+def test_yaml_with_merges_of_merges(tmp_path: Path) -> None:
+    """A few lines don't become billions of values, and double keys are still refused."""
+    levels = "".join(
+        f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 20)}]}}\n" for a, b in pairwise("abcdefghij")
+    )
+    (tmp_path / "f.yaml").write_text(f"a: &a {{files: [a.root]}}\n{levels}")
+    assert len(Fileset.load(tmp_path / "f.yaml").datasets) == 10
+    (tmp_path / "f.yaml").write_text("{a: &a {files: [a.root]}, b: {<<: *a, x: 1, x: 2}}")
+    with pytest.raises(FilesetError, match="'x' is there twice"):
+        Fileset.load(tmp_path / "f.yaml")
+
+
 words = st.text("abcXYZ09_", min_size=1, max_size=6)
 made_files = st.lists(words, min_size=1, max_size=3, unique=True).flatmap(
     lambda lfns: st.tuples(
@@ -330,6 +357,8 @@ def test_a_list(files: Path) -> None:
     ]
     assert [file.tree for file in dataset.files] == ["Events", "Events", "T", "Events", "Events"]
     assert Fileset.load(path, dataset="wjets").datasets[0].process == "wjets"
+    (files / "ttbar__up.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert Fileset.load(files / "ttbar__up.txt.gz") == fileset
 
 
 @pytest.mark.parametrize(
@@ -440,6 +469,8 @@ def test_steps_that_are_the_whole_file(spec: dict[str, Any], entries: int, tmp_p
         ({"uuid": 5}, "uuid: "),
         ({"object_path": 5}, "object_path: "),
         ({"format": "parquet"}, "format: "),
+        ({"entry_stop": 10}, "entry_stop: unknown field"),
+        ({"Steps": [[0, 10]]}, "Steps: unknown field"),
     ],
 )
 def test_steps_and_facts_that_are_refused(spec: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -528,6 +559,10 @@ BOMB = f"{{a: &a [0, 0], {', '.join(LEVELS)}}}"
         ("{k: {? [1, 2] : 3}}", "unhashable"),
         (BOMB, "g: it can't be kept (more than"),
         ("{1: a}", "metadata -> 1"),
+        ("{k: [!!set {x, y}]}", "k: it can't be kept (set is no number, text, date"),
+        ("{k: !!binary gIGC}", "k: it can't be kept (bytes is no"),
+        (f"{{xsec: 1{'0' * 400}}}", "xsec: 1000"),
+        (f"{{luminosity: 1{'0' * 400}}}", "luminosity: 1000"),
         ("[1]", "metadata: "),
     ],
 )
@@ -536,6 +571,37 @@ def test_metadata_that_are_refused(metadata: str, says: str, tmp_path: Path) -> 
     with pytest.raises(FilesetError) as caught:
         Fileset.load(tmp_path / "f.yaml")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"xsec": {"value": True, "source": "x"}}, "value: a number is needed"),
+        ({"xsec": {"value": 10**400, "source": "x"}}, "value: Input should be a valid number"),
+        ({"files": [{"replicas": ["a"], "adler32": ""}]}, "adler32: String should match"),
+        ({"files": [{"replicas": ["a"], "adler32": "zz"}]}, "adler32: String should match"),
+        ({"files": [{"replicas": ["a", ""]}]}, "'' is empty"),
+    ],
+)
+def test_fields_that_are_refused(fields: dict[str, Any], says: str, tmp_path: Path) -> None:
+    dataset = {"process": "p", "files": ["a.root"], **fields}
+    with pytest.raises(FilesetError) as caught:
+        load(tmp_path / "f.json", {"schema": 1, "datasets": {"d": dataset}})
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_total_of_the_published_format(tmp_path: Path) -> None:
+    content = {"nevts_total": 7, "files": [{"path": "a.root", "nevts": 3}]}
+    (note,) = load(tmp_path / "f.json", {"ttbar": {"nominal": content}}).notes
+    assert note == ("ttbar__nominal: its files state 3 events, nevts_total 7: the files' are taken")
+
+
+@pytest.mark.parametrize(
+    "text", ["12345678-9ABC-DEF0-1234-56789ABCDEF0", "123456789abcdef0123456789abcdef0"]
+)
+def test_spellings_of_a_uuid(text: str) -> None:
+    assert File("a", ("a",), uuid=text).uuid == "12345678-9abc-def0-1234-56789abcdef0"
 
 
 def test_find(tmp_path: Path) -> None:
@@ -569,6 +635,24 @@ def test_facts_are_written_back() -> None:
     facts["tt", "/b.root"] = Facts("7-1", 10, 5000)
     with pytest.raises(FilesetError, match=r"/a\.root and /b\.root are the same file"):
         catalogue.with_facts(fileset, facts)
+
+
+@pytest.mark.parametrize("name", ["f.json", "f.yaml"])
+def test_names_with_signs_are_read_as_they_were_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for stem in ("c$HOME", "d$nope", "st*r", "q?", "x[1]", "~x", "p%20", "a#1", "a.root:T"):
+        Path(f"{stem}.root").touch()
+    fileset = Fileset.load(".")
+    catalogue.save(fileset, tmp_path.parent / name)
+    assert Fileset.load(tmp_path.parent / name).datasets == fileset.datasets
+
+
+def test_facts_that_can_not_be_written(tmp_path: Path) -> None:
+    file = File("/a.root", ("/a.root",), adler32="zzzz")
+    with pytest.raises(FilesetError, match=r"dataset d: /a\.root: adler32: String should match"):
+        catalogue.save(Fileset((Dataset("d", "p", (file,)),)), tmp_path / "f.json")
 
 
 @pytest.mark.parametrize("name", ["agc.txt", "agc", "tt=19980"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import nanoaod
 import pytest
+import uproot
 from commandline import agc
 from rich.console import Console
 
@@ -53,6 +54,19 @@ def test_help_teaches(words: list[str]) -> None:
     assert len(called.out.splitlines()[2].strip()) > 20
     if words != ["fileset"]:
         assert "Example: agc-ml " + " ".join(words) in " ".join(called.out.split())
+
+
+@pytest.mark.parametrize("words", [[], ["fileset"], ["service"]], ids=str)
+def test_groups_alone_print_their_help(words: list[str]) -> None:
+    alone, asked = agc(*words), agc(*words, "--help")
+    assert (alone.code, alone.out) == (2, "")
+    assert alone.err == asked.out
+
+
+def test_names_that_look_like_emoji(tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps({":smile:": ["a.root"], ":x:": [":smile:.root"]}))
+    called = agc("fileset", "show", tmp_path / "f.json")
+    assert called.out.count(":smile:") == 4
 
 
 def test_run_says_three_things(folder: Path, tmp_path: Path) -> None:
@@ -224,6 +238,65 @@ def test_fileset_check_finds_a_file_in_datasets_that_add_up(folder: Path, tmp_pa
     problems = [file["problem"] for file in json.loads(called.out)]
     assert problems[0] is None
     assert f"the same file as {paths[0]} in dataset a" in problems[1]
+
+
+ONE_CUT = """
+from dataclasses import dataclass
+
+from coffea.processor import ProcessorABC
+
+
+@dataclass
+class OneCut(ProcessorABC):
+    cut: float
+    columns = ("genWeight",)
+    takes = {"process": "tt"}
+
+    def process(self, events):
+        return {"n": len(events)}
+"""
+
+
+def test_fileset_check_judges_as_runs_do(tmp_path: Path) -> None:
+    """What the processor takes, with its parameters; empty files where others have events."""
+    (tmp_path / "mine.py").write_text(ONE_CUT)
+    for name, n in {"some.root": 5, "none.root": 0}.items():
+        nanoaod.write(tmp_path / name, nanoaod.events(n, n))
+    content = {"tt": ["some.root"], "tt__empty": ["none.root"], "other": ["missing.root"]}
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    arguments = ["fileset", "check", tmp_path / "f.json", "--cluster", "inline"]
+    processor = ["--processor", f"{tmp_path}/mine.py:OneCut"]
+    assert agc(*arguments).code == 1
+    assert "missing parameter cut; set it with --set cut=" in agc(*arguments, *processor).error
+    called = agc(*arguments, *processor, "--set", "cut=1")
+    assert called.code == 0
+    assert "all 2 files are good, 5 events; 1 without any" in called.out
+    called = agc(*arguments, *processor, "--set", "cut=1", "--datasets", "tt__*, other", "--json")
+    assert called.code == 1
+    assert json.loads(called.out)[0]["problem"] == "no events in it, nor in any other"
+    assert "--set cut: given twice" in agc(*arguments, *["--set", "cut=1"] * 2).error
+    assert "name it with --processor" in agc(*arguments, "--set", "cut=1").error
+
+
+def test_a_plan_with_a_file_that_can_not_be_opened(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text(json.dumps({"tt": [str(folder / "1.root"), "missing.root"]}))
+    called = agc("plan", "ttbar", tmp_path / "f.json", "--cluster", "inline")
+    assert called.code == 1
+    assert "can't be opened: tt: " in called.out
+
+
+def test_fileset_check_tells_trees_apart(tmp_path: Path) -> None:
+    path = nanoaod.write(tmp_path / "a.root", nanoaod.events(5, 1), tree="A")
+    with uproot.update(path) as file:
+        file["B"] = {"x": [1.0, 2.0]}
+    (tmp_path / "link.root").symlink_to(path)
+    listed = [{"replicas": [str(path)], "tree": "A"}, {"replicas": ["link.root"]}]
+    fileset = {"schema": 1, "datasets": {"a": {"process": "tt", "files": listed}}}
+    for tree, says in (("B", "all 2 files are good"), ("/A;1", "the same file as")):
+        listed[1]["tree"] = tree
+        (tmp_path / "f.json").write_text(json.dumps(fileset))
+        called = agc("fileset", "check", tmp_path / "f.json", "--cluster", "inline")
+        assert says in " ".join((called.out + called.err).split())
 
 
 def test_version() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agc_ml.datasets import Dataset, File, Fileset
+from agc_ml.datasets import Dataset, File, Fileset, plain_tree
 from agc_ml.errors import FilesetError, UsageError
 
 names = st.text("abcdef", min_size=1, max_size=4)
@@ -131,6 +131,31 @@ def test_one_file_under_two_entries_of_a_dataset(twins: tuple[File, File]) -> No
     assert all(twin.lfn in str(caught.value) for twin in twins)
     with pytest.raises(FilesetError, match="is listed twice"):
         one(files=(twins[0], twins[0]))
+
+
+trees = st.lists(names, min_size=1, max_size=3)
+spellings = st.tuples(
+    st.sampled_from(["", "/", "//"]), st.sampled_from(["/", "//"]), st.sampled_from(["", ";1"])
+)
+
+
+@given(trees, spellings, spellings)
+def test_a_tree_is_one_however_it_is_spelled(
+    parts: list[str], one_way: tuple[str, str, str], other_way: tuple[str, str, str]
+) -> None:
+    a, b = (f"{begin}{slash.join(parts)}{end}" for begin, slash, end in (one_way, other_way))
+    assert plain_tree(a) == plain_tree(b) == "/".join(parts)
+    assert plain_tree(f"{a}x") != plain_tree(b)
+    with pytest.raises(FilesetError, match="is listed twice"):
+        one(files=(file("/a.root", tree=a), file("/a.root", tree=b)))
+    with pytest.raises(FilesetError, match="the same file"):
+        one(files=(file("/a.root", uuid="7-1", tree=a), file("/b.root", uuid="7-1", tree=b)))
+    first, second = (
+        Dataset(name=name, process="ttbar", files=(file("/a.root", tree=tree),))
+        for name, tree in (("one", a), ("two", b))
+    )
+    with pytest.raises(FilesetError, match="the same file"):
+        Fileset((first, second))
 
 
 def test_two_trees_of_one_file_are_two_things() -> None:

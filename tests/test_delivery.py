@@ -266,6 +266,12 @@ class TestTokens:
         if text.startswith(("root", "https")):
             assert SECRET not in logical_name(text)
 
+    @pytest.mark.parametrize("name", ["sig=", "signature=", "mc-signature=", "x_sig=", "authz="])
+    def test_names_of_folders_are_no_secrets(self, name: str) -> None:
+        for place in (f"/scan/{name}0/a.root", f"https://h/scan/{name}0/a.root"):
+            assert credentials.redacted(place) == place
+            assert logical_name(place).endswith(f"/scan/{name}0/a.root")
+
     def test_nothing_that_a_run_leaves_shows_them(
         self,
         web: Web,

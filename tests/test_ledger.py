@@ -42,8 +42,17 @@ def test_every_gap_and_every_double_is_found(entries: int, size: int, data: st.D
     lost = Ledger(tuple(e for e in ledger.entries if e is not entry))
     assert lost.faults() or not lost.entries
     assert Ledger((*ledger.entries, entry)).faults()
+    spelled = tuple(replace(e, tree="Events;1") for e in ledger.entries)
+    assert Ledger(spelled).faults() == []
+    assert Ledger((*spelled, replace(entry, tree="/Events"))).faults()
     shifted = replace(entry, start=entry.start + 1)
     assert Ledger(tuple(shifted if e is entry else e for e in ledger.entries)).faults()
+
+
+def test_two_trees_of_one_file_are_counted_apart() -> None:
+    both = [replace(e, lfn=t, tree=t) for t in ("A", "d/B") for e in ledger_of(10, 4).entries]
+    assert Ledger(tuple(both)).faults() == []
+    assert Ledger(tuple(both[1:])).faults()
 
 
 def test_lines_keep_everything(tmp_path: Path) -> None:

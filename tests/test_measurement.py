@@ -124,6 +124,38 @@ def test_plot_of_a_run_without_histograms_is_refused(tmp_path: Path) -> None:
     assert "a failed run without histograms, nothing to draw" in called.err
     assert "--resume" in called.err
     assert not (run / "figures" / "figures.json").exists()
+    factories.run_result({}).save(run)
+    called = agc("plot", run)
+    assert "a complete run without histograms" in called.err
+    assert "--resume" not in called.err
+
+
+@pytest.mark.parametrize("command", ["plot", "fit"])
+def test_what_is_not_there_is_not_drawn_nor_fitted(command: str, tmp_path: Path) -> None:
+    called = agc(command, tmp_path / "nope")
+    assert called.code == 2
+    assert "nope: no such file or folder" in called.error
+
+
+def test_the_configuration_of_figures_of_a_run_counts(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    made = {name: hist.Hist.new.Reg(2, 0, 2).Weight().fill([1]) for name in ("SR", "CR")}
+    factories.run_result(made, templates=made).save(run)
+    assert "my.yml: no such file" in agc("plot", run, tmp_path / "my.yml").error
+    config = stats.shipped_config("ttbar")
+    (tmp_path / "my.yml").write_text(yaml.safe_dump(config))
+    called = agc("plot", run, tmp_path / "my.yml")
+    assert (
+        "my.yml: none of its regions (4j1b, 4j2b) is in the run, which has SR, CR" in called.error
+    )
+    config["Regions"] = [{**config["Regions"][0], "RegionPath": "SR"}]
+    (tmp_path / "my.yml").write_text(yaml.safe_dump(config))
+    called = agc("plot", run, tmp_path / "my.yml")
+    assert called.code == 0, called.err
+    names = [entry["name"] for entry in json.loads((run / "figures" / "figures.json").read_text())]
+    assert any(name.startswith("SR") for name in names)
+    assert not any(name.startswith("CR") for name in names)
 
 
 def test_plot_of_other_histograms_says_what_there_is(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml.errors import FilesetError
-from agc_ml.paths import is_root_file, logical_name, meant, split_tree
+from agc_ml.paths import is_root_file, logical_name, meant, split_tree, written
 
 
 @pytest.fixture
@@ -168,12 +170,19 @@ def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
         ("root://[x//a.root", "no URL"),
         ("root:///a.root", "SCHEME://HOST/PATH is needed"),
         ("root://h//a.root\t123", "without tabs"),
+        ("https://h/a#1.root", "in a name it is %23"),
+        ("memory://x.root", "SCHEME://HOST/PATH is needed"),
+        ("", "'' is empty"),
+        ("$SET_TO_NOTHING", "'$SET_TO_NOTHING' is empty"),
         ("$NO_SUCH/a.root", "$NO_SUCH is not set"),
         ("x" * 5000, "can't be looked into (File name too long)"),
         ("~nobody-of-that-name/a.root", "here: ~nobody"),
     ],
 )
-def test_what_is_no_place(text: str, says: str, tmp_path: Path) -> None:
+def test_what_is_no_place(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SET_TO_NOTHING", "")
     with pytest.raises(FilesetError) as caught:
         meant(text, tmp_path, "here")
     assert str(caught.value).startswith("here: ")
@@ -194,6 +203,27 @@ def test_a_tree_is_split_off_again(stem: str, number: str, tree: str) -> None:
         assert split_tree(f"{place}:x{tree}") == (place, f"x{tree}")
 
 
+@given(st.text("a*?[]$~%:#", min_size=1, max_size=8))
+def test_what_is_written_is_meant(stem: str) -> None:
+    path = f"/d/{stem}.root"
+    for place in (path, f"{path}:T", f"/d{path}/../~x"):
+        found = meant(written(place), Path("/elsewhere"), "here")
+        if "/../" not in place:
+            assert [url for _, url in found.places] == [place]
+        assert (found.tree, found.problem) == (None, None)
+    url = f"https://h:1{path}"
+    with contextlib.suppress(FilesetError):  # such as ':' that begins a tree
+        (found,) = meant(written(url), Path("/"), "here").places
+        assert unquote(found.url) == unquote(url)
+
+
+def test_names_on_servers_without_escapes() -> None:
+    assert written("root://h//d/a%24.root?b=1") == "root://h//d/a%24.root?b=1"
+    with pytest.raises(FilesetError, match="a fileset can't list it; rename it"):
+        written("root://h//d/a$HOME.root")
+
+
 def test_logical_names_of_spellings() -> None:
+    assert logical_name("root://h//d/a#1.root") == "/d/a#1.root"
     spellings = ("/d/a.root", "file:/d/a.root", "file:///d/a.root", "file://localhost/d/a.root")
     assert {logical_name(text) for text in (*spellings, "root://h//d/a.root")} == {"/d/a.root"}

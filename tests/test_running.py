@@ -19,7 +19,7 @@ from coffea.processor import ProcessorABC
 from commandline import agc as command
 
 import agc_ml as agc
-from agc_ml import templates, variances
+from agc_ml import execution, templates, variances
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError, UsageError
 from agc_ml.running import default_output
 
@@ -361,6 +361,19 @@ def test_name_with_brackets(tmp_path: Path) -> None:
     path = nanoaod.write(tmp_path / "x[1].root", nanoaod.events(20, 1))
     result = agc.run(*(processor(count), path), site="inline", output=tmp_path / "run", quiet=True)
     assert result.outputs["n"] == 20
+
+
+def test_names_of_folders_that_look_like_secrets(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [tmp_path / f"sig={i}" / "a.root" for i in (1, 2)]
+    for seed, place in enumerate(places, 2):
+        place.parent.mkdir()
+        nanoaod.write(place, nanoaod.events(20, seed))
+    monkeypatch.setattr(execution, "file_label", lambda *_: "as of URLs without their signature")
+    result = agc.run(*(processor(count), tmp_path), site="inline", output=path.parent / "run")
+    assert result.outputs["n"] == 40
+    assert [entry.url for entry in result.ledger.entries] == [str(place) for place in places]
 
 
 def test_reader_that_has_seen_enough(path: Path, tmp_path: Path) -> None:

@@ -232,6 +232,17 @@ def test_never_fewer_files(metadata: dict[str, Any], says: str, tmp_path: Path) 
     assert says in str(caught.value)
 
 
+def test_what_a_record_states_of_its_files(tmp_path: Path) -> None:
+    """That not all are listed, or online, is told; a mark of the byte order is none of it."""
+    listed = [{**file, "availability": "on demand"} for file in indexed("a.root", "b.root")]
+    metadata = {"files": [*listed, *indexed("c.root")], "distribution": {"number_files": 5}}
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"metadata": metadata}), encoding="utf-8-sig")
+    notes = opendata.from_records([f"tt={path}"]).notes
+    assert any("only 3 of the 5 files that it states are listed" in note for note in notes)
+    assert any("2 of 3 files are not online (on demand); have" in note for note in notes)
+
+
 def test_a_file_at_several_doors_is_one(tmp_path: Path) -> None:
     path = tmp_path / "locations.txt"
     path.write_text(
@@ -271,6 +282,8 @@ def test_records_that_give_no_files(
         ('{"metadata": {"files": [{"uri": "root://[x"}]}}', "files -> 0 -> uri"),
         ('{"metadata": 3}', "not a record of files"),
         ("/a.root\tmany\tadler32:1\n", "files -> 0 -> size"),
+        ("/a.root\t1\tadler32:zzzz\n", "files -> 0 -> checksum"),
+        ("/a.root\t1\tadler32:\n", "files -> 0 -> checksum"),
     ],
 )
 def test_files_that_hold_no_record(

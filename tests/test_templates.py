@@ -134,6 +134,11 @@ class TestCompare:
         assert templates.compare(nan, nan) == []
         assert templates.compare(nan, {"h": make([1], [1])})[0].size == np.inf
 
+    @pytest.mark.parametrize("rtol", [-1, np.nan, np.inf])
+    def test_tolerances_that_are_none(self, rtol: float) -> None:
+        with pytest.raises(UsageError, match=r"--rtol .*: a number from 0 up is needed"):
+            templates.compare({}, {}, rtol)
+
     def test_takes_categories(self) -> None:
         axes = hist.axis.StrCategory(["p"], name="p"), hist.axis.Regular(2, 0, 2, name="x")
         a = hist.Hist(*axes, storage="weight").fill("p", [0.5])

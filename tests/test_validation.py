@@ -19,6 +19,7 @@ from commandline import agc as command
 
 import agc_ml as agc
 from agc_ml import execution
+from agc_ml.datasets import EVENT_ID
 from agc_ml.errors import AgcError
 from agc_ml.validation import validate
 
@@ -51,7 +52,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "none").mkdir()
     (folder / "set").mkdir()
     shutil.copy(good, folder / "set" / "a.root.1")
-    os.mkfifo(folder / "pipe.root")
+    for name in ("pipe.root", "pipe.json", "pipe.onnx", "pipe"):
+        os.mkfifo(folder / name)
+    with uproot.recreate(folder / "two.root") as file:
+        for tree in ("A", "d/B"):
+            file[tree] = {name: np.ones(7, np.int32) for name in EVENT_ID}
     with uproot.recreate(folder / "hists.root") as file:
         file["Events"] = hist.Hist.new.Reg(3, 0, 1).Double()
     return folder
@@ -94,6 +99,11 @@ GOOD = [
     own("good.root"),
     own("good.root", "other.root", "none.root"),
     own("tree.root:T"),
+    own("two.root:A", "./two.root:d/B"),
+    {
+        name: {"files": [file], "metadata": {"process": "p"}}
+        for name, file in {"a": "two.root:A", "b": "two.root:/d//B"}.items()
+    },
     own({"replicas": ["gone.root", "good.root"]}),
     own({"replicas": ["gopher://h/a.root", "good.root"]}),
     own({"replicas": ["good.root"], "entries": 30}),
@@ -114,6 +124,7 @@ BAD = [
     (own("text.root"), "not a ROOT file"),
     (own("empty.root"), "it is empty"),
     (own("hists.root"), "no tree"),
+    (own("none.root"), "dataset tt: no events in it"),
     (own("pipe.root"), "it is a pipe"),
     (own("folder.root"), "no *.root files in that folder"),
     (own("none"), "no *.root files in that folder"),
@@ -122,6 +133,16 @@ BAD = [
     (own("good.root", "copy.root"), "same file (UUID"),
     (own("good.root", "link.root"), "same file (UUID"),
     (own("good.root", "./good.root"), "same file"),
+    (own("good.root:Events;1", "copy.root"), "same file (UUID"),
+    (own("good.root:/Events", {"replicas": ["link.root"], "tree": "Events;1"}), "same file (UUID"),
+    (own("two.root:d/B", {"replicas": ["two.root"], "tree": "/d;1//B;1"}), "listed twice"),
+    (
+        {
+            name: {"files": [file], "metadata": {"process": "p"}}
+            for name, file in {"a": "good.root:Events;1", "b": "good.root"}.items()
+        },
+        "are the same file",
+    ),
     (own("good.root", "set/../good.root"), "same file"),
     (own("good.root", "**/a.root*"), "same file (UUID"),
     (own({"replicas": ["good.root"], "entries": 31}), "its entries is 30, but the fileset says 31"),
@@ -188,6 +209,7 @@ def test_what_a_run_refuses_is_not_good(
         ("list.txt", "good.root\n# the same\ncopy.root\n", "same file"),
         ("list.txt", "good.root\nmissing.root\n", "No such file"),
         ("list.txt", "readme\n", "line 1: readme"),
+        ("list.txt", "good.root\npipe.json\n", "line 2: pipe.json: a list names ROOT files"),
         ("f.json", '{"tt": {"files": ["good.root"], "metadata": {"k": 1e999}}}', "metadata -> k"),
         ("f.yaml", "tt: {files: [good.root], metadata: {k: .nan}}", "metadata -> k"),
         ("f.yaml", "tt: {files: [good.root], metadata: {k: 1e999}}", "metadata -> k"),
@@ -225,7 +247,6 @@ def rntuple(path: Path) -> Path:
     ("make", "kind", "says"),
     [
         (lambda f, _: f / "good.root", "event file", "30 events in Events"),
-        (lambda f, _: f / "none.root", "event file", "0 events in Events"),
         (lambda _, t: rntuple(t / "r.root"), "event file", "7 events in Events"),
         (lambda f, _: f / "tree.root:T", "event file", "10 events in T"),
         (lambda f, t: shutil.copy(f / "good.root", t / "a.root.1"), "event file", "30 events"),
@@ -245,13 +266,21 @@ def test_files_of_events(
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("cut.root", "histograms", "cut.root"),
-        ("tree.root", "histograms", "no histograms in it"),
+        ("cut.root", "event file", "it is cut off"),
+        ("empty.root", "event file", "it is empty"),
+        ("text.root", "event file", "not a ROOT file"),
+        ("none.root", "event file", "no events in Events"),
+        ("tree.root", "event file", "no tree 'Events' in it (another one: FILE:TREE); there is T"),
         ("good.root:T", "event file", "no tree 'T' in it"),
-        ("pipe.root", "histograms", "no such file"),
+        ("good.root:Events/run", "event file", "no tree 'Events/run' in it"),
+        *(
+            (name, "nothing", "neither a file nor a folder, but a pipe")
+            for name in ("pipe.root", "pipe.json", "pipe.onnx", "pipe")
+        ),
         ("nowhere.root", "nothing", "no such file"),
         ("nowhere.root:T", "nothing", "no such file"),
-        ("none", "run directory", "not a run directory"),
+        ("none", "fileset", "no *.root files in that folder"),
+        ("x" * 300, "nothing", "can't be looked into (File name too long)"),
     ],
 )
 def test_what_is_no_file_of_events(name: str, kind: str, says: str, folder: Path) -> None:

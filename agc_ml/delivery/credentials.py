@@ -24,9 +24,11 @@ VARIABLES: Final = (
 """What a worker needs of the driver's environment to be let in where the driver is."""
 _ENCRYPTED: Final = {"https", "roots", "xroots"}
 _HERE: Final = {"localhost", "127.0.0.1", "::1"}
+# Behind a slash, or inside a name, these are part of a path, as in /scan/sig=2/a.root.
 _IN_TEXT: Final = re.compile(
-    r"(?i)((?:authz=|bearer[ +]|bearer%20|authorization: basic |access_token[\"']?[=:]\s*[\"']?"
-    r"|security-token=|xrdhttptk=|\bsig=|[a-z-]*signature=)+)[^\s&\"'),;:]+"
+    r"(?i)((?:(?<!/)authz=|bearer[ +]|bearer%20|authorization: basic "
+    r"|(?<!/)access_token[\"']?[=:]\s*[\"']?|security-token=|(?<!/)xrdhttptk="
+    r"|(?<![\w./-])sig=|(?<![\w./-])[\w-]*signature=)+)[^\s&\"'),;:]+"
 )
 _IN_ADDRESS: Final = re.compile(r"(?<=://)[^/\s]+@")
 

@@ -39,6 +39,7 @@ TIMEOUT_S: Final = 60.0
 _DOOR: Final = "root://eospublic.cern.ch/"
 _HOSTS: Final = ("eospublic.cern.ch", "opendata.cern.ch")
 _CHECKSUM: Final = "adler32:"
+_ONLINE: Final = "online"
 _INDEX: Final = re.compile(r"_file_?(index|list)\.(json|txt)$", re.IGNORECASE)
 _CLIENT: Final = "from cernopendata_client.cli import cernopendata_client; cernopendata_client()"
 
@@ -48,12 +49,20 @@ def _location(text: str) -> str:
     return text
 
 
+def _checksum(text: str | None) -> str | None:
+    is_adler32 = (text or "").lower().startswith(_CHECKSUM)
+    if text and is_adler32 and not re.fullmatch("(?i)[0-9a-f]{1,8}", text[len(_CHECKSUM) :]):
+        raise ValueError("up to eight hexadecimal digits are needed")
+    return text
+
+
 class _Listed(BaseModel):
     """A file as records and indexes list it."""
 
     uri: Annotated[str, Field(min_length=1), AfterValidator(_location)]
     size: int | None = Field(None, ge=0)
-    checksum: str | None = None
+    checksum: Annotated[str | None, AfterValidator(_checksum)] = None
+    availability: Any = None
 
 
 class _Index(BaseModel):
@@ -70,11 +79,18 @@ class _Kind(BaseModel):
     secondary: list[str] = []
 
 
+class _Distribution(BaseModel):
+    """How much a record says that it has."""
+
+    number_files: int | None = None
+
+
 class _Record(BaseModel):
     """What is needed of a record's metadata."""
 
     title: str | None = None
     kind: _Kind = Field(_Kind(), alias="type")
+    distribution: _Distribution = _Distribution()
     files: list[_Listed] = []
     indexes: list[_Index] = Field([], alias="_file_indices")
 
@@ -119,9 +135,18 @@ def _find(record: str, *, server: str) -> Found:
     if len(others) == len(listed):
         there = some(others) or "nothing"
         raise FilesetError(f"{label}: no .root files are listed; there is {there}")
-    files = (_file(one, server) for one in listed if is_root_file(_name(one)))
+    chosen = [one for one in listed if is_root_file(_name(one))]
+    stated = parsed.distribution.number_files or 0
+    if len(listed) < stated:
+        notes.append(f"{label}: only {len(listed)} of the {stated} files that it states are listed")
+    offline = [one.availability for one in chosen if one.availability not in {None, _ONLINE}]
+    if offline:
+        notes.append(
+            f"{label}: {len(offline)} of {len(chosen)} files are not online ({offline[0]}); have "
+            "the portal stage them, on the page of the record"
+        )
     return Found(
-        _once(label, files),
+        _once(label, (_file(one, server) for one in chosen)),
         notes=tuple(notes),
         is_data=True if "Collision" in kinds else False if "Simulated" in kinds else None,
     )
@@ -184,7 +209,7 @@ def _fetched(index: _Listed, server: str) -> str:
         raise CatalogueError(f"{url} is not to be had over http")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - see above
-            return str(answer.read().decode())
+            return str(answer.read().decode("utf-8-sig"))
     except urllib.error.HTTPError as error:
         error.close()
         raise CatalogueError(f"{url}: {error}") from error
@@ -278,7 +303,7 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
 
 def _read(path: Path) -> Any:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise FilesetError(f"{path}: can't be read ({error})") from error
     return _content(str(path), text)
