@@ -19,7 +19,7 @@ import numpy as np
 
 from agc_ml import saved, variances
 from agc_ml.errors import ProcessorError
-from agc_ml.hists import DenseHist, flatten
+from agc_ml.hists import DenseHist, flatten, unkept
 from agc_ml.rows import Rows
 
 SUMW: Final = "sumw"
@@ -58,6 +58,9 @@ def check(output: Any, dataset: str = "") -> None:
         values = np.asarray(histogram.bins if dense else histogram.values(flow=True))
         if not np.isfinite(values).all():
             raise ProcessorError(f"its histogram {name} holds NaN or infinite contents")
+        problem = None if dense else unkept(histogram)
+        if problem is not None:
+            raise ProcessorError(f"its histogram {name}: {problem}")
     flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})
 
 

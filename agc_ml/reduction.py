@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import boost_histogram as bh
 import hist
+import numpy as np
 
-from agc_ml import saved
+from agc_ml import saved, variances
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
-from agc_ml.errors import AgcError, IncompleteError, ProcessorError
+from agc_ml.errors import AgcError, HistogramError, IncompleteError, ProcessorError
 from agc_ml.hists import flatten, lost_categories, materialised
 from agc_ml.normalisation import generated
 from agc_ml.outputs import (
@@ -83,14 +84,16 @@ def reduce(account: Account) -> Reduced:
         if not dataset.is_data:
             factors[dataset.name] = factor
         part = part if factor is None else _scaled(part, factor)
-        booked.update(flatten(collect(by_name(part, name))))
+        booked.update(_flat(part, account))
         where = f"datasets {' and '.join(added[-1:])} and {dataset.name}"
         total = part if total is None else _add(total, part, where, account)
         added.append(dataset.name)
     account.notes |= dict.fromkeys(_told(factors))
     # combinations of categories that no dataset has, but that their sum seems to have
-    phantoms = flatten(collect(by_name(total, name))).keys() - booked
+    phantoms = _flat(total, account).keys() - booked
+    counts = _counts(collect(by_name(total, name)))
     final = by_name(_postprocessed(total, account), name)
+    _forget_variances(collect(final), counts)
     try:
         check(final)
     except AgcError as error:
@@ -98,6 +101,35 @@ def reduce(account: Account) -> Reduced:
             f"processor {account.shipment.name}: the result of all chunks: {error}"
         ) from error
     return _sorted(final, phantoms, cutflows)
+
+
+def _flat(output: Any, account: Account) -> dict[str, hist.Hist[Any]]:
+    try:
+        return flatten(collect(by_name(output, account.shipment.label)))
+    except HistogramError as error:
+        raise ProcessorError(f"processor {account.shipment.name}: {error}") from error
+
+
+def _counts(histograms: Mapping[str, hist.Hist[Any]]) -> dict[str, Any]:
+    """Contents of the histograms that keep no variances, but have known ones: counts."""
+    return {
+        name: histogram.values(flow=True).copy()
+        for name, histogram in histograms.items()
+        if not variances.keeps(histogram) and variances.of(histogram) is not None
+    }
+
+
+def _forget_variances(histograms: Mapping[str, hist.Hist[Any]], counts: Mapping[str, Any]) -> None:
+    """Take variances of ``counts`` as unknown where postprocess set other contents.
+
+    boost-histogram notices arithmetic, and nothing that is written into a view.
+    """
+    for name, before in counts.items():
+        after = histograms.get(name)
+        if after is None or variances.keeps(after):
+            continue
+        if not np.array_equal(after.values(flow=True), before):
+            variances.mark(after, known=False)
 
 
 def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
@@ -206,7 +238,12 @@ def _sorted(
         others.pop("cutflow")
     return Reduced(
         hists=hists,
-        templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
+        # what postprocess filled in of them is no phantom any more
+        templates={
+            name: h
+            for name, h in flatten(hists).items()
+            if name not in phantoms or not h.empty(flow=True)
+        },
         cutflow=cutflows,
         warnings=(*(told or ()), *lost_categories(hists)),
         outputs=saved.decode(saved.encode(rest(others))),
