@@ -7,6 +7,7 @@ so are folders and patterns (`agc_ml.paths`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -283,28 +284,26 @@ def _is_coffea(raw: Mapping[str, Any]) -> bool:
 
 
 def _from_coffea(path: Path, raw: Mapping[str, Any]) -> Fileset:
-    found: dict[str, tuple[_Files, dict[str, Any]]] = {}
+    datasets, notes = [], []
     luminosities = set()
     for name, content in raw.items():
         try:
             model = CoffeaDatasetModel.model_validate(
                 {"files": content} if isinstance(content, list) else content
             )
-            found[name] = _coffea_files(path, name, model), dict(model.metadata or {})
+            files = _coffea_files(path, name, model)
         except ValidationError as error:
             raise FilesetError(f"{name} -> {first_problem(error)}") from error
-        stated = _number(name, found[name][1].get("luminosity"), "luminosity", "1/pb")
-        luminosities |= {stated} - {None}
-    datasets, notes = [], []
-    for name, (files, metadata) in found.items():
-        if len(luminosities) == 1:
-            metadata.pop("luminosity", None)
+        metadata = dict(model.metadata or {})
+        luminosities |= {_number(name, metadata.get("luminosity"), "luminosity", "1/pb")} - {None}
         dataset, dataset_notes = described(
             name, tuple(files.found), metadata, given_by="the name of the dataset"
         )
         datasets.append(dataset)
         notes += files.notes + dataset_notes
-    if not luminosities:
+    simulated = [dataset for dataset in datasets if not dataset.is_data]
+    is_bare = bool(simulated) and all(dataset.xsec is None for dataset in simulated)
+    if is_bare or not luminosities:  # what means nothing here stays the user's own
         return Fileset(tuple(datasets), *known_luminosity(datasets), tuple(notes))
     if len(luminosities) > 1:
         notes.append(
@@ -312,7 +311,11 @@ def _from_coffea(path: Path, raw: Mapping[str, Any]) -> Fileset:
             "nothing is scaled to it"
         )
         return Fileset(tuple(datasets), notes=tuple(notes))
-    return Fileset(tuple(datasets), luminosities.pop(), "the fileset's metadata", tuple(notes))
+    own = [{k: v for k, v in d.metadata.items() if k != "luminosity"} for d in datasets]
+    return Fileset(
+        tuple(replace(d, metadata=metadata) for d, metadata in zip(datasets, own, strict=True)),
+        *(luminosities.pop(), "the fileset's metadata", tuple(notes)),
+    )
 
 
 def _coffea_files(path: Path, name: str, model: CoffeaDatasetModel) -> _Files:

@@ -123,6 +123,10 @@ def test_luminosities_that_differ_are_the_processors(tmp_path: Path) -> None:
     assert "luminosity differs between datasets" in fileset.notes[-1]
     del content["a"]["metadata"]["luminosity"]
     assert load(tmp_path / "g.json", content).luminosity == 6
+    del content["a"]["metadata"]["xsec"], content["b"]["metadata"]["xsec"]
+    fileset = load(tmp_path / "h.json", content)
+    assert fileset.luminosity is None
+    assert fileset.metadata(fileset.datasets[1])["luminosity"] == 6
 
 
 def test_coffea_filesets_go_there_and_back(tmp_path: Path) -> None:
