@@ -21,6 +21,7 @@ from commandline import agc as command
 from distributed import Client, LocalCluster
 
 import agc_ml as agc
+from agc_ml import outputs
 from agc_ml.errors import ProcessorError
 
 N, CHUNK = 100, 50
@@ -284,6 +285,14 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("shape", WHOLE)
+def test_shapes_that_are_sums_of_weights(shape: str) -> None:
+    make, is_understood = WHOLE[shape]
+    output = make("signal", None, 3)
+    assert outputs.sum_of_weights(output, "signal") == (3 if is_understood else None)
+    assert outputs.has_sumw(output)
+
+
+@pytest.mark.parametrize("shape", ["under the dataset", "variations"])
 def test_shapes_of_sums_of_weights(shape: str, with_cross_sections: Path, tmp_path: Path) -> None:
     """Understood, or nothing is scaled and a line says why."""
     make, is_understood = WHOLE[shape]
@@ -299,6 +308,16 @@ def test_shapes_of_sums_of_weights(shape: str, with_cross_sections: Path, tmp_pa
     assert len(told) == (0 if is_understood else 2)
     scaled = [line for line in result.warnings if "signal by 1.25, background by 25" in line]
     assert len(scaled) == is_understood
+
+
+def test_without_a_luminosity_nothing_is_scaled(with_cross_sections: Path, tmp_path: Path) -> None:
+    content = json.loads(with_cross_sections.read_text())
+    del content["luminosity"]
+    (tmp_path / "fileset.json").write_text(json.dumps(content))
+    analysis = partial(theirs.listed, shape="number")
+    result = ours(analysis, tmp_path / "fileset.json", tmp_path / "run", chunk_size=N)
+    assert result.hists["h"].values().sum() == 4 * N
+    assert any("states no luminosity, so 'sumw' scales nothing" in w for w in result.warnings)
 
 
 def test_what_is_scaled_in_part_is_told_or_refused(
