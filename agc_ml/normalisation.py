@@ -66,6 +66,8 @@ def kind_of(receipt: Receipt, info: FileInfo) -> str:
 
 
 def _of_whole_file(receipt: Receipt, info: FileInfo) -> str:
+    if (info.generated or 0) < info.entries:  # it knows of fewer events than it has
+        return ""
     for kind, whole in ((WEIGHTS, info.generated_sumw), (COUNTS, info.generated)):
         if whole and math.isclose(receipt.sumw or 0, whole, rel_tol=_TOLERANCE):
             return kind
@@ -95,8 +97,8 @@ def generated(account: Account, dataset: Dataset, part: Any) -> float:
         It is not above zero, or can't be told.
     """
     done = list(shares(account, dataset))
-    looks_itself = any(share.is_whole for share in done) and all(share.sums for share in done)
-    by_runs = [share for share in done if share.source == "runs" or looks_itself]
+    is_whole = _looks_itself(account, done)
+    by_runs = [share for share in done if share.source == "runs" or is_whole]
     total = _as_stated(account, dataset, part, [share for share in done if share not in by_runs])
     if by_runs:
         total += _by_runs(account, dataset, by_runs)
@@ -127,6 +129,12 @@ def _as_stated(account: Account, dataset: Dataset, part: Any, done: list[Share])
     if nevts is not None:
         standing_for = nevts * kept / _entries(account, dataset, nevts)
     return sumw / (kept / standing_for) if kept and standing_for else sumw
+
+
+def _looks_itself(account: Account, done: list[Share]) -> bool:
+    """Whether a processor takes sums of whole files from Runs, and states each in one chunk."""
+    is_whole = any(share.is_whole for share in done) and all(share.sums for share in done)
+    return is_whole and not account.rules_nevts
 
 
 def nevts_of(account: Account, dataset: Dataset) -> float | None:
@@ -234,7 +242,7 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
                 f"wants; its files say that {n:,} were generated (Runs/genEventCount)"
             )
         return
-    if any(share.is_whole for share in done):
+    if _looks_itself(account, done):
         yield (
             f"{dataset.name}: the processor's 'sumw' is that of whole files (Runs) already: "
             "normalised to it"
