@@ -14,7 +14,7 @@ from agc_ml.checkpoints import Chunk, Receipt, Store
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.declarations import wanted_of
 from agc_ml.delivery.credentials import redacted
-from agc_ml.errors import IncompleteError
+from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo
 from agc_ml.ledger import Entry, Ledger
@@ -69,6 +69,7 @@ class Account:
         self.metadata = {d.name: self.fileset.metadata(d) for d in self.fileset.datasets}
         self._listed = {(d.name, f.lfn): f for d, f in self.all_files()}
         self._events_done = 0
+        self._states_sumw: dict[str, bool] = {}
         self._before: dict[tuple[str, str], FileInfo] = {}
 
     @property
@@ -84,13 +85,13 @@ class Account:
                 "'sumw' is left to the processor's own postprocess, which uses it: nothing is "
                 "scaled to cross-section and luminosity"
             )
-        stated = [self.fileset.luminosity, *(d.xsec for d in self.fileset.datasets)]
-        if all(value is None for value in stated):
-            return (
-                "the fileset states no cross-section, so 'sumw' scales nothing: histograms are as "
-                "they were filled"
-            )
-        return ""
+        if self.fileset.luminosity is not None:
+            return ""
+        is_bare = all(dataset.xsec is None for dataset in self.fileset.datasets)
+        return (
+            f"the fileset states no {'cross-section' if is_bare else 'luminosity'}, so 'sumw' "
+            "scales nothing: histograms are as they were filled"
+        )
 
     @property
     def rules_nevts(self) -> bool:
@@ -163,7 +164,12 @@ class Account:
         ------
         IncompleteError
             Its processor opened a file that is another one than another chunk's.
+        ProcessorError
+            It states a sum of weights, and another chunk of its dataset does not, or the other way.
         """
+        states_sumw = receipt.sumw is not None
+        if self._states_sumw.setdefault(chunk.dataset, states_sumw) != states_sumw:
+            self._refuse_mixed(chunk)
         opened = from_plain(receipt.files)
         for path, one in opened.items():
             if self.opened.setdefault(path, one).differs(one):
@@ -173,6 +179,14 @@ class Account:
                 )
         self.done[chunk] = receipt
         self._events_done += chunk.events
+
+    def _refuse_mixed(self, chunk: Chunk) -> None:
+        if self.is_scaled and not self.dataset(chunk.dataset).is_data:
+            raise ProcessorError(
+                f"{chunk}: processor {self.shipment.name}: only some chunks of the dataset have a "
+                "'sumw', by which histograms would be scaled; return it for each, 0 where there is "
+                "nothing to add"
+            )
 
     def to_do(self) -> list[Chunk]:
         """Chunks with events that are neither done nor known to kill their worker."""

@@ -94,14 +94,22 @@ def schema_of(processor: Any, given: str | type | None) -> type | None:
     from coffea.nanoevents import schemas  # noqa: PLC0415 - heavy
 
     if isinstance(stated, str):
-        found = getattr(schemas, stated, getattr(schemas, f"{stated}Schema", None))
+        # modules and other things of coffea's may be called as a schema is without "Schema"
+        named = [getattr(schemas, name, None) for name in (stated, f"{stated}Schema")]
+        found = next(filter(_is_schema, named), None)
         if found is None:
             known = ", ".join(name for name in schemas.__all__ if name.endswith("Schema"))
             raise UsageError(f"{where} {stated}: coffea has no such schema; it has {known}")
         stated = found
-    if not (isinstance(stated, type) and issubclass(stated, schemas.BaseSchema)):
+    if not _is_schema(stated):
         raise ProcessorError(f"{where}: {stated!r} is no schema of coffea's kind")
     return stated
+
+
+def _is_schema(value: Any) -> bool:
+    from coffea.nanoevents.schemas import BaseSchema  # noqa: PLC0415 - heavy
+
+    return isinstance(value, type) and issubclass(value, BaseSchema)
 
 
 def coffeas_name(schema: type) -> str:

@@ -31,7 +31,7 @@ from agc_ml.executors import Executor
 from agc_ml.filecache import packed
 from agc_ml.inspection import FileInfo, inspect_file, look
 from agc_ml.ml import hook
-from agc_ml.normalisation import source_of, unclear
+from agc_ml.normalisation import kind_of, source_of, unclear
 from agc_ml.opened_files import Seen, changed, seen
 from agc_ml.outputs import add
 from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed, unpack
@@ -268,18 +268,14 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
     dataset = account.dataset(chunk.dataset)
     sumw = finished.receipt.sumw
     if sumw is not None and account.is_scaled and not dataset.is_data:
-        for what, value, unit in (
-            ("xsec", dataset.xsec, "pb"),
-            ("luminosity", account.fileset.luminosity, "1/pb"),
-        ):
-            if value is None:
-                raise FilesetError(
-                    f"dataset {dataset.name}: no {what} in the fileset, and processor "
-                    f"{account.shipment.name} needs it to normalise; state it, in {unit}"
-                )
+        if dataset.xsec is None:
+            raise FilesetError(
+                f"dataset {dataset.name}: no xsec in the fileset, and processor "
+                f"{account.shipment.name} needs it to normalise; state it, in pb"
+            )
         file, info = account.file(chunk), account.files[chunk.dataset, chunk.lfn]
         is_filtered = source_of(account, dataset, file, info) == "runs"
-        if is_filtered and not finished.receipt.sums:
+        if is_filtered and not kind_of(finished.receipt, info):
             raise InputFileError(unclear(dataset, file, info))
     try:
         account.store.save(account.path(chunk), finished.receipt, finished.blob)

@@ -7,6 +7,7 @@ so are folders and patterns (`agc_ml.paths`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -171,7 +172,7 @@ def _from_own(path: Path, raw: Mapping[str, Any]) -> Fileset:
             variation=d.variation,
             xsec=None if d.xsec is None else d.xsec.value,
             xsec_source=None if d.xsec is None else d.xsec.source,
-            is_data=d.is_data,
+            is_data=_is_data(name, {**d.metadata, **_stated(d, "is_data")}),
             metadata=d.metadata,
             files=tuple(files.found),
         )
@@ -185,6 +186,10 @@ def _from_own(path: Path, raw: Mapping[str, Any]) -> Fileset:
         notes=tuple(notes),
         label=model.label,
     )
+
+
+def _stated(model: BaseModel, field: str) -> dict[str, Any]:
+    return {field: getattr(model, field)} if field in model.model_fields_set else {}
 
 
 class _Files:
@@ -304,18 +309,27 @@ def _from_coffea(path: Path, raw: Mapping[str, Any]) -> Fileset:
         except ValidationError as error:
             raise FilesetError(f"{name} -> {first_problem(error)}") from error
         metadata = dict(model.metadata or {})
-        luminosities.add(_number(name, metadata.pop("luminosity", None), "luminosity", "1/pb"))
+        luminosities |= {_number(name, metadata.get("luminosity"), "luminosity", "1/pb")} - {None}
         dataset, dataset_notes = described(
             name, tuple(files.found), metadata, given_by="the name of the dataset"
         )
         datasets.append(dataset)
         notes += files.notes + dataset_notes
-    if len(luminosities) > 1:
-        raise FilesetError("metadata -> luminosity: it differs between datasets")
-    stated = luminosities.pop()
-    if stated is None:
+    simulated = [dataset for dataset in datasets if not dataset.is_data]
+    is_bare = bool(simulated) and all(dataset.xsec is None for dataset in simulated)
+    if is_bare or not luminosities:  # what means nothing here stays the user's own
         return Fileset(tuple(datasets), *known_luminosity(datasets), tuple(notes))
-    return Fileset(tuple(datasets), stated, "the fileset's metadata", tuple(notes))
+    if len(luminosities) > 1:
+        notes.append(
+            "metadata -> luminosity differs between datasets: it reaches the processor, and "
+            "nothing is scaled to it"
+        )
+        return Fileset(tuple(datasets), notes=tuple(notes))
+    own = [{k: v for k, v in d.metadata.items() if k != "luminosity"} for d in datasets]
+    return Fileset(
+        tuple(replace(d, metadata=metadata) for d, metadata in zip(datasets, own, strict=True)),
+        *(luminosities.pop(), "the fileset's metadata", tuple(notes)),
+    )
 
 
 def _coffea_files(path: Path, name: str, model: CoffeaDatasetModel) -> _Files:
@@ -383,7 +397,10 @@ def described(
 ) -> tuple[Dataset, list[str]]:
     """Build a dataset from coffea metadata, and from its name what they leave open: say what."""
     process, _, variation = name.partition("__")
-    stated = {key: metadata.pop(key, None) for key in ("process", "variation", "xsec", "is_data")}
+    is_data = _is_data(name, metadata)
+    # of data a cross-section means nothing, and stays the user's own
+    fields = ("process", "variation", "is_data", *(() if is_data else ("xsec",)))
+    stated = {key: metadata.pop(key, None) for key in fields}
     for key in ("process", "variation"):
         if not isinstance(stated[key], str | None):
             raise FilesetError(f"{name} -> metadata -> {key}: {stated[key]!r} is no name")
@@ -392,10 +409,8 @@ def described(
     notes = []
     if stated["process"] is None:
         notes.append(f"{name}: process {process!r}, variation {variation!r}, from {given_by}")
-    xsec, source = _number(name, stated["xsec"], "xsec", "pb"), "the fileset's metadata"
-    if not isinstance(stated["is_data"], bool | None):
-        raise FilesetError(f"{name} -> metadata -> is_data: true or false is needed")
-    if xsec is None and not stated["is_data"] and process in agc.CROSS_SECTIONS:
+    xsec, source = _number(name, stated.get("xsec"), "xsec", "pb"), "the fileset's metadata"
+    if xsec is None and not is_data and process in agc.CROSS_SECTIONS:
         xsec, source = agc.CROSS_SECTIONS[process], agc.SOURCE
         notes.append(f"{name}: cross-section {xsec:g} pb for {process!r}, from {source}")
     dataset = Dataset(
@@ -404,11 +419,31 @@ def described(
         variation=variation,
         xsec=xsec,
         xsec_source=None if xsec is None else source,
-        is_data=bool(stated["is_data"]),
+        is_data=is_data,
         metadata=metadata,
         files=files,
     )
     return dataset, notes + _nevts_note(dataset)
+
+
+_SAYS_DATA: Final = {"is_data": True, "isData": True, "isMC": False, "is_mc": False}
+"""What metadata of coffea's users say of data."""
+
+
+def _is_data(name: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a dataset is data, as its metadata say in one of several ways."""
+    if not isinstance(metadata.get("is_data"), bool | None):
+        raise FilesetError(f"{name} -> metadata -> is_data: true or false is needed")
+    said = {
+        key: bool(metadata[key]) is of_data
+        for key, of_data in _SAYS_DATA.items()
+        if isinstance(metadata.get(key), bool | int) and metadata[key] in {0, 1}
+    }
+    if len(set(said.values())) > 1:
+        raise FilesetError(
+            f"{name} -> metadata: {' and '.join(said)} contradict each other; state one of them"
+        )
+    return any(said.values())
 
 
 def known_luminosity(datasets: Iterable[Dataset]) -> tuple[float | None, str | None]:

@@ -12,7 +12,7 @@ from agc_ml.errors import ProcessorError
 
 DECLARATIONS: Final = (
     *("columns", "simulation_columns", "optional_columns", "counted_columns", "preselection"),
-    *("flat", "takes", "files", "schema"),
+    *("flat", "takes", "files", "schema", "normalised_to"),
 )
 """What a processor may declare; a function does it by attributes: ``analysis.columns = (...)``."""
 

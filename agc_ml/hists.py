@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 import urllib.parse
 import zipfile
@@ -36,6 +37,8 @@ _ROOT_KEY: Final = re.compile(r"(?:(?!\.{1,2}(?:/|$))[^/;:%\x00-\x1f\x7f]+(?:/(?
 A ';' begins a cycle there, a ':' a name inside of a file, and '%' is what others are encoded with.
 """
 _UNWRITABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
+_LISTED: Final = "templates"
+_PLAIN: Final = (str, bool, int, float, type(None))
 _ROOT_CLASS: Final = re.compile(r"TH[123][CSIFDL]|TProfile")
 
 
@@ -161,6 +164,7 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
         Two would have the same name, or one has a name or a storage that can't be written.
     """
     flat: dict[str, hist.Hist[Any]] = {}
+    origins: dict[str, str] = {}
     for name, histogram in hists.items():
         if histogram.storage_type is bh.storage.MultiCell:
             raise HistogramError(
@@ -176,8 +180,18 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
                 if not (axis.name == "variation" and label == NOMINAL)
             ]
             full_name = "_".join([name, *suffixes])
+            origin = ", ".join(
+                [
+                    f"histogram {name!r}",
+                    *(f"{axis.name or i} {chosen[i]!r}" for i, axis in categories),
+                ]
+            )
             if full_name in flat:
-                raise HistogramError(f"two histograms would be called {full_name}; rename one")
+                raise HistogramError(
+                    f"two histograms would be called {full_name} ({origins[full_name]}; and "
+                    f"{origin}); rename a histogram or a label"
+                )
+            origins[full_name] = origin
             if not full_name or _UNWRITABLE.search(full_name):
                 raise HistogramError(
                     f"a histogram would be called {full_name!r}, which files can't hold; rename it"
@@ -341,14 +355,49 @@ def _from_root(written: Any) -> hist.Hist[Any]:
     return variances.mark(histogram, known=bool(are_counts) and variances.are_counts(values))
 
 
-def write_zip(path: Path, hists: Mapping[str, hist.Hist[Any]]) -> None:
-    """Write histograms with all their axes, UHI-serialised."""
+def unkept(histogram: hist.Hist[Any]) -> str | None:
+    """Say what of a histogram no file could hold, None if all can be kept."""
+    if not histogram.ndim:
+        return "it has no axes; return a number"
+    attributes = [("it", vars(histogram))]
+    attributes += [
+        (f"its axis {axis.name or i}", axis.__dict__) for i, axis in enumerate(histogram.axes)
+    ]
+    for owner, values in attributes:
+        for key, value in values.items():
+            if type(value) not in _PLAIN:
+                try:
+                    json.dumps(value, default=_of_numpy)
+                except (TypeError, ValueError) as error:
+                    return f"{owner} has an attribute {key!r} that can't be kept ({error})"
+    return None
+
+
+def _of_numpy(value: Any) -> Any:
+    """A number of numpy as Python's; what else json does not know can't be kept."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no number, text, list or dictionary")
+
+
+def write_zip(
+    path: Path, hists: Mapping[str, hist.Hist[Any]], templates: Iterable[str] | None = None
+) -> None:
+    """Write histograms with all their axes, UHI-serialised, and the names of their ``templates``.
+
+    These are those of `flatten` that datasets have, in a JSON list beside the histograms.
+    """
     import uhi.io.zip  # noqa: PLC0415 - only here
     from hist.serialization import to_uhi  # noqa: PLC0415 - only here
 
     with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        if templates is not None:
+            archive.writestr(_LISTED, json.dumps(list(templates)))
         for name, histogram in hists.items():
             content: Any = to_uhi(histogram)
+            for part in (content, *content["axes"]):
+                if "metadata" in part:
+                    part["metadata"] = json.loads(json.dumps(part["metadata"], default=_of_numpy))
             if variances.of(histogram) is None:
                 # to_uhi leaves it out, and from_uhi takes it
                 content["metadata"] = {**content.get("metadata", {}), variances.FLAG: False}
@@ -368,6 +417,33 @@ def read_zip(path: Path) -> dict[str, hist.Hist[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [n.removesuffix(".json") for n in archive.namelist() if n.endswith(".json")]
-            return {name: hist.Hist(uhi.io.zip.read(archive, name)) for name in names}
+            return {name: _from_uhi(uhi.io.zip.read(archive, name)) for name in names}
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise HistogramError(f"{path}: not readable as histograms ({error})") from error
+
+
+def _from_uhi(content: dict[str, Any]) -> hist.Hist[Any]:
+    histogram: hist.Hist[Any] = hist.Hist(content)
+    if histogram.kind is bh.Kind.MEAN:
+        # the variance of a single entry is 0 / 0, of which no sum of squared deltas can be made
+        view: Any = histogram.view(flow=True)
+        deltas = view.dtype.names[-1]
+        view[deltas][np.isnan(view[deltas]) & np.isfinite(view["value"])] = 0
+    return histogram
+
+
+def templates_in(path: Path) -> list[str] | None:
+    """Names of the templates that `write_zip` was told, None if it was not.
+
+    Raises
+    ------
+    HistogramError
+        The file can't be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if _LISTED not in archive.namelist():
+                return None
+            return [str(name) for name in json.loads(archive.read(_LISTED))]
+    except (OSError, zipfile.BadZipFile, TypeError, ValueError) as error:
         raise HistogramError(f"{path}: not readable as histograms ({error})") from error

@@ -229,10 +229,13 @@ def _unfit_column(tree: Any, wanted: Wanted) -> str | None:
     needed = (*wanted.identity, *columns) if columns else ()
     missing = [name for name in needed if name not in present]
     if missing:
-        return (
-            f"branches are missing that the processor needs: {', '.join(missing)}; choose files of "
-            "a campaign that has them"
+        advice = (
+            "choose files of a campaign that has them"
+            if present & set(columns)
+            else "'columns' of the processor declares branches, and the file has none of them: "
+            "rename the attribute if it is for something else"
         )
+        return f"branches are missing that the processor needs: {', '.join(missing)}; {advice}"
     for name in columns if wanted.is_of_nanoaod else ():
         kind, counter = str(tree[name].typename), f"n{name.partition('_')[0]}"
         is_vector = any(mark in kind for mark in _VARIABLE)

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from agc_ml import catalogue
+from agc_ml import catalogue, folders
 from agc_ml.errors import AgcError, FitError, HistogramError, UsageError
 from agc_ml.results import RunResult, write
 from agc_ml.running import run
@@ -225,10 +225,10 @@ def report(source: Path, output: Path | None = None) -> Path:
     from agc_ml import report as pages  # noqa: PLC0415 - heavy
     from agc_ml import stats  # noqa: PLC0415 - heavy
 
-    page = (output or source) / "report.html"
     if (source / "fit.json").exists():
-        figures = _read_index(source / "figures")
-        pages.write_report(None, stats.load(source), figures, page)
+        bare, figures = stats.load(source), _read_index(source / "figures")
+        page = _page(source, output)
+        pages.write_report(None, bare, figures, page)
         return page
     result = RunResult.load(source)
     if result.templates and not (source / "figures" / INDEX).exists():
@@ -237,8 +237,17 @@ def report(source: Path, output: Path | None = None) -> Path:
             _write_index(source / "figures", drawn)
     fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
     figures = [*_read_index(source / "figures"), *_read_index(source / "fit" / "figures")]
+    page = _page(source, output)
     pages.write_report(result, fitted, figures, page, _large(result))
     return page
+
+
+def _page(source: Path, output: Path | None) -> Path:
+    """Where the page goes, in a folder that is made if it is another one than that of the run."""
+    folder = output or source
+    with folders.store_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / "report.html"
 
 
 def _output(source: Path, output: Path | None) -> Path:

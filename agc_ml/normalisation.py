@@ -3,27 +3,34 @@
 A processor states ``sumw`` of the events that it was given: their number, or the sum of their
 generator weights. In a file that a filter made these are not all that were generated. How many
 were says the fileset (``generated``) or the file itself (NanoAOD's ``Runs``: genEventCount,
-genEventSumw); which of the two numbers stands for ``sumw`` is found out, not guessed.
+genEventSumw); which of the two numbers stands for ``sumw`` is found out, not guessed. A processor
+may look there itself, and state a file's whole sum in one of its chunks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from agc_ml.account import Account
-from agc_ml.checkpoints import Chunk
+from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import Dataset, File
 from agc_ml.errors import InputFileError
 from agc_ml.inspection import FileInfo
 from agc_ml.outputs import BOTH, COUNTS, WEIGHTS, sum_of_weights
 
 Source = Literal["entries", "fileset", "runs"]
+NONE: Final = "none"
+_TOLERANCE: Final = 1e-6
+"""Of a file's whole sum in single precision, relative."""
 
 
 class Share(NamedTuple):
-    """A chunk that is done, with what is known of its file."""
+    """A chunk that is done, with what is known of its file.
+
+    ``sums`` is what ``sumw`` is a sum of, ``is_whole`` that it is the whole file's in a part of it.
+    """
 
     chunk: Chunk
     sumw: float
@@ -31,14 +38,40 @@ class Share(NamedTuple):
     file: File
     info: FileInfo
     source: Source
+    is_whole: bool
 
 
 def source_of(account: Account, dataset: Dataset, file: File, info: FileInfo) -> Source:
-    """Who says how many events were generated for a file."""
-    if file.generated is not None or account.rules_nevts:
+    """Who says how many events were generated for a file.
+
+    The file goes before the fileset's ``generated`` where it knows a sum of weights, too, that is
+    another number.
+    """
+    if account.rules_nevts:
         return "fileset"
+    is_stated = file.generated is not None
     is_filtered = info.generated is not None and info.generated > info.entries
-    return "runs" if is_filtered and not dataset.is_data else "entries"
+    is_told = not is_stated or info.generated_sumw not in {None, info.generated}
+    if is_filtered and is_told and not dataset.is_data:
+        return "runs"
+    return "fileset" if is_stated else "entries"
+
+
+def kind_of(receipt: Receipt, info: FileInfo) -> str:
+    """What the ``sumw`` of a chunk is a sum of; "": of nothing that says what others have.
+
+    A file's whole sum counts as one of its kind, and 0 as `NONE`: another chunk has the sum.
+    """
+    return receipt.sums or _of_whole_file(receipt, info) or ("" if receipt.sumw else NONE)
+
+
+def _of_whole_file(receipt: Receipt, info: FileInfo) -> str:
+    if (info.generated or 0) < info.entries:  # it knows of fewer events than it has
+        return ""
+    for kind, whole in ((WEIGHTS, info.generated_sumw), (COUNTS, info.generated)):
+        if whole and math.isclose(receipt.sumw or 0, whole, rel_tol=_TOLERANCE):
+            return kind
+    return ""
 
 
 def shares(account: Account, dataset: Dataset) -> Iterator[Share]:
@@ -48,8 +81,9 @@ def shares(account: Account, dataset: Dataset) -> Iterator[Share]:
         if chunk.dataset == dataset.name and chunk in account.done:
             file, info = files[chunk.lfn], account.files[chunk.dataset, chunk.lfn]
             receipt = account.done[chunk]
-            source = source_of(account, dataset, file, info)
-            yield Share(chunk, receipt.sumw or 0.0, receipt.sums, file, info, source)
+            source, sums = source_of(account, dataset, file, info), kind_of(receipt, info)
+            is_whole = chunk.events < info.entries and bool(_of_whole_file(receipt, info))
+            yield Share(chunk, receipt.sumw or 0.0, sums, file, info, source, is_whole)
 
 
 def generated(account: Account, dataset: Dataset, part: Any) -> float:
@@ -63,7 +97,8 @@ def generated(account: Account, dataset: Dataset, part: Any) -> float:
         It is not above zero, or can't be told.
     """
     done = list(shares(account, dataset))
-    by_runs = [share for share in done if share.source == "runs"]
+    is_whole = _looks_itself(account, done)
+    by_runs = [share for share in done if share.source == "runs" or is_whole]
     total = _as_stated(account, dataset, part, [share for share in done if share not in by_runs])
     if by_runs:
         total += _by_runs(account, dataset, by_runs)
@@ -78,7 +113,7 @@ def generated(account: Account, dataset: Dataset, part: Any) -> float:
 def _as_stated(account: Account, dataset: Dataset, part: Any, done: list[Share]) -> float:
     """Stated by the processor, for the events that a filter dropped as for those that it kept."""
     if len(done) == sum(chunk.dataset == dataset.name for chunk in account.done):
-        sumw = sum_of_weights(part) or 0.0
+        sumw = sum_of_weights(part, dataset.name) or 0.0
     else:
         sumw = math.fsum(share.sumw for share in done)
     kept = standing_for = 0.0
@@ -90,7 +125,46 @@ def _as_stated(account: Account, dataset: Dataset, part: Any, done: list[Share])
         kept += share.chunk.events
         all_of_file = max(share.chunk.entries, share.file.generated or 0)
         standing_for += share.chunk.events * all_of_file / share.chunk.entries
+    nevts = nevts_of(account, dataset)
+    if nevts is not None:
+        standing_for = nevts * kept / _entries(account, dataset, nevts)
     return sumw / (kept / standing_for) if kept and standing_for else sumw
+
+
+def _looks_itself(account: Account, done: list[Share]) -> bool:
+    """Whether a processor takes sums of whole files from Runs, and states each in one chunk."""
+    is_whole = any(share.is_whole for share in done) and all(share.sums for share in done)
+    return is_whole and not account.rules_nevts
+
+
+def nevts_of(account: Account, dataset: Dataset) -> float | None:
+    """Number of events that the fileset states of a dataset, if it rules: files state none."""
+    if not account.rules_nevts or dataset.n_generated is not None:
+        return None
+    return dataset.metadata.get("nevts")
+
+
+def _entries(account: Account, dataset: Dataset, nevts: float) -> int:
+    """Events in all files of a dataset, of which the fileset states only one number, ``nevts``.
+
+    Raises
+    ------
+    InputFileError
+        They are more, or not known.
+    """
+    infos = [account.files.get((dataset.name, file.lfn)) for file in dataset.files]
+    entries = sum(info.entries for info in infos if info is not None)
+    if None in infos:
+        raise InputFileError(
+            f"dataset {dataset.name}: metadata -> nevts ({nevts:,}) is of all its files, and "
+            f"{infos.count(None)} of them can't be opened; state 'entries' of each file"
+        )
+    if nevts < entries:
+        raise InputFileError(
+            f"dataset {dataset.name}: metadata -> nevts is {nevts:,}, but its files have "
+            f"{entries:,} events; state the number that were generated, or take it out"
+        )
+    return entries
 
 
 def _by_runs(account: Account, dataset: Dataset, done: list[Share]) -> float:
@@ -101,10 +175,10 @@ def _by_runs(account: Account, dataset: Dataset, done: list[Share]) -> float:
     InputFileError
         They are neither numbers of events nor sums of genWeight.
     """
-    kinds = {share.sums for share in done}
+    kinds = {share.sums for share in done} - {NONE}
     counts = kinds <= {COUNTS, BOTH} and COUNTS in kinds
-    if not counts and not kinds <= {WEIGHTS, BOTH}:
-        first = next(share for share in done if share.sums not in {COUNTS, WEIGHTS, BOTH})
+    if not counts and not (kinds and kinds <= {WEIGHTS, BOTH}):
+        first = next((share for share in done if share.sums in {"", NONE}), done[0])
         raise InputFileError(unclear(dataset, first.file, first.info))
     total = 0.0
     empty = (
@@ -132,8 +206,7 @@ def unclear(dataset: Dataset, file: File, info: FileInfo) -> str:
     return (
         f"dataset {dataset.name}: {file.lfn} has {info.entries:,} of {info.generated:,} generated "
         "events (Runs), and the processor's 'sumw' is neither their number nor the sum of "
-        "genWeight, so that it says nothing of the others; state 'generated: N' of the file in the "
-        "fileset"
+        "genWeight, so that it says nothing of the others; return one of the two as 'sumw'"
     )
 
 
@@ -149,7 +222,19 @@ def lines(account: Account) -> Iterator[str]:
 
 def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[str]:
     files = {share.file.lfn: share for share in done}.values()
+    nevts = nevts_of(account, dataset)
+    if nevts is not None:
+        yield (
+            f"{dataset.name}: normalised to metadata -> nevts of the fileset, {nevts:,} events, as "
+            "its processor wants"
+        )
+        return
     if account.rules_nevts:
+        if dataset.n_generated is None:
+            yield (
+                f"{dataset.name}: no number of generated events in the fileset (nevts), to which "
+                "its processor normalises: its files are taken to be whole samples"
+            )
         n = sum(share.info.generated or 0 for share in files)
         if n > sum(max(share.info.entries, share.file.generated or 0) for share in files):
             yield (
@@ -157,7 +242,13 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
                 f"wants; its files say that {n:,} were generated (Runs/genEventCount)"
             )
         return
-    of_runs = [share for share in files if share.source == "runs"]
+    if _looks_itself(account, done):
+        yield (
+            f"{dataset.name}: the processor's 'sumw' is that of whole files (Runs) already: "
+            "normalised to it"
+        )
+        return
+    of_runs = [share for share in files if share.source == "runs" and share.file.generated is None]
     if of_runs:
         kept = sum(share.info.entries for share in of_runs)
         n = sum(share.info.generated or 0 for share in of_runs)
@@ -172,10 +263,34 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
             f"{dataset.name}: a filter kept {kept:,} of {n:,} generated events, by its files' "
             f"Runs/genEventCount (the fileset does not state them): normalised to {what}"
         )
+    yield from _assumed(dataset, done)
     silent = [s for s in files if s.source == "entries" and s.info.generated is None]
-    if silent:
+    nevts, there = dataset.metadata.get("nevts"), sum(share.info.entries for share in files)
+    if silent and nevts != there:
         some = "its files" if len(silent) == len(files) else f"{len(silent)} of {len(files)} files"
+        stated = (
+            "nor in the fileset"
+            if nevts is None
+            else f"and metadata -> nevts ({nevts:,}, of {there:,} events in them) rules only where "
+            "a processor has normalised_to = 'nevts'"
+        )
         yield (
-            f"{dataset.name}: no number of generated events in {some} (Runs/genEventCount), nor in "
-            "the fileset: taken to be whole samples, of which no filter dropped events"
+            f"{dataset.name}: no number of generated events in {some} (Runs/genEventCount), "
+            f"{stated}: taken to be whole samples, of which no filter dropped events"
+        )
+
+
+def _assumed(dataset: Dataset, done: list[Share]) -> Iterator[str]:
+    """Say where nothing is known of the weights of dropped events, but their number."""
+    stated = [
+        share
+        for share in done
+        if share.source == "fileset" and (share.file.generated or 0) > share.info.entries
+    ]
+    is_sum = any(share.sumw != share.chunk.events for share in stated)
+    if is_sum and any(share.info.generated_sumw is None for share in stated):
+        yield (
+            f"{dataset.name}: 'generated' of the fileset is a number of events, and the "
+            "processor's 'sumw' a sum of weights: dropped events are taken to have the weights of "
+            "those that were kept (no Runs/genEventSumw)"
         )

@@ -19,7 +19,7 @@ import numpy as np
 
 from agc_ml import saved, variances
 from agc_ml.errors import ProcessorError
-from agc_ml.hists import DenseHist, flatten
+from agc_ml.hists import DenseHist, flatten, unkept
 from agc_ml.rows import Rows
 
 SUMW: Final = "sumw"
@@ -27,8 +27,8 @@ WARNINGS: Final = "warnings"
 _HISTOGRAMS: Final = (bh.Histogram, DenseHist)
 
 
-def check(output: Any) -> None:
-    """Check what ``process()`` returned for a chunk.
+def check(output: Any, dataset: str = "") -> None:
+    """Check what ``process()`` returned for a chunk of a dataset.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def check(output: Any) -> None:
         saved.check(rest(named))
     except TypeError as error:
         raise ProcessorError(str(error)) from error
-    sumw = sum_of_weights(named)
+    sumw = sum_of_weights(named, dataset)
     if sumw is not None and not math.isfinite(sumw):
         raise ProcessorError(
             f"its 'sumw' is {sumw!r}; a finite number is needed, the sum of the chunk's weights"
@@ -58,6 +58,9 @@ def check(output: Any) -> None:
         values = np.asarray(histogram.bins if dense else histogram.values(flow=True))
         if not np.isfinite(values).all():
             raise ProcessorError(f"its histogram {name} holds NaN or infinite contents")
+        problem = None if dense else unkept(histogram)
+        if problem is not None:
+            raise ProcessorError(f"its histogram {name}: {problem}")
     flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})
 
 
@@ -66,15 +69,26 @@ def by_name(output: Any, name: str) -> Mapping[Any, Any]:
     return output if isinstance(output, Mapping) else {name: output}
 
 
-def sum_of_weights(output: Any) -> float | None:
-    """The sum of generator weights that an output states, None if it states none.
+def sum_of_weights(output: Any, dataset: str) -> float | None:
+    """The sum of generator weights that an output of a dataset states, None if it states none.
 
-    It is the key ``sumw``: a number, or numbers by the name of the dataset.
+    It is the key ``sumw`` of the output, or of what stands under the dataset's name in it: a number
+    or ``{dataset: number}``. Of several numbers, such as those of variations, none is the sum.
     """
-    stated = output.get(SUMW) if isinstance(output, Mapping) else None
-    values = list(stated.values()) if isinstance(stated, Mapping) else [stated]
-    numbers = [number for value in values if (number := _number(value)) is not None]
-    return math.fsum(numbers) if numbers and len(numbers) == len(values) else None
+    stated = output if isinstance(output, Mapping) else {}
+    if SUMW not in stated and isinstance(stated.get(dataset), Mapping):
+        stated = stated[dataset]
+    found = stated.get(SUMW)
+    if isinstance(found, Mapping):
+        found = next(iter(found.values())) if len(found) == 1 else None
+    return _number(found)
+
+
+def has_sumw(output: Any) -> bool:
+    """Whether there is a key ``sumw`` in an output, however deep and whatever stands there."""
+    return isinstance(output, Mapping) and (
+        SUMW in output or any(has_sumw(value) for value in output.values())
+    )
 
 
 def _number(value: Any) -> float | None:

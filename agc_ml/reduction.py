@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import boost_histogram as bh
 import hist
+import numpy as np
 
-from agc_ml import saved
+from agc_ml import saved, variances
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
-from agc_ml.errors import AgcError, IncompleteError, ProcessorError
+from agc_ml.errors import AgcError, HistogramError, IncompleteError, ProcessorError
 from agc_ml.hists import flatten, lost_categories, materialised
 from agc_ml.normalisation import generated
 from agc_ml.outputs import (
-    SUMW,
     WARNINGS,
     add,
     by_name,
     check,
     collect,
     cutflow,
+    has_sumw,
     rest,
     sum_of_weights,
     tables,
@@ -30,6 +31,8 @@ from agc_ml.outputs import (
 )
 from agc_ml.rows import Rows
 from agc_ml.worker import unpack
+
+MOST_NAMED: Final = 9
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ def reduce(account: Account) -> Reduced:
     added: list[str] = []
     booked: set[str] = set()
     cutflows: dict[str, dict[str, float]] = {}
+    factors: dict[str, float | None] = {}
     for dataset in account.fileset.datasets:
         if account.is_empty(dataset):
             continue
@@ -76,14 +80,20 @@ def reduce(account: Account) -> Reduced:
             )
         part = materialised(part)
         cutflows |= cutflow(part, dataset.name)
-        part = _normalised(part, dataset, account)
-        booked.update(flatten(collect(by_name(part, name))))
+        factor = _factor(part, dataset, account)
+        if not dataset.is_data:
+            factors[dataset.name] = factor
+        part = part if factor is None else _scaled(part, factor)
+        booked.update(_flat(part, account))
         where = f"datasets {' and '.join(added[-1:])} and {dataset.name}"
         total = part if total is None else _add(total, part, where, account)
         added.append(dataset.name)
+    account.notes |= dict.fromkeys(_told(factors))
     # combinations of categories that no dataset has, but that their sum seems to have
-    phantoms = flatten(collect(by_name(total, name))).keys() - booked
+    phantoms = _flat(total, account).keys() - booked
+    counts = _counts(collect(by_name(total, name)))
     final = by_name(_postprocessed(total, account), name)
+    _forget_variances(collect(final), counts)
     try:
         check(final)
     except AgcError as error:
@@ -91,6 +101,35 @@ def reduce(account: Account) -> Reduced:
             f"processor {account.shipment.name}: the result of all chunks: {error}"
         ) from error
     return _sorted(final, phantoms, cutflows)
+
+
+def _flat(output: Any, account: Account) -> dict[str, hist.Hist[Any]]:
+    try:
+        return flatten(collect(by_name(output, account.shipment.label)))
+    except HistogramError as error:
+        raise ProcessorError(f"processor {account.shipment.name}: {error}") from error
+
+
+def _counts(histograms: Mapping[str, hist.Hist[Any]]) -> dict[str, Any]:
+    """Contents of the histograms that keep no variances, but have known ones: counts."""
+    return {
+        name: histogram.values(flow=True).copy()
+        for name, histogram in histograms.items()
+        if not variances.keeps(histogram) and variances.of(histogram) is not None
+    }
+
+
+def _forget_variances(histograms: Mapping[str, hist.Hist[Any]], counts: Mapping[str, Any]) -> None:
+    """Take variances of ``counts`` as unknown where postprocess set other contents.
+
+    boost-histogram notices arithmetic, and nothing that is written into a view.
+    """
+    for name, before in counts.items():
+        after = histograms.get(name)
+        if after is None or variances.keeps(after):
+            continue
+        if not np.array_equal(after.values(flow=True), before):
+            variances.mark(after, known=False)
 
 
 def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
@@ -126,18 +165,38 @@ def _add(left: Any, right: Any, where: str, account: Account) -> Any:
         raise ProcessorError(f"processor {account.shipment.name}: {where}: {error}") from error
 
 
-def _normalised(part: Any, dataset: Dataset, account: Account) -> Any:
-    sumw, luminosity = sum_of_weights(part), account.fileset.luminosity
+def _factor(part: Any, dataset: Dataset, account: Account) -> float | None:
+    """Factor that scales a dataset to cross-section times luminosity, None if nothing does."""
+    luminosity = account.fileset.luminosity
     if not account.is_scaled or dataset.is_data or dataset.xsec is None or luminosity is None:
-        return part  # with a sum of weights refused with the first chunk, unless it is data
-    if sumw is None:
-        if isinstance(part, Mapping) and SUMW in part:
+        return None  # with a sum of weights refused with the first chunk, unless it is data
+    if sum_of_weights(part, dataset.name) is None:
+        if has_sumw(part):
             account.notes[
-                f"{dataset.name}: 'sumw' is neither a number nor {{dataset: number}}: nothing is "
-                "scaled to cross-section and luminosity"
+                f"{dataset.name}: 'sumw' is neither a number nor {{dataset: number}}, or stands "
+                "deeper in the output than under the dataset's name: nothing is scaled to "
+                "cross-section and luminosity"
             ] = None
-        return part
-    return _scaled(part, dataset.xsec * luminosity / generated(account, dataset, part))
+        return None
+    return dataset.xsec * luminosity / generated(account, dataset, part)
+
+
+def _told(factors: Mapping[str, float | None]) -> Iterator[str]:
+    """Say which simulated datasets are scaled, by their ``factors``, and which are not."""
+    scaled = [f"{name} by {factor:.6g}" for name, factor in factors.items() if factor is not None]
+    if scaled:
+        yield (
+            "scaled to cross-section x luminosity / sumw (before postprocess): "
+            f"{_shortened(scaled)}"
+        )
+        raw = [name for name, factor in factors.items() if factor is None]
+        if raw:
+            yield f"not scaled, having no 'sumw', beside others that are: {_shortened(raw)}"
+
+
+def _shortened(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _scaled(output: Any, factor: float) -> Any:
@@ -147,6 +206,8 @@ def _scaled(output: Any, factor: float) -> Any:
     if isinstance(output, MutableMapping):
         for key, value in output.items():
             output[key] = _scaled(value, factor)
+    elif type(output).__name__ == "value_accumulator":
+        output.value = _scaled(output.value, factor)
     elif isinstance(output, list | tuple):
         return type(output)(_scaled(value, factor) for value in output)
     return output
@@ -177,7 +238,12 @@ def _sorted(
         others.pop("cutflow")
     return Reduced(
         hists=hists,
-        templates={name: h for name, h in flatten(hists).items() if name not in phantoms},
+        # what postprocess filled in of them is no phantom any more
+        templates={
+            name: h
+            for name, h in flatten(hists).items()
+            if name not in phantoms or not h.empty(flow=True)
+        },
         cutflow=cutflows,
         warnings=(*(told or ()), *lost_categories(hists)),
         outputs=saved.decode(saved.encode(rest(others))),

@@ -259,7 +259,10 @@ class RunResult:
                 directory / "histograms.root",
                 lambda path: histograms.write_root(path, self.templates),
             )
-            write(directory / "histograms.zip", lambda path: histograms.write_zip(path, self.hists))
+            write(
+                directory / "histograms.zip",
+                lambda path: histograms.write_zip(path, self.hists, self.templates),
+            )
         kept = saved.encode(self.outputs)
         if kept.arrays:
             write(directory / OUTPUTS, lambda path: _write_arrays(path, kept.arrays))

@@ -8,13 +8,13 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Final, get_type_hints
+from types import ModuleType, SimpleNamespace
+from typing import Any, Final, get_args, get_type_hints
 
 import cloudpickle
 from pydantic import TypeAdapter, ValidationError
@@ -253,7 +253,9 @@ def _make(processor: str, maker: Any, settings: Mapping[str, str], model: Any) -
 
 
 def _value(name: str, text: str, kind: Any) -> Any:
-    """Value of a parameter; of one without a type a number, true, false or null, else text."""
+    """Value of a parameter; of one without a type a number, true, false or None, else text."""
+    if text in {"None", "null"} and (kind is None or _takes_none(kind)):
+        return None
     if kind is None:
         try:
             value = json.loads(text.lower())
@@ -271,6 +273,11 @@ def _value(name: str, text: str, kind: Any) -> Any:
         ) from error
 
 
+def _takes_none(kind: Any) -> bool:
+    """Whether a parameter of that type may be None, and not only text."""
+    return type(None) in get_args(kind)
+
+
 def _refuse_missing(
     processor: str, parameters: Mapping[str, inspect.Parameter], values: Mapping[str, Any]
 ) -> None:
@@ -283,17 +290,28 @@ def _refuse_missing(
 
 def _type_of(maker: Any, parameter: inspect.Parameter) -> Any:
     """Type of a parameter: as annotated, else that of its default; None where nothing tells."""
-    try:
-        hints = dict(get_type_hints(maker))
-        if isinstance(maker, type):
-            hints |= get_type_hints(vars(maker).get("__init__", maker))
-    except (NameError, TypeError, AttributeError):  # annotations for the type checker only
-        hints = {}
-    if parameter.name in hints:
-        return hints[parameter.name]
+    for hints, space in _annotations(maker):
+        if parameter.name in hints:
+            alone = SimpleNamespace(__annotations__={parameter.name: hints[parameter.name]})
+            try:
+                return get_type_hints(alone, space)[parameter.name]
+            except (NameError, TypeError, AttributeError):  # for the type checker only
+                break
     default = parameter.default
     is_open = default is None or default is inspect.Parameter.empty
     return None if is_open else type(default)
+
+
+def _annotations(maker: Any) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """Annotations of a class or function, with the names that they may refer to."""
+    if not isinstance(maker, type):
+        function = inspect.unwrap(maker)
+        yield getattr(function, "__annotations__", {}), getattr(function, "__globals__", {})
+        return
+    for cls in maker.__mro__:
+        if "__init__" in vars(cls):
+            yield from _annotations(vars(cls)["__init__"])
+        yield vars(cls).get("__annotations__", {}), vars(sys.modules[cls.__module__])
 
 
 def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:

@@ -30,8 +30,8 @@ def load(path: str | Path) -> dict[str, hist.Hist[Any]]:
     """Read templates from a run directory, a ROOT file, a zip, or the published reference JSON.
 
     Pseudodata in a file are left out: they are made anew from the templates (`pseudodata`). Of a
-    zip file's variations the ones that are empty are left out too, because a sum of datasets also
-    holds variations there that only another process has.
+    zip file that does not name its templates the variations that are empty are left out too,
+    because a sum of datasets also holds variations there that only another process has.
 
     Raises
     ------
@@ -68,9 +68,12 @@ def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
     if start == b"root":
         return hists.read_root(path)
     if start[:2] == b"PK":
+        flat, listed = hists.flatten(hists.read_zip(path)), hists.templates_in(path)
+        if listed is not None:
+            return {name: h for name, h in flat.items() if name in set(listed)}
         return {
             name: h
-            for name, h in hists.flatten(hists.read_zip(path)).items()
+            for name, h in flat.items()
             if name.endswith(tuple(agc.CROSS_SECTIONS)) or not h.empty(flow=True)
         }
     return {

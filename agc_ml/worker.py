@@ -141,13 +141,13 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         try:
             with opened_files.watched(partial(_is_no_input, job)) as seen:
                 output, opened, n_bytes = _process(processor, original.schema, job, clock)
-            sumw = sum_of_weights(output)
+            sumw = sum_of_weights(output, job.chunk.dataset)
             with _of_input():
                 sums = _kind_of_sum(job, sumw)
                 source = _opened(job).file.source
                 source.check_same()
             output = ready(output)
-            check(output)
+            check(output, job.chunk.dataset)
             original.check(output)
             files = seen()
             blob = pack(output)

@@ -75,6 +75,60 @@ def test_coffea_filesets_with_metadata(tmp_path: Path) -> None:
     assert dataset.metadata == {"era": "B"}
 
 
+@pytest.mark.parametrize(
+    ("metadata", "is_data"),
+    [
+        ({}, False),
+        ({"is_data": True, "xsec": -1}, True),
+        ({"isMC": False, "xsec": 1.0}, True),
+        ({"isMC": 0, "xsec": 0}, True),
+        ({"is_mc": True, "xsec": 2}, False),
+        ({"isData": True, "is_data": True}, True),
+        ({"isMC": "2018", "isData": False}, False),
+        ({"isMC": True, "is_data": True}, None),
+        ({"isMC": False, "isData": False}, None),
+    ],
+)
+def test_data_as_metadata_say_it(
+    metadata: dict[str, Any], is_data: bool | None, tmp_path: Path
+) -> None:
+    own = {key: value for key, value in metadata.items() if key != "is_data"}
+    dataset = {"process": "x", "files": ["a.root"], "metadata": own}
+    if "is_data" in metadata:
+        dataset["is_data"] = metadata["is_data"]
+    for content in (
+        {"x": {"files": ["a.root"], "metadata": metadata}},
+        {"schema": 1, "datasets": {"x": dataset}},
+    ):
+        if is_data is None:
+            with pytest.raises(FilesetError, match="contradict each other"):
+                load(tmp_path / "f.json", content)
+            continue
+        fileset = load(tmp_path / "f.json", content)
+        assert fileset.datasets[0].is_data == is_data
+        reached = fileset.metadata(fileset.datasets[0])
+        assert {key: reached[key] for key in metadata} == metadata
+        catalogue.save(fileset, tmp_path / "g.json")
+        assert Fileset.load(tmp_path / "g.json").digest == fileset.digest
+
+
+def test_luminosities_that_differ_are_the_processors(tmp_path: Path) -> None:
+    content = {
+        name: {"files": [f"{name}.root"], "metadata": {"xsec": 10, "luminosity": luminosity}}
+        for name, luminosity in (("a", 5.0), ("b", 6.0))
+    }
+    fileset = load(tmp_path / "f.json", content)
+    assert fileset.luminosity is None
+    assert [fileset.metadata(dataset)["luminosity"] for dataset in fileset.datasets] == [5, 6]
+    assert "luminosity differs between datasets" in fileset.notes[-1]
+    del content["a"]["metadata"]["luminosity"]
+    assert load(tmp_path / "g.json", content).luminosity == 6
+    del content["a"]["metadata"]["xsec"], content["b"]["metadata"]["xsec"]
+    fileset = load(tmp_path / "h.json", content)
+    assert fileset.luminosity is None
+    assert fileset.metadata(fileset.datasets[1])["luminosity"] == 6
+
+
 def test_coffea_filesets_go_there_and_back(tmp_path: Path) -> None:
     first = load(tmp_path / "f.json", {"ttbar": ["/data/a.root", "/data/b.root"]})
     second = load(tmp_path / "g.json", first.to_coffea())

@@ -21,6 +21,7 @@ from commandline import agc as command
 from distributed import Client, LocalCluster
 
 import agc_ml as agc
+from agc_ml import outputs
 from agc_ml.errors import ProcessorError
 
 N, CHUNK = 100, 50
@@ -265,6 +266,77 @@ def test_what_is_scaled_and_what_is_told(with_cross_sections: Path, tmp_path: Pa
         assert sum(of_chunks) == sum(of_tuple) == pytest.approx(total)
         told = [line for line in result.warnings if "'sumw' is neither a number" in line]
         assert len(told) == (0 if is_scaled else 2)
+
+
+WHOLE = {
+    # outputs of a dataset with a histogram and a sum of weights, and whether that is understood
+    "number": (lambda _, h, n: {"h": h, "sumw": n}, True),
+    "dataset": (lambda name, h, n: {"h": h, "sumw": {name: n}}, True),
+    "beside the year": (lambda name, h, n: {"h": h, "sumw": {("2018", name): n}}, True),
+    "under the dataset": (lambda name, h, n: {name: {"h": h, "sumw": n}}, True),
+    "twice under it": (lambda name, h, n: {name: {"h": h, "sumw": {name: n}}}, True),
+    "accumulated": (lambda _, h, n: {"h": h, "sumw": value_accumulator(float, n)}, True),
+    "variations": (lambda _, h, n: {"h": h, "sumw": {"nominal": n, "up": n, "down": n}}, False),
+    "and a total": (lambda name, h, n: {"h": h, "sumw": {name: n, "total": n}}, False),
+    "and squares": (lambda _, h, n: {"h": h, "sumw": {"sumw": n, "sumw2": n**2}}, False),
+    "of processes": (lambda name, h, n: {"h": h, "sumw": {name: n, f"{name}_sq": n}}, False),
+    "deeper": (lambda name, h, n: {name: {"sr": {"h": h, "sumw": n}}}, False),
+}
+
+
+@pytest.mark.parametrize("shape", WHOLE)
+def test_shapes_that_are_sums_of_weights(shape: str) -> None:
+    make, is_understood = WHOLE[shape]
+    output = make("signal", None, 3)
+    assert outputs.sum_of_weights(output, "signal") == (3 if is_understood else None)
+    assert outputs.has_sumw(output)
+
+
+@pytest.mark.parametrize("shape", ["under the dataset", "variations"])
+def test_shapes_of_sums_of_weights(shape: str, with_cross_sections: Path, tmp_path: Path) -> None:
+    """Understood, or nothing is scaled and a line says why."""
+    make, is_understood = WHOLE[shape]
+
+    def analysis(events: Any) -> Any:
+        h = hist.Hist.new.Reg(2, 0, 1, name="x").Weight().fill(np.full(len(events), 0.7))
+        return make(events.metadata["dataset"], h, len(events))
+
+    result = ours(analysis, with_cross_sections, tmp_path / "run", chunk_size=N)
+    total = sum(h.values().sum() for h in result.hists.values())
+    assert total == pytest.approx(100 * sum(XSECS.values()) if is_understood else 4 * N)
+    told = [line for line in result.warnings if "'sumw' is neither a number" in line]
+    assert len(told) == (0 if is_understood else 2)
+    scaled = [line for line in result.warnings if "signal by 1.25, background by 25" in line]
+    assert len(scaled) == is_understood
+
+
+def test_without_a_luminosity_nothing_is_scaled(with_cross_sections: Path, tmp_path: Path) -> None:
+    content = json.loads(with_cross_sections.read_text())
+    del content["luminosity"]
+    (tmp_path / "fileset.json").write_text(json.dumps(content))
+    analysis = partial(theirs.listed, shape="number")
+    result = ours(analysis, tmp_path / "fileset.json", tmp_path / "run", chunk_size=N)
+    assert result.hists["h"].values().sum() == 4 * N
+    assert any("states no luminosity, so 'sumw' scales nothing" in w for w in result.warnings)
+
+
+def test_what_is_scaled_in_part_is_told_or_refused(
+    with_cross_sections: Path, tmp_path: Path
+) -> None:
+    def analysis(events: Any, *, where: str) -> Any:
+        h = hist.Hist.new.Reg(2, 0, 1, name="x").Weight().fill(np.full(len(events), 0.7))
+        output = {"h": h, "value": value_accumulator(hist.Hist, h.copy())}
+        has = {"signal": events.metadata["dataset"] == "signal", "start": True, "chunks": False}
+        if has[where] or (where == "chunks" and events.metadata["entrystart"] == 0):
+            output["sumw"] = len(events)
+        return output
+
+    result = ours(partial(analysis, where="signal"), with_cross_sections, tmp_path / "signal")
+    assert any("having no 'sumw', beside others that are: background" in w for w in result.warnings)
+    result = ours(partial(analysis, where="start"), with_cross_sections, tmp_path / "all")
+    assert result.outputs["value"].value == result.hists["h"]
+    with pytest.raises(ProcessorError, match="only some chunks of the dataset have a 'sumw'"):
+        ours(partial(analysis, where="chunks"), with_cross_sections, tmp_path / "chunks")
 
 
 @pytest.mark.parametrize("name", ["Scales", "ByMethod", "ByFunction", "ByAttribute"])

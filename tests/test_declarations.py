@@ -13,6 +13,7 @@ import uproot
 from coffea.nanoevents import (
     BaseSchema,
     DelphesSchema,
+    FCCSchema,
     NanoAODSchema,
     NanoEventsFactory,
     PHYSLITESchema,
@@ -239,7 +240,7 @@ def test_base_schema_takes_its_columns_as_they_are_called(tmp_path: Path) -> Non
     assert list(result.outputs) == ["AnalysisJetsAuxDyn.pt."]
     Mine.columns = ("no.such",)
     with pytest.raises(
-        InputFileError, match=r"branches are missing that the processor needs: no\.s"
+        InputFileError, match=r"needs: no\.such; 'columns' of the processor declares branches"
     ):
         agc.run(Mine(), fileset, site="inline", quiet=True, output=tmp_path / "other")
 
@@ -280,4 +281,8 @@ def test_wrong_schemas_are_refused(path: Path, tmp_path: Path) -> None:
         schema_of(object(), "")
     assert schema_of(object(), None) is None
     assert schema_of(object(), "Delphes") is DelphesSchema
+    assert schema_of(object(), "FCC") is FCCSchema
+    for module in ("base", "nanoaod"):
+        with pytest.raises(UsageError, match=f"--schema {module}: coffea has no such schema"):
+            schema_of(object(), module)
     assert coffeas_name(type("Own", (NanoAODSchema,), {})) == "NanoAODSchema"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hist
 import nanoaod
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from commandline import agc
 from hypothesis import given
 from hypothesis import strategies as st
 
+import agc_ml
 from agc_ml import catalogue, normalisation
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import Dataset, File, Fileset
-from agc_ml.errors import FilesetError
+from agc_ml.errors import FilesetError, InputFileError
 from agc_ml.inspection import FileInfo
 from agc_ml.outputs import BOTH, COUNTS, WEIGHTS, kind_of_sum
 from agc_ml.results import RunResult
@@ -235,13 +237,111 @@ def test_sums_go_with_what_they_are_of(how: str, tmp_path: Path) -> None:
         )
         assert called.code == 1
         assert "neither their number nor the sum of genWeight" in called.error
-        assert "state 'generated: N' of the file" in called.error
+        assert "return one of the two as 'sumw'" in called.error
         return
     result = run(fileset, processor, tmp_path / "run")
     generated = 1000 if expected == "events" else 500
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
     (told,) = [line for line in result.warnings if "a filter kept 229 of 1,000" in line]
     assert ("genEventSumw" in told) == (expected == "weights")
+
+
+@pytest.mark.parametrize(
+    ("how", "generated"),
+    [
+        ("w.sum()", 500),
+        ("len(events)", 1000),
+        ("500.0 * (events.metadata['entrystart'] == 0)", 500),
+        ("1000 * (events.metadata['entrystart'] == 0)", 1000),
+        ("np.sign(w).sum()", None),
+    ],
+)
+def test_a_stated_number_of_events_is_none_of_weights(
+    how: str, generated: int | None, tmp_path: Path
+) -> None:
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree")
+    file = File("x", (str(path),), generated=1000)
+    dataset = Dataset("tt", "tt", (file,), xsec=XSEC, xsec_source="made up")
+    options = {"site": "inline", "quiet": True, "chunk_size": 50, "output": tmp_path / "run"}
+    processor = f"{summing(tmp_path, how)}:Counting"
+    if generated is None:
+        with pytest.raises(InputFileError, match="neither their number nor the sum of genWeight"):
+            agc_ml.run(processor, Fileset((dataset,), LUMINOSITY, "made up"), **options)
+        return
+    result = agc_ml.run(processor, Fileset((dataset,), LUMINOSITY, "made up"), **options)
+    assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
+    factor = XSEC * LUMINOSITY / generated
+    assert any(line.endswith(f"(before postprocess): tt by {factor:g}") for line in result.warnings)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 900)), min_size=1, max_size=3),
+    st.sampled_from(["generated", "generated_sumw"]),
+    st.data(),
+)
+def test_whole_sums_of_files_are_taken_as_such(
+    chunks_and_dropped: list[tuple[int, int]], which: str, data: st.DataObject
+) -> None:
+    """From a processor that looks into Runs itself, and states all of a file in its first chunk."""
+    files, chunks, receipts = {}, [], {}
+    for i, (n_chunks, dropped) in enumerate(chunks_and_dropped):
+        entries = 10 * n_chunks
+        info = FileInfo(
+            *(entries, f"{i}", 1, 1, None, entries + dropped), generated_sumw=entries / 3 + dropped
+        )
+        files["top", f"{i}"] = info
+        for start in range(0, entries, 10):
+            chunk = Chunk("top", f"{i}", "Events", f"{i}", entries, start, start + 10)
+            whole = 0.0 if start else float(getattr(info, which))
+            chunks.append(chunk)
+            receipts[chunk] = Receipt(10, "", 0, 0, 0, 0, 0, 0, sumw=whole)
+    done = {
+        chunk: receipt
+        for chunk, receipt in receipts.items()
+        if chunk.start == 0 or data.draw(st.booleans())
+    }
+    dataset = Dataset(
+        "top", process="top", files=tuple(File(lfn, replicas=(lfn,)) for _, lfn in files)
+    )
+    account: Any = SimpleNamespace(files=files, chunks=chunks, done=done, rules_nevts=False)
+    expected = sum(
+        getattr(files["top", chunk.lfn], which) * chunk.events / chunk.entries for chunk in done
+    )
+    part = {"sumw": sum(receipt.sumw for receipt in done.values())}
+    assert normalisation.generated(account, dataset, part) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("stated", "factor"), [(None, 1), (100, 1), (400, 4), (50, 0)])
+def test_the_filesets_nevts_of_a_dataset_rules_where_it_is_wanted(
+    stated: int | None, factor: int, tmp_path: Path
+) -> None:
+    path = nanoaod.write(tmp_path / "x.root", nanoaod.events(100, 3))
+    metadata = {} if stated is None else {"nevts": stated}
+    dataset = Dataset(
+        *("tt", "tt", (File("x", (str(path),)),)),
+        xsec=XSEC,
+        xsec_source="made up",
+        metadata=metadata,
+    )
+    fileset = Fileset((dataset,), LUMINOSITY, "made up")
+    options = {"site": "inline", "quiet": True, "chunk_size": 30}
+
+    def analysis(events: Any) -> dict[str, Any]:
+        h = hist.Hist.new.Reg(1, 0, 1, name="x").Weight().fill(np.zeros(len(events)))
+        return {"n": h, "sumw": len(events)}
+
+    for wants in (True, False):
+        analysis.normalised_to = "nevts" if wants else ""  # type: ignore[attr-defined]
+        output = tmp_path / f"{wants}"
+        if wants and not factor:
+            with pytest.raises(InputFileError, match="nevts is 50, but its files have 100 events"):
+                agc_ml.run(analysis, fileset, output=output, **options)
+            continue
+        result = agc_ml.run(analysis, fileset, output=output, **options)
+        assert total(result) * (factor if wants else 1) == pytest.approx(XSEC * LUMINOSITY)
+        told = [line for line in result.warnings if "number of generated events" in line]
+        assert bool(told) == (stated != 100 and not (wants and stated))
+        assert any("in the fileset" in line for line in told) == (stated is None)
 
 
 @pytest.mark.parametrize("runs", ["TTree", "RNTuple", "none"])

@@ -57,6 +57,29 @@ def test_other_histograms(tmp_path: Path) -> None:
     assert hists.read_zip(tmp_path / "h.zip") == made
 
 
+def test_means_of_single_entries_come_back_from_a_zip(tmp_path: Path) -> None:
+    """Of which the file has the variance 0 / 0."""
+    axis = hist.axis.Regular(4, 0, 4, name="x")
+    for storage, weight in ((hist.storage.Mean(), None), (hist.storage.WeightedMean(), 0.3)):
+        made = hist.Hist(axis, storage=storage)
+        made.fill([0.5, 1.5, 1.5, 2.5], sample=[7, 1, 2, 5], weight=weight)
+        hists.write_zip(tmp_path / "h.zip", {"h": made})
+        again = hists.read_zip(tmp_path / "h.zip")["h"]
+        for name in made.view().dtype.names:
+            np.testing.assert_allclose(again.view()[name], made.view()[name], atol=1e-12)
+        assert np.isfinite((again + again).view()[made.view().dtype.names[-1]]).all()
+
+
+def test_attributes_that_are_numbers_of_numpy_are_kept(tmp_path: Path) -> None:
+    made = hist.Hist(hist.axis.Regular(2, 0, 1, name="x", metadata={"n": np.int64(2)}))
+    made.metadata = {"lumi": np.float32(1.5), "years": [np.int16(2016)]}
+    assert hists.unkept(made) is None
+    hists.write_zip(tmp_path / "h.zip", {"h": made})
+    again = hists.read_zip(tmp_path / "h.zip")["h"]
+    assert again.metadata == {"lumi": 1.5, "years": [2016]}
+    assert again.axes[0].metadata == {"n": 2}
+
+
 @given(
     fills=st.lists(st.tuples(st.floats(-5, 20), st.floats(-1e6, 1e6)), max_size=20),
     variation=st.sampled_from(["nominal", "a_up", "new"]),

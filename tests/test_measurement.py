@@ -97,9 +97,11 @@ def test_steps_can_be_taken_one_by_one(measured: tuple[Path, str, float], tmp_pa
     histograms = folder / "histograms.root"
     assert agc("plot", histograms, "-o", tmp_path / "plots", "-q").code == 0
     assert (tmp_path / "plots" / "figures" / "4j2b_stack.png").exists()
-    again = agc("report", folder, "-o", tmp_path)
+    again = agc("report", folder, "-o", tmp_path / "new" / "page")
     assert again.code == 0
-    assert (tmp_path / "report.html").stat().st_size > 100_000
+    assert (tmp_path / "new" / "page" / "report.html").stat().st_size > 100_000
+    assert agc("report", tmp_path, "-o", tmp_path / "other").code == 1
+    assert not (tmp_path / "other").exists()
 
 
 def test_through_servicex_it_is_the_same(

@@ -30,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agc_ml as agc
-from agc_ml import outputs, saved
+from agc_ml import outputs, saved, templates, variances
 from agc_ml.errors import ProcessorError
 from agc_ml.rows import Rows
 
@@ -278,6 +278,10 @@ def test_tables_everywhere(paths: list[Path], tmp_path: Path) -> None:
         ({"x": None}, "output['x'] can't be added: it is a NoneType"),
         ({"x": {"d": np.datetime64("2020-01-01")}}, "output['x']['d'] can't be added"),
         ({"cutflow": {"a": {"b": object()}}}, "output['cutflow']['a']['b'] is a object"),
+        ({"h": hist.Hist(hist.axis.Regular(2, 0, 1), metadata=np.zeros(2))}, "its histogram h: it"),
+        ({"h": hist.Hist(hist.axis.Regular(2, 0, 1, metadata={1}))}, "histogram h: its axis 0 has"),
+        ({"l": [hist.Hist(hist.axis.Regular(2, 0, 1), metadata={1})]}, "output['l'][0] is a hist"),
+        ({"h": hist.Hist(storage=hist.storage.Weight())}, "histogram h: it has no axes"),
     ],
 )
 def test_what_can_not_be_kept_is_refused_at_once(
@@ -287,6 +291,82 @@ def test_what_can_not_be_kept_is_refused_at_once(
         run(lambda _: output, paths, tmp_path)
     assert says in str(caught.value)
     assert "[0, 25)" in str(caught.value)
+
+
+def booked(*labels: str, storage: Any = None) -> hist.Hist[Any]:
+    axes = [
+        hist.axis.StrCategory([], growth=True, name=name)
+        for name, _ in zip(("process", "variation"), labels, strict=False)
+    ]
+    made = hist.Hist(*axes, hist.axis.Regular(2, 0, 1, name="x"), storage=storage or "Weight")
+    return made.fill(*labels, [0.2, 0.7, 0.7])
+
+
+class Mirrored(ProcessorABC):
+    """Fills a variation in postprocess that one of the datasets has not."""
+
+    def process(self, events: Any) -> Any:
+        name = events.metadata["dataset"]
+        both = [booked(name, "nominal"), booked(name, "down" if name == "a" else "up")]
+        return {"h": both[0] + both[1], "other": booked(name, "up" if name == "a" else "nominal")}
+
+    def postprocess(self, accumulator: Any) -> Any:
+        h = accumulator["h"]
+        h["b", "down", :] = h["b", "up", :].view(flow=True)
+        return {"h": h, "other": accumulator["other"]}
+
+
+def test_what_postprocess_fills_in_is_in_the_templates(paths: list[Path], tmp_path: Path) -> None:
+    fileset = nanoaod.fileset(a=paths[:1], b=paths[1:])
+    result = agc.run(Mirrored(), fileset, output=tmp_path / "run", site="inline", quiet=True)
+    wanted = {"h_a", "h_a_down", "h_b", "h_b_up", "h_b_down", "other_a_up", "other_b"}
+    assert result.templates.keys() == wanted
+    assert result.templates["h_b_down"] == result.templates["h_b_up"]
+    for form in ("root", "zip"):
+        assert templates.load(tmp_path / "run" / f"histograms.{form}").keys() == wanted
+
+
+class Scaled(ProcessorABC):
+    """Doubles counts in one of the ways that boost-histogram does not notice."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def process(self, events: Any) -> Any:
+        name = events.metadata["dataset"]
+        return {"h": booked(name, storage=hist.storage.Double())}
+
+    def postprocess(self, accumulator: Any) -> Any:
+        h = accumulator["h"]
+        if self.how == "view":
+            h.view(flow=True)[...] *= 2
+        elif self.how == "set":
+            h[...] = h.values() * 2
+        elif self.how == "new":
+            accumulator["h"] = hist.Hist(*h.axes, data=h.values(flow=True) * 2)
+        return accumulator
+
+
+@pytest.mark.parametrize("how", ["view", "set", "new", "not"])
+def test_counts_that_postprocess_writes_over_have_no_variances(
+    how: str, paths: list[Path], tmp_path: Path
+) -> None:
+    fileset = nanoaod.fileset(a=paths[:1], b=paths[1:])
+    result = agc.run(Scaled(how), fileset, output=tmp_path / "run", site="inline", quiet=True)
+    for one in (result, agc.RunResult.load(tmp_path / "run")):
+        assert one.templates["h_a"].values().tolist() == ([1, 2] if how == "not" else [2, 4])
+        assert (variances.of(one.templates["h_a"]) is None) == (how != "not")
+
+
+def test_names_that_meet_in_the_sum_of_datasets(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        is_first = events.metadata["dataset"] == "a"
+        return {"h": booked(*(("tt", "x_up") if is_first else ("tt_x", "up")))}
+
+    with pytest.raises(ProcessorError) as caught:
+        run(make, paths, tmp_path)
+    assert "processor Of: two histograms would be called h_tt_x_up" in str(caught.value)
+    assert "process 'tt', variation 'x_up'; and" in str(caught.value)
 
 
 def test_what_differs_between_datasets_is_named(paths: list[Path], tmp_path: Path) -> None:

@@ -220,11 +220,18 @@ def test_other_axes_are_drawn_or_skipped_with_a_line(tmp_path, caplog):
     }
     templates = flatten({name: h for name, h in hists.items() if name != "cuts"})
     figures = draw_run(factories.run_result(hists, templates=templates), tmp_path)
-    assert names(figures) == ["plain_stack", "a_b_stack"]
-    assert figures[1].png.name == "a_b_stack.png"
+    assert names(figures) == ["plain_stack", "a_b_stack-8b600a"]
+    assert figures[1].png.name == "a_b_stack-8b600a.png"
     assert all(is_drawn(figure) for figure in figures)
     assert "two: 2 numeric axes, not drawn" in caplog.text
     assert "cuts: 0 numeric axes, not drawn" in caplog.text
+
+
+def test_names_that_would_be_one_file_are_two(tmp_path):
+    histogram = hist.Hist(hist.axis.Regular(10, 0, 1, label="score")).fill([0.1, 0.2])
+    hists = dict.fromkeys(["jet/pt", "jet_pt", "jet pt"], histogram)
+    figures = draw_run(factories.run_result(hists, templates=hists), tmp_path)
+    assert len({figure.png for figure in figures}) == len(list(tmp_path.glob("*.png"))) == 3
 
 
 def test_run_without_histograms_gives_no_figures(tmp_path):

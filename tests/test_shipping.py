@@ -233,6 +233,37 @@ def test_parameters_without_a_default_are_asked_for(tmp_path: Path) -> None:
     assert shipping.prepare(f"{path}:Mine", {"cut": "2.5"}).processor.cut == 2.5
 
 
+HINTED = """
+from __future__ import annotations
+from typing import TYPE_CHECKING, Optional
+if TYPE_CHECKING:
+    from nowhere import Unknown
+class Base:
+    def __init__(self, other: Unknown = None, name: str = "x", cut: Optional[float] = 1.5, n=None):
+        self.name, self.cut, self.n = name, cut, n
+    def process(self, events): return {}
+class Mine(Base):
+    year: int
+def function(events, other: Unknown = None, name: str = "x", cut: float | None = 1.5, n=None):
+    return {}
+"""
+
+
+@pytest.mark.parametrize("made", ["Base", "Mine", "function"])
+def test_a_hint_that_can_not_be_resolved_leaves_the_others(made: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(HINTED)
+
+    def given(**settings: str) -> dict[str, object]:
+        processor = shipping.prepare(f"{path}:{made}", settings).processor
+        return vars(processor) if made != "function" else processor.values
+
+    assert given(name="2018", cut="3", n="5").items() >= {"name": "2018", "cut": 3, "n": 5}.items()
+    assert isinstance(given(cut="3")["cut"], float)
+    found = given(name="None", cut="None", n="None")
+    assert (found["name"], found["cut"], found["n"]) == ("None", None, None)
+
+
 def test_parameters_that_are_no_json_are_known_by_digest() -> None:
     @dataclass
     class Table:

@@ -294,6 +294,14 @@ class TestLoad:
         found = set(templates.load(tmp_path / "h.zip"))
         assert found == {"r_ttbar", "r_wjets", "r_wjets_scale_var_up"}
 
+    def test_zip_of_a_run_has_its_empty_templates(self, tmp_path: Path) -> None:
+        booked = hists.book(4, 0, 4, label="x", process="ttbar", variations=["nominal", "up"])
+        booked.fill(observable=[1.0], process="ttbar", variation="nominal")
+        other = hists.book(4, 0, 4, label="x", process="wjets", variations=["nominal", "down"])
+        names = ["r_ttbar", "r_ttbar_up", "r_wjets", "r_wjets_down"]
+        hists.write_zip(tmp_path / "h.zip", {"r": booked + other}, names)
+        assert sorted(templates.load(tmp_path / "h.zip")) == names
+
     def test_a_digest_sees_contents_variances_edges_and_names(self) -> None:
         variants = [
             {"a": make([1, 2])},

@@ -6,6 +6,7 @@ import that.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from contextlib import contextmanager
@@ -227,12 +228,16 @@ def make_folder(directory: Path) -> None:
 def save(figure: Figure, directory: Path, name: str, title: str, caption: str) -> FigureInfo:
     """Write a figure as PNG and PDF.
 
+    A name that files can't have gets some of its digest, so that no other one becomes the same.
+
     Raises
     ------
     StoreError
         The folder can't be written.
     """
     stem = re.sub(r"[^\w.+-]", "_", name)
+    if stem != name:
+        stem += f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
     png, pdf = directory / f"{stem}.png", directory / f"{stem}.pdf"
     write(png, lambda path: figure.savefig(path, dpi=DPI))
     # without a date the same result gives the same bytes
