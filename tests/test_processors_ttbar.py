@@ -224,7 +224,9 @@ def test_file_in_which_nothing_passes(real_data: Path, tmp_path: Path) -> None:
     assert len(result.templates) == 22
     assert all(not template.values(flow=True).any() for template in result.templates.values())
     assert result.cutflow["ttbar__nominal"]["all events"] == 200
-    (warning,) = result.warnings
+    of_normalisation, scaled, warning = result.warnings
+    assert "no number of generated events in the fileset (nevts)" in of_normalisation
+    assert "ttbar__nominal by 12327" in scaled
     assert "Muon_tightId is false for all 41 muons" in warning
 
 
