@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from agc_ml.baskets import Directory, Dropped, EntriesPlace, entries_place, in_both, part_of
+from agc_ml.baskets import (
+    Directory,
+    Dropped,
+    EntriesPlace,
+    entries_place,
+    in_both,
+    part_of,
+    uneven,
+)
 from agc_ml.datasets import NANOAOD, File, Known, Wanted, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
@@ -140,7 +148,7 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
         url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,
         place=entries_place(opened, file.tree) if file.dropped is None else None,
-        uneven=() if wanted.columns else tuple(_uneven(tree, tree.keys())),
+        uneven=() if wanted.columns else _uneven(tree, tree.keys()),
         lacking=lacking,
     )
     if info.adler32 is not None and file.adler32 not in {None, info.adler32}:
@@ -149,7 +157,7 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
             f"its adler32 is {info.adler32}, but the fileset says {file.adler32}; it is damaged"
         )
     problem = _contradiction(file, info) or _unfit_column(tree, wanted)
-    problem = problem or next(_uneven(tree, wanted.with_counters()), None)
+    problem = problem or next(iter(_uneven(tree, wanted.names())), None)
     problem = problem or (_foreign_counter(tree, wanted.columns) if wanted.flat else None)
     problem = problem or _unfit_for_schema(opened, file.tree, wanted)
     if problem:
@@ -203,13 +211,18 @@ def _adler32(source: Any) -> str:
 
 
 def _of_runs(opened: Any, name: str) -> float | None:
-    """NanoAOD's own count of generated events or sum of weights, over all runs; exact, if whole."""
+    """NanoAOD's own count of generated events or sum of weights, over all runs; exact, if whole.
+
+    A merge with files that lack it leaves it for some of the runs only, which says nothing.
+    """
     import awkward as ak  # noqa: PLC0415 - heavy
 
     kinds = opened.classnames(cycle=False, recursive=False)
     runs = opened["Runs"] if kinds.get("Runs") in {"TTree", "ROOT::RNTuple"} else None
     for found in (name, f"{name}_"):
         if runs is not None and found in runs.keys():  # noqa: SIM118 - RNTuples only have these
+            if uneven(runs[found]) is not None:
+                return None
             return ak.sum(ak.flatten(runs[found].array(), axis=None)).item()  # type: ignore[no-any-return]
     return None
 
@@ -243,16 +256,10 @@ def _unfit_column(tree: Any, wanted: Wanted) -> str | None:
     return None
 
 
-def _uneven(tree: Any, names: Iterable[str]) -> Iterator[str]:
-    """Say which branches are not for all entries, as after a merge with files that lack them."""
-    for name in names:
-        branch = tree.get(name)
-        n = getattr(branch, "num_entries", tree.num_entries)  # fields of RNTuples have none
-        if n != tree.num_entries and not branch.branches:  # those with branches hold nothing
-            yield (
-                f"branch {name} has {n} entries, but the tree has {tree.num_entries}; choose or "
-                "merge files that all have it"
-            )
+def _uneven(tree: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Lines about the branches that are not for all entries."""
+    lines = (uneven(tree.get(name)) for name in names)
+    return tuple(line for line in lines if line is not None)
 
 
 def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:

@@ -17,6 +17,7 @@ from coffea.nanoevents.mapping import UprootSourceMapping
 from coffea.nanoevents.util import concat, unquote
 from uproot.source.futures import TrivialExecutor
 
+from agc_ml.baskets import uneven
 from agc_ml.errors import AgcError, InputFileError, in_one_line
 
 
@@ -159,6 +160,9 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
 
     def _read(self, name: str, handle: Any, *where: Any, **options: Any) -> Any:
         start, stop, _ = where
+        problem = uneven(handle)  # also where the range lies inside of it
+        if problem is not None:
+            raise InputFileError(problem)
         try:
             array = super().extract_column(handle, *where, **options)
         except (AgcError, MemoryError):
@@ -167,8 +171,7 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
             raise InputFileError(f"branch {name}: {in_one_line(error)}") from error
         if len(array) != stop - start:
             raise InputFileError(
-                f"branch {name}: {len(array)} entries were read of {stop - start}; it is damaged, "
-                "or was merged from files without it"
+                f"branch {name}: {len(array)} entries were read of {stop - start}; it is damaged"
             )
         return array
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -89,17 +90,34 @@ def test_what_is_read_is_what_the_counter_says(
                 ak.num(events.Hit.pt + 0)
 
 
+@pytest.mark.parametrize("entries", [(0, 80), (0, 20), (20, 60)])
 @pytest.mark.parametrize("name", ["run", "nHit", "Hit_pt"])
-def test_branches_shorter_than_the_tree(tmp_path: Path, name: str) -> None:
+def test_branches_shorter_than_the_tree(
+    tmp_path: Path, name: str, entries: tuple[int, int]
+) -> None:
+    """In any range: what a branch has of an entry may be of another one, that lies further on."""
     counts = np.array([1, 2, 3, 0] * 20)
     path = damage.shorten(damage.own_counters(tmp_path / "x.root", counts, counts), name)
-    with read(path) as events:
-        message = f"branch {name}: 40 entries were read of 80"
+    with read(path, *entries) as events:
+        message = f"branch {name} has 40 entries, but the tree has 80; "
         with pytest.raises((InputFileError, AttributeError), match=message):  # awkward's
             ak.sum(events.Hit.pt) + ak.sum(events.run)
         with pytest.raises(InputFileError, match=message):
             records.see_whole(events)
-        assert len(events.event) == 80
+        assert len(events.event) == entries[1] - entries[0]
+
+
+def test_branches_longer_than_the_tree(tmp_path: Path) -> None:
+    path = nanoaod.write(tmp_path / "x.root", nanoaod.events(80, 1), cluster=40)
+    content = bytearray(path.read_bytes())
+    with uproot.open(path) as file:
+        known = (file["Events"].member(name) for name in ("fEntries", "fTotBytes", "fZipBytes"))
+        numbers = struct.pack(">qqq", *known)
+    place = content.index(numbers)
+    content[place : place + 8] = struct.pack(">q", 60)
+    path.write_bytes(content)
+    with read(path, 0, 20) as events, pytest.raises(InputFileError, match="has 80 entries, but"):
+        ak.sum(events.event)
 
 
 def test_a_counter_that_counts_less_than_nothing(tmp_path: Path) -> None:
