@@ -219,7 +219,7 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
             if (chunk.dataset, chunk.lfn) in account.files:  # else its file is in doubt
                 _accept(account, chunk, outcome)
         elif isinstance(outcome, Failure):
-            if outcome.kind == "processor" and _is_doubtful(account, executor, chunk):
+            if outcome.kind == "processor" and _is_doubtful(account, executor, chunk, outcome):
                 account.failed(key, outcome.reason)
             elif outcome.kind in {"model", "processor"}:
                 account.errors.setdefault(key, []).append(outcome.reason)
@@ -232,7 +232,7 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
             else:
                 account.failed(key, outcome.reason)
                 if outcome.kind == "other" or account.is_verified(account.file(chunk)):
-                    account.forget(chunk)
+                    account.forget(chunk, outcome.reason)
         else:
             account.failed(key, "its worker died")
             lost.append(chunk)
@@ -240,7 +240,7 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
     return lost
 
 
-def _is_doubtful(account: Account, executor: Executor, chunk: Chunk) -> bool:
+def _is_doubtful(account: Account, executor: Executor, chunk: Chunk, failure: Failure) -> bool:
     """Whether what is known of a chunk's file is wrong, so that no processor is to blame for it.
 
     A server may have told nonsense once, in this run or in an earlier one: the file is looked into
@@ -257,7 +257,7 @@ def _is_doubtful(account: Account, executor: Executor, chunk: Chunk) -> bool:
     if isinstance(now, FileInfo) and packed(now) == packed(info):
         account.forgotten.add(key)  # it is not asked a third time
         return False
-    account.forget(chunk)
+    account.forget(chunk, failure.reason)
     return True
 
 

@@ -21,7 +21,7 @@ from services.web import Web
 from services.xrootd import Storage
 
 import agc_ml as agc
-from agc_ml import filecache, reading
+from agc_ml import execution, filecache, reading
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.delivery import health
 from agc_ml.errors import AgcError, IncompleteError, InputFileError, UsageError
@@ -286,6 +286,57 @@ def test_a_resume_does_not_mix_a_file_with_what_took_its_place(
     stepwise.EVENTS.clear()
     assert is_of(result, files[0], tmp_path / "right", "flat")
     assert len(done) > 2 * 3  # all chunks were read again
+
+
+def of_two(first: Path, second: Path) -> Fileset:
+    both = tuple(File(str(path), (str(path),)) for path in (first, second))
+    return Fileset((Dataset("tt", "tt", both, xsec=1.0),), 1.0, "made up")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_another_one_each_time_is_missing_as_a_whole(
+    kind: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bins, ledger and fractions agree on it, though a chunk of it was done before it was lost."""
+    monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
+    path = tmp_path / "x.root"
+    shutil.copy(files[1], path)
+    steps = {"flat": 3, "records": 1}[kind]  # blocks of a chunk
+    nothing = [None] * (steps * N // CHUNK)
+    one: list[Any] = [None] * steps
+    lost = [lambda: renamed(path, files[2]), lambda: renamed(path, files[1]), path.unlink]
+    stepwise.EVENTS[:] = [*nothing, *(step for change in lost for step in (*one, change))]
+    result = run(kind, of_two(files[0], path), tmp_path / "run", allow_missing=0.5)
+    assert not stepwise.EVENTS
+    assert result.status == "partial"
+    assert result.cutflow["tt"]["all"] == result.ledger.events == N
+    assert is_of(result, files[0], tmp_path / "right", kind)
+    (entry,) = result.ledger.missing
+    assert (entry.lfn, entry.uuid) == (str(path), None)
+    assert "it was replaced or changed while it was read" in entry.errors[0]
+    assert any(line.startswith(f"missing: tt: {path}: it was re") for line in result.warnings)
+    stepwise.EVENTS[:] = [*nothing, *(step for change in lost for step in (*one, change))]
+    shutil.copy(files[1], path)
+    with pytest.raises(IncompleteError, match=r"it was replaced.*\(tt lacks 50\.00%\)"):
+        run(kind, of_two(files[0], path), tmp_path / "less", allow_missing=0.4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_ends_a_run_is_told_though_a_file_is_in_doubt(
+    kind: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
+    without = nanoaod.events(N, 4)
+    del without["genWeight"]
+    other = nanoaod.write(tmp_path / "other.root", without, cluster=100)
+    path = tmp_path / "x.root"
+    shutil.copy(files[0], path)
+    steps = {"flat": 3, "records": 1}[kind]
+    stepwise.EVENTS[:] = [*[None] * steps, lambda: renamed(path, other)]
+    with pytest.raises(InputFileError, match="branches are missing that the processor needs: genW"):
+        run(kind, of_two(path, files[1]), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "partial"
 
 
 def test_datasets_without_events_are_told(files: list[Path], tmp_path: Path) -> None:
