@@ -17,7 +17,7 @@ from agc_ml.account import Account, file_label
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import Dataset, File
 from agc_ml.delivery.credentials import redacted
-from agc_ml.delivery.transport import local_path
+from agc_ml.delivery.transport import is_one_version, local_path
 from agc_ml.errors import (
     ClusterError,
     FilesetError,
@@ -195,7 +195,7 @@ def _recall(account: Account, executor: Executor) -> None:
 def _is_of_another(receipt: Receipt, account: Account, chunk: Chunk) -> bool:
     """Whether the replica that was read has changed since; what another one says tells nothing."""
     info = account.files[chunk.dataset, chunk.lfn]
-    return receipt.url == info.url and receipt.stamp != info.stamp
+    return receipt.url == info.url and not is_one_version(receipt.stamp, info.stamp)
 
 
 def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
@@ -250,7 +250,8 @@ def _is_doubtful(account: Account, executor: Executor, chunk: Chunk, failure: Fa
     info, file = account.files.get(key), account.file(chunk)
     if info is None:  # another chunk of it was here before
         return True
-    if key in account.forgotten or (local_path(file.url) and key not in account.remembered):
+    is_here = all(local_path(url) is not None for url in file.replicas)  # a disk tells no nonsense
+    if key in account.forgotten or (is_here and key not in account.remembered):
         return False
     jobs = {str(chunk): look(file, account.wanted(account.dataset(chunk.dataset)))}
     ((_, now),) = executor.outcomes(inspect_file, jobs)

@@ -21,7 +21,7 @@ from agc_ml.baskets import (
 from agc_ml.datasets import NANOAOD, File, Known, Wanted, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
-from agc_ml.delivery.transport import local_path
+from agc_ml.delivery.transport import is_one_version
 from agc_ml.errors import DeliveryError, InputFileError
 from agc_ml.reading import directory
 from agc_ml.worker import Failure, one_line, trace
@@ -71,9 +71,8 @@ class FileInfo:
         return Known(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
 
     def is_of_same_file(self, other: FileInfo) -> bool:
-        """Whether another look into a file saw the same one: a local one has one stamp."""
-        is_local = local_path(self.url) is not None
-        if is_local and self.url == other.url and self.stamp != other.stamp:
+        """Whether another look into a file saw the same one."""
+        if self.url == other.url and not is_one_version(self.stamp, other.stamp):
             return False
         return (self.uuid, self.size, self.entries) == (other.uuid, other.size, other.entries)
 
@@ -124,15 +123,19 @@ def look(file: File, wanted: Wanted, *, checksum: bool = False) -> tuple[Any, ..
 
 
 def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> FileInfo | Failure:
+    from agc_ml.pages import compare_pages  # noqa: PLC0415 - it needs uproot
+
     if file.tree not in opened:
         names = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
         return Failure(
             "definite", f"no tree {file.tree!r} in it (another one: FILE:TREE); there is {names}"
         )
-    tree = opened[file.tree]
+    trees = [opened[name] for name in (file.tree, file.dropped) if name is not None]
+    for tree in trees:
+        compare_pages(tree)
+    tree = trees[0]
     if not hasattr(tree, "num_entries"):
         return Failure("definite", f"{file.tree!r} in it is no tree")
-    trees = [tree] if file.dropped is None else [tree, opened[file.dropped]]
     there = set(tree.keys())
     lacking = tuple(name for name in wanted.optional if name not in there)
     wanted = wanted.of_file(lacking)
@@ -217,8 +220,11 @@ def _of_runs(opened: Any, name: str) -> float | None:
     """
     import awkward as ak  # noqa: PLC0415 - heavy
 
+    from agc_ml.pages import compare_pages  # noqa: PLC0415 - it needs uproot
+
     kinds = opened.classnames(cycle=False, recursive=False)
     runs = opened["Runs"] if kinds.get("Runs") in {"TTree", "ROOT::RNTuple"} else None
+    compare_pages(runs)
     for found in (name, f"{name}_"):
         if runs is not None and found in runs.keys():  # noqa: SIM118 - RNTuples only have these
             if uneven(runs[found]) is not None:

@@ -49,7 +49,8 @@ def events(
             entry_stop=entries[1],
             schemaclass=schema,
             metadata=metadata,
-            iteritems_options={"filter_name": list(names)} if names else {},
+            # names as they are: uproot takes text with brackets or stars for a pattern
+            iteritems_options={"filter_name": frozenset(names).__contains__} if names else {},
             decompression_executor=clock,
             interpretation_executor=clock,
         ).events()

@@ -231,3 +231,38 @@ def test_the_next_replica_is_asked(tmp_path: Path, kind: type[Sums], branch: str
     assert any("failed while it was read" in line for line in result.warnings)
     with pytest.raises(IncompleteError, match=r"x\.root.*branch Hit_pt: its lists are not as long"):
         run(bad, name="one")
+
+
+class Everything(Sums):
+    columns: ClassVar = ()
+
+
+class Count(Sums):
+    columns: ClassVar = ()
+
+    def process(self, events: Any) -> dict[str, Any]:
+        return {"n": len(events)}
+
+
+def test_failures_of_an_earlier_run_are_not_told(tmp_path: Path) -> None:
+    counts = np.array([1, 2, 3, 0] * 20)
+    path = damage.shorten(damage.own_counters(tmp_path / "x.root", counts, counts), "Hit_pt")
+    fileset = Fileset((Dataset("d", "d", (File("x.root", (str(path),)),)),))
+    options = {"site": "inline", "quiet": True}
+    with pytest.raises(IncompleteError, match="Hit_pt has 40 entries"):
+        agc.run(Everything(), fileset, output=tmp_path / "a", **options)
+    result = agc.run(Count(), fileset, output=tmp_path / "b", **options)
+    assert result.outputs == {"n": 80}
+    assert not any("failed while it was read" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize("name", ["a[0]", "a*", "a?", "[ab]", "Jet.pt"])
+def test_columns_are_names_and_no_patterns(tmp_path: Path, name: str) -> None:
+    names = (name, "ab", "a")
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        tree = file.mktree("Events", dict.fromkeys(names, np.dtype("f4")))
+        tree.extend({one: np.full(10, i, "f4") for i, one in enumerate(names)})
+    with read(path, 2, 9, (name,), schema=BaseSchema) as events:
+        assert events.fields == [name]
+        assert events[name].tolist() == [0.0] * 7
