@@ -24,7 +24,7 @@ import agc_ml as agc
 from agc_ml import records
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.delivery.opening import opened
-from agc_ml.errors import IncompleteError, InputFileError
+from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
 
 FORMS = {"TTree": damage.own_counters, "RNTuple": damage.vectors}
 
@@ -266,3 +266,35 @@ def test_columns_are_names_and_no_patterns(tmp_path: Path, name: str) -> None:
     with read(path, 2, 9, (name,), schema=BaseSchema) as events:
         assert events.fields == [name]
         assert events[name].tolist() == [0.0] * 7
+
+
+class Faulty(NanoAODSchema):
+    def __init__(self, form: Any) -> None:
+        super().__init__(form)
+        raise KeyError("a bug of its own")
+
+
+class ByAFaultySchema(Count):
+    schema: ClassVar = Faulty
+
+
+class DeclaresToo(ByAFaultySchema):
+    columns: ClassVar = ("Jet_pt", "Jet_eta", "Jet_phi", "Jet_mass")
+
+
+@pytest.mark.parametrize("options", [{}, {"schema": "Delphes"}])
+@pytest.mark.parametrize("kind", [ByAFaultySchema, DeclaresToo])
+def test_a_schema_that_makes_no_events_is_to_blame_not_the_file(
+    tmp_path: Path, kind: type[Count], options: dict[str, str]
+) -> None:
+    path = nanoaod.write(tmp_path / "x.root", nanoaod.events(80, 1))
+    fileset = Fileset((Dataset("d", "d", (File("x.root", (str(path),)),)),))
+    name = "DelphesSchema" if options else "Faulty"
+    with pytest.raises(
+        (ProcessorError, InputFileError), match=rf"schema {name} makes no events of the branches"
+    ) as caught:
+        agc.run(kind(), fileset, site="inline", quiet=True, output=tmp_path / "a", **options)
+    assert "damaged" not in str(caught.value)
+    result = agc.run(Count(), fileset, site="inline", quiet=True, output=tmp_path / "b")
+    assert result.outputs == {"n": 80}
+    assert not any("failed while it was read" in line for line in result.warnings)
