@@ -14,6 +14,7 @@ from agc_ml.checkpoints import Chunk, Receipt, Store
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.declarations import wanted_of
 from agc_ml.delivery.credentials import redacted
+from agc_ml.delivery.transport import is_one_version
 from agc_ml.errors import IncompleteError
 from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo
@@ -158,11 +159,13 @@ class Account:
         before = self._doubted.pop(key, None)
         if before is None:
             return
-        if before.info.is_of_same_file(info):
-            self.done |= before.done
-            self._events_done += sum(chunk.events for chunk in before.done)
-        else:
-            self.recalled -= before.done.keys()
+        is_same = before.info.is_of_same_file(info)
+        for chunk, receipt in before.done.items():
+            if is_same and not is_of_another(receipt, info):
+                self.done[chunk] = receipt
+                self._events_done += chunk.events
+            else:
+                self.recalled.discard(chunk)
 
     def proven(self) -> Iterator[tuple[File, Wanted, FileInfo]]:
         """Files that were looked into in this run, and of which all chunks are done since then."""
@@ -173,6 +176,22 @@ class Account:
             is_new = info is not None and key not in self.remembered
             if info is not None and is_new and info.entries and key not in open_files:
                 yield file, self.wanted(dataset), info
+
+    def mixes(self, chunk: Chunk, receipt: Receipt) -> bool:
+        """Whether a replica was another version of the file when it gave the chunks before.
+
+        Who reads the replica that was looked into compares it with that.
+        """
+        key = (chunk.dataset, chunk.lfn)
+        info = self.files[key]
+        if receipt.url == info.url or key in self.forgotten:
+            return False
+        mine = chunks_of(chunk.dataset, self._listed[key], info, self.chunk_size)
+        before = [self.done[one] for one in mine if one in self.done]
+        return any(
+            one.url == receipt.url and not is_one_version(one.stamp, receipt.stamp)
+            for one in before
+        )
 
     def finish(self, chunk: Chunk, receipt: Receipt) -> None:
         """Note that the result of a chunk is on disk.
@@ -333,6 +352,11 @@ class Account:
             url=receipt.url if receipt else info.url,
             stamp=receipt.stamp if receipt else info.stamp,
         )
+
+
+def is_of_another(receipt: Receipt, info: FileInfo) -> bool:
+    """Whether the replica that was read has changed since; what another one says tells nothing."""
+    return receipt.url == info.url and not is_one_version(receipt.stamp, info.stamp)
 
 
 def file_label(dataset: Dataset, file: File) -> str:

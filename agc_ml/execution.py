@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from agc_ml import attachments
-from agc_ml.account import Account, file_label
-from agc_ml.checkpoints import Chunk, Receipt
+from agc_ml.account import Account, file_label, is_of_another
+from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import Dataset, File
 from agc_ml.delivery.credentials import redacted
-from agc_ml.delivery.transport import is_one_version, local_path
+from agc_ml.delivery.transport import local_path
 from agc_ml.errors import (
     ClusterError,
     FilesetError,
@@ -182,7 +182,8 @@ def _recall(account: Account, executor: Executor) -> None:
     for chunk in account.chunks:
         if chunk.events:
             receipt = account.store.receipt(account.path(chunk), chunk)
-            if receipt is not None and not _is_of_another(receipt, account, chunk):
+            info = account.files[chunk.dataset, chunk.lfn]
+            if receipt is not None and not is_of_another(receipt, info):
                 account.finish(chunk, receipt)
                 account.recalled.add(chunk)
     for path in compared(account.opened, executor):
@@ -190,12 +191,6 @@ def _recall(account: Account, executor: Executor) -> None:
             f"{path}: changed since the run began, whose processor opens it, so that old and new "
             "would be mixed; put it back, or begin anew with --overwrite"
         )
-
-
-def _is_of_another(receipt: Receipt, account: Account, chunk: Chunk) -> bool:
-    """Whether the replica that was read has changed since; what another one says tells nothing."""
-    info = account.files[chunk.dataset, chunk.lfn]
-    return receipt.url == info.url and not is_one_version(receipt.stamp, info.stamp)
 
 
 def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
@@ -263,6 +258,13 @@ def _is_doubtful(account: Account, executor: Executor, chunk: Chunk, failure: Fa
 
 
 def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
+    if account.mixes(chunk, finished.receipt):
+        reason = (
+            f"{finished.receipt.url}: its time or tag is another than that of the chunks before"
+        )
+        account.failed(str(chunk), reason)
+        account.forget(chunk, reason)
+        return
     if not account.done:
         _check_first(account, chunk, finished)
     dataset = account.dataset(chunk.dataset)

@@ -274,6 +274,19 @@ def test_a_file_that_changes_on_the_web_is_never_mixed(
     assert not any("several times or tags" in line for line in result.warnings)
 
 
+def test_what_is_known_of_another_replica_does_not_mix_it_either(
+    twins: list[Path], web: Web, tmp_path: Path
+) -> None:
+    path = web.folder / "x.root"
+    for age, file in enumerate((twins[0], path)):
+        put(twins[0], path, 1000)
+        stepwise.EVENTS[:] = [*[None] * 5, *[lambda: put(twins[1], path, 500)] * age]
+        url = str(file) if file is twins[0] else web.url("x.root")
+        result = run("flat", listed(url), tmp_path / f"run{age}")
+        stepwise.EVENTS.clear()
+        assert is_of(result, twins[age], tmp_path / f"right{age}", "flat")
+
+
 def test_a_complete_run_is_not_complete_of_other_inputs_on_the_web(
     twins: list[Path], web: Web, tmp_path: Path
 ) -> None:

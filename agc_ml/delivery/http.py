@@ -162,26 +162,26 @@ class HttpFile:
         if any(is_one_version(stamp, one) for one in stamps):
             return True
         for _ in range(_TRIES):
-            again = self._get([(0, N_BYTES)], end - time.monotonic(), is_last=True)
+            again = self._get([(0, N_BYTES)], end - time.monotonic(), is_anew=True)
             if again.begin != self.begin:
                 return False
             if any(is_one_version(again.stamp, one) for one in stamps):
                 return True
         return False
 
-    def _get(self, ranges: Sequence[Range], timeout: float, *, is_last: bool = False) -> Answer:
+    def _get(self, ranges: Sequence[Range], timeout: float, *, is_anew: bool = False) -> Answer:
         """Ask for ranges; once more if the token was replaced since it was refused.
 
-        ``is_last``: of its connection; the next one may lead to another mirror.
+        ``is_anew``: over a connection of its own, that may lead to another mirror.
         """
         token = credentials.token(self._url)
         try:
-            return _get(self._url, ranges, timeout, token, is_last=is_last)
+            return _get(self._url, ranges, timeout, token, is_anew=is_anew)
         except PermanentError:
             renewed = credentials.token(self._url)
             if renewed == token:
                 raise
-            return _get(self._url, ranges, timeout, renewed, is_last=is_last)
+            return _get(self._url, ranges, timeout, renewed, is_anew=is_anew)
 
     def check_same(self, timeout: float) -> None:
         """Do nothing: each answer says which file it is of."""
@@ -191,7 +191,7 @@ class HttpFile:
 
 
 def _get(
-    url: str, ranges: Sequence[Range], timeout: float, token: str | None, *, is_last: bool
+    url: str, ranges: Sequence[Range], timeout: float, token: str | None, *, is_anew: bool
 ) -> Answer:
     import urllib3  # noqa: PLC0415 - on demand
 
@@ -199,10 +199,9 @@ def _get(
     headers = {"Range": "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in ranges)}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
-    if is_last:
-        headers["Connection"] = "close"
+    pool = _pool.__wrapped__ if is_anew else _pool
     try:
-        response = _pool(*_identity()).request(
+        response = pool(*_identity()).request(
             "GET",
             url,
             headers=headers,
