@@ -14,6 +14,7 @@ from agc_ml.checkpoints import Chunk, Receipt, Store
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.declarations import wanted_of
 from agc_ml.delivery.credentials import redacted
+from agc_ml.delivery.transport import is_one_version
 from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.filecache import FileCache
 from agc_ml.inspection import FileInfo
@@ -32,6 +33,14 @@ class Tick(NamedTuple):
     events_done: int
     events: int
     failures: int
+
+
+class Doubted(NamedTuple):
+    """What was known of a file that may be another one, and why; its chunks that were done."""
+
+    info: FileInfo
+    done: dict[Chunk, Receipt]
+    reason: str
 
 
 @dataclass
@@ -70,7 +79,7 @@ class Account:
         self._listed = {(d.name, f.lfn): f for d, f in self.all_files()}
         self._events_done = 0
         self._states_sumw: dict[str, bool] = {}
-        self._before: dict[tuple[str, str], FileInfo] = {}
+        self._doubted: dict[tuple[str, str], Doubted] = {}
 
     @property
     def is_scaled(self) -> bool:
@@ -127,35 +136,63 @@ class Account:
             self.remembered.add(key)
         return info is not None
 
-    def forget(self, chunk: Chunk) -> None:
-        """Have the file of a chunk looked into again: it may be another one than was known."""
+    def forget(self, chunk: Chunk, reason: str) -> None:
+        """Have the file of a chunk looked into again: it may be another one than was known.
+
+        Until then it counts as one that could not be opened, and nothing of it as done.
+        """
         key = (chunk.dataset, chunk.lfn)
         self.forgotten.add(key)
         self.remembered.discard(key)
-        if key in self.files:
-            self._before[key] = self.files.pop(key)
+        if key not in self.files:  # another chunk of it was here before
+            return
+        self.chunks = [one for one in self.chunks if (one.dataset, one.lfn) != key]
+        mine = [one for one in self.done if (one.dataset, one.lfn) == key]
+        done = {one: self.done.pop(one) for one in mine}
+        self._events_done -= sum(one.events for one in done)
+        self._doubted[key] = Doubted(self.files.pop(key), done, reason)
 
     def learn(self, dataset: Dataset, file: File, info: FileInfo) -> None:
         """Take what looking into a file told; of one that is another file now, nothing is done."""
         key = (dataset.name, file.lfn)
         self.files[key] = info
         self.notes |= dict.fromkeys(info.failures)
-        before = self._before.pop(key, None)
-        if before is None or before.is_of_same_file(info):
+        before = self._doubted.pop(key, None)
+        if before is None:
             return
-        for stale in [done for done in self.done if (done.dataset, done.lfn) == key]:
-            del self.done[stale]
-            self._events_done -= stale.events
+        is_same = before.info.is_of_same_file(info)
+        for chunk, receipt in before.done.items():
+            if is_same and not is_of_another(receipt, info):
+                self.done[chunk] = receipt
+                self._events_done += chunk.events
+            else:
+                self.recalled.discard(chunk)
 
     def proven(self) -> Iterator[tuple[File, Wanted, FileInfo]]:
         """Files that were looked into in this run, and of which all chunks are done since then."""
-        open_files = {(c.dataset, c.lfn) for c in self.chunks if c.events and c not in self.done}
+        open_files = {(c.dataset, c.lfn) for c in self.chunks if self._is_missing(c)}
         for dataset, file in self.all_files():
             key = (dataset.name, file.lfn)
             info = self.files.get(key)
             is_new = info is not None and key not in self.remembered
             if info is not None and is_new and info.entries and key not in open_files:
                 yield file, self.wanted(dataset), info
+
+    def mixes(self, chunk: Chunk, receipt: Receipt) -> bool:
+        """Whether a replica was another version of the file when it gave the chunks before.
+
+        Who reads the replica that was looked into compares it with that.
+        """
+        key = (chunk.dataset, chunk.lfn)
+        info = self.files[key]
+        if receipt.url == info.url or key in self.forgotten:
+            return False
+        mine = chunks_of(chunk.dataset, self._listed[key], info, self.chunk_size)
+        before = [self.done[one] for one in mine if one in self.done]
+        return any(
+            one.url == receipt.url and not is_one_version(one.stamp, receipt.stamp)
+            for one in before
+        )
 
     def finish(self, chunk: Chunk, receipt: Receipt) -> None:
         """Note that the result of a chunk is on disk.
@@ -190,7 +227,7 @@ class Account:
 
     def to_do(self) -> list[Chunk]:
         """Chunks with events that are neither done nor known to kill their worker."""
-        return [c for c in self.chunks if c.events and c not in self.done and c not in self.poison]
+        return [c for c in self.chunks if self._is_missing(c) and c not in self.poison]
 
     def unopened(self) -> list[tuple[Dataset, File]]:
         """Files that could not be opened yet."""
@@ -238,9 +275,20 @@ class Account:
 
     def reasons(self) -> list[str]:
         """What is missing and why, a line each."""
-        names = [file_label(dataset, file) for dataset, file in self.unopened()]
-        names += [str(chunk) for chunk in self.chunks if chunk.events and chunk not in self.done]
-        return [f"{name}: {self.errors.get(name, ['not processed'])[-1]}" for name in names]
+        found = {file_label(d, f): self._why_unopened(d, f) for d, f in self.unopened()}
+        found |= {str(c): self.errors.get(str(c), []) for c in self.chunks if self._is_missing(c)}
+        return [f"{name}: {([*errors] or ['not processed'])[-1]}" for name, errors in found.items()]
+
+    def _is_missing(self, chunk: Chunk) -> bool:
+        return bool(chunk.events) and chunk not in self.done
+
+    def _why_unopened(self, dataset: Dataset, file: File) -> list[str]:
+        """Why a file is not open: what opening it told, and before that what made it doubtful."""
+        doubted = self._doubted.get((dataset.name, file.lfn))
+        return [
+            *([] if doubted is None else [doubted.reason]),
+            *self.errors.get(file_label(dataset, file), []),
+        ]
 
     def missing_fractions(self) -> dict[str, float]:
         """Fraction of each dataset's events that is missing.
@@ -249,21 +297,25 @@ class Account:
         """
         fractions = {}
         for dataset in self.fileset.datasets:
-            infos = [self.files.get((dataset.name, file.lfn)) for file in dataset.files]
-            known = [info.entries for info in infos if info is not None]
+            keys = [(dataset.name, file.lfn) for file in dataset.files]
+            known = [self.files[key].entries for key in keys if key in self.files]
             average = max(1.0, sum(known) / max(1, len(known)))
             unopened = sum(
-                file.entries or average
-                for info, file in zip(infos, dataset.files, strict=True)
-                if info is None
+                file.entries or self._entries_before(key) or average
+                for key, file in zip(keys, dataset.files, strict=True)
+                if key not in self.files
             )
             lost = unopened + sum(
                 chunk.events
                 for chunk in self.chunks
-                if chunk.dataset == dataset.name and chunk not in self.done
+                if chunk.dataset == dataset.name and self._is_missing(chunk)
             )
             fractions[dataset.name] = lost / max(sum(known) + unopened, 1)
         return fractions
+
+    def _entries_before(self, key: tuple[str, str]) -> int:
+        """Entries that a file had before it was in doubt, 0 if it was not."""
+        return self._doubted[key].info.entries if key in self._doubted else 0
 
     def ledger(self) -> Ledger:
         """The account so far."""
@@ -278,7 +330,7 @@ class Account:
         return Ledger(tuple(entries))
 
     def _unopened(self, dataset: Dataset, file: File) -> Entry:
-        reasons = self.errors.get(file_label(dataset, file), [])
+        reasons = self._why_unopened(dataset, file)
         return Entry(
             dataset=dataset.name,
             lfn=file.lfn,
@@ -315,6 +367,11 @@ class Account:
             stamp=receipt.stamp if receipt else info.stamp,
             tree=chunk.tree,
         )
+
+
+def is_of_another(receipt: Receipt, info: FileInfo) -> bool:
+    """Whether the replica that was read has changed since; what another one says tells nothing."""
+    return receipt.url == info.url and not is_one_version(receipt.stamp, info.stamp)
 
 
 def file_label(dataset: Dataset, file: File) -> str:

@@ -56,6 +56,9 @@ def baskets_of(tree: Any, name: str) -> Baskets | None:
     import uproot  # noqa: PLC0415 - heavy
 
     branch = tree.get(name)
+    problem = uneven(branch)
+    if problem is not None:
+        raise InputFileError(problem)
     interpretation = branch.interpretation if isinstance(branch, uproot.TBranch) else None
     if interpretation is None or isinstance(interpretation, uproot.AsGrouped):
         return None
@@ -95,6 +98,20 @@ def _bounds(tree: Any, branch: Any) -> Array:
             "the tree one after another; it is damaged, or was merged from files without it"
         )
     return bounds
+
+
+def uneven(branch: Any) -> str | None:
+    """Say that a branch is not for all entries of its tree, as after a merge with files without it.
+
+    What it has of an entry is then of another one. Fields of RNTuples have no length of their own.
+    """
+    tree = getattr(branch, "tree", None)
+    if tree is None or branch.num_entries == tree.num_entries or branch.branches:
+        return None  # those with branches hold nothing
+    return (
+        f"branch {branch.name} has {branch.num_entries} entries, but the tree has "
+        f"{tree.num_entries}; choose or merge files that all have it"
+    )
 
 
 def part_of(directory: Directory, start: int, stop: int) -> Directory:

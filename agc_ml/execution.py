@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from agc_ml import attachments
-from agc_ml.account import Account, file_label
-from agc_ml.checkpoints import Chunk, Receipt
+from agc_ml.account import Account, file_label, is_of_another
+from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import Dataset, File, plain_tree
 from agc_ml.delivery.credentials import redacted
 from agc_ml.delivery.transport import local_path
@@ -183,7 +183,8 @@ def _recall(account: Account, executor: Executor) -> None:
     for chunk in account.chunks:
         if chunk.events:
             receipt = account.store.receipt(account.path(chunk), chunk)
-            if receipt is not None and not _is_of_another(receipt, account, chunk):
+            info = account.files[chunk.dataset, chunk.lfn]
+            if receipt is not None and not is_of_another(receipt, info):
                 account.finish(chunk, receipt)
                 account.recalled.add(chunk)
     for path in compared(account.opened, executor):
@@ -191,12 +192,6 @@ def _recall(account: Account, executor: Executor) -> None:
             f"{path}: changed since the run began, whose processor opens it, so that old and new "
             "would be mixed; put it back, or begin anew with --overwrite"
         )
-
-
-def _is_of_another(receipt: Receipt, account: Account, chunk: Chunk) -> bool:
-    """Whether the replica that was read has changed since; what another one says tells nothing."""
-    info = account.files[chunk.dataset, chunk.lfn]
-    return receipt.url == info.url and receipt.stamp != info.stamp
 
 
 def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
@@ -220,7 +215,7 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
             if (chunk.dataset, chunk.lfn) in account.files:  # else its file is in doubt
                 _accept(account, chunk, outcome)
         elif isinstance(outcome, Failure):
-            if outcome.kind == "processor" and _is_doubtful(account, executor, chunk):
+            if outcome.kind == "processor" and _is_doubtful(account, executor, chunk, outcome):
                 account.failed(key, outcome.reason)
             elif outcome.kind in {"model", "processor"}:
                 account.errors.setdefault(key, []).append(outcome.reason)
@@ -233,7 +228,7 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
             else:
                 account.failed(key, outcome.reason)
                 if outcome.kind == "other" or account.is_verified(account.file(chunk)):
-                    account.forget(chunk)
+                    account.forget(chunk, outcome.reason)
         else:
             account.failed(key, "its worker died")
             lost.append(chunk)
@@ -241,7 +236,7 @@ def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Ch
     return lost
 
 
-def _is_doubtful(account: Account, executor: Executor, chunk: Chunk) -> bool:
+def _is_doubtful(account: Account, executor: Executor, chunk: Chunk, failure: Failure) -> bool:
     """Whether what is known of a chunk's file is wrong, so that no processor is to blame for it.
 
     A server may have told nonsense once, in this run or in an earlier one: the file is looked into
@@ -251,18 +246,26 @@ def _is_doubtful(account: Account, executor: Executor, chunk: Chunk) -> bool:
     info, file = account.files.get(key), account.file(chunk)
     if info is None:  # another chunk of it was here before
         return True
-    if key in account.forgotten or (local_path(file.url) and key not in account.remembered):
+    is_here = all(local_path(url) is not None for url in file.replicas)  # a disk tells no nonsense
+    if key in account.forgotten or (is_here and key not in account.remembered):
         return False
     jobs = {str(chunk): look(file, account.wanted(account.dataset(chunk.dataset)))}
     ((_, now),) = executor.outcomes(inspect_file, jobs)
     if isinstance(now, FileInfo) and packed(now) == packed(info):
         account.forgotten.add(key)  # it is not asked a third time
         return False
-    account.forget(chunk)
+    account.forget(chunk, failure.reason)
     return True
 
 
 def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
+    if account.mixes(chunk, finished.receipt):
+        reason = (
+            f"{finished.receipt.url}: its time or tag is another than that of the chunks before"
+        )
+        account.failed(str(chunk), reason)
+        account.forget(chunk, reason)
+        return
     if not account.done:
         _check_first(account, chunk, finished)
     dataset = account.dataset(chunk.dataset)

@@ -9,11 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from agc_ml.baskets import Directory, Dropped, EntriesPlace, entries_place, in_both, part_of
+from agc_ml.baskets import (
+    Directory,
+    Dropped,
+    EntriesPlace,
+    entries_place,
+    in_both,
+    part_of,
+    uneven,
+)
 from agc_ml.datasets import NANOAOD, File, Known, Wanted, plain_tree, with_counters
 from agc_ml.delivery import opening
 from agc_ml.delivery.credentials import redacted
-from agc_ml.delivery.transport import local_path
+from agc_ml.delivery.transport import is_one_version
 from agc_ml.errors import DeliveryError, InputFileError
 from agc_ml.reading import directory
 from agc_ml.worker import Failure, one_line, trace
@@ -63,9 +71,8 @@ class FileInfo:
         return Known(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
 
     def is_of_same_file(self, other: FileInfo) -> bool:
-        """Whether another look into a file saw the same one: a local one has one stamp."""
-        is_local = local_path(self.url) is not None
-        if is_local and self.url == other.url and self.stamp != other.stamp:
+        """Whether another look into a file saw the same one."""
+        if self.url == other.url and not is_one_version(self.stamp, other.stamp):
             return False
         return (self.uuid, self.size, self.entries) == (other.uuid, other.size, other.entries)
 
@@ -116,6 +123,8 @@ def look(file: File, wanted: Wanted, *, checksum: bool = False) -> tuple[Any, ..
 
 
 def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> FileInfo | Failure:
+    from agc_ml.pages import compare_pages  # noqa: PLC0415 - it needs uproot
+
     name = plain_tree(file.tree)
     # of a path into a tree uproot can't say whether it is there
     if ("/" in name and name not in opened.keys(cycle=False)) or file.tree not in opened:
@@ -123,10 +132,12 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
         return Failure(
             "definite", f"no tree {file.tree!r} in it (another one: FILE:TREE); there is {names}"
         )
-    tree = opened[file.tree]
+    trees = [opened[name] for name in (file.tree, file.dropped) if name is not None]
+    for tree in trees:
+        compare_pages(tree)
+    tree = trees[0]
     if not hasattr(tree, "num_entries"):
         return Failure("definite", f"{file.tree!r} in it is no tree")
-    trees = [tree] if file.dropped is None else [tree, opened[file.dropped]]
     there = set(tree.keys())
     lacking = tuple(name for name in wanted.optional if name not in there)
     wanted = wanted.of_file(lacking)
@@ -142,7 +153,7 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
         url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,
         place=entries_place(opened, file.tree) if file.dropped is None else None,
-        uneven=() if wanted.columns else tuple(_uneven(tree, tree.keys())),
+        uneven=() if wanted.columns else _uneven(tree, tree.keys()),
         lacking=lacking,
     )
     if info.adler32 is not None and file.adler32 not in {None, info.adler32}:
@@ -151,7 +162,7 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
             f"its adler32 is {info.adler32}, but the fileset says {file.adler32}; it is damaged"
         )
     problem = _contradiction(file, info) or _unfit_column(tree, wanted)
-    problem = problem or next(_uneven(tree, wanted.with_counters()), None)
+    problem = problem or next(iter(_uneven(tree, wanted.names())), None)
     problem = problem or (_foreign_counter(tree, wanted.columns) if wanted.flat else None)
     problem = problem or _unfit_for_schema(opened, file.tree, wanted)
     if problem:
@@ -205,13 +216,21 @@ def _adler32(source: Any) -> str:
 
 
 def _of_runs(opened: Any, name: str) -> float | None:
-    """NanoAOD's own count of generated events or sum of weights, over all runs; exact, if whole."""
+    """NanoAOD's own count of generated events or sum of weights, over all runs; exact, if whole.
+
+    A merge with files that lack it leaves it for some of the runs only, which says nothing.
+    """
     import awkward as ak  # noqa: PLC0415 - heavy
+
+    from agc_ml.pages import compare_pages  # noqa: PLC0415 - it needs uproot
 
     kinds = opened.classnames(cycle=False, recursive=False)
     runs = opened["Runs"] if kinds.get("Runs") in {"TTree", "ROOT::RNTuple"} else None
+    compare_pages(runs)
     for found in (name, f"{name}_"):
         if runs is not None and found in runs.keys():  # noqa: SIM118 - RNTuples only have these
+            if uneven(runs[found]) is not None:
+                return None
             return ak.sum(ak.flatten(runs[found].array(), axis=None)).item()  # type: ignore[no-any-return]
     return None
 
@@ -248,16 +267,10 @@ def _unfit_column(tree: Any, wanted: Wanted) -> str | None:
     return None
 
 
-def _uneven(tree: Any, names: Iterable[str]) -> Iterator[str]:
-    """Say which branches are not for all entries, as after a merge with files that lack them."""
-    for name in names:
-        branch = tree.get(name)
-        n = getattr(branch, "num_entries", tree.num_entries)  # fields of RNTuples have none
-        if n != tree.num_entries and not branch.branches:  # those with branches hold nothing
-            yield (
-                f"branch {name} has {n} entries, but the tree has {tree.num_entries}; choose or "
-                "merge files that all have it"
-            )
+def _uneven(tree: Any, names: Iterable[str]) -> tuple[str, ...]:
+    """Lines about the branches that are not for all entries."""
+    lines = (uneven(tree.get(name)) for name in names)
+    return tuple(line for line in lines if line is not None)
 
 
 def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:

@@ -1,7 +1,8 @@
 """Files that a processor opens while it works: seen, written down, and compared by a resume.
 
 Python tells its audit hooks of every file that it opens. What belongs to the machinery is left out:
-inputs, modules that are imported, files of libraries, of the system, and files that are written.
+inputs, modules that are imported, files of libraries, of the system, files that are written, and
+what is opened by threads that were there before, or for a request to a server.
 Files that a library opens in C, as ROOT and HDF5 do, are not seen: a processor declares those in
 ``files``.
 """
@@ -13,6 +14,7 @@ import hashlib
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -27,7 +29,7 @@ _MACHINERY: Final = (
     "<frozen importlib",
     *(os.path.join("agc_ml", part) for part in ("delivery", "ml", "kernels")),  # noqa: PTH118
     *(os.path.join("numba", "core"), os.path.join("coffea", "nanoevents")),  # noqa: PTH118
-    *("linecache.py", "tokenize.py"),
+    *("linecache.py", "tokenize.py", "socketserver.py"),
 )
 """Parts of the names of source files: what they open is no input of the processor's."""
 
@@ -51,11 +53,14 @@ class _Watch:
     def __init__(self, is_left_out: Callable[[str], bool]) -> None:
         self.read: dict[str, None] = {}
         self.written: set[str] = set()
+        self.others = frozenset(threading.enumerate())
         self.is_left_out = is_left_out
 
 
 _here: Final = threading.local()
 _watches: Final[list[_Watch]] = []
+_theirs: Final[weakref.WeakSet[threading.Thread]] = weakref.WeakSet()
+"""Threads that processors started: they may outlive a chunk, and work for the next one."""
 _lock: Final = threading.Lock()
 _installed: list[bool] = []
 
@@ -88,9 +93,16 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if not isinstance(path, str | bytes | os.PathLike) or not isinstance(flags, int):
         return
     own = getattr(_here, "watch", None)
-    # a thread that the processor started has none: any of those that are at work may have
-    for watch in [own] if own is not None else list(_watches):
+    for watch in [own] if own is not None else _watches_of(threading.current_thread()):
         _note(watch, os.path.abspath(os.fsdecode(path)), flags)  # noqa: PTH100 - no links resolved
+
+
+def _watches_of(thread: threading.Thread) -> list[_Watch]:
+    """Those that a thread without one may be of: it was started under them, or works on."""
+    found = [watch for watch in list(_watches) if thread not in watch.others or thread in _theirs]
+    if found:
+        _theirs.add(thread)
+    return found
 
 
 def _note(watch: _Watch, path: str, flags: int) -> None:

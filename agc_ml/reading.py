@@ -352,32 +352,33 @@ def entries_at(source: Any, place: EntriesPlace) -> int:
     InputFileError
         There is no such record.
     """
-    stop = place.seek + place.size
-    begin = min(_ENOUGH, place.size)
-    (raw,) = source.read([(place.seek, place.seek + begin)])
-    n_bytes, length, key_length = _KEY.unpack_from(raw) if len(raw) >= _KEY.size else (-1, 0, 0)
     needed = place.offset + 8
-    if n_bytes != place.size or not needed <= length:
-        raise InputFileError("the record of the tree is not where it was")
-    payload = memoryview(raw)[key_length:]
-    content: Any = payload
-    if place.size == key_length + length:
-        pass
-    elif bytes(payload[:2]) == b"ZL":
-        try:
-            content = zlib.decompressobj().decompress(payload[_HEADER:], needed)
-        except zlib.error as error:
-            raise InputFileError(f"the record of the tree is damaged: {error}") from error
-    else:
-        (raw,) = source.read([(place.seek, stop)])
-        content = _decompressed(memoryview(raw)[key_length:], length)
-    if len(content) < needed:
-        raise InputFileError("the record of the tree is damaged")
-    return int.from_bytes(content[place.offset : needed], "big")
+    for n_bytes in (min(_ENOUGH, place.size), place.size):  # of long titles more is needed
+        (raw,) = source.read([(place.seek, place.seek + n_bytes)])
+        content = _begin_of_record(memoryview(raw), place.size, needed)
+        if len(content) >= needed:
+            return int.from_bytes(content[place.offset : needed], "big")
+    raise InputFileError("the record of the tree is damaged")
 
 
 _ENOUGH: Final = 4096
-"""Bytes of a compressed tree that hold its first numbers: its name and title come before them."""
+"""Bytes of a tree's record that hold its first numbers: its name and title come before them."""
+
+
+def _begin_of_record(raw: memoryview, size: int, needed: int) -> Any:
+    """First bytes of a record's content, as far as ``raw`` tells them; the record has ``size``."""
+    n_bytes, length, key_length = _KEY.unpack_from(raw) if len(raw) >= _KEY.size else (-1, 0, 0)
+    if n_bytes != size or not needed <= length:
+        raise InputFileError("the record of the tree is not where it was")
+    payload = raw[key_length:]
+    if size == key_length + length:
+        return payload
+    if bytes(payload[:2]) == b"ZL":
+        try:
+            return zlib.decompressobj().decompress(payload[_HEADER:], needed)
+        except zlib.error as error:
+            raise InputFileError(f"the record of the tree is damaged: {error}") from error
+    return _decompressed(payload, length) if len(raw) == size else b""
 
 
 class _Basket(NamedTuple):

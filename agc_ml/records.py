@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import awkward as ak
@@ -17,7 +18,8 @@ from coffea.nanoevents.mapping import UprootSourceMapping
 from coffea.nanoevents.util import concat, unquote
 from uproot.source.futures import TrivialExecutor
 
-from agc_ml.errors import AgcError, InputFileError, in_one_line
+from agc_ml.baskets import uneven
+from agc_ml.errors import AgcError, InputFileError, ProcessorError, in_one_line
 
 
 def events(
@@ -35,12 +37,17 @@ def events(
     ``names`` are the branches that are set up, none: all; ``clock`` runs uproot's tasks. What is
     read of them raises `InputFileError` where it does not fit: it has another number of entries,
     or its lists are of other lengths than those of the collection that it is part of.
+
+    Raises
+    ------
+    ProcessorError
+        The schema makes no events of the branches: it has a fault, or is one of other files.
     """
     NanoAODSchema.warn_missing_crossrefs = False
     with warnings.catch_warnings():
         # The schema warns of what is common: branches it replaces, or cross-references it lacks.
         warnings.filterwarnings("ignore", module=r"coffea\.nanoevents\.schemas")
-        return _CheckedFactory.from_root(
+        factory = _CheckedFactory.from_root(
             file,
             treepath=tree,
             mode="virtual",
@@ -48,10 +55,27 @@ def events(
             entry_stop=entries[1],
             schemaclass=schema,
             metadata=metadata,
-            iteritems_options={"filter_name": list(names)} if names else {},
+            # names as they are: uproot takes text with brackets or stars for a pattern
+            iteritems_options={"filter_name": frozenset(names).__contains__} if names else {},
             decompression_executor=clock,
             interpretation_executor=clock,
-        ).events()
+        )
+        with _made_by(schema):
+            return factory.events()
+
+
+@contextmanager
+def _made_by(schema: Any) -> Iterator[None]:
+    """Take any error in here for one of the schema: nothing of the file is read."""
+    try:
+        yield
+    except (AgcError, MemoryError):
+        raise
+    except Exception as error:
+        raise ProcessorError(
+            f"schema {schema.__name__} makes no events of the branches ({in_one_line(error)}); "
+            "correct it, or choose that of the file (--schema)"
+        ) from error
 
 
 def see_whole(events: Any) -> None:
@@ -78,8 +102,8 @@ def lacking(file: Any, tree: str, names: Collection[str], schema: type) -> str |
             clock=TrivialExecutor(),
             schema=schema,
         )
-    except Exception as error:  # noqa: BLE001 - schemas raise anything; it is told
-        return f"{schema.__name__} makes no events of its branches: {in_one_line(error)}"
+    except ProcessorError as error:
+        return str(error)
     problems = [
         problem for field in made.fields if (problem := _problem(made, field, there)) is not None
     ]
@@ -109,8 +133,10 @@ class _CheckedFactory(NanoEventsFactory):  # type: ignore[misc]
     @classmethod
     def _from_mapping(cls, mapping: Any, partition_key: Any, *others: Any, **named: Any) -> Any:
         checked = _CheckedMapping(mapping)
-        factory = super()._from_mapping(checked, partition_key, *others, **named)
-        checked.know(factory._schema.form, factory._partition_key)  # noqa: SLF001 - no other way
+        _, schema, *_ = others
+        with _made_by(schema):
+            factory = super()._from_mapping(checked, partition_key, *others, **named)
+            checked.know(factory._schema.form, factory._partition_key)  # noqa: SLF001 - no other way
         factory.mapping = checked
         return factory
 
@@ -159,6 +185,9 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
 
     def _read(self, name: str, handle: Any, *where: Any, **options: Any) -> Any:
         start, stop, _ = where
+        problem = uneven(handle)  # also where the range lies inside of it
+        if problem is not None:
+            raise InputFileError(problem)
         try:
             array = super().extract_column(handle, *where, **options)
         except (AgcError, MemoryError):
@@ -167,8 +196,7 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
             raise InputFileError(f"branch {name}: {in_one_line(error)}") from error
         if len(array) != stop - start:
             raise InputFileError(
-                f"branch {name}: {len(array)} entries were read of {stop - start}; it is damaged, "
-                "or was merged from files without it"
+                f"branch {name}: {len(array)} entries were read of {stop - start}; it is damaged"
             )
         return array
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from agc_ml import normalisation
 from agc_ml.account import Account
 from agc_ml.datasets import plain_tree
+from agc_ml.delivery.transport import is_one_version
 
 
 def remarks(account: Account) -> tuple[str, ...]:
@@ -19,6 +20,7 @@ def remarks(account: Account) -> tuple[str, ...]:
         *normalisation.lines(account),
         *_misread_columns(account),
         *_lacking_columns(account),
+        *_several_versions(account),
         *account.shipment.notes,
         *account.notes,
         *(f"missing: {reason}" for reason in account.reasons()),
@@ -73,6 +75,23 @@ def _lacking_columns(account: Account) -> Iterator[str]:
             if n:
                 some = "its files" if n == len(infos) else f"{n} of {len(infos)} files"
                 yield f"{dataset.name}: no branch {name} in {some}, which is optional"
+
+
+def _several_versions(account: Account) -> Iterator[str]:
+    """Files of which one URL gave several versions, of one UUID and size."""
+    stamps: dict[tuple[str, str], list[str]] = {}
+    for chunk in account.chunks:
+        receipt = account.done.get(chunk)
+        if receipt is not None:
+            known = stamps.setdefault((chunk.lfn, receipt.url), [])
+            if not any(is_one_version(receipt.stamp, stamp) for stamp in known):
+                known.append(receipt.stamp)
+    urls = [url for (_, url), found in stamps.items() if len(found) > 1]
+    if urls:
+        yield (
+            f"{len(urls)} files came with several times or tags, such as {urls[0]}: mirrors behind "
+            "one name, or made anew with the same UUID and size; --verify-checksums tells"
+        )
 
 
 def _misread_columns(account: Account) -> Iterator[str]:

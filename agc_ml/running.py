@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import math
@@ -21,7 +20,7 @@ from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
 from agc_ml.declarations import needs_of
 from agc_ml.delivery import ways
-from agc_ml.errors import IncompleteError, ProcessorError, StoreError, UsageError
+from agc_ml.errors import IncompleteError, ProcessorError, UsageError
 from agc_ml.filecache import FileCache
 from agc_ml.ledger import Ledger, merge_attempts
 from agc_ml.ml import registry
@@ -287,9 +286,11 @@ def _run_in_directory(account: Account, executor: executors.Executor, begun: _Be
         ledger = _checked_ledger(account, how, earlier)
         reduced = reduce(account)
     except BaseException as error:
-        with contextlib.suppress(StoreError):  # on a full disk the first error is the one to tell
-            failed = isinstance(error, ProcessorError)
+        failed = isinstance(error, ProcessorError)
+        try:
             _leave(account, begun, earlier, "failed" if failed else "partial")
+        except Exception as another:  # noqa: BLE001 - the first error is the one to tell
+            logger.debug("%s: can't be written: %r", how.output, another)
         raise
     result = _result(account, begun, ledger, reduced)
     result.save(how.output)

@@ -137,6 +137,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code; it is told
         return Failure("processor", f"can't be loaded on a worker: {one_line(error)}", trace(error))
     clock = _ReadClock()
+    _kept.failures.clear()  # those of a chunk that failed were told with it
     for others in reversed(range(len(job.file.replicas))):
         try:
             with opened_files.watched(partial(_is_no_input, job)) as seen:
@@ -152,9 +153,11 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
             files = seen()
             blob = pack(output)
             break
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's or the file's; told
-            failure = Failure(_kind(error), one_line(error), trace(error))
-            is_damaged = failure.kind == "input" and not isinstance(error, DeliveryError)
+        except (Exception, SystemExit) as raised:  # noqa: BLE001 - the user's or the file's; told
+            change = _change() if _kind(raised) in {"processor", "model"} else None
+            cause = change or raised
+            failure = Failure(_kind(cause), one_line(cause), trace(cause))
+            is_damaged = failure.kind == "input" and not isinstance(cause, DeliveryError)
             if is_damaged and job.known.is_remembered:  # what is known may be wrong, not the file
                 failure = replace(failure, kind="other")
                 is_damaged = False
@@ -181,7 +184,6 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         stamp=source.stamp,
     )
     notes = (*original.notes, *hook.notes(job.models), *opening.told(_kept.failures))
-    _kept.failures.clear()  # the next run on this worker has its own
     return Finished(receipt, blob, notes)
 
 
@@ -300,15 +302,35 @@ def _opened(job: Job) -> Any:
     if _kept.file is None:
         file = _kept.open.enter_context(opening.opened(job.file, _kept.failures, job.known))
         _kept.file = file
-        if job.place is not None:
-            found = entries_at(file.file.source, job.place)
-            if found != job.known.entries:
-                raise DeliveryError(
-                    f"its tree has {found} entries, and had {job.known.entries}; is it another "
-                    "file?",
-                    may_be_replaced=True,
-                )
+        found = _entries(file, job)
+        if found != job.known.entries:
+            raise DeliveryError(
+                f"its tree has {found} entries, and had {job.known.entries}; is it another file?",
+                may_be_replaced=True,
+            )
     return _kept.file
+
+
+def _entries(file: Any, job: Job) -> int:
+    """Entries that the file says it has, read anew; those that a preselection dropped, too."""
+    if job.place is not None:
+        return entries_at(file.file.source, job.place)
+    from agc_ml.pages import compare_pages  # noqa: PLC0415 - it needs uproot
+
+    trees = [file[name] for name in (job.file.tree, job.file.dropped) if name is not None]
+    for tree in trees:
+        compare_pages(tree)
+    return sum(int(tree.num_entries) for tree in trees)
+
+
+def _change() -> DeliveryError | None:
+    """What became of the open file while it was read: what is made of its nonsense is no fault."""
+    if _kept.file is not None:
+        try:
+            _kept.file.file.source.check_same()
+        except DeliveryError as error:
+            return error
+    return None
 
 
 def _close_kept(damage: str | None = None) -> str:

@@ -59,3 +59,19 @@ def shorten(path: Path, *names: str) -> Path:
         raw[place : place + 8] = struct.pack(">q", bounds[1])
     path.write_bytes(raw)
     return path
+
+
+def rntuple(path: Path, content: Any) -> Path:
+    """An RNTuple that is not compressed."""
+    with uproot.recreate(path, compression=None) as file:
+        made = file.mkrntuple("Events", {name: values.dtype for name, values in content.items()})
+        made.extend(content)
+    return path
+
+
+def list_of_pages(path: Path) -> tuple[int, int]:
+    """Where the list of pages of an RNTuple begins, and its length with its checksum."""
+    with uproot.open(path) as file:
+        (group,) = file["Events"].footer.cluster_group_records
+    where = group.page_list_link.locator
+    return int(where.offset), int(where.num_bytes)

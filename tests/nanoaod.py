@@ -54,7 +54,11 @@ def events(n: int, seed: int, weight: float = 1.0) -> dict[str, Any]:
 
 
 def write(
-    path: Path, branches: dict[str, Any], tree: str = "Events", cluster: int | None = None
+    path: Path,
+    branches: dict[str, Any],
+    tree: str = "Events",
+    cluster: int | None = None,
+    codec: Any = uproot.ZLIB(1),  # noqa: B008 - a constant
 ) -> Path:
     """Write branches as uproot writes NanoAOD: one counter a collection.
 
@@ -64,7 +68,7 @@ def write(
         name: values.dtype if isinstance(values, np.ndarray) else ak.type(values).content
         for name, values in branches.items()
     }
-    with uproot.recreate(path, compression=uproot.ZLIB(1)) as file:
+    with uproot.recreate(path, compression=codec) as file:
         made = file.mktree(
             tree,
             types,

@@ -21,7 +21,7 @@ ORDER = [
     {"attachments", "lasting", "opened_files", "outputs"},
     {"agc", "declarations", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
-    {"baskets", "instances", "reading", "records", "sources"},
+    {"baskets", "instances", "pages", "reading", "records", "sources"},
     {"unchanged", "worker"},
     {"executors", "inspection"},
     {"filecache"},

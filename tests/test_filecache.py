@@ -7,25 +7,30 @@ import json
 import os
 import shutil
 import struct
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import damage
 import nanoaod
 import numpy as np
 import pytest
 import stepwise
 import uproot
+import xxhash
+from coffea.nanoevents import BaseSchema
 from services.web import Web
 from services.xrootd import Storage
 
 import agc_ml as agc
-from agc_ml import filecache, reading
+from agc_ml import execution, filecache, reading
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
-from agc_ml.delivery import health
+from agc_ml.delivery import header, health
 from agc_ml.errors import AgcError, IncompleteError, InputFileError, UsageError
 from agc_ml.inspection import FileInfo, inspect_file
+from agc_ml.kernels.flat import blocks
 from agc_ml.results import RunResult
 
 N, CHUNK = 1000, 250
@@ -148,6 +153,48 @@ def test_a_smaller_number_told_once_is_not_believed(
         assert result.cutflow == {"tt": {"all": N}}
 
 
+@dataclass(frozen=True)
+class FlatNumbers:
+    """The number of events, and the sum of a column of numbers."""
+
+    columns: ClassVar = ("x",)
+    flat: ClassVar = True
+
+    def process(self, events: Any) -> dict[str, Any]:
+        parts = [np.asarray(block.x) for block in blocks(events)]
+        return {"n": sum(map(len, parts)), "sum": float(sum(part.sum() for part in parts))}
+
+
+@dataclass(frozen=True)
+class Numbers(FlatNumbers):
+    flat: ClassVar = False
+    schema: ClassVar = BaseSchema
+
+
+@pytest.mark.parametrize("processor", [Numbers(), FlatNumbers()])
+@pytest.mark.parametrize("lies", [6, 10])
+def test_a_smaller_number_of_an_rntuple_told_once_is_not_believed(
+    lies: int, processor: Any, web: Web, tmp_path: Path
+) -> None:
+    """It says so in its list of pages; the server tells a right checksum of that."""
+    path = damage.rntuple(web.folder / "x.root", {"x": np.ones(N, np.float32)})
+    start, n_bytes = damage.list_of_pages(path)
+    right = path.read_bytes()[start : start + n_bytes]
+    wrong = right[:-8].replace(struct.pack("<QQ", 0, N), struct.pack("<QQ", 0, 744))
+    wrong += struct.pack("<Q", xxhash.xxh3_64_intdigest(wrong))
+    web.lie, web.lies = (lambda content: content.replace(right, wrong)), lies
+    for number in range(2):
+        result = agc.run(
+            processor,
+            listed(web.url("x.root")),
+            site="inline",
+            quiet=True,
+            output=tmp_path / f"{number}",
+        )
+        assert result.outputs == {"n": N, "sum": N}
+        assert not web.lies
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lies", [1, 2, 3, 4, 5, 7, 9, 30])
 def test_a_server_that_flips_bytes_leaves_nothing_behind(
@@ -181,6 +228,88 @@ def test_a_replica_that_was_made_anew_wins_over_a_stale_one(
     assert is_of(run(kind, what, tmp_path / "a"), files[0], tmp_path / "right", kind)
     shutil.copy(files[1], first)
     assert is_of(run(kind, what, tmp_path / "b"), files[1], tmp_path / "right1", kind)
+
+
+@pytest.fixture
+def twins(tmp_path: Path) -> list[Path]:
+    """Two files of one UUID and size: only their content tells them apart, or a server's times."""
+    paths, uuids = [tmp_path / "a.root", tmp_path / "b.root"], []
+    for factor, path in enumerate(paths, 1):
+        branches = nanoaod.events(N, 1)
+        branches["genWeight"] = branches["genWeight"] * np.float32(factor)
+        nanoaod.write(path, branches, cluster=100, codec=None)
+        with uproot.open(path) as file:
+            uuids.append(file.file.uuid.bytes)
+    first, second = (path.read_bytes() for path in paths)
+    second = second.replace(uuids[1], uuids[0])
+    paths[1].write_bytes(first[: header.N_BYTES] + second[header.N_BYTES :])
+    return paths
+
+
+def put(file: Path, path: Path, age: float) -> None:
+    shutil.copyfile(file, path)
+    os.utime(path, (time.time() - age,) * 2)
+
+
+@pytest.mark.parametrize("age", [0, 1000])
+@pytest.mark.parametrize(("when", "kind"), [(2, "flat"), (7, "flat"), (1, "records")])
+def test_a_file_that_changes_on_the_web_is_never_mixed(
+    when: int,
+    kind: str,
+    age: int,
+    twins: list[Path],
+    web: Web,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``age`` in s: what is written twice within a second has one time."""
+    monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
+    path = web.folder / "x.root"
+    put(twins[0], path, age)
+    stepwise.EVENTS[:] = [*[None] * when, lambda: put(twins[1], path, age / 2)]
+    result = run(kind, listed(web.url("x.root")), tmp_path / "run")
+    assert not stepwise.EVENTS
+    assert result.status == "complete"
+    assert is_of(result, twins[1], tmp_path / "right", kind)
+    assert not any("several times or tags" in line for line in result.warnings)
+
+
+def test_what_is_known_of_another_replica_does_not_mix_it_either(
+    twins: list[Path], web: Web, tmp_path: Path
+) -> None:
+    path = web.folder / "x.root"
+    for age, file in enumerate((twins[0], path)):
+        put(twins[0], path, 1000)
+        stepwise.EVENTS[:] = [*[None] * 5, *[lambda: put(twins[1], path, 500)] * age]
+        url = str(file) if file is twins[0] else web.url("x.root")
+        result = run("flat", listed(url), tmp_path / f"run{age}")
+        stepwise.EVENTS.clear()
+        assert is_of(result, twins[age], tmp_path / f"right{age}", "flat")
+
+
+def test_a_complete_run_is_not_complete_of_other_inputs_on_the_web(
+    twins: list[Path], web: Web, tmp_path: Path
+) -> None:
+    what, path = listed(web.url("x.root")), web.folder / "x.root"
+    put(twins[0], path, 1000)
+    run("flat", what, tmp_path / "run")
+    web.mirrors = [0, 5]
+    assert run("flat", what, tmp_path / "run", resume=True).status == "complete"
+    web.mirrors = [0]
+    put(twins[1], path, 500)
+    with pytest.raises(UsageError, match=r"complete, but of other inputs.*x\.root"):
+        run("flat", what, tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mirrors_on_the_web(kind: str, files: list[Path], web: Web, tmp_path: Path) -> None:
+    """Each has a time and a tag of its own, and they take turns."""
+    shutil.copy(files[0], web.folder / "x.root")
+    web.mirrors = [0, 5, 9]
+    result = run(kind, listed(web.url("x.root")), tmp_path / "run")
+    assert result.status == "complete"
+    assert is_of(result, files[0], tmp_path / "right", kind)
+    assert not any("failed while it was read" in line for line in result.warnings)
 
 
 def test_a_stale_replica_on_the_web(files: list[Path], web: Web, tmp_path: Path) -> None:
@@ -223,6 +352,23 @@ def test_a_file_that_changes_on_disk_is_never_mixed(
     result = run(kind, listed(str(path)), tmp_path / "run")
     assert not stepwise.EVENTS
     assert result.status == "complete"
+    assert is_of(result, files[1], tmp_path / "right", kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_processor_that_raises_on_what_is_written_meanwhile_is_not_to_blame(
+    change: str, kind: str, files: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.root"
+    shutil.copy(files[0], path)
+
+    def change_it() -> None:
+        CHANGES[change](path, files[1])
+        raise ValueError("so much nonsense")
+
+    stepwise.EVENTS[:] = [None, change_it]
+    result = run(kind, listed(str(path)), tmp_path / "run")
     assert is_of(result, files[1], tmp_path / "right", kind)
 
 
@@ -286,6 +432,57 @@ def test_a_resume_does_not_mix_a_file_with_what_took_its_place(
     stepwise.EVENTS.clear()
     assert is_of(result, files[0], tmp_path / "right", "flat")
     assert len(done) > 2 * 3  # all chunks were read again
+
+
+def of_two(first: Path, second: Path) -> Fileset:
+    both = tuple(File(str(path), (str(path),)) for path in (first, second))
+    return Fileset((Dataset("tt", "tt", both, xsec=1.0),), 1.0, "made up")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_another_one_each_time_is_missing_as_a_whole(
+    kind: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bins, ledger and fractions agree on it, though a chunk of it was done before it was lost."""
+    monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
+    path = tmp_path / "x.root"
+    shutil.copy(files[1], path)
+    steps = {"flat": 3, "records": 1}[kind]  # blocks of a chunk
+    nothing = [None] * (steps * N // CHUNK)
+    one: list[Any] = [None] * steps
+    lost = [lambda: renamed(path, files[2]), lambda: renamed(path, files[1]), path.unlink]
+    stepwise.EVENTS[:] = [*nothing, *(step for change in lost for step in (*one, change))]
+    result = run(kind, of_two(files[0], path), tmp_path / "run", allow_missing=0.5)
+    assert not stepwise.EVENTS
+    assert result.status == "partial"
+    assert result.cutflow["tt"]["all"] == result.ledger.events == N
+    assert is_of(result, files[0], tmp_path / "right", kind)
+    (entry,) = result.ledger.missing
+    assert (entry.lfn, entry.uuid) == (str(path), None)
+    assert "it was replaced or changed while it was read" in entry.errors[0]
+    assert any(line.startswith(f"missing: tt: {path}: it was re") for line in result.warnings)
+    stepwise.EVENTS[:] = [*nothing, *(step for change in lost for step in (*one, change))]
+    shutil.copy(files[1], path)
+    with pytest.raises(IncompleteError, match=r"it was replaced.*\(tt lacks 50\.00%\)"):
+        run(kind, of_two(files[0], path), tmp_path / "less", allow_missing=0.4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_ends_a_run_is_told_though_a_file_is_in_doubt(
+    kind: str, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
+    without = nanoaod.events(N, 4)
+    del without["genWeight"]
+    other = nanoaod.write(tmp_path / "other.root", without, cluster=100)
+    path = tmp_path / "x.root"
+    shutil.copy(files[0], path)
+    steps = {"flat": 3, "records": 1}[kind]
+    stepwise.EVENTS[:] = [*[None] * steps, lambda: renamed(path, other)]
+    with pytest.raises(InputFileError, match="branches are missing that the processor needs: genW"):
+        run(kind, of_two(path, files[1]), tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "partial"
 
 
 def test_datasets_without_events_are_told(files: list[Path], tmp_path: Path) -> None:

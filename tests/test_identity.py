@@ -8,6 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,9 +18,11 @@ from unittest import mock
 import nanoaod
 import numpy as np
 import pytest
+import urllib3
 from commandline import agc as command
 from hypothesis import given
 from hypothesis import strategies as st
+from services.web import Web
 
 import agc_ml as agc
 from agc_ml import opened_files, shipping
@@ -384,6 +389,49 @@ def test_canonical_forms_of_objects() -> None:
     assert canonical({1: 2}) != canonical({"1": 2})
     assert canonical(np.array([1, 2])) != canonical(np.array([1, 3]))
     assert canonical(True) is not canonical(1)
+
+
+def in_thread(action: Callable[[], object]) -> None:
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+
+def test_files_that_other_threads_open_are_none_of_the_processors(web: Web, tmp_path: Path) -> None:
+    """A notebook's was there before; a web server of the process starts one a connection."""
+    names = ("own", "of its thread", "of that one's", "the notebook's")
+    paths = {name: tmp_path / name for name in names}
+    for path in (*paths.values(), web.folder / "served"):
+        path.write_text("content")
+    go = threading.Event()
+
+    def look() -> None:
+        go.wait()
+        paths["the notebook's"].read_bytes()
+
+    def work() -> None:
+        paths["of its thread"].read_bytes()
+        in_thread(paths["of that one's"].read_bytes)
+
+    notebook = threading.Thread(target=look)
+    notebook.start()
+    with opened_files.watched(lambda _: False) as seen:
+        go.set()
+        notebook.join()
+        urllib3.request("GET", web.url("served"))
+        paths["own"].read_bytes()
+        in_thread(work)
+        assert set(seen()) == {str(paths[name]) for name in names[:3]}
+
+
+def test_threads_of_a_processor_work_on(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        for name in "ab":
+            path = tmp_path / name
+            path.touch()
+            with opened_files.watched(lambda _: False) as seen:
+                pool.submit(path.read_bytes).result()
+                assert set(seen()) == {str(path)}
 
 
 def test_opened_files_are_seen_by_content(tmp_path: Path) -> None:

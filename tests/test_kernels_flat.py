@@ -7,6 +7,7 @@ import awkward as ak
 import nanoaod
 import numpy as np
 import pytest
+import uproot
 from coffea.nanoevents import NanoAODSchema, NanoEventsFactory
 
 from agc_ml.kernels.flat import FlatEvents, blocks
@@ -43,6 +44,46 @@ def test_records_of_one_object_an_event(tmp_path: Path) -> None:
     for owner, name in ((events, "Pileup_nPU"), (events.Pileup, "nPU")):
         with pytest.raises(AttributeError, match="Pileup_nPU"):
             getattr(owner, name)
+
+
+def test_lists_and_arrays_that_are_no_collections(tmp_path: Path) -> None:
+    counts = np.array([2, 0, 1, 1] * 5)
+    weights = ak.unflatten(np.arange(20, dtype=np.float32), counts)
+    content = {
+        **nanoaod.events(20, 1),
+        "PSWeight": weights,
+        "x": np.ones((20, 3), np.float32),
+        "Vtx_cov": np.ones((20, 2), np.float32),
+    }
+    types = {
+        name: ak.type(ak.Array(values)).content if name != "x" else np.dtype(("f4", (3,)))
+        for name, values in content.items()
+    }
+    types["Vtx_cov"] = np.dtype(("f4", (2,)))
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        tree = file.mktree(
+            "Events",
+            types,
+            counter_name=lambda name: f"n{name}",
+            field_name=lambda outer, inner: inner if outer == "" else f"{outer}_{inner}",
+        )
+        tree.extend(content)
+    (events,) = blocks(NanoEventsFactory.from_root({str(path): "Events"}, mode="virtual").events())
+    assert events.x.shape == (20, 3)
+    assert events.Vtx.cov.shape == (20, 2)
+    assert events.nPSWeight.tolist() == counts.tolist()
+    with pytest.raises(AttributeError, match="PSWeight has lists of numbers, of which there is no"):
+        _ = events.PSWeight
+
+
+def test_a_number_beside_another_one() -> None:
+    columns = {"x": np.arange(3), "nx": np.ones(3), "nJet": np.array([1, 0, 2])}
+    events = FlatEvents(3, columns.__getitem__, lambda _: np.array([0, 1, 1, 3]), columns, {})
+    assert events.x.tolist() == [0, 1, 2]
+    assert events.nx.tolist() == [1, 1, 1]
+    assert events.Jet.counts.tolist() == [1, 0, 2]
+    assert events.fields == ["x", "nx", "nJet"]
 
 
 def test_fields_are_those_of_records(records: Any) -> None:

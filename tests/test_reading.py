@@ -25,7 +25,7 @@ from services.web import Web
 
 import agc_ml as agc
 from agc_ml import reading, worker
-from agc_ml.baskets import Baskets, part_of
+from agc_ml.baskets import Baskets, entries_place, part_of
 from agc_ml.checkpoints import Chunk
 from agc_ml.datasets import EVENT_ID, File
 from agc_ml.delivery import transport
@@ -107,6 +107,18 @@ def clustered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(start=st.integers(0, 149), length=st.integers(1, 150))
 def test_any_range(clustered: Path, start: int, length: int) -> None:
     assert_reads(clustered, start, min(150, start + length))
+
+
+@pytest.mark.parametrize("length", [10, 4060, 5000, 30_000])
+def test_the_number_of_entries_behind_a_title(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        tree = file.mktree("Events", {"x": np.dtype("f4")}, title="t" * length)
+        tree.extend({"x": np.ones(123, "f4")})
+    with opened(File("x.root", (str(path),))) as file:
+        place = entries_place(file, "Events")
+        assert place is not None
+        assert reading.entries_at(file.file.source, place) == 123
 
 
 def test_a_real_file(real_data: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import agc_ml as agc
 from agc_ml import records
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.delivery.opening import opened
-from agc_ml.errors import IncompleteError, InputFileError
+from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
 
 FORMS = {"TTree": damage.own_counters, "RNTuple": damage.vectors}
 
@@ -89,17 +90,34 @@ def test_what_is_read_is_what_the_counter_says(
                 ak.num(events.Hit.pt + 0)
 
 
+@pytest.mark.parametrize("entries", [(0, 80), (0, 20), (20, 60)])
 @pytest.mark.parametrize("name", ["run", "nHit", "Hit_pt"])
-def test_branches_shorter_than_the_tree(tmp_path: Path, name: str) -> None:
+def test_branches_shorter_than_the_tree(
+    tmp_path: Path, name: str, entries: tuple[int, int]
+) -> None:
+    """In any range: what a branch has of an entry may be of another one, that lies further on."""
     counts = np.array([1, 2, 3, 0] * 20)
     path = damage.shorten(damage.own_counters(tmp_path / "x.root", counts, counts), name)
-    with read(path) as events:
-        message = f"branch {name}: 40 entries were read of 80"
+    with read(path, *entries) as events:
+        message = f"branch {name} has 40 entries, but the tree has 80; "
         with pytest.raises((InputFileError, AttributeError), match=message):  # awkward's
             ak.sum(events.Hit.pt) + ak.sum(events.run)
         with pytest.raises(InputFileError, match=message):
             records.see_whole(events)
-        assert len(events.event) == 80
+        assert len(events.event) == entries[1] - entries[0]
+
+
+def test_branches_longer_than_the_tree(tmp_path: Path) -> None:
+    path = nanoaod.write(tmp_path / "x.root", nanoaod.events(80, 1), cluster=40)
+    content = bytearray(path.read_bytes())
+    with uproot.open(path) as file:
+        known = (file["Events"].member(name) for name in ("fEntries", "fTotBytes", "fZipBytes"))
+        numbers = struct.pack(">qqq", *known)
+    place = content.index(numbers)
+    content[place : place + 8] = struct.pack(">q", 60)
+    path.write_bytes(content)
+    with read(path, 0, 20) as events, pytest.raises(InputFileError, match="has 80 entries, but"):
+        ak.sum(events.event)
 
 
 def test_a_counter_that_counts_less_than_nothing(tmp_path: Path) -> None:
@@ -213,3 +231,70 @@ def test_the_next_replica_is_asked(tmp_path: Path, kind: type[Sums], branch: str
     assert any("failed while it was read" in line for line in result.warnings)
     with pytest.raises(IncompleteError, match=r"x\.root.*branch Hit_pt: its lists are not as long"):
         run(bad, name="one")
+
+
+class Everything(Sums):
+    columns: ClassVar = ()
+
+
+class Count(Sums):
+    columns: ClassVar = ()
+
+    def process(self, events: Any) -> dict[str, Any]:
+        return {"n": len(events)}
+
+
+def test_failures_of_an_earlier_run_are_not_told(tmp_path: Path) -> None:
+    counts = np.array([1, 2, 3, 0] * 20)
+    path = damage.shorten(damage.own_counters(tmp_path / "x.root", counts, counts), "Hit_pt")
+    fileset = Fileset((Dataset("d", "d", (File("x.root", (str(path),)),)),))
+    options = {"site": "inline", "quiet": True}
+    with pytest.raises(IncompleteError, match="Hit_pt has 40 entries"):
+        agc.run(Everything(), fileset, output=tmp_path / "a", **options)
+    result = agc.run(Count(), fileset, output=tmp_path / "b", **options)
+    assert result.outputs == {"n": 80}
+    assert not any("failed while it was read" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize("name", ["a[0]", "a*", "a?", "[ab]", "Jet.pt"])
+def test_columns_are_names_and_no_patterns(tmp_path: Path, name: str) -> None:
+    names = (name, "ab", "a")
+    path = tmp_path / "x.root"
+    with uproot.recreate(path) as file:
+        tree = file.mktree("Events", dict.fromkeys(names, np.dtype("f4")))
+        tree.extend({one: np.full(10, i, "f4") for i, one in enumerate(names)})
+    with read(path, 2, 9, (name,), schema=BaseSchema) as events:
+        assert events.fields == [name]
+        assert events[name].tolist() == [0.0] * 7
+
+
+class Faulty(NanoAODSchema):
+    def __init__(self, form: Any) -> None:
+        super().__init__(form)
+        raise KeyError("a bug of its own")
+
+
+class ByAFaultySchema(Count):
+    schema: ClassVar = Faulty
+
+
+class DeclaresToo(ByAFaultySchema):
+    columns: ClassVar = ("Jet_pt", "Jet_eta", "Jet_phi", "Jet_mass")
+
+
+@pytest.mark.parametrize("options", [{}, {"schema": "Delphes"}])
+@pytest.mark.parametrize("kind", [ByAFaultySchema, DeclaresToo])
+def test_a_schema_that_makes_no_events_is_to_blame_not_the_file(
+    tmp_path: Path, kind: type[Count], options: dict[str, str]
+) -> None:
+    path = nanoaod.write(tmp_path / "x.root", nanoaod.events(80, 1))
+    fileset = Fileset((Dataset("d", "d", (File("x.root", (str(path),)),)),))
+    name = "DelphesSchema" if options else "Faulty"
+    with pytest.raises(
+        (ProcessorError, InputFileError), match=rf"schema {name} makes no events of the branches"
+    ) as caught:
+        agc.run(kind(), fileset, site="inline", quiet=True, output=tmp_path / "a", **options)
+    assert "damaged" not in str(caught.value)
+    result = agc.run(Count(), fileset, site="inline", quiet=True, output=tmp_path / "b")
+    assert result.outputs == {"n": 80}
+    assert not any("failed while it was read" in line for line in result.warnings)

@@ -10,8 +10,9 @@ import re
 import ssl
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +25,7 @@ from agc_ml.delivery.faults import (
     TransientError,
 )
 from agc_ml.delivery.header import N_BYTES
-from agc_ml.delivery.transport import REPLACED, Data, Range
+from agc_ml.delivery.transport import REPLACED, STAMPS, Data, Range, is_one_version
 
 CONNECT_S: Final = 5.0
 SILENT_S: Final = 8.0
@@ -34,6 +35,10 @@ GAP: Final = 4096
 _MOST_RANGES: Final = 100  # headers of more are longer than servers take
 _AT_ONCE: Final = 8
 _PIECE: Final = 1 << 16
+_AGE_S: Final = 60
+"""A file whose time is older than this had nothing else written within that second: RFC 9110."""
+_TRIES: Final = 6
+"""So often a server is asked whether the version is still there that was read before."""
 _PERMANENT: Final = {
     401: "no permission: a valid token or certificate is needed",
     403: "no permission",
@@ -66,8 +71,15 @@ class Answer(NamedTuple):
 
     @property
     def stamp(self) -> str:
-        """What changes when the file does."""
-        return str(self.headers.get("ETag") or self.headers.get("Last-Modified", ""))
+        """What changes when the file does: its tag and its time, that mirrors may have in common.
+
+        Times are of whole seconds: what was written just now may be written again in this one.
+        """
+        tag, modified = self.headers.get("ETag", ""), self.headers.get("Last-Modified", "")
+        written, now = parsedate_tz(modified), parsedate_tz(self.headers.get("Date", ""))
+        if tag and (written is None or now is None or mktime_tz(now) - mktime_tz(written) < _AGE_S):
+            modified = ""
+        return STAMPS.join([tag, modified]) if tag or modified else ""
 
 
 class HttpFile:
@@ -128,28 +140,48 @@ class HttpFile:
             return list(pool.map(one, ranges))
 
     def _get_same(self, ranges: Sequence[Range], end: float) -> Answer:
-        """Ask for ranges of the file that was opened: another one may have its name by now.
-
-        One file may have several stamps, as mirrors behind one name do.
-        """
+        """Ask for ranges of the file that was opened: another one may have its name by now."""
         answer = self._get(ranges, end - time.monotonic())
         if answer.stamp not in self._stamps:
-            again = self._get([(0, N_BYTES)], end - time.monotonic())
-            if (again.stamp, again.begin) != (answer.stamp, self.begin):
+            if not self._is_mirrored(answer.stamp, self._stamps, end):
                 raise ReplacedError(REPLACED)
             self._stamps.add(answer.stamp)
         return answer
 
-    def _get(self, ranges: Sequence[Range], timeout: float) -> Answer:
-        """Ask for ranges; once more if the token was replaced since it was refused."""
+    def has(self, stamp: str, timeout: float) -> bool:
+        """Whether the version of that stamp is still to be had, from a mirror."""
+        found = self._is_mirrored(self.stamp, {stamp}, time.monotonic() + timeout)
+        self._stamps |= {stamp} if found else set()
+        return found
+
+    def _is_mirrored(self, stamp: str, stamps: Collection[str], end: float) -> bool:
+        """Whether a stamp is of the version of some others, or has one of them beside it.
+
+        Of mirrors behind one name each answers now and then; a file that was replaced is gone.
+        """
+        if any(is_one_version(stamp, one) for one in stamps):
+            return True
+        for _ in range(_TRIES):
+            again = self._get([(0, N_BYTES)], end - time.monotonic(), is_anew=True)
+            if again.begin != self.begin:
+                return False
+            if any(is_one_version(again.stamp, one) for one in stamps):
+                return True
+        return False
+
+    def _get(self, ranges: Sequence[Range], timeout: float, *, is_anew: bool = False) -> Answer:
+        """Ask for ranges; once more if the token was replaced since it was refused.
+
+        ``is_anew``: over a connection of its own, that may lead to another mirror.
+        """
         token = credentials.token(self._url)
         try:
-            return _get(self._url, ranges, timeout, token)
+            return _get(self._url, ranges, timeout, token, is_anew=is_anew)
         except PermanentError:
             renewed = credentials.token(self._url)
             if renewed == token:
                 raise
-            return _get(self._url, ranges, timeout, renewed)
+            return _get(self._url, ranges, timeout, renewed, is_anew=is_anew)
 
     def check_same(self, timeout: float) -> None:
         """Do nothing: each answer says which file it is of."""
@@ -158,15 +190,18 @@ class HttpFile:
         """Nothing is held: connections belong to the process."""
 
 
-def _get(url: str, ranges: Sequence[Range], timeout: float, token: str | None) -> Answer:
+def _get(
+    url: str, ranges: Sequence[Range], timeout: float, token: str | None, *, is_anew: bool
+) -> Answer:
     import urllib3  # noqa: PLC0415 - on demand
 
     end = time.monotonic() + timeout
     headers = {"Range": "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in ranges)}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
+    pool = _pool.__wrapped__ if is_anew else _pool
     try:
-        response = _pool(*_identity()).request(
+        response = pool(*_identity()).request(
             "GET",
             url,
             headers=headers,

@@ -42,6 +42,10 @@ class OtherFile:
             check(part, start, stop)
         return parts
 
+    def has(self, stamp: str, timeout: float) -> bool:  # noqa: ARG002 - as of all transports
+        """Whether it is the version of that stamp."""
+        return stamp == self.stamp
+
     def check_same(self, timeout: float) -> None:  # noqa: ARG002 - as of all transports
         """See that the file system says of it what it said when it was opened."""
         try:

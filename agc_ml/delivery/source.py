@@ -24,7 +24,15 @@ from agc_ml.delivery.faults import (
     ReplicaError,
     TransientError,
 )
-from agc_ml.delivery.transport import Data, LocalFile, Range, Transport, connect, scheme
+from agc_ml.delivery.transport import (
+    Data,
+    LocalFile,
+    Range,
+    Transport,
+    connect,
+    is_one_version,
+    scheme,
+)
 from agc_ml.errors import DeliveryError
 
 logger = logging.getLogger(__name__)
@@ -77,6 +85,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         self._size: int | None = None
         self._transport: Transport | None = None
         self._url = ""
+        self._stamps = {} if known is None else {known.url: known.stamp}
         self._distrusted: set[str] = set()
         self._lock = threading.RLock()
         self._ahead: ThreadPoolExecutor | None = None
@@ -279,22 +288,17 @@ class ReplicaSource(Source):  # type: ignore[misc]
         if self._header is not None:
             _refuse_other("another replica says", found, transport, self._header.uuid, self._size)
         if self._known is not None:
-            self._compare_known(url, found, transport)
-        self._header, self._size, self._begin = found, transport.size, begin
-
-    def _compare_known(self, url: str, found: header.Header, transport: Transport) -> None:
-        known: Any = self._known
-        try:
-            _refuse_other("it had", found, transport, known.uuid, known.size)
-        except MismatchError as error:
-            raise ChangedError(str(error)) from error
-        if credentials.redacted(url) != known.url or transport.stamp == known.stamp:
-            return
-        # mirrors behind one name, and caches, have times and tags of their own
-        if known.is_remembered or scheme(url) == "file":
+            try:
+                _refuse_other("it had", found, transport, self._known.uuid, self._known.size)
+            except MismatchError as error:
+                raise ChangedError(str(error)) from error
+        before = self._stamps.setdefault(credentials.redacted(url), transport.stamp)
+        is_one = is_one_version(before, transport.stamp)
+        if not is_one and (self._is_doubtful or not transport.has(before, timeout)):
             raise ChangedError(
                 "it was changed since it was opened first: its time or tag is another"
             )
+        self._header, self._size, self._begin = found, transport.size, begin
 
     def _blame(self, url: str, error: ReplicaError) -> None:
         reason = credentials.redacted(str(error))

@@ -24,7 +24,7 @@ _FILE_URL: Final = re.compile(
 class Transport(Protocol):
     """An open file.
 
-    ``size`` is its length in bytes; ``stamp`` changes when the file does.
+    ``size`` is its length in bytes; ``stamp`` changes when the file does (`is_one_version`).
     """
 
     size: int
@@ -39,6 +39,9 @@ class Transport(Protocol):
             They can't be had; the kind of error says what helps.
         """
 
+    def has(self, stamp: str, timeout: float) -> bool:
+        """Whether it may be the version of that stamp, though it has one of another."""
+
     def check_same(self, timeout: float) -> None:
         """See that the file was not replaced or overwritten since it was opened.
 
@@ -52,6 +55,16 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Let go of the file; raises nothing."""
+
+
+STAMPS: Final = "; "
+"""Between the parts of a stamp that tell a version each by itself, such as a tag and a time."""
+
+
+def is_one_version(stamp: str, other: str) -> bool:
+    """Whether two stamps are of one version of a file, as far as they tell."""
+    parts = {*stamp.split(STAMPS)} & {*other.split(STAMPS)}
+    return not stamp or not other or any(parts)
 
 
 def scheme(url: str) -> str:
@@ -144,6 +157,10 @@ class LocalFile:
             raise CorruptError(f"can't be read at {start}: {_reason(error)}") from error
         check(part, start, stop)
         return part
+
+    def has(self, stamp: str, timeout: float) -> bool:  # noqa: ARG002 - a disk
+        """Whether it is the version of that stamp."""
+        return stamp == self.stamp
 
     def check_same(self, timeout: float) -> None:  # noqa: ARG002 - a disk
         """See that the file of this name is the open one, and was not written to."""

@@ -15,8 +15,9 @@ class FlatEvents:
 
     ``column(name)`` gives a branch and ``offsets(name)`` those of a collection; ``names`` are the
     branches that there are: a collection has a counter among them, a group such as ``events.MET``
-    has none. Where ``is_selected`` is false, the processor's preselection dropped the events, and
-    they have its ``counted_columns`` only.
+    has none. A branch without fields is a column, also beside a branch that seems to count it.
+    Where ``is_selected`` is false, the processor's preselection dropped the events, and they have
+    its ``counted_columns`` only.
     """
 
     is_selected = True
@@ -45,7 +46,12 @@ class FlatEvents:
     @property
     def fields(self) -> list[str]:
         """Names of what there is, as NanoEvents has them: counters are left out."""
-        return [n for n in self._fields if n[:1] != "n" or n[1:] not in self._fields]
+        counters = {f"n{name}" for name in self._fields if self._is_collection(name)}
+        return [name for name in self._fields if name not in counters]
+
+    def _is_collection(self, name: str) -> bool:
+        is_column = name in self._names and not self._fields.get(name)
+        return f"n{name}" in self._names and not is_column
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -55,7 +61,7 @@ class FlatEvents:
         def column(field: str) -> Array:
             return self._column(f"{name}_{field}")
 
-        if f"n{name}" in self._names:
+        if self._is_collection(name):
             found: Any = Collection(self._offsets(name), column, fields=fields)
         elif name not in self._names and fields:
             found = Group(column, fields)
@@ -80,18 +86,26 @@ def _of_records(events: Any) -> FlatEvents:
     def column(name: str) -> Array:
         if name not in names:
             raise AttributeError(f"there is no column {name}")
-        if name[1:] in collections:
+        if name[:1] == "n" and name not in events.fields and name[1:] in several:
             return np.asarray(ak.num(events[name[1:]]))
         group, _, field = name.partition("_")
         values = events[name] if name in events.fields else events[group][field]
-        return np.asarray(ak.flatten(values) if group in collections else values)
+        values = ak.flatten(values) if group in collections else values
+        if not values.layout.purelist_isregular:
+            raise AttributeError(
+                f"{name} has lists of numbers, of which there is no flat column; take it from the "
+                "records themselves"
+            )
+        return np.asarray(values)
 
     def offsets(name: str) -> Array:
         found: Array = offsets_of(np.asarray(ak.num(events[name])))
         return found
 
-    collections = [name for name in events.fields if events[name].ndim > 1]
-    names = [f"n{name}" for name in collections]
+    several = [name for name in events.fields if events[name].ndim > 1]
+    collections = [name for name in several if events[name].fields]
+    lists = [name for name in several if not events[name].layout.purelist_isregular]
+    names = [f"n{name}" for name in several if name in collections or name in lists]
     for name in events.fields:
         inner = events[name].fields
         names += [f"{name}_{field}" for field in inner] if inner else [name]

@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Web(ThreadingHTTPServer):
     ``status``: what it answers instead, if anything; ``token``: which one it wants;
     ``cut``: after how many bytes of a content it hangs up; ``stall``: seconds before it answers;
     ``drip``: whether the rest comes byte by byte; ``lie``: what it makes of the next ``lies``
-    contents.
+    contents; ``mirrors``: how many seconds later each of those that take turns got the files.
     """
 
     daemon_threads = True
@@ -42,6 +43,7 @@ class Web(ThreadingHTTPServer):
         self.drip = False
         self.lie: Callable[[bytes], bytes] = bytes
         self.lies = 0
+        self.mirrors = [0]
         self.requests: list[str] = []
         self.sent = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -76,7 +78,9 @@ class Handler(BaseHTTPRequestHandler):
             web.lies -= 1
             content = web.lie(content)
         ranges = [(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)-(\d+)", asked)]
-        tag = {"ETag": f'"{path.stat().st_mtime_ns}"'}
+        mirror = web.mirrors[len(web.requests) % len(web.mirrors)]
+        written = path.stat().st_mtime_ns + mirror * 10**9
+        tag = {"ETag": f'"{written}"', "Last-Modified": formatdate(written // 10**9, usegmt=True)}
         if not ranges or not web.ranges or (len(ranges) > 1 and not web.many):
             self.reply(200, tag, content)
         elif len(ranges) == 1:
