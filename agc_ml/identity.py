@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from types import MemberDescriptorType
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError
+from agc_ml.function_processor import FunctionProcessor
 from agc_ml.referred import Referred
 
 OURS: Final = "agc_ml"
@@ -66,8 +69,9 @@ def code_of(processor: Any, *also: Any) -> Code:
     home = cls.__module__
     found = _referred(processor, also)
     of_chunks = _without_state(found.values)
-    if hasattr(cls, POSTPROCESS):
-        found.add(POSTPROCESS, getattr(cls, POSTPROCESS))
+    for one in cls.__mro__:  # super() may call any of them
+        if POSTPROCESS in vars(one):
+            found.add(f"{one.__module__}.{one.__qualname__}.{POSTPROCESS}", vars(one)[POSTPROCESS])
     sources, libraries = _closure({home, *found.modules})
     modules = {name: _sha(path) for name, path in sorted(sources.items())}
     for name, digest in modules.items():
@@ -101,12 +105,16 @@ def _referred(processor: Any, also: Iterable[Any] = ()) -> Referred:
     """Values that a processor refers to, but for those of ``postprocess``."""
     cls = type(processor)
     package = cls.__module__.partition(".")[0]
-    found = Referred(lambda name: name.partition(".")[0] != package and is_library(name))
+    found = Referred(
+        lambda name: name.partition(".")[0] != package and is_library(name), itself=processor
+    )
     found.add(cls.__qualname__, cls, without=frozenset({POSTPROCESS}))
-    for value in also:
-        found.add(getattr(value, "__qualname__", ""), value)
+    if isinstance(processor, FunctionProcessor):
+        found.add("function", processor.function)
     for name, value in state_of(processor).items():
         found.add(f"{STATE}{name}", value)
+    for value in also:
+        found.add(getattr(value, "__qualname__", ""), value)
     return found
 
 
@@ -118,7 +126,7 @@ def _plain(found: Referred) -> bytes:
         for name, text in texts.items()
         if name in found.plain and "/" not in text
     }
-    return json.dumps(kept, sort_keys=True).encode()
+    return json.dumps(kept).encode()
 
 
 def differing(processor: Any, values: bytes) -> str | None:
@@ -129,7 +137,7 @@ def differing(processor: Any, values: bytes) -> str | None:
     here = json.loads(_plain(_referred(processor)))
     for name, value in json.loads(values).items():
         is_fresh = here.get(name) in ([], {}, ["set"])  # a memo that was filled where it started
-        if name in here and here[name] != value and not is_fresh:
+        if name in here and json.dumps(here[name]) != json.dumps(value) and not is_fresh:
             return f"{name} is {here[name]!r} on a worker, and {value!r} where the run was started"
     return None
 
@@ -140,14 +148,23 @@ def _without_state(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Digest of JSON, in which the order of dictionaries counts: it may decide a result."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def state_of(processor: Any) -> dict[str, Any]:
-    """Attributes of an object, those in slots too."""
-    slots = [name for cls in type(processor).__mro__ for name in getattr(cls, "__slots__", ())]
-    found = {n: getattr(processor, n) for n in slots if hasattr(processor, n) and n[:2] != "__"}
-    return found | getattr(processor, "__dict__", {})
+    """Attributes of an object, those in slots too; of a function the values that it was given."""
+    if isinstance(processor, FunctionProcessor):
+        return processor.values
+    found: dict[str, Any] = {}
+    for cls in type(processor).__mro__:
+        for name, slot in vars(cls).items():
+            if isinstance(slot, MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # not set
+                    found[name] = slot.__get__(processor)
+    with contextlib.suppress(AttributeError):  # past any magic of its own
+        found |= object.__getattribute__(processor, "__dict__")
+    return dict(sorted(found.items()))
 
 
 def without_postprocess(source: bytes, classes: frozenset[str] | None = None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import logging
 import math
 import shutil
@@ -250,8 +251,9 @@ def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:
 
 def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fileset) -> RunResult:
     made_by, asked = earlier.provenance.processor, provenance.processor_summary(shipment)
-    same = (made_by.code, made_by.parameters) == (asked.code, asked.parameters)
-    if not same or earlier.provenance.fileset != fileset.digest:
+    # as text, in which 1 is not 1.0, and the order of dictionaries counts
+    texts = [json.dumps([one.code, one.parameters]) for one in (made_by, asked)]
+    if texts[0] != texts[1] or earlier.provenance.fileset != fileset.digest:
         raise UsageError(
             f"{folder}: complete, but made with another processor, parameters or fileset; replace "
             "it with --overwrite, or name another folder with -o"

@@ -32,7 +32,6 @@ from agc_ml.identity import (
     Code,
     code_of,
     is_library,
-    state_of,
     without_postprocess,
 )
 from agc_ml.ml.cards import load_model
@@ -83,7 +82,8 @@ class Shipment:
     @cached_property
     def key(self) -> str:
         """What workers know it by."""
-        return hashlib.sha256(self.code.encode() + self.blob).hexdigest()
+        files = repr(sorted(self.files.items()))
+        return hashlib.sha256(f"{self.code}{files}".encode() + self.blob).hexdigest()
 
 
 def registered() -> dict[str, str]:
@@ -189,8 +189,8 @@ def _import(processor: str, where: str) -> ModuleType:
 def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     """Make a module of a loose file's content, under a name that holds its digest.
 
-    It is made once, unless it is another one but for its ``postprocess``, or a file that it read
-    while it was made has changed, or it shall be made ``anew``.
+    It is made once, unless it is another one but for its ``postprocess``, or lies elsewhere, or a
+    file that it read while it was made has changed, or it shall be made ``anew``.
 
     Raises
     ------
@@ -200,8 +200,7 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     name = f"{LOOSE}{without_postprocess(source)[:16]}"
     if name in sys.modules and not anew:
         made_of, read = _loaded[name]
-        if made_of == source and not changed(read, seen(read)):
-            sys.modules[name].__file__ = where  # where the same content is now
+        if made_of == (source, Path(where).absolute()) and not changed(read, seen(read)):
             return sys.modules[name]
     module = ModuleType(name)
     module.__file__ = where
@@ -210,7 +209,7 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     try:
         with watched(lambda path: path == where) as opened:
             exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - the user's own processor
-            _loaded[name] = (source, opened())
+            _loaded[name] = ((source, Path(where).absolute()), opened())
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         sys.modules.pop(name)
         if before is not None:
@@ -219,8 +218,8 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     return module
 
 
-# Of each module of a loose file: its source, and the files that it read.
-_loaded: Final[dict[str, tuple[bytes, dict[str, Seen]]]] = {}
+# Of each module of a loose file: its source and where that is, and the files that it read.
+_loaded: Final[dict[str, tuple[tuple[bytes, Path], dict[str, Seen]]]] = {}
 
 
 def _make(processor: str, maker: Any, settings: Mapping[str, str], model: Any) -> Any:
@@ -307,7 +306,7 @@ def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
     return Shipment(
         name=name,
         processor=processor,
-        parameters=_parameters(processor, code),
+        parameters=_parameters(code),
         code=code.digest,
         of_chunks=code.chunks,
         blob=blob,
@@ -320,13 +319,12 @@ def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
     )
 
 
-def _parameters(processor: Any, code: Code) -> dict[str, Any]:
+def _parameters(code: Code) -> dict[str, Any]:
     """Attributes of a processor, or the values that a function was given, in canonical form."""
-    if isinstance(processor, FunctionProcessor):
-        return dict(code.values[f"{STATE}values"])
     return {
-        name: code.values.get(f"{STATE}{name}", getattr(value, "__qualname__", repr(type(value))))
-        for name, value in sorted(state_of(processor).items())
+        name.removeprefix(STATE): value
+        for name, value in code.values.items()
+        if name.startswith(STATE)
     }
 
 
