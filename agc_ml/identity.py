@@ -371,9 +371,9 @@ def is_library(module: str) -> bool:
         return True
     if module in sys.modules:
         file = getattr(sys.modules[module], "__file__", None)
-        return file is not None and _is_library(Path(file))
-    path = _origin(top)  # of what a function may import one day
-    return path is None or _is_library(path)
+        places = getattr(sys.modules[module], "__path__", ()) if file is None else (file,)
+        return any(_is_library(Path(place)) for place in places)
+    return _is_of_library(top)  # of what a function may import one day
 
 
 @cache

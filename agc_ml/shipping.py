@@ -20,6 +20,7 @@ import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from agc_ml import opened_files
 from agc_ml.attachments import attach
 from agc_ml.datasets import Fileset
 from agc_ml.declarations import schema_of
@@ -190,7 +191,7 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     """Make a module of a loose file's content, under a name that holds its digest.
 
     It is made once, unless it is another one but for its ``postprocess``, or lies elsewhere, or a
-    file that it read while it was made has changed, or it shall be made ``anew``.
+    file that it read, while it was made or later, has changed, or it shall be made ``anew``.
 
     Raises
     ------
@@ -200,8 +201,10 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     name = f"{LOOSE}{without_postprocess(source)[:16]}"
     if name in sys.modules and not anew:
         made_of, read = _loaded[name]
+        read = read | dict(opened_files.earlier([name]))
         if made_of == (source, Path(where).absolute()) and not changed(read, seen(read)):
             return sys.modules[name]
+    opened_files.forget(name)
     module = ModuleType(name)
     module.__file__ = where
     before = sys.modules.get(name)

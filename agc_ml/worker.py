@@ -37,7 +37,8 @@ from agc_ml.errors import (
     chain,
     in_one_line,
 )
-from agc_ml.identity import differing, ensure, is_of_library
+from agc_ml.function_processor import origin
+from agc_ml.identity import OURS, differing, ensure, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check, kind_of_sum, ready, sum_of_weights
@@ -139,7 +140,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     clock = _ReadClock()
     for others in reversed(range(len(job.file.replicas))):
         try:
-            with opened_files.watched(partial(_is_no_input, job)) as seen:
+            with opened_files.watched(partial(_is_no_input, job), _modules(job, processor)) as seen:
                 output, opened, n_bytes = _process(processor, original.schema, job, clock)
             sumw = sum_of_weights(output)
             with _of_input():
@@ -205,6 +206,12 @@ def _is_no_input(job: Job, path: str) -> bool:
     if folder is not None and path.startswith(str(folder)):
         return True
     return path in {str(local_path(url)) for url in job.file.replicas} or is_of_library(path)
+
+
+def _modules(job: Job, processor: Any) -> frozenset[str]:
+    """Modules of the user's code, by which a process remembers what files it opened."""
+    names = {name for name in job.modules if name.partition(".")[0] != OURS}
+    return frozenset({*names, job.module or origin(processor).__module__})
 
 
 def _process(

@@ -27,7 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agc_ml as agc
-from agc_ml import identity, opened_files, provenance, shipping
+from agc_ml import attachments, identity, opened_files, provenance, shipping
 from agc_ml.checkpoints import Chunk, Store
 from agc_ml.identity import code_of, without_postprocess
 from agc_ml.referred import NotPlainError, canonical
@@ -255,6 +255,92 @@ def test_declared_files_are_with_every_worker_and_in_the_key(
     assert code_ == 2
     assert f"Mine.files: there is no file sf.json in {tmp_path}" in says
     assert len(fileset.datasets) == 1
+
+
+def test_declared_files_that_changed_make_another_processor(tmp_path: Path) -> None:
+    """A worker that lives on has the earlier one, and its module, which may keep what it read."""
+    path = module(tmp_path, "", "1")
+    path.write_text(path.read_text().replace("(ProcessorABC):\n", f"(ProcessorABC):{DECLARES}"))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "c.json").write_text("{}")
+    keys, modules = set(), []
+    for number in ("3", "3", "5"):
+        (tmp_path / "sf.json").write_text(number)
+        shipment = shipping.prepare(f"{path}:Mine")
+        keys.add(shipment.key)
+        folder = attachments.placed(shipment.files)
+        modules.append(shipping.load_source(f"{folder}/mine.py", shipment.source))
+    assert len(keys) == 2
+    assert modules[0] is not modules[2]
+    assert Path(modules[2].HERE, "sf.json").read_text() == "5"
+
+
+KEEPS = """
+import functools, pathlib
+HERE = pathlib.Path(__file__).parent
+@functools.cache
+def number():
+    return int((HERE / 'sf.json').read_text())
+"""
+
+
+def test_what_a_loose_file_keeps_of_a_file_is_read_anew(data: Path, tmp_path: Path) -> None:
+    path = module(tmp_path, KEEPS, "number()")
+    for number in (1, 10):
+        (tmp_path / "sf.json").write_text(str(number))
+        code, n, says = go(path, data, "--overwrite")
+        assert (code, n) == (0, number * N), says
+        opened = agc.RunResult.load(tmp_path / "run").provenance.opened
+        assert [Path(file).name for file in opened] == ["sf.json"]
+
+
+def test_what_a_module_keeps_of_a_file_is_no_more_used_when_that_changes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keeps_in_a_test.py").write_text(KEEPS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "sf.json").write_text("1")
+    path = module(tmp_path, "from keeps_in_a_test import number", "number()")
+    code, n, says = go(path, data)
+    assert (code, n) == (0, N), says
+    code, n, says = go(path, data, "--overwrite")  # opens nothing, and knows what it has
+    opened = agc.RunResult.load(tmp_path / "run").provenance.opened
+    assert (code, n, len(opened)) == (0, N, 1), says
+    (tmp_path / "sf.json").write_text("10")
+    code, _, says = go(path, data, "--overwrite")
+    assert code == 1
+    assert "sf.json: changed since this process opened it" in says
+    del sys.modules["keeps_in_a_test"]
+
+
+IMPORTS = {
+    "namespace package": "from namespace_in_a_test.sf import SF as x",
+    "by text": "import importlib; x = importlib.import_module('namespace_in_a_test.sf').SF",
+    "under another name": "import namespace_in_a_test.sf as s; x = vars(s)['SF']",
+}
+
+
+@without_sources
+@pytest.mark.parametrize("kind", IMPORTS)
+def test_values_of_modules_that_are_imported_in_process(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "namespace_in_a_test"
+    folder.mkdir()
+    (folder / "sf.py").write_text(
+        "import pathlib\nSF = int(pathlib.Path(__file__).with_name('sf.json').read_text())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    space: dict[str, Any] = {"__name__": "nowhere"}
+    exec(f"class Mine:\n    def process(self, events):\n        {IMPORTS[kind]}", space)
+    digests = []
+    for number in ("1", "1", "2"):
+        (folder / "sf.json").write_text(number)
+        digests.append(code_of(space["Mine"]()).chunks)
+        for name in ("namespace_in_a_test", "namespace_in_a_test.sf"):
+            sys.modules.pop(name)
+        identity._is_of_library.cache_clear()
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_change_of_postprocess_reads_no_chunk_again(data: Path, tmp_path: Path) -> None:
@@ -618,6 +704,36 @@ def test_opened_files_are_seen_by_content(tmp_path: Path) -> None:
     assert opened_files.changed(before, {}) == [str(small)]
     large = opened_files.Seen(opened_files.LARGEST + 1, 1, None)
     assert large.differs(opened_files.Seen(opened_files.LARGEST + 1, 2, None))
+
+
+OPENED_BY = {
+    "a folder with a name like ours": ("agc_ml/mlstudy/p.py", "open(path).close()"),
+    "a file with a name like Python's": ("tokenize.py", "open(path).close()"),
+    "the loader of a package": ("p.py", "import pkgutil; pkgutil.get_data('of_a_test', 'sf.json')"),
+    "a module as it is imported": ("p.py", "import of_a_test.reads"),
+}
+
+
+@pytest.mark.parametrize("who", OPENED_BY)
+def test_opened_files_are_seen_whoever_opens_them(
+    who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "of_a_test"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "reads.py").write_text(
+        "import pathlib\nSF = pathlib.Path(__file__).with_name('sf.json').read_text()\n"
+    )
+    (package / "sf.json").write_text("1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name, source = OPENED_BY[who]
+    code = compile(source, str(tmp_path / name), "exec")
+    with opened_files.watched(lambda _: False) as opened:
+        exec(code, {"path": str(package / "sf.json")})
+        found = opened()
+    assert list(found) == [str(package / "sf.json")]
+    for module in [name for name in sys.modules if name.startswith("of_a_test")]:
+        del sys.modules[module]
 
 
 def test_a_loose_file_is_loaded_anew_where_it_read_something_else(tmp_path: Path) -> None:
