@@ -69,9 +69,7 @@ def code_of(processor: Any, *also: Any) -> Code:
     home = cls.__module__
     found = _referred(processor, also)
     of_chunks = _without_state(found.values)
-    for one in cls.__mro__:  # super() may call any of them
-        if POSTPROCESS in vars(one):
-            found.add(f"{one.__module__}.{one.__qualname__}.{POSTPROCESS}", vars(one)[POSTPROCESS])
+    _add_postprocess(found, cls)
     sources, libraries = _closure({home, *found.modules})
     modules = {name: _sha(path) for name, path in sorted(sources.items())}
     for name, digest in modules.items():
@@ -99,6 +97,19 @@ def code_of(processor: Any, *also: Any) -> Code:
             for name, kind in found.opaque.items()
         ),
     )
+
+
+def is_changed(code: Code, processor: Any, *also: Any) -> bool:
+    """Whether a processor refers to other values now than when it was identified."""
+    found = _referred(processor, also)
+    _add_postprocess(found, type(processor))
+    return json.dumps(found.values) != json.dumps(code.values)
+
+
+def _add_postprocess(found: Referred, cls: type) -> None:
+    for one in cls.__mro__:  # super() may call any of them
+        if POSTPROCESS in vars(one):
+            found.add(f"{one.__module__}.{one.__qualname__}.{POSTPROCESS}", vars(one)[POSTPROCESS])
 
 
 def _referred(processor: Any, also: Iterable[Any] = ()) -> Referred:
@@ -231,17 +242,22 @@ def ensure(modules: Mapping[str, str]) -> None:
             f"{stale[0]} is another version than the driver's; restart the workers"
         )
     if stale:
-        for name in modules:
-            if name.partition(".")[0] != OURS:
-                sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        _origin.cache_clear()
-        _is_of_library.cache_clear()
+        forget(modules)
     for name, digest in modules.items():
         path = _origin(name)
         if path is not None and _sha(path) != digest:
             raise ProcessorError(f"{path} is another version than the driver's; install the same")
         _seen[name] = (None, digest)
+
+
+def forget(modules: Iterable[str]) -> None:
+    """Have the user's modules imported anew, without what earlier runs left in them."""
+    for name in modules:
+        if name.partition(".")[0] != OURS:
+            sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    _origin.cache_clear()
+    _is_of_library.cache_clear()
 
 
 def _sha(path: Path) -> str:

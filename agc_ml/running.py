@@ -39,7 +39,7 @@ from agc_ml.results import (
     Status,
     load_record,
 )
-from agc_ml.shipping import Shipment, prepare, taken
+from agc_ml.shipping import Shipment, prepare, settle, taken
 from agc_ml.unchanged import changed_input
 
 if TYPE_CHECKING:
@@ -179,7 +179,10 @@ def run(
             cache=None if how.resume else FileCache(),
             verifies=verify_checksums,
         )
-        return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
+        try:
+            return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
+        finally:
+            settle(shipment)
 
 
 def _check_verifiable(fileset: Fileset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -32,6 +33,7 @@ from agc_ml.identity import (
     STATE,
     Code,
     code_of,
+    is_changed,
     is_library,
     without_postprocess,
 )
@@ -56,7 +58,8 @@ class Shipment:
     file is another module; ``modules`` are the other sources that decide, by sha256, which workers
     compare with theirs; ``values`` are numbers and text that the code refers to, as JSON, compared
     likewise; ``files`` are those that it brings along, sha256 by name; ``models`` are those in it,
-    whose content travels apart; ``notes`` is what a user should know.
+    whose content travels apart; ``notes`` is what a user should know; ``identified`` is all that
+    is known of its code.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Shipment:
     files: Mapping[str, str] = field(default_factory=dict)
     values: bytes = b"{}"
     notes: tuple[str, ...] = ()
+    identified: Code | None = None
 
     @property
     def label(self) -> str:
@@ -300,7 +304,8 @@ def _type_of(maker: Any, parameter: inspect.Parameter) -> Any:
 
 def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
     schema = schema_of(processor, given)
-    code = code_of(processor, *([] if schema is None else [schema]))
+    code = _identified(processor, schema)
+    code = _before.get(_what_decides(code), code)
     try:
         with by_reference() as models:
             blob = cloudpickle.dumps((processor, schema))
@@ -319,7 +324,32 @@ def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
         files=attach(processor),
         values=code.plain,
         notes=code.notes,
+        identified=code,
     )
+
+
+def _identified(processor: Any, schema: type | None) -> Code:
+    return code_of(processor, *([] if schema is None else [schema]))
+
+
+# Of processors that a run in this process changed: what they were when it began, by what they are.
+_before: Final[dict[tuple[str, str, str], Code]] = {}
+
+
+def _what_decides(code: Code) -> tuple[str, str, str]:
+    return code.digest, code.chunks, json.dumps(_parameters(code))
+
+
+def settle(shipment: Shipment) -> None:
+    """Know a processor again that a run changed, which then is the same one to a resume.
+
+    Its code may have filled a cache or counted something, in its module or on itself. Where
+    anything else is changed as well, it is another processor.
+    """
+    code, also = shipment.identified, [] if shipment.schema is None else [shipment.schema]
+    if code is not None and is_changed(code, shipment.processor, *also):
+        with contextlib.suppress(ProcessorError):  # a module was edited meanwhile
+            _before[_what_decides(_identified(shipment.processor, shipment.schema))] = code
 
 
 def _parameters(code: Code) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from agc_ml.errors import (
     in_one_line,
 )
 from agc_ml.function_processor import origin
-from agc_ml.identity import OURS, differing, ensure, is_of_library
+from agc_ml.identity import OURS, differing, ensure, forget, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check, kind_of_sum, ready, sum_of_weights
@@ -375,8 +375,12 @@ def _original(job: Job) -> Original:
         if job.key not in _originals:
             ensure(job.modules)
             processor, schema = _loaded(job)
-            if job.module is not None and differing(processor, job.values):
-                # a file that the module reads was another one when the module was made here
+            if differing(processor, job.values):
+                # a module was made here when a file that it reads was another one, or an earlier
+                # run left something in it, such as a cache or a counter
+                forget(job.modules)
+                for name in _modules(job, processor):
+                    opened_files.forget(name)
                 processor, schema = _loaded(job, anew=True)
             problem = differing(processor, job.values)
             if problem is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gzip
+import importlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -27,8 +29,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agc_ml as agc
-from agc_ml import attachments, identity, opened_files, provenance, shipping
+from agc_ml import attachments, identity, opened_files, provenance, shipping, worker
 from agc_ml.checkpoints import Chunk, Store
+from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.identity import code_of, without_postprocess
 from agc_ml.referred import NotPlainError, canonical
 
@@ -275,6 +278,15 @@ def test_declared_files_that_changed_make_another_processor(tmp_path: Path) -> N
     assert Path(modules[2].HERE, "sf.json").read_text() == "5"
 
 
+def test_declared_files_may_be_paths(tmp_path: Path) -> None:
+    path = module(tmp_path, "", "1")
+    text = path.read_text().replace("(ProcessorABC):\n", "(ProcessorABC):\n    files = FILES\n")
+    path.write_text(f"import pathlib\nFILES = (pathlib.Path('sf.json'), 'c.json')\n{text}")
+    for name in ("sf.json", "c.json"):
+        (tmp_path / name).touch()
+    assert set(shipping.prepare(f"{path}:Mine").files) == {"sf.json", "c.json"}
+
+
 KEEPS = """
 import functools, pathlib
 HERE = pathlib.Path(__file__).parent
@@ -414,6 +426,75 @@ def test_a_patched_constant_is_not_another_one_on_workers(data: Path, tmp_path: 
         env=environment,
     )
     assert "CUT is 30 on a worker, and 40 where the run was started" in done.stdout, done.stderr
+
+
+REMEMBERS = """
+CUT, CACHE, calls = 30, {}, 0
+class Mine:
+    warned, seen = False, []
+    def process(self, events):
+        global calls
+        calls += 1
+        CACHE["2016"] = 1.5
+        self.seen.append(1)
+        type(self).warned = True
+        return {"n": len(events) * CACHE["2016"] * (CUT == 30)}
+    def postprocess(self, accumulator):
+        self.result = accumulator
+        return accumulator
+"""
+
+
+@pytest.fixture
+def remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module that each chunk leaves something in."""
+    (tmp_path / "remembers_in_a_test.py").write_text(REMEMBERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("remembers_in_a_test")
+    del sys.modules["remembers_in_a_test"]
+
+
+def test_what_a_run_leaves_in_modules_makes_no_other_processor(
+    data: Path, tmp_path: Path, remembers: ModuleType
+) -> None:
+    def run(processor: Any, **how: Any) -> Any:
+        what = {"site": "inline", "quiet": True, "output": tmp_path / "run", **how}
+        return agc.run(processor, str(data), **what).outputs["n"]
+
+    processor = remembers.Mine()
+    assert run(processor) == 1.5 * N
+    assert remembers.CACHE
+    assert run(processor, resume=True) == 1.5 * N
+    assert run(remembers.Mine(), output=tmp_path / "other") == 1.5 * N
+    remembers.CUT = 40
+    with pytest.raises(UsageError, match="made with another processor"):
+        run(processor, resume=True)
+
+
+@without_sources
+def test_a_worker_forgets_what_earlier_runs_left_in_modules(remembers: ModuleType) -> None:
+    def on_a_worker(shipment: shipping.Shipment) -> Any:
+        job = mock.Mock(
+            key=shipment.key,
+            processor=shipment.blob,
+            modules={"remembers_in_a_test": ""},
+            module=None,
+            values=shipment.values,
+        )
+        with mock.patch.dict(worker._originals, clear=True), mock.patch.object(worker, "ensure"):
+            return worker._original(job).copy()
+
+    shipment = shipping.prepare(remembers.Mine())
+    remembers.CACHE["2016"], remembers.calls = 2.5, 3
+    remembers.Mine.warned = True
+    process = type(on_a_worker(shipment)).process
+    assert not process.__globals__["CACHE"]
+    again = sys.modules["remembers_in_a_test"]
+    again.CUT = 40  # type: ignore[attr-defined]
+    changed = shipping.prepare(again.Mine())
+    again.CUT = 30  # type: ignore[attr-defined]
+    with pytest.raises(ProcessorError, match=r"CUT is 30 on a worker, and 40 where the run"):
+        on_a_worker(changed)
 
 
 @without_sources
