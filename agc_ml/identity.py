@@ -29,6 +29,8 @@ LOOSE: Final = "agc_ml_user_"
 POSTPROCESS: Final = "postprocess"
 STATE: Final = "self."
 """Begin of the names of values that are attributes of the processor."""
+_EMPTY: Final = ([], {}, ["set"], ["OrderedDict"])
+"""Canonical forms of containers with nothing in them."""
 _TYPE_CHECKING: Final = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 # Per process: the import (its spec is another after a reload) and the source of each module.
@@ -145,9 +147,11 @@ def differing(processor: Any, values: bytes) -> str | None:
 
     Returns a line that names the first one, None if there is none.
     """
-    here = json.loads(_plain(_referred(processor)))
+    found = _referred(processor)
+    here = json.loads(_plain(found))
     for name, value in json.loads(values).items():
-        is_fresh = here.get(name) in ([], {}, ["set"])  # a memo that was filled where it started
+        # a cache that was filled where the run was started
+        is_fresh = here.get(name) in _EMPTY and re.findall(r"\w+", name)[-1] in found.filled
         if name in here and json.dumps(here[name]) != json.dumps(value) and not is_fresh:
             return f"{name} is {here[name]!r} on a worker, and {value!r} where the run was started"
     return None

@@ -52,7 +52,8 @@ class Referred:
     what it refers to by names of their own. Where two have the same name the second one is
     ``name#2``, in the order in which they are met. ``plain`` are the names of those that are no
     objects; ``opaque`` has those of which only the type is known, with it; ``modules`` are the
-    modules of the code itself. ``is_library`` says of a module by its name whether its version
+    modules of the code itself; ``filled`` the names, without those of modules and classes, of what
+    the code puts something into. ``is_library`` says of a module by its name whether its version
     stands for what is in it; ``itself`` is the object whose attributes are added one by one.
     """
 
@@ -61,11 +62,12 @@ class Referred:
         self.plain: set[str] = set()
         self.opaque: dict[str, str] = {}
         self.modules: set[str] = set()
+        self.filled: set[str] = set()
         self.itself = itself
         self._is_library = functools.cache(is_library)
         self._seen: set[tuple[str, int]] = set()
         self._labels: dict[int, str] = {}
-        self._names: Counter[str] = Counter()
+        self._names: Counter[tuple[str, str]] = Counter()
         self._alive: list[Any] = []  # so that no other object gets an id that was seen
 
     def add(self, name: str, value: Any, *, without: frozenset[str] = frozenset()) -> None:
@@ -81,15 +83,16 @@ class Referred:
         if not parts:
             self.values[name] = self._canonical(name, value, without)
 
-    def _numbered(self, name: str) -> str:
-        self._names[name] += 1
-        return name if self._names[name] == 1 else f"{name}#{self._names[name]}"
+    def _numbered(self, name: str, of: str = "values") -> str:
+        self._names[of, name] += 1
+        number = self._names[of, name]
+        return name if number == 1 else f"{name}#{number}"
 
     def label(self, value: Any, without: frozenset[str] = frozenset()) -> str:
         """Name of a function, class or module; what it refers to is followed once."""
         if id(value) not in self._labels:
             self._alive.append(value)
-            label = self._numbered(_label(value))
+            label = self._numbered(_label(value), of="labels")
             self._labels[id(value)] = label
             if isinstance(value, type):
                 self._add_class(label, value, without)
@@ -135,6 +138,7 @@ class Referred:
             return
         self.modules.add(function.__module__)
         # several have one name: lambdas, and what is made by a function or in a condition
+        self.filled.update(name for code in _codes(function.__code__) for name in _filled(code))
         self.values[f"{label}: code"] = _digest(repr(_code(function.__code__)).encode())
         for parameter, value in _defaults(function):
             self.add(f"{label}({parameter})", value)
@@ -437,6 +441,26 @@ def _globals_of(
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _globals_of(function, constant, is_library)
+
+
+_KEYS: Final = (
+    *("LOAD_FAST", "LOAD_CONST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_ATTR"),
+    *("BUILD_TUPLE", "FORMAT_VALUE", "BUILD_STRING"),
+)
+_FILLS: Final = ("append", "extend", "insert", "add", "update", "setdefault")
+
+
+def _filled(code: CodeType) -> Iterator[str]:
+    """Names of what code puts something into: ``CACHE[key] = value``, ``seen.append(x)``."""
+    steps = list(dis.get_instructions(code))
+    for i, step in enumerate(steps):
+        if not step.opname.startswith("LOAD_"):
+            continue
+        for following in steps[i + 1 :]:
+            if following.opname == "STORE_SUBSCR" or following.argval in _FILLS:
+                yield str(step.argval)
+            if following.opname not in _KEYS:
+                break
 
 
 _READS: Final = ("LOAD_ATTR", "LOAD_METHOD")

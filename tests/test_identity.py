@@ -429,7 +429,7 @@ def test_a_patched_constant_is_not_another_one_on_workers(data: Path, tmp_path: 
 
 
 REMEMBERS = """
-CUT, CACHE, calls = 30, {}, 0
+CUT, CACHE, OPTIONS, calls = 30, {}, {}, 0
 class Mine:
     warned, seen = False, []
     def process(self, events):
@@ -438,7 +438,8 @@ class Mine:
         CACHE["2016"] = 1.5
         self.seen.append(1)
         type(self).warned = True
-        return {"n": len(events) * CACHE["2016"] * (CUT == 30)}
+        factor = OPTIONS.get("factor", 1)
+        return {"n": len(events) * CACHE["2016"] * (CUT == 30) * factor}
     def postprocess(self, accumulator):
         self.result = accumulator
         return accumulator
@@ -489,6 +490,17 @@ def test_a_worker_forgets_what_earlier_runs_left_in_modules(remembers: ModuleTyp
     remembers.Mine.warned = True
     process = type(on_a_worker(shipment)).process
     assert not process.__globals__["CACHE"]
+    again = sys.modules["remembers_in_a_test"]
+    again.CACHE["2016"] = 1.5  # where the run is started
+    filled = shipping.prepare(again.Mine())
+    again.CACHE.clear()
+    on_a_worker(filled)
+    again = sys.modules["remembers_in_a_test"]
+    again.OPTIONS["factor"] = 2
+    with_options = shipping.prepare(again.Mine())
+    again.OPTIONS.clear()
+    with pytest.raises(ProcessorError, match=r"OPTIONS is {} on a worker"):
+        on_a_worker(with_options)
     again = sys.modules["remembers_in_a_test"]
     again.CUT = 40  # type: ignore[attr-defined]
     changed = shipping.prepare(again.Mine())
