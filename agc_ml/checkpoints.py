@@ -67,13 +67,11 @@ class Store:
     def __init__(self, folder: Path, decided_by: Mapping[str, Any]) -> None:
         """``decided_by``: code, parameters, models and versions, the same for all chunks."""
         self.folder = folder
-        self._decided_by = json.dumps(decided_by, sort_keys=True, default=repr)
+        self._decided_by = json.dumps(decided_by, default=repr)  # their order counts
 
     def path(self, chunk: Chunk, metadata: Mapping[str, Any]) -> Path:
         """Where the result of a chunk is or will be; ``metadata`` is what its processor sees."""
-        content = json.dumps(
-            [asdict(chunk), dict(metadata), self._decided_by], sort_keys=True, default=as_text
-        )
+        content = json.dumps([asdict(chunk), dict(metadata), self._decided_by], default=as_text)
         return self.folder / hashlib.sha256(content.encode()).hexdigest()[:40]
 
     def save(self, path: Path, receipt: Receipt, blob: bytes) -> None:

@@ -6,6 +6,7 @@ And what a processor of either kind is called, and declares.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import PurePath
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError
@@ -49,10 +50,10 @@ def declared(processor: Any, attribute: str, what: str) -> tuple[str, ...]:
     if names is None:
         return ()
     is_other = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
-    if is_other or not all(isinstance(name, str) for name in names):
+    if is_other or not all(isinstance(name, str | PurePath) for name in names):
         owner = origin(processor)
         raise ProcessorError(
             f"{getattr(owner, '__name__', type(owner).__name__)}.{attribute}: a tuple of {what} is "
             "needed; rename it if it is for something else"
         )
-    return tuple(names)
+    return tuple(str(name) for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
+from types import MemberDescriptorType
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError
+from agc_ml.function_processor import FunctionProcessor
 from agc_ml.referred import Referred
 
 OURS: Final = "agc_ml"
@@ -26,6 +29,8 @@ LOOSE: Final = "agc_ml_user_"
 POSTPROCESS: Final = "postprocess"
 STATE: Final = "self."
 """Begin of the names of values that are attributes of the processor."""
+_EMPTY: Final[tuple[Any, ...]] = ([], {}, ["set"], ["OrderedDict"])
+"""Canonical forms of containers with nothing in them."""
 _TYPE_CHECKING: Final = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 # Per process: the import (its spec is another after a reload) and the source of each module.
@@ -66,8 +71,7 @@ def code_of(processor: Any, *also: Any) -> Code:
     home = cls.__module__
     found = _referred(processor, also)
     of_chunks = _without_state(found.values)
-    if hasattr(cls, POSTPROCESS):
-        found.add(POSTPROCESS, getattr(cls, POSTPROCESS))
+    _add_postprocess(found, cls)
     sources, libraries = _closure({home, *found.modules})
     modules = {name: _sha(path) for name, path in sorted(sources.items())}
     for name, digest in modules.items():
@@ -97,16 +101,33 @@ def code_of(processor: Any, *also: Any) -> Code:
     )
 
 
+def is_changed(code: Code, processor: Any, *also: Any) -> bool:
+    """Whether a processor refers to other values now than when it was identified."""
+    found = _referred(processor, also)
+    _add_postprocess(found, type(processor))
+    return json.dumps(found.values) != json.dumps(code.values)
+
+
+def _add_postprocess(found: Referred, cls: type) -> None:
+    for one in cls.__mro__:  # super() may call any of them
+        if POSTPROCESS in vars(one):
+            found.add(f"{one.__module__}.{one.__qualname__}.{POSTPROCESS}", vars(one)[POSTPROCESS])
+
+
 def _referred(processor: Any, also: Iterable[Any] = ()) -> Referred:
     """Values that a processor refers to, but for those of ``postprocess``."""
     cls = type(processor)
     package = cls.__module__.partition(".")[0]
-    found = Referred(lambda name: name.partition(".")[0] != package and is_library(name))
+    found = Referred(
+        lambda name: name.partition(".")[0] != package and is_library(name), itself=processor
+    )
     found.add(cls.__qualname__, cls, without=frozenset({POSTPROCESS}))
-    for value in also:
-        found.add(getattr(value, "__qualname__", ""), value)
+    if isinstance(processor, FunctionProcessor):
+        found.add("function", processor.function)
     for name, value in state_of(processor).items():
         found.add(f"{STATE}{name}", value)
+    for value in also:
+        found.add(getattr(value, "__qualname__", ""), value)
     return found
 
 
@@ -118,7 +139,7 @@ def _plain(found: Referred) -> bytes:
         for name, text in texts.items()
         if name in found.plain and "/" not in text
     }
-    return json.dumps(kept, sort_keys=True).encode()
+    return json.dumps(kept).encode()
 
 
 def differing(processor: Any, values: bytes) -> str | None:
@@ -126,10 +147,12 @@ def differing(processor: Any, values: bytes) -> str | None:
 
     Returns a line that names the first one, None if there is none.
     """
-    here = json.loads(_plain(_referred(processor)))
+    found = _referred(processor)
+    here = json.loads(_plain(found))
     for name, value in json.loads(values).items():
-        is_fresh = here.get(name) in ([], {}, ["set"])  # a memo that was filled where it started
-        if name in here and here[name] != value and not is_fresh:
+        # a cache that was filled where the run was started
+        is_fresh = here.get(name) in _EMPTY and re.findall(r"\w+", name)[-1] in found.filled
+        if name in here and json.dumps(here[name]) != json.dumps(value) and not is_fresh:
             return f"{name} is {here[name]!r} on a worker, and {value!r} where the run was started"
     return None
 
@@ -140,14 +163,23 @@ def _without_state(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """Digest of JSON, in which the order of dictionaries counts: it may decide a result."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def state_of(processor: Any) -> dict[str, Any]:
-    """Attributes of an object, those in slots too."""
-    slots = [name for cls in type(processor).__mro__ for name in getattr(cls, "__slots__", ())]
-    found = {n: getattr(processor, n) for n in slots if hasattr(processor, n) and n[:2] != "__"}
-    return found | getattr(processor, "__dict__", {})
+    """Attributes of an object, those in slots too; of a function the values that it was given."""
+    if isinstance(processor, FunctionProcessor):
+        return processor.values
+    found: dict[str, Any] = {}
+    for cls in type(processor).__mro__:
+        for name, slot in vars(cls).items():
+            if isinstance(slot, MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # not set
+                    found[name] = slot.__get__(processor)
+    with contextlib.suppress(AttributeError):  # past any magic of its own
+        found |= object.__getattribute__(processor, "__dict__")
+    return dict(sorted(found.items()))
 
 
 def without_postprocess(source: bytes, classes: frozenset[str] | None = None) -> str:
@@ -214,17 +246,22 @@ def ensure(modules: Mapping[str, str]) -> None:
             f"{stale[0]} is another version than the driver's; restart the workers"
         )
     if stale:
-        for name in modules:
-            if name.partition(".")[0] != OURS:
-                sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        _origin.cache_clear()
-        _is_of_library.cache_clear()
+        forget(modules)
     for name, digest in modules.items():
         path = _origin(name)
         if path is not None and _sha(path) != digest:
             raise ProcessorError(f"{path} is another version than the driver's; install the same")
         _seen[name] = (None, digest)
+
+
+def forget(modules: Iterable[str]) -> None:
+    """Have the user's modules imported anew, without what earlier runs left in them."""
+    for name in modules:
+        if name.partition(".")[0] != OURS:
+            sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    _origin.cache_clear()
+    _is_of_library.cache_clear()
 
 
 def _sha(path: Path) -> str:
@@ -354,9 +391,9 @@ def is_library(module: str) -> bool:
         return True
     if module in sys.modules:
         file = getattr(sys.modules[module], "__file__", None)
-        return file is not None and _is_library(Path(file))
-    path = _origin(top)  # of what a function may import one day
-    return path is None or _is_library(path)
+        places = getattr(sys.modules[module], "__path__", ()) if file is None else (file,)
+        return any(_is_library(Path(place)) for place in places)
+    return _is_of_library(top)  # of what a function may import one day
 
 
 @cache

@@ -5,33 +5,38 @@ inputs, modules that are imported, files of libraries, of the system, files that
 what is opened by threads that were there before, or for a request to a server.
 Files that a library opens in C, as ROOT and HDF5 do, are not seen: a processor declares those in
 ``files``.
+
+Code may keep what it read: a cache of its own, or a module's variable. So a process remembers what
+was opened for which modules, and a file that such code opened once counts in all later chunks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
+import linecache
 import os
+import socketserver
 import sys
 import threading
+import tokenize
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from agc_ml.errors import ProcessorError
+from agc_ml.identity import is_of_library
+
 LARGEST: Final = 64 << 20
 """Bytes up to which the content of a file is compared; of larger ones size and time are."""
 _SYSTEM: Final = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/")
-_MACHINERY: Final = (
-    "<frozen importlib",
-    *(os.path.join("agc_ml", part) for part in ("delivery", "ml", "kernels")),  # noqa: PTH118
-    *(os.path.join("numba", "core"), os.path.join("coffea", "nanoevents")),  # noqa: PTH118
-    *("linecache.py", "tokenize.py", "socketserver.py"),
-)
-"""Parts of the names of source files: what they open is no input of the processor's."""
+_FROZEN: Final = "<frozen "
+_IMPORT: Final = "<frozen importlib"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class _Watch:
         self.is_left_out = is_left_out
 
 
+# Per process: files that were opened in earlier chunks, by the modules whose code may have them.
+_earlier: Final[dict[str, dict[str, Seen]]] = {}
 _here: Final = threading.local()
 _watches: Final[list[_Watch]] = []
 _theirs: Final[weakref.WeakSet[threading.Thread]] = weakref.WeakSet()
@@ -66,10 +73,14 @@ _installed: list[bool] = []
 
 
 @contextlib.contextmanager
-def watched(is_left_out: Callable[[str], bool]) -> Iterator[Callable[[], dict[str, Seen]]]:
+def watched(
+    is_left_out: Callable[[str], bool], modules: frozenset[str] = frozenset()
+) -> Iterator[Callable[[], dict[str, Seen]]]:
     """See which files are opened in here; what it gives tells them, by path, as they are then.
 
-    ``is_left_out`` says of a path that it is none of the processor's.
+    ``is_left_out`` says of a path that it is none of the processor's. What earlier chunks opened
+    with code of the same ``modules`` counts too: it may be in memory still. To tell it raises a
+    ProcessorError if one of these has changed, and was not opened again.
     """
     with _lock:
         if not _installed:
@@ -80,7 +91,7 @@ def watched(is_left_out: Callable[[str], bool]) -> Iterator[Callable[[], dict[st
     _here.watch = watch
     _watches.append(watch)
     try:
-        yield lambda: seen(path for path in watch.read if path not in watch.written)
+        yield lambda: _with_earlier(watch, modules)
     finally:
         _watches.remove(watch)
         _here.watch = before
@@ -113,10 +124,54 @@ def _note(watch: _Watch, path: str, flags: int) -> None:
         return
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - nothing else tells who opens it
     while frame is not None:
-        if any(part in frame.f_code.co_filename for part in _MACHINERY):
+        name = frame.f_code.co_filename
+        is_import = name.startswith(_IMPORT) and frame.f_code.co_name != "get_data"  # of anything
+        if is_import or name.startswith(_machinery()):
             return
+        if not (name.startswith(_FROZEN) or is_of_library(name)):  # the processor's own code
+            break
         frame = frame.f_back
     watch.read[path] = None
+
+
+@cache
+def _machinery() -> tuple[str, ...]:
+    """Folders and files of code that opens what is no input of the processor's."""
+    folders = [Path(__file__).parent / part for part in ("delivery", "ml", "kernels")]
+    for package, part in (("numba", "core"), ("coffea", "nanoevents")):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            folders.append(Path(spec.origin).parent / part)
+    files = (str(module.__file__) for module in (linecache, socketserver, tokenize))
+    return (*(f"{folder}{os.sep}" for folder in folders), *files)
+
+
+def _with_earlier(watch: _Watch, modules: frozenset[str]) -> dict[str, Seen]:
+    """Files that were opened in a watch, and those of earlier chunks."""
+    opened = seen(path for path in watch.read if path not in watch.written)
+    with _lock:
+        others = [pair for pair in earlier(modules) if pair[0] not in {*opened, *watch.written}]
+        now = seen({path for path, _ in others})
+        for path, before in others:
+            is_open = any(path in one.read for one in _watches)  # a thread reads it just now
+            if changed({path: before}, now) and not is_open:
+                raise ProcessorError(
+                    f"{path}: changed since this process opened it, and what was read may be in "
+                    "memory still; start Python and its workers anew"
+                )
+        for module in modules:
+            _earlier.setdefault(module, {}).update(opened)
+    return {**now, **opened}
+
+
+def earlier(modules: Iterable[str]) -> list[tuple[str, Seen]]:
+    """Files that code of any of the modules opened in this process, as they were then."""
+    return [pair for module in modules for pair in _earlier.get(module, {}).items()]
+
+
+def forget(module: str) -> None:
+    """Forget what a module opened that is made anew, and keeps nothing of it."""
+    _earlier.pop(module, None)
 
 
 def seen(paths: Iterable[str]) -> dict[str, Seen]:

@@ -11,102 +11,149 @@ import copy
 import dis
 import functools
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import io
+import itertools
+import json
 import math
 import pickle
-import sys
+import weakref
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from enum import Enum
 from pathlib import PurePath
-from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import (
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, Final
 
 import numpy as np
 
 _COMPARED: Final = 1 << 20
 """Bytes of a pickle up to which it is compared with that of a copy."""
+_HOLD_NOTHING: Final = (
+    *(MemberDescriptorType, GetSetDescriptorType),
+    *(weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary),
+)
+"""Types of what has no value of its own: descriptors of slots, and what only points to others."""
 
 
 class Referred:
     """Values that code refers to, by name, followed through functions, classes and modules.
 
-    ``values`` are in canonical form, ``plain`` the names of those that are no objects; ``opaque``
-    has those of which only the type is known, with it; ``modules`` are the modules of the code
-    itself. ``is_library`` says of a module by its name whether its version stands for what is in
-    it.
+    ``values`` are in canonical form; a function, class or module stands in them by its name, and
+    what it refers to by names of their own. Where two have the same name the second one is
+    ``name#2``, in the order in which they are met. ``plain`` are the names of those that are no
+    objects; ``opaque`` has those of which only the type is known, with it; ``modules`` are the
+    modules of the code itself; ``filled`` the names, without those of modules and classes, of what
+    the code puts something into. ``is_library`` says of a module by its name whether its version
+    stands for what is in it; ``itself`` is the object whose attributes are added one by one.
     """
 
-    def __init__(self, is_library: Callable[[str], bool]) -> None:
+    def __init__(self, is_library: Callable[[str], bool], itself: Any = None) -> None:
         self.values: dict[str, Any] = {}
         self.plain: set[str] = set()
         self.opaque: dict[str, str] = {}
         self.modules: set[str] = set()
+        self.filled: set[str] = set()
+        self.itself = itself
         self._is_library = functools.cache(is_library)
-        self._seen: set[int] = set()
+        self._seen: set[tuple[str, int]] = set()
+        self._labels: dict[int, str] = {}
+        self._names: Counter[tuple[str, str]] = Counter()
         self._alive: list[Any] = []  # so that no other object gets an id that was seen
 
     def add(self, name: str, value: Any, *, without: frozenset[str] = frozenset()) -> None:
         """Follow a value; of classes leave out the functions named in ``without``."""
-        value = _unwrapped(value)
-        if isinstance(value, ModuleType | MemberDescriptorType):
+        if isinstance(value, _HOLD_NOTHING) or (name, id(value)) in self._seen:
             return
-        if isinstance(value, type):
-            self._add_class(value, without)
-        elif isinstance(value, FunctionType):
-            self._add_function(value)
-        elif isinstance(value, functools.partial | MethodType):
-            parts = ("func", "args", "keywords", "__func__", "__self__")
-            for part in parts:
-                if hasattr(value, part):
-                    self.add(f"{name}.{part}", getattr(value, part))
-        elif name not in self.values:
-            self.values[name] = self._canonical(name, value)
-
-    def _is_new(self, value: Any) -> bool:
-        if id(value) in self._seen:
-            return False
-        self._seen.add(id(value))
+        self._seen.add((name, id(value)))
         self._alive.append(value)
-        return True
+        name = self._numbered(name)
+        parts = parts_of(value)
+        for part, inner in parts.items():
+            self.add(f"{name}.{part}", inner)
+        if not parts:
+            self.values[name] = self._canonical(name, value, without)
 
-    def _add_class(self, cls: type, without: frozenset[str]) -> None:
-        for one in cls.__mro__:
-            if self._is_library(one.__module__) or not self._is_new(one):
-                continue
-            self.modules.add(one.__module__)
-            for name, value in vars(one).items():
-                # what Python keeps on classes for itself, such as __slotnames__ or _abc_impl
-                is_pythons = name.startswith(("__", "_abc_")) and not callable(value)
-                if name not in without and not is_pythons:
-                    self.add(f"{one.__module__}.{one.__qualname__}.{name}", value)
+    def _numbered(self, name: str, of: str = "values") -> str:
+        self._names[of, name] += 1
+        number = self._names[of, name]
+        return name if number == 1 else f"{name}#{number}"
 
-    def _add_function(self, function: FunctionType) -> None:
-        if self._is_library(function.__module__ or "") or not self._is_new(function):
+    def label(self, value: Any, without: frozenset[str] = frozenset()) -> str:
+        """Name of a function, class or module; what it refers to is followed once."""
+        if id(value) not in self._labels:
+            self._alive.append(value)
+            label = self._numbered(_label(value), of="labels")
+            self._labels[id(value)] = label
+            if isinstance(value, type):
+                self._add_class(label, value, without)
+            elif isinstance(value, ModuleType):
+                self._add_module(value)
+            else:
+                self._add_function(label, value)
+        return self._labels[id(value)]
+
+    def _is_of_library(self, module: Any) -> bool:
+        """Whether code of a module, None for what was made by exec in no module, is a library's."""
+        return module is not None and self._is_library(module)
+
+    def _add_module(self, module: ModuleType) -> None:
+        """Follow all of a module: it has another name where it is used, or is handed on."""
+        if self._is_library(module.__name__):
             return
-        name = f"{function.__module__}.{function.__qualname__}"
-        self.modules.add(function.__module__)
-        if not _has_file(function.__module__):
-            self.values[f"{name}: code"] = _digest(repr(_code(function.__code__)).encode())
-        names = function.__code__.co_varnames
-        for i, value in enumerate(function.__defaults__ or ()):
-            self.add(f"{name}({names[function.__code__.co_argcount - 1 - i]})", value)
-        for parameter, value in (function.__kwdefaults__ or {}).items():
-            self.add(f"{name}({parameter})", value)
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-        for variable, cell in cells:
-            try:
-                self.add(f"{name}: {variable}", cell.cell_contents)
-            except ValueError:  # not set yet
-                continue
+        self.modules.add(module.__name__)
+        for name, value in list(vars(module).items()):
+            if not name.startswith("__"):
+                self.add(f"{module.__name__}.{name}", value)
+
+    def _add_class(self, label: str, cls: type, without: frozenset[str]) -> None:
+        if self._is_of_library(cls.__module__):
+            return
+        self.modules.add(cls.__module__)
+        self.values[f"{label}: bases"] = [self.label(one, without) for one in cls.__bases__]
+        self.values[f"{label}: metaclass"] = self.label(type(cls))
+        for name, value in sorted(vars(cls).items()):
+            # what Python keeps on classes for itself, such as __slotnames__ or _abc_impl
+            is_pythons = name.startswith(("__", "_abc_")) and not callable(value)
+            if name not in without and not is_pythons:
+                self.add(f"{label}.{name}", value)
+
+    def _add_function(self, label: str, function: FunctionType) -> None:
         space = function.__globals__
-        if self._is_library(str(space.get("__name__"))):  # a library's decorator
+        is_librarys = self._is_of_library(function.__module__)
+        for variable, value in _cells(function):
+            # a decorator of a library may hold a function of the user's
+            if not is_librarys or isinstance(value, FunctionType | MethodType | functools.partial):
+                self.add(f"{label}: {variable}", value)
+        if is_librarys:
             return
+        self.modules.add(function.__module__)
+        # several have one name: lambdas, and what is made by a function or in a condition
+        self.filled.update(name for code in _codes(function.__code__) for name in _filled(code))
+        self.values[f"{label}: code"] = _digest(repr(_code(function.__code__)).encode())
+        for parameter, value in _defaults(function):
+            self.add(f"{label}({parameter})", value)
+        if self._is_of_library(space.get("__name__")):  # a library's decorator
+            return
+        for name, value in vars(function).items():
+            self.add(f"{label}.{name}", value)
         for variable, value in _globals_of(function, function.__code__, self._is_library):
             self.add(variable, value)
 
-    def _canonical(self, name: str, value: Any) -> Any:
+    def _canonical(self, name: str, value: Any, without: frozenset[str]) -> Any:
+        if value is self.itself:
+            return "itself"
+        if isinstance(value, type | FunctionType | ModuleType):
+            return self.label(value, without)
         try:
             found = canonical(value)
         except (NotPlainError, RecursionError):  # what holds itself is no plain value
@@ -114,17 +161,18 @@ class Referred:
         else:
             self.plain.add(name)
             return found
-        digest = self._of_object(name, value)
+        digest = self._of_object(value)
         if digest is None:
             self.opaque[name] = type(value).__name__
         return f"{type(value).__module__}.{type(value).__qualname__} {digest or ''}".strip()
 
-    def _of_object(self, name: str, value: Any) -> str | None:
+    def _of_object(self, value: Any) -> str | None:
         """Digest of an object's pickle, None where that is not the same each time."""
         try:
-            pickled = _Pickler.dumps(value, name, self)
-            again = copy.deepcopy(value) if len(pickled) < _COMPARED else value
-            is_stable = pickled == _Pickler.dumps(again, name, self)
+            pickled = _Pickler.dumps(value, self)
+            same = {id(self.itself): self.itself}
+            again = copy.deepcopy(value, same) if len(pickled) < _COMPARED else value
+            is_stable = pickled == _Pickler.dumps(again, self)
         except Exception:  # noqa: BLE001 - pickling runs code of any object; it is told as opaque
             return None
         return _digest(pickled) if is_stable else None
@@ -135,111 +183,197 @@ class NotPlainError(TypeError):
 
 
 def canonical(value: Any) -> Any:
-    """The same JSON for the same value, in any process.
+    """JSON that is the same for the same value in any process, and another one for any other.
+
+    What JSON has no form of is a list that begins with the name of its kind: ``["set", 1, 2]``.
+    The order of dictionaries counts. An object of a subclass may hold more, and is no plain value.
 
     Raises
     ------
     NotPlainError
         It is no plain value: number, text, array, path, or a collection of these.
     """
-    if value is None or type(value) in {bool, int, str}:
+    kind = type(value)
+    if value is None or kind in {bool, int, str}:
         return value
-    for kind, form in _FORMS.items():
-        if isinstance(value, kind):
-            return form(value)
+    if kind in _FORMS:
+        return _FORMS[kind](value)
+    if isinstance(value, PurePath) and kind.__module__ == "pathlib":
+        return ["path", str(value)]
+    if isinstance(value, np.generic) and kind.__module__ == "numpy":
+        text = value.tobytes().hex() if value.dtype.kind == "V" else str(value)
+        return ["numpy", _dtype(value), text]
     if describes_itself(value):
         return canonical(value.canonical())
-    raise NotPlainError(type(value).__name__)
+    raise NotPlainError(kind.__name__)
 
 
 def describes_itself(value: Any) -> bool:
-    """Whether an object's class, and no magic of its attributes, has a method ``canonical``."""
-    return callable(inspect.getattr_static(type(value), "canonical", None))
+    """Whether an object is one of ours that has a form of its own, such as a model."""
+    kind = type(value)
+    return kind.__module__.partition(".")[0] == __package__ and hasattr(kind, "canonical")
 
 
-def _float(value: float) -> float | str:
-    return float(value) if math.isfinite(value) else repr(float(value))
+def _float(value: float) -> Any:
+    return value if math.isfinite(value) else ["float", repr(value)]
 
 
-def _mapping(value: Mapping[Any, Any]) -> Any:
-    if all(isinstance(key, str) for key in value):
-        return {str(key): canonical(item) for key, item in value.items()}
-    return ["mapping", *([canonical(key), canonical(item)] for key, item in value.items())]
+def _list(value: list[Any]) -> Any:
+    found = [canonical(item) for item in value]
+    is_like_others = bool(found) and isinstance(found[0], str) and found[0] in _KINDS
+    return ["list", *found] if is_like_others else found
 
 
-def _scalar(value: Any) -> Any:
-    return canonical(value.item()) if value.dtype.kind in "biuf" else repr(value)
+def _items(value: Mapping[Any, Any]) -> list[Any]:
+    return [[canonical(key), canonical(item)] for key, item in value.items()]
 
 
-def _array(value: Any) -> str:
+def _dict(value: dict[Any, Any]) -> Any:
+    if all(type(key) is str for key in value):
+        return {key: canonical(item) for key, item in value.items()}
+    return ["dict", *_items(value)]
+
+
+def _defaultdict(value: defaultdict[Any, Any]) -> Any:
+    factory = value.default_factory
+    if factory is not None and getattr(factory, "__module__", "") != "builtins":
+        raise NotPlainError("a function makes its values")
+    return ["defaultdict", factory and factory.__qualname__, *_items(value)]
+
+
+def _dtype(value: Any) -> str:
+    return value.dtype.str if value.dtype.names is None else repr(value.dtype)
+
+
+def _array(value: Any) -> Any:
     if value.dtype.hasobject:
         raise NotPlainError("array of objects")
     content = np.ascontiguousarray(value)
-    return f"array {value.dtype.str} {value.shape} sha256:{_digest(content.tobytes())}"
+    return ["array", _dtype(value), list(value.shape), _digest(content.tobytes())]
+
+
+def _sorted(value: Any) -> list[Any]:
+    return sorted(map(canonical, value), key=json.dumps)
 
 
 _FORMS: Final[dict[Any, Callable[[Any], Any]]] = {
-    Enum: lambda value: f"{type(value).__qualname__}.{value.name}",
-    np.generic: _scalar,
-    np.ndarray: _array,
     float: _float,
-    (list, tuple): lambda value: [canonical(item) for item in value],
-    (set, frozenset): lambda value: ["set", *sorted(map(canonical, value), key=repr)],
-    Mapping: _mapping,
-    int: int,
-    str: str,
-    complex: repr,
-    (bytes, bytearray): lambda value: f"bytes sha256:{_digest(value)}",
-    PurePath: str,
-    range: repr,
-    slice: repr,
+    list: _list,
+    dict: _dict,
+    defaultdict: _defaultdict,
+    np.ndarray: _array,
+    tuple: lambda value: ["tuple", *map(canonical, value)],
+    set: lambda value: ["set", *_sorted(value)],
+    frozenset: lambda value: ["frozenset", *_sorted(value)],
+    OrderedDict: lambda value: ["OrderedDict", *_items(value)],
+    Counter: lambda value: ["Counter", *_items(value)],
+    MappingProxyType: lambda value: ["mappingproxy", *_items(value)],
+    complex: lambda value: ["complex", repr(value)],
+    bytes: lambda value: ["bytes", _digest(value)],
+    bytearray: lambda value: ["bytearray", _digest(value)],
+    range: lambda value: ["range", value.start, value.stop, value.step],
+    slice: lambda value: ["slice", *map(canonical, (value.start, value.stop, value.step))],
+    type(...): lambda _: ["..."],
+}
+_KINDS: Final = {
+    *("float", "list", "dict", "defaultdict", "array", "tuple", "set", "frozenset"),
+    *("OrderedDict", "Counter", "mappingproxy", "complex", "bytes", "bytearray", "range"),
+    *("slice", "...", "path", "numpy"),
 }
 
 
 class _Pickler(pickle.Pickler):
     """Pickles with nothing in them that depends on the process: no memory of objects, sorted sets.
 
-    Classes and functions are followed, and stand in it by name.
+    Classes, functions and modules are followed, and stand in it by name.
     """
 
     @classmethod
-    def dumps(cls, value: Any, name: str, referred: Referred) -> bytes:
+    def dumps(cls, value: Any, referred: Referred) -> bytes:
         """Pickle a value."""
         file = io.BytesIO()
         pickler = cls(file, protocol=4)
         pickler.fast = True
-        pickler.name, pickler.referred = name, referred
+        pickler.referred = referred
         pickler.dump(value)
         return file.getvalue()
 
-    name: str
     referred: Referred
 
     def persistent_id(self, obj: Any) -> str | None:
         """What stands for an object; None: its pickle."""
-        if isinstance(obj, type | FunctionType):
-            self.referred.add(self.name, obj)
-            return f"{obj.__module__}.{obj.__qualname__}"
-        if isinstance(obj, ModuleType):
-            return f"module {obj.__name__}"
-        if isinstance(obj, set | frozenset):
-            return str(sorted(_digest(self.dumps(x, self.name, self.referred)) for x in obj))
-        return str(obj.canonical()) if describes_itself(obj) else None
+        if obj is self.referred.itself and obj is not None:
+            return "itself"
+        if isinstance(obj, type | FunctionType | ModuleType):
+            return self.referred.label(obj)
+        if type(obj) in {set, frozenset}:
+            return f"{type(obj).__name__} {[self._digest(x) for x in sorted(obj, key=self._alone)]}"
+        if describes_itself(obj):
+            return str(obj.canonical())
+        parts = parts_of(obj)
+        inner = {name: self._digest(part) for name, part in parts.items()}
+        return f"{type(obj).__qualname__} {inner}" if parts else None
+
+    def _digest(self, value: Any) -> str:
+        return _digest(self.dumps(value, self.referred))
+
+    def _alone(self, value: Any) -> str:
+        """Digest of an element of a set, by which they are put in order."""
+        referred = Referred(self.referred._is_library, self.referred.itself)  # noqa: SLF001 - its own
+        referred.add("", value)
+        return json.dumps(referred.values)
 
 
-_INNER: Final = ("__func__", "fget", "func", "py_func", "pyfunc", "__wrapped__")
-"""Where methods, properties, numba's and numpy's functions, and caches have what they call."""
+_PARTS: Final[dict[Any, tuple[str, ...]]] = {
+    functools.partial: ("func", "args", "keywords"),
+    functools.partialmethod: ("func", "args", "keywords"),
+    functools.cached_property: ("func",),
+    functools.singledispatchmethod: ("dispatcher",),
+    functools._lru_cache_wrapper: ("__wrapped__",),  # noqa: SLF001 - the type of what caches
+    MethodType: ("__func__", "__self__"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    np.vectorize: ("pyfunc", "otypes", "signature", "excluded"),
+}
+_NUMBAS: Final = ("py_func", "_dispatcher", "gufunc_builder")
 
 
-def _unwrapped(value: Any) -> Any:
-    if isinstance(value, type | FunctionType | functools.partial | MethodType):
-        return value
-    found = (inspect.getattr_static(value, name, None) and getattr(value, name) for name in _INNER)
-    return next((inner for inner in found if isinstance(inner, FunctionType)), value)
+def parts_of(value: Any) -> dict[str, Any]:
+    """Functions and arguments in what calls them, such as methods, caches and numba's functions.
+
+    Of types that are known only: an object of another one may hold more than a function.
+    """
+    names = _PARTS.get(type(value), ())
+    if type(value).__module__.startswith("numba."):
+        names = tuple(name for name in _NUMBAS if hasattr(value, name))
+    found = {name: getattr(value, name) for name in names}
+    return {name: part for name, part in found.items() if part is not None}
 
 
-def _has_file(module: str) -> bool:
-    return getattr(sys.modules.get(module), "__file__", None) is not None
+def _label(value: Any) -> str:
+    if isinstance(value, ModuleType):
+        return f"module {value.__name__}"
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _cells(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Variables that a function has from the one in which it was made."""
+    for variable, cell in zip(
+        function.__code__.co_freevars, function.__closure__ or (), strict=False
+    ):
+        try:
+            yield variable, cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+
+
+def _defaults(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    values = function.__defaults__ or ()
+    code = function.__code__
+    names = code.co_varnames[code.co_argcount - len(values) : code.co_argcount]
+    yield from zip(names, values, strict=True)
+    yield from (function.__kwdefaults__ or {}).items()
 
 
 def _digest(content: bytes) -> str:
@@ -247,12 +381,10 @@ def _digest(content: bytes) -> str:
 
 
 def _code(code: CodeType) -> list[Any]:
-    """Compiled code, for functions that no file holds."""
-    constants = [
-        _code(c) if isinstance(c, CodeType) else "..." if c is ... else canonical(c)
-        for c in code.co_consts
-    ]
-    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
+    """Compiled code, without the places of its lines."""
+    constants = [_code(c) if isinstance(c, CodeType) else canonical(c) for c in code.co_consts]
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return [code.co_code.hex(), code.co_exceptiontable.hex(), code.co_flags, *names, constants]
 
 
 def uses(wanted: str, function: Any, owner: Any, is_library: Callable[[str], bool]) -> bool:
@@ -262,8 +394,8 @@ def uses(wanted: str, function: Any, owner: Any, is_library: Callable[[str], boo
     """
     waiting, followed = [function], set()
     while waiting:
-        value = _unwrapped(waiting.pop())
-        value = getattr(value, "__func__", getattr(value, "func", value))
+        value = waiting.pop()
+        waiting += parts_of(value).values()
         if isinstance(value, str) and value == wanted:
             return True
         is_new = isinstance(value, FunctionType) and value not in followed
@@ -293,35 +425,88 @@ def _globals_of(
     """Globals that a function uses, also in functions inside of it, by name.
 
     Of modules these are the attributes that are used: ``settings.CUT``; of those that are imported
-    inside the function all of which the names occur in it.
+    inside the function all of which the names occur in it. A module that gets another name, or is
+    handed on, is one of the values itself.
     """
     space = function.__globals__
     steps = list(dis.get_instructions(code))
     for i, step in enumerate(steps):
         if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"} and step.argval in space:
-            name, value = step.argval, space[step.argval]
-            for following in steps[i + 1 :]:
-                is_read = following.opname in {"LOAD_ATTR", "LOAD_METHOD"}
-                if not (is_read and isinstance(value, ModuleType)) or is_library(value.__name__):
-                    break
-                name, value = f"{name}.{following.argval}", getattr(value, following.argval, None)
-            yield f"{function.__module__}.{name}", value
+            name, value = _attribute(steps, i, space, is_library)
+            yield f"{space.get('__name__')}.{name}", value
         elif step.opname == "IMPORT_NAME":
-            module = _imported(step.argval, steps[i - 2].argval, space, is_library)
-            for name in code.co_names:
-                if name in vars(module or object):
-                    yield f"{step.argval}.{name}", vars(module)[name]
+            yield from _of_import(steps, i, code, _imported(steps, i, space, is_library))
+        if step.argval in {"import_module", "__import__"}:
+            yield f"module {steps[i + 1].argval}", _imported(steps, i, space, is_library)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _globals_of(function, constant, is_library)
 
 
+_KEYS: Final = (
+    *("LOAD_FAST", "LOAD_CONST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_ATTR"),
+    *("BUILD_TUPLE", "FORMAT_VALUE", "BUILD_STRING"),
+)
+_FILLS: Final = ("append", "extend", "insert", "add", "update", "setdefault")
+
+
+def _filled(code: CodeType) -> Iterator[str]:
+    """Names of what code puts something into: ``CACHE[key] = value``, ``seen.append(x)``."""
+    steps = list(dis.get_instructions(code))
+    for i, step in enumerate(steps):
+        if not step.opname.startswith("LOAD_"):
+            continue
+        for following in steps[i + 1 :]:
+            if following.opname == "STORE_SUBSCR" or following.argval in _FILLS:
+                yield str(step.argval)
+            if following.opname not in _KEYS:
+                break
+
+
+_READS: Final = ("LOAD_ATTR", "LOAD_METHOD")
+
+
+def _attribute(
+    steps: list[dis.Instruction], i: int, space: dict[str, Any], is_library: Callable[[str], bool]
+) -> tuple[str, Any]:
+    """The global of step ``i``, or its attribute if it is a module of the user's."""
+    name, value = steps[i].argval, space[steps[i].argval]
+    for following in steps[i + 1 :]:
+        is_of_users = isinstance(value, ModuleType) and not is_library(value.__name__)
+        if not (is_of_users and following.opname in _READS):
+            break
+        name, value = f"{name}.{following.argval}", getattr(value, following.argval, None)
+    return name, value
+
+
+def _of_import(
+    steps: list[dis.Instruction], i: int, code: CodeType, module: Any
+) -> Iterator[tuple[str, Any]]:
+    """Values of a module, None for none, that is imported in step ``i``."""
+    if module is None:
+        return
+    for name in code.co_names:
+        if name in vars(module):
+            yield f"{module.__name__}.{name}", vars(module)[name]
+    bound = next(step.argval for step in steps[i:] if step.opname.startswith("STORE_"))
+    is_handed_on = any(
+        step.argval == bound and step.opname.startswith("LOAD_") and after.opname not in _READS
+        for step, after in itertools.pairwise(steps[i + 1 :])
+    )
+    if is_handed_on:
+        yield module.__name__, module
+
+
 def _imported(
-    name: str, level: int, space: dict[str, Any], is_library: Callable[[str], bool]
+    steps: list[dis.Instruction], i: int, space: dict[str, Any], is_library: Callable[[str], bool]
 ) -> Any | None:
-    """A module of the user's that a function imports; imported now, if it was not yet."""
+    """A module of the user's that a function imports in step ``i``; imported now, if it was not."""
+    if steps[i].opname == "IMPORT_NAME":
+        name = "." * steps[i - 2].argval + steps[i].argval
+    else:  # import_module("name")
+        name = steps[i + 1].argval
     try:
-        full = importlib.util.resolve_name("." * level + name, space.get("__package__"))
+        full = importlib.util.resolve_name(name, space.get("__package__"))
         if is_library(full):
             return None
         return importlib.import_module(full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import shutil
@@ -37,7 +38,7 @@ from agc_ml.results import (
     Status,
     load_record,
 )
-from agc_ml.shipping import Shipment, prepare, taken
+from agc_ml.shipping import Shipment, prepare, settle, taken
 from agc_ml.unchanged import changed_input
 
 if TYPE_CHECKING:
@@ -177,7 +178,10 @@ def run(
             cache=None if how.resume else FileCache(),
             verifies=verify_checksums,
         )
-        return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
+        try:
+            return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
+        finally:
+            settle(shipment)
 
 
 def _check_verifiable(fileset: Fileset) -> None:
@@ -249,8 +253,9 @@ def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:
 
 def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fileset) -> RunResult:
     made_by, asked = earlier.provenance.processor, provenance.processor_summary(shipment)
-    same = (made_by.code, made_by.parameters) == (asked.code, asked.parameters)
-    if not same or earlier.provenance.fileset != fileset.digest:
+    # as text, in which 1 is not 1.0, and the order of dictionaries counts
+    texts = [json.dumps([one.code, one.parameters]) for one in (made_by, asked)]
+    if texts[0] != texts[1] or earlier.provenance.fileset != fileset.digest:
         raise UsageError(
             f"{folder}: complete, but made with another processor, parameters or fileset; replace "
             "it with --overwrite, or name another folder with -o"

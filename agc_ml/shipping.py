@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import inspect
@@ -20,6 +21,7 @@ import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from agc_ml import opened_files
 from agc_ml.attachments import attach
 from agc_ml.datasets import Fileset
 from agc_ml.declarations import schema_of
@@ -31,8 +33,8 @@ from agc_ml.identity import (
     STATE,
     Code,
     code_of,
+    is_changed,
     is_library,
-    state_of,
     without_postprocess,
 )
 from agc_ml.ml.cards import load_model
@@ -56,7 +58,8 @@ class Shipment:
     file is another module; ``modules`` are the other sources that decide, by sha256, which workers
     compare with theirs; ``values`` are numbers and text that the code refers to, as JSON, compared
     likewise; ``files`` are those that it brings along, sha256 by name; ``models`` are those in it,
-    whose content travels apart; ``notes`` is what a user should know.
+    whose content travels apart; ``notes`` is what a user should know; ``identified`` is all that
+    is known of its code.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Shipment:
     files: Mapping[str, str] = field(default_factory=dict)
     values: bytes = b"{}"
     notes: tuple[str, ...] = ()
+    identified: Code | None = None
 
     @property
     def label(self) -> str:
@@ -83,7 +87,8 @@ class Shipment:
     @cached_property
     def key(self) -> str:
         """What workers know it by."""
-        return hashlib.sha256(self.code.encode() + self.blob).hexdigest()
+        files = repr(sorted(self.files.items()))
+        return hashlib.sha256(f"{self.code}{files}".encode() + self.blob).hexdigest()
 
 
 def registered() -> dict[str, str]:
@@ -189,8 +194,8 @@ def _import(processor: str, where: str) -> ModuleType:
 def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     """Make a module of a loose file's content, under a name that holds its digest.
 
-    It is made once, unless it is another one but for its ``postprocess``, or a file that it read
-    while it was made has changed, or it shall be made ``anew``.
+    It is made once, unless it is another one but for its ``postprocess``, or lies elsewhere, or a
+    file that it read, while it was made or later, has changed, or it shall be made ``anew``.
 
     Raises
     ------
@@ -200,9 +205,10 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     name = f"{LOOSE}{without_postprocess(source)[:16]}"
     if name in sys.modules and not anew:
         made_of, read = _loaded[name]
-        if made_of == source and not changed(read, seen(read)):
-            sys.modules[name].__file__ = where  # where the same content is now
+        read = read | dict(opened_files.earlier([name]))
+        if made_of == (source, Path(where).absolute()) and not changed(read, seen(read)):
             return sys.modules[name]
+    opened_files.forget(name)
     module = ModuleType(name)
     module.__file__ = where
     before = sys.modules.get(name)
@@ -210,7 +216,7 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     try:
         with watched(lambda path: path == where) as opened:
             exec(compile(source, where, "exec"), vars(module))  # noqa: S102 - the user's own processor
-            _loaded[name] = (source, opened())
+            _loaded[name] = ((source, Path(where).absolute()), opened())
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         sys.modules.pop(name)
         if before is not None:
@@ -219,8 +225,8 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
     return module
 
 
-# Of each module of a loose file: its source, and the files that it read.
-_loaded: Final[dict[str, tuple[bytes, dict[str, Seen]]]] = {}
+# Of each module of a loose file: its source and where that is, and the files that it read.
+_loaded: Final[dict[str, tuple[tuple[bytes, Path], dict[str, Seen]]]] = {}
 
 
 def _make(processor: str, maker: Any, settings: Mapping[str, str], model: Any) -> Any:
@@ -316,7 +322,8 @@ def _annotations(maker: Any) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]
 
 def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
     schema = schema_of(processor, given)
-    code = code_of(processor, *([] if schema is None else [schema]))
+    code = _identified(processor, schema)
+    code = _before.get(_what_decides(code), code)
     try:
         with by_reference() as models:
             blob = cloudpickle.dumps((processor, schema))
@@ -325,7 +332,7 @@ def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
     return Shipment(
         name=name,
         processor=processor,
-        parameters=_parameters(processor, code),
+        parameters=_parameters(code),
         code=code.digest,
         of_chunks=code.chunks,
         blob=blob,
@@ -335,16 +342,40 @@ def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
         files=attach(processor),
         values=code.plain,
         notes=code.notes,
+        identified=code,
     )
 
 
-def _parameters(processor: Any, code: Code) -> dict[str, Any]:
+def _identified(processor: Any, schema: type | None) -> Code:
+    return code_of(processor, *([] if schema is None else [schema]))
+
+
+# Of processors that a run in this process changed: what they were when it began, by what they are.
+_before: Final[dict[tuple[str, str, str], Code]] = {}
+
+
+def _what_decides(code: Code) -> tuple[str, str, str]:
+    return code.digest, code.chunks, json.dumps(_parameters(code))
+
+
+def settle(shipment: Shipment) -> None:
+    """Know a processor again that a run changed, which then is the same one to a resume.
+
+    Its code may have filled a cache or counted something, in its module or on itself. Where
+    anything else is changed as well, it is another processor.
+    """
+    code, also = shipment.identified, [] if shipment.schema is None else [shipment.schema]
+    if code is not None and is_changed(code, shipment.processor, *also):
+        with contextlib.suppress(ProcessorError):  # a module was edited meanwhile
+            _before[_what_decides(_identified(shipment.processor, shipment.schema))] = code
+
+
+def _parameters(code: Code) -> dict[str, Any]:
     """Attributes of a processor, or the values that a function was given, in canonical form."""
-    if isinstance(processor, FunctionProcessor):
-        return dict(code.values[f"{STATE}values"])
     return {
-        name: code.values.get(f"{STATE}{name}", getattr(value, "__qualname__", repr(type(value))))
-        for name, value in sorted(state_of(processor).items())
+        name.removeprefix(STATE): value
+        for name, value in code.values.items()
+        if name.startswith(STATE)
     }
 
 

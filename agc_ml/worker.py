@@ -37,7 +37,8 @@ from agc_ml.errors import (
     chain,
     in_one_line,
 )
-from agc_ml.identity import differing, ensure, is_of_library
+from agc_ml.function_processor import origin
+from agc_ml.identity import OURS, differing, ensure, forget, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check, kind_of_sum, ready, sum_of_weights
@@ -140,7 +141,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     _kept.failures.clear()  # those of a chunk that failed were told with it
     for others in reversed(range(len(job.file.replicas))):
         try:
-            with opened_files.watched(partial(_is_no_input, job)) as seen:
+            with opened_files.watched(partial(_is_no_input, job), _modules(job, processor)) as seen:
                 output, opened, n_bytes = _process(processor, original.schema, job, clock)
             sumw = sum_of_weights(output, job.chunk.dataset)
             with _of_input():
@@ -207,6 +208,12 @@ def _is_no_input(job: Job, path: str) -> bool:
     if folder is not None and path.startswith(str(folder)):
         return True
     return path in {str(local_path(url)) for url in job.file.replicas} or is_of_library(path)
+
+
+def _modules(job: Job, processor: Any) -> frozenset[str]:
+    """Modules of the user's code, by which a process remembers what files it opened."""
+    names = {name for name in job.modules if name.partition(".")[0] != OURS}
+    return frozenset({*names, job.module or origin(processor).__module__})
 
 
 def _process(
@@ -390,8 +397,12 @@ def _original(job: Job) -> Original:
         if job.key not in _originals:
             ensure(job.modules)
             processor, schema = _loaded(job)
-            if job.module is not None and differing(processor, job.values):
-                # a file that the module reads was another one when the module was made here
+            if differing(processor, job.values):
+                # a module was made here when a file that it reads was another one, or an earlier
+                # run left something in it, such as a cache or a counter
+                forget(job.modules)
+                for name in _modules(job, processor):
+                    opened_files.forget(name)
                 processor, schema = _loaded(job, anew=True)
             problem = differing(processor, job.values)
             if problem is not None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import gzip
+import importlib
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -25,11 +33,15 @@ from hypothesis import strategies as st
 from services.web import Web
 
 import agc_ml as agc
-from agc_ml import opened_files, shipping
+from agc_ml import attachments, identity, opened_files, provenance, shipping, worker
+from agc_ml.checkpoints import Chunk, Store
+from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.identity import code_of, without_postprocess
 from agc_ml.referred import NotPlainError, canonical
 
 N = 100
+without_sources = mock.patch.object(identity, "_closure", new=mock.Mock(return_value=({}, set())))
+"""Values alone decide, and no source has to be read."""
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +264,101 @@ def test_declared_files_are_with_every_worker_and_in_the_key(
     assert len(fileset.datasets) == 1
 
 
+def test_declared_files_that_changed_make_another_processor(tmp_path: Path) -> None:
+    """A worker that lives on has the earlier one, and its module, which may keep what it read."""
+    path = module(tmp_path, "", "1")
+    path.write_text(path.read_text().replace("(ProcessorABC):\n", f"(ProcessorABC):{DECLARES}"))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "c.json").write_text("{}")
+    keys, modules = set(), []
+    for number in ("3", "3", "5"):
+        (tmp_path / "sf.json").write_text(number)
+        shipment = shipping.prepare(f"{path}:Mine")
+        keys.add(shipment.key)
+        folder = attachments.placed(shipment.files)
+        modules.append(shipping.load_source(f"{folder}/mine.py", shipment.source))
+    assert len(keys) == 2
+    assert modules[0] is not modules[2]
+    assert Path(modules[2].HERE, "sf.json").read_text() == "5"
+
+
+def test_declared_files_may_be_paths(tmp_path: Path) -> None:
+    path = module(tmp_path, "", "1")
+    text = path.read_text().replace("(ProcessorABC):\n", "(ProcessorABC):\n    files = FILES\n")
+    path.write_text(f"import pathlib\nFILES = (pathlib.Path('sf.json'), 'c.json')\n{text}")
+    for name in ("sf.json", "c.json"):
+        (tmp_path / name).touch()
+    assert set(shipping.prepare(f"{path}:Mine").files) == {"sf.json", "c.json"}
+
+
+KEEPS = """
+import functools, pathlib
+HERE = pathlib.Path(__file__).parent
+@functools.cache
+def number():
+    return int((HERE / 'sf.json').read_text())
+"""
+
+
+def test_what_a_loose_file_keeps_of_a_file_is_read_anew(data: Path, tmp_path: Path) -> None:
+    path = module(tmp_path, KEEPS, "number()")
+    for number in (1, 10):
+        (tmp_path / "sf.json").write_text(str(number))
+        code, n, says = go(path, data, "--overwrite")
+        assert (code, n) == (0, number * N), says
+        opened = agc.RunResult.load(tmp_path / "run").provenance.opened
+        assert [Path(file).name for file in opened] == ["sf.json"]
+
+
+def test_what_a_module_keeps_of_a_file_is_no_more_used_when_that_changes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keeps_in_a_test.py").write_text(KEEPS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "sf.json").write_text("1")
+    path = module(tmp_path, "from keeps_in_a_test import number", "number()")
+    code, n, says = go(path, data)
+    assert (code, n) == (0, N), says
+    code, n, says = go(path, data, "--overwrite")  # opens nothing, and knows what it has
+    opened = agc.RunResult.load(tmp_path / "run").provenance.opened
+    assert (code, n, len(opened)) == (0, N, 1), says
+    (tmp_path / "sf.json").write_text("10")
+    code, _, says = go(path, data, "--overwrite")
+    assert code == 1
+    assert "sf.json: changed since this process opened it" in says
+    del sys.modules["keeps_in_a_test"]
+
+
+IMPORTS = {
+    "namespace package": "from namespace_in_a_test.sf import SF as x",
+    "by text": "import importlib; x = importlib.import_module('namespace_in_a_test.sf').SF",
+    "under another name": "import namespace_in_a_test.sf as s; x = vars(s)['SF']",
+}
+
+
+@without_sources
+@pytest.mark.parametrize("kind", IMPORTS)
+def test_values_of_modules_that_are_imported_in_process(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "namespace_in_a_test"
+    folder.mkdir()
+    (folder / "sf.py").write_text(
+        "import pathlib\nSF = int(pathlib.Path(__file__).with_name('sf.json').read_text())\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    space: dict[str, Any] = {"__name__": "nowhere"}
+    exec(f"class Mine:\n    def process(self, events):\n        {IMPORTS[kind]}", space)
+    digests = []
+    for number in ("1", "1", "2"):
+        (folder / "sf.json").write_text(number)
+        digests.append(code_of(space["Mine"]()).chunks)
+        for name in ("namespace_in_a_test", "namespace_in_a_test.sf"):
+            sys.modules.pop(name)
+        identity._is_of_library.cache_clear()
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_a_change_of_postprocess_reads_no_chunk_again(data: Path, tmp_path: Path) -> None:
     marker = "with open(HERE / 'count', 'a') as f: f.write('x')"
     path = module(tmp_path, "", "1", before=marker, after="return {'n': accumulator['nn'] * 2}")
@@ -325,14 +432,89 @@ def test_a_patched_constant_is_not_another_one_on_workers(data: Path, tmp_path: 
     assert "CUT is 30 on a worker, and 40 where the run was started" in done.stdout, done.stderr
 
 
+REMEMBERS = """
+CUT, CACHE, OPTIONS, calls = 30, {}, {}, 0
+class Mine:
+    warned, seen = False, []
+    def process(self, events):
+        global calls
+        calls += 1
+        CACHE["2016"] = 1.5
+        self.seen.append(1)
+        type(self).warned = True
+        factor = OPTIONS.get("factor", 1)
+        return {"n": len(events) * CACHE["2016"] * (CUT == 30) * factor}
+    def postprocess(self, accumulator):
+        self.result = accumulator
+        return accumulator
+"""
+
+
+@pytest.fixture
+def remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module that each chunk leaves something in."""
+    (tmp_path / "remembers_in_a_test.py").write_text(REMEMBERS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("remembers_in_a_test")
+    del sys.modules["remembers_in_a_test"]
+
+
+def test_what_a_run_leaves_in_modules_makes_no_other_processor(
+    data: Path, tmp_path: Path, remembers: ModuleType
+) -> None:
+    def run(processor: Any, **how: Any) -> Any:
+        what = {"site": "inline", "quiet": True, "output": tmp_path / "run", **how}
+        return agc.run(processor, str(data), **what).outputs["n"]
+
+    processor = remembers.Mine()
+    assert run(processor) == 1.5 * N
+    assert remembers.CACHE
+    assert run(processor, resume=True) == 1.5 * N
+    assert run(remembers.Mine(), output=tmp_path / "other") == 1.5 * N
+    remembers.CUT = 40
+    with pytest.raises(UsageError, match="made with another processor"):
+        run(processor, resume=True)
+
+
+@without_sources
+def test_a_worker_forgets_what_earlier_runs_left_in_modules(remembers: ModuleType) -> None:
+    def on_a_worker(shipment: shipping.Shipment) -> Any:
+        job = mock.Mock(
+            key=shipment.key,
+            processor=shipment.blob,
+            modules={"remembers_in_a_test": ""},
+            module=None,
+            values=shipment.values,
+        )
+        with mock.patch.dict(worker._originals, clear=True), mock.patch.object(worker, "ensure"):
+            return worker._original(job).copy()
+
+    shipment = shipping.prepare(remembers.Mine())
+    remembers.CACHE["2016"], remembers.calls = 2.5, 3
+    remembers.Mine.warned = True
+    process = type(on_a_worker(shipment)).process
+    assert not process.__globals__["CACHE"]
+    again = sys.modules["remembers_in_a_test"]
+    again.CACHE["2016"] = 1.5  # where the run is started
+    filled = shipping.prepare(again.Mine())
+    again.CACHE.clear()
+    on_a_worker(filled)
+    again = sys.modules["remembers_in_a_test"]
+    again.OPTIONS["factor"] = 2
+    with_options = shipping.prepare(again.Mine())
+    again.OPTIONS.clear()
+    with pytest.raises(ProcessorError, match=r"OPTIONS is {} on a worker"):
+        on_a_worker(with_options)
+    again = sys.modules["remembers_in_a_test"]
+    again.CUT = 40  # type: ignore[attr-defined]
+    changed = shipping.prepare(again.Mine())
+    again.CUT = 30  # type: ignore[attr-defined]
+    with pytest.raises(ProcessorError, match=r"CUT is 30 on a worker, and 40 where the run"):
+        on_a_worker(changed)
+
+
+@without_sources
 def test_what_can_not_be_compared_is_told() -> None:
-    class Holds:
-        def __init__(self, value: Any) -> None:
-            self.value = value
-
-        def process(self, events: Any) -> dict[str, int]:
-            return {"n": len(events)}
-
     class Restless:
         def __reduce__(self) -> Any:
             return str, (os.urandom(4).hex(),)
@@ -340,10 +522,11 @@ def test_what_can_not_be_compared_is_told() -> None:
     code = code_of(Holds(Restless()))
     assert code.digest == code_of(Holds(Restless())).digest
     (note,) = code.notes
-    assert note.startswith("self.value is a Restless that can't be compared: a change of it")
+    assert note.startswith("self.held is a Restless that can't be compared: a change of it")
     assert not code_of(Holds({"a": np.arange(3)})).notes
 
 
+@without_sources
 def test_odd_objects_end_nothing() -> None:
     class Answers:
         """Has every attribute that it is asked for."""
@@ -353,31 +536,248 @@ def test_odd_objects_end_nothing() -> None:
                 raise AttributeError(name)
             return lambda *_: Answers()
 
+    class Raises:
+        """Is found by nothing but its type."""
+
+        __slots__ = ()
+
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name)
+
+    class Misleads:
+        """Has names that other objects have for something else."""
+
+        @property
+        def func(self) -> Any:
+            raise RuntimeError("not yet")
+
+        def canonical(self, x: Any) -> Any:
+            return x
+
     endless: list[Any] = []
     endless.append(endless)
+    odd = [Answers(), endless, mock.MagicMock(), (n for n in range(2)), sys.stdout, Raises()]
+    for one in odd:
+        code_of(Holds(one))
+    assert shipping.prepare(Holds(Misleads())).parameters
+    assert code_of(Holds(odd)).notes
 
-    class Holds:
-        def __init__(self) -> None:
-            self.values = [Answers(), endless, mock.MagicMock(), (n for n in range(2)), sys.stdout]
 
-        def process(self, events: Any) -> dict[str, int]:
+class Holds:
+    """A processor with something on it."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def process(self, events: Any) -> dict[str, int]:
+        return {"n": len(events)}
+
+
+def name_of_checkpoint(processor: Any) -> str:
+    """What a finished chunk is found by."""
+    store = Store(Path(), provenance.deciding(shipping.prepare(processor)))
+    return store.path(Chunk("d", "a.root", "Events", "u", 1, 0, 1), {}).name
+
+
+def exactly(value: Any) -> str:
+    """A value as text, with the types of all that is in it."""
+    if isinstance(value, dict):
+        inner = [f"{exactly(key)}: {exactly(item)}" for key, item in value.items()]
+    elif isinstance(value, list | tuple | set | frozenset):
+        inner = [exactly(item) for item in value]
+        inner = inner if isinstance(value, list | tuple) else sorted(inner)
+    else:
+        inner = [repr(value)]
+    return f"{type(value).__name__}({', '.join(inner)})"
+
+
+NEIGHBOURS: list[Any] = [
+    *(lambda x: [x], lambda x: (x,), lambda x: {"a": x}, lambda x: OrderedDict(a=x)),
+    *(lambda x: ["set", x], lambda x: ["tuple", x], lambda x: ["list", x], lambda x: ["float", x]),
+    *(repr, str, lambda x: defaultdict(int, a=x), lambda x: Counter(a=x), lambda x: [x, x]),
+    lambda x: x.encode() if isinstance(x, str) else x,
+    lambda x: Path(x) if isinstance(x, str) and "\0" not in x else x,
+    lambda x: bytearray(x) if isinstance(x, bytes) else x,
+    lambda x: dict(reversed(x.items())) if isinstance(x, dict) else x,
+    lambda x: dict(x) if isinstance(x, dict) else x,
+    lambda x: tuple(x) if isinstance(x, list) else x,
+    lambda x: list(x) if isinstance(x, tuple | dict) else x,
+    lambda x: list(x.items()) if isinstance(x, dict) else x,
+    lambda x: {1: x, "1": x},
+    lambda x: {"1": x, 1: x},
+    lambda x: x + 1 if isinstance(x, int | float) else x,
+    lambda x: float(x) if isinstance(x, int) and abs(x) < 1e9 else x,
+    lambda x: np.float64(x) if isinstance(x, float) else x,
+    lambda x: -x if isinstance(x, float | bool) else x,
+    lambda x: frozenset(x) if isinstance(x, set) else x,
+]
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.text("na1", max_size=3)
+    | st.sampled_from([0.0, -0.0, 1.0, math.nan, math.inf, "nan", "set", ..., b"a", range(2)])
+    | st.sets(st.integers(0, 2)),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab"), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@without_sources
+@given(plain, st.lists(st.sampled_from(NEIGHBOURS), min_size=1, max_size=2))
+def test_values_that_are_near_are_told_apart(value: Any, steps: list[Any]) -> None:
+    other = copy.deepcopy(value)
+    for step in steps:
+        other = step(other)
+    same = name_of_checkpoint(Holds(value)) == name_of_checkpoint(Holds(other))
+    assert same == (exactly(value) == exactly(other))
+
+
+def above(x: Any, cut: float) -> Any:
+    return x > cut
+
+
+def make_cut(value: float) -> Any:
+    def cut(x: Any) -> Any:
+        return x > value
+
+    return cut
+
+
+class Helper:
+    """Something with a cut, that calls it as well."""
+
+    def __init__(self, cut: float) -> None:
+        self.cut = cut
+
+    def __call__(self, events: Any) -> Any:
+        return events > self.cut
+
+    def selected(self, events: Any) -> Any:
+        return self(events)
+
+
+@dataclass
+class Wraps:
+    func: Any
+    value: float
+
+
+class Settings(dict):  # type: ignore[type-arg]
+    def __init__(self, more: float) -> None:
+        self.more = more
+
+
+class InSlot:
+    __slots__ = "__cut"  # noqa: PLC0205 - as people write it
+
+    def __init__(self, cut: float) -> None:
+        self.__cut = cut
+
+    def process(self, events: Any) -> dict[str, int]:
+        return {"n": int((events > self.__cut).sum())}
+
+
+def with_method(cut: float) -> Any:
+    class Mine:
+        def select(self, x: Any, cut: float) -> Any:
+            return x > cut
+
+        selected = functools.partialmethod(select, cut=cut)
+
+        def process(self, events: Any) -> Any:
+            return self.selected(events)
+
+    return Mine()
+
+
+def with_its_own_methods(cut: float) -> Any:
+    processor = Holds(None)
+    processor.held = {"a": processor.process, "b": cut}
+    return processor
+
+
+def with_a_base(factor: float) -> Any:
+    class Base:
+        def postprocess(self, accumulator: Any) -> Any:
+            return {"n": accumulator["n"] * factor}
+
+    class Mine(Base):
+        def process(self, events: Any) -> Any:
             return {"n": len(events)}
 
-    assert code_of(Holds()).notes
+        def postprocess(self, accumulator: Any) -> Any:
+            return super().postprocess(accumulator)
+
+    return Mine()
 
 
-plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
-    max_leaves=6,
-)
+def of_text(cut: float) -> Any:
+    return Holds(eval(f"lambda x: x > {cut}"))
 
 
-@given(plain, plain)
-def test_canonical_forms_tell_values_apart(one: Any, other: Any) -> None:
-    same = json.dumps(canonical(one)) == json.dumps(canonical(other))
-    assert same == (repr(one) == repr(other))
-    assert json.dumps(canonical(one)) == json.dumps(canonical(one))
+CONSTANTS = ModuleType("constants_of_a_test")
+
+
+def with_a_module(cut: float, use: str) -> Any:
+    """Uses a module of the user's under another name."""
+    CONSTANTS.CUT = cut  # type: ignore[attr-defined]
+    space: dict[str, Any] = {"__name__": "nowhere", "constants": CONSTANTS, "above": above}
+    exec(use, space)
+    made = space["Mine"]()
+    made.held = CONSTANTS if "self.held" in use else None
+    return made
+
+
+OF_A_MODULE = {
+    "a global's other name": "c = constants\n        return c.CUT",
+    "handed on": "return above(events, constants)",
+    "on self": "return self.held.CUT",
+    "asked by name": "return getattr(constants, 'CUT')",
+}
+TWO: dict[str, Any] = {
+    "partial": lambda cut: functools.partial(above, cut=cut),
+    "callable object": Helper,
+    "bound method": lambda cut: Helper(cut).selected,
+    "attribute partial": lambda cut: Holds(functools.partial(above, cut=cut)),
+    "attribute method": lambda cut: Holds(Helper(cut).selected),
+    "second of two functions": lambda cut: Holds([make_cut(1), make_cut(cut)]),
+    "their order": lambda cut: Holds([make_cut(cut), make_cut(3 - cut)]),
+    "functions by name": lambda cut: Holds({"a": make_cut(1), "b": make_cut(cut)}),
+    "which of two": lambda cut: Holds([above, make_cut] if cut == 1 else [make_cut, above]),
+    "lambdas": lambda cut: Holds([lambda x, c=c: x > c for c in (1, cut)]),
+    "set of functions": lambda cut: Holds({make_cut(1), make_cut(cut + 1)}),
+    "a function on an object": lambda cut: Holds(Wraps(above, cut)),
+    "vectorized": lambda cut: Holds(np.vectorize(make_cut(cut))),
+    "enum": lambda cut: Holds(Enum("WP", {"TIGHT": cut}).TIGHT),
+    "default of a mapping": lambda cut: Holds(defaultdict(make_cut(cut))),
+    "masked array": lambda cut: Holds(np.ma.array([1, 2], mask=[cut == 1, cut == 2])),
+    "names of fields": lambda cut: Holds(np.zeros(1, dtype=[(f"a{cut}", "i4")])),
+    "attribute of a mapping": lambda cut: Holds(Settings(cut)),
+    "slot": InSlot,
+    "partial method": with_method,
+    "its own method beside": with_its_own_methods,
+    "postprocess of a base": with_a_base,
+    "made of text": of_text,
+    "attribute of a function": lambda cut: Holds(functools.wraps(Wraps(0, cut))(make_cut(1))),
+    **{
+        f"module, {name}": lambda cut, use=use: with_a_module(
+            cut, f"class Mine:\n    def process(self, events):\n        {use}\n"
+        )
+        for name, use in OF_A_MODULE.items()
+    },
+}
+
+
+@without_sources
+@pytest.mark.parametrize("kind", TWO)
+def test_what_decides_is_in_the_key(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, CONSTANTS.__name__, CONSTANTS)
+    one, other = (shipping.prepare(TWO[kind](cut)) for cut in (1, 2))
+    again = shipping.prepare(TWO[kind](1))
+    assert not one.notes
+    assert (one.code, one.parameters) == (again.code, again.parameters)
+    assert (one.code, one.parameters) != (other.code, other.parameters)
+    if kind != "postprocess of a base":
+        same = [(x.of_chunks, json.dumps(x.parameters)) for x in (one, other)]
+        assert same[0] != same[1]
 
 
 def test_canonical_forms_of_objects() -> None:
@@ -386,9 +786,7 @@ def test_canonical_forms_of_objects() -> None:
     with pytest.raises(NotPlainError):
         canonical(np.array([None]))
     assert canonical({3, 1, 2}) == ["set", 1, 2, 3]
-    assert canonical({1: 2}) != canonical({"1": 2})
     assert canonical(np.array([1, 2])) != canonical(np.array([1, 3]))
-    assert canonical(True) is not canonical(1)
 
 
 def in_thread(action: Callable[[], object]) -> None:
@@ -446,6 +844,36 @@ def test_opened_files_are_seen_by_content(tmp_path: Path) -> None:
     assert opened_files.changed(before, {}) == [str(small)]
     large = opened_files.Seen(opened_files.LARGEST + 1, 1, None)
     assert large.differs(opened_files.Seen(opened_files.LARGEST + 1, 2, None))
+
+
+OPENED_BY = {
+    "a folder with a name like ours": ("agc_ml/mlstudy/p.py", "open(path).close()"),
+    "a file with a name like Python's": ("tokenize.py", "open(path).close()"),
+    "the loader of a package": ("p.py", "import pkgutil; pkgutil.get_data('of_a_test', 'sf.json')"),
+    "a module as it is imported": ("p.py", "import of_a_test.reads"),
+}
+
+
+@pytest.mark.parametrize("who", OPENED_BY)
+def test_opened_files_are_seen_whoever_opens_them(
+    who: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "of_a_test"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "reads.py").write_text(
+        "import pathlib\nSF = pathlib.Path(__file__).with_name('sf.json').read_text()\n"
+    )
+    (package / "sf.json").write_text("1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name, source = OPENED_BY[who]
+    code = compile(source, str(tmp_path / name), "exec")
+    with opened_files.watched(lambda _: False) as opened:
+        exec(code, {"path": str(package / "sf.json")})
+        found = opened()
+    assert list(found) == [str(package / "sf.json")]
+    for module in [name for name in sys.modules if name.startswith("of_a_test")]:
+        del sys.modules[module]
 
 
 def test_a_loose_file_is_loaded_anew_where_it_read_something_else(tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def test_parameters_that_are_no_json_are_known_by_digest() -> None:
     assert one["values"] == ["set", 1, 2]
     table, other = (shipping.prepare(Table(np.arange(n))).parameters for n in (3, 4))
     assert table != other
-    assert table["values"].startswith("array <i8 (3,) sha256:")
+    assert table["values"][:3] == ["array", "<i8", [3]]
 
 
 def test_registered_processors() -> None:
