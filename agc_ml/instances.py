@@ -23,6 +23,10 @@ from agc_ml.ml.hook import Model
 LARGE: Final = 1 << 20
 """Bytes from which an array or text is shared, not copied: 0.1 ms. A shared array can't be written
 to, so a processor that changes it is refused by numpy and not wrong in silence."""
+SHARED: Final = (
+    "an array of 1 MB or more that a processor has from __init__ is shared by all chunks and can't "
+    "be written to: copy it in process()"
+)
 SLOW_S: Final = 0.005
 """A copy that takes longer is told."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import re
 import resource
 import socket
 import sys
@@ -21,7 +22,7 @@ from typing import Any, Final, Literal
 import cloudpickle
 import lz4.frame
 
-from agc_ml import attachments, opened_files
+from agc_ml import attachments, instances, opened_files
 from agc_ml.baskets import Directory, Dropped, EntriesPlace, in_both
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import File, Known
@@ -157,7 +158,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the user's or the file's; told
             change = _change() if _kind(raised) in {"processor", "model"} else None
             cause = change or raised
-            failure = Failure(_kind(cause), one_line(cause), trace(cause))
+            failure = Failure(_kind(cause), _reason(cause), trace(cause))
             is_damaged = failure.kind == "input" and not isinstance(cause, DeliveryError)
             if is_damaged and job.known.is_remembered:  # what is known may be wrong, not the file
                 failure = replace(failure, kind="other")
@@ -328,6 +329,13 @@ def _entries(file: Any, job: Job) -> int:
     for tree in trees:
         compare_pages(tree)
     return sum(int(tree.num_entries) for tree in trees)
+
+
+def _reason(error: BaseException) -> str:
+    """What a chunk failed with, in a line."""
+    text = one_line(error)
+    is_shared = _kind(error) == "processor" and re.search("read-?only", text) is not None
+    return f"{text}; {instances.SHARED}" if is_shared else text
 
 
 def _change() -> DeliveryError | None:

@@ -188,6 +188,21 @@ def test_what_does_not_change_is_shared() -> None:
     assert table.flags.writeable  # the user's own stays as it is
 
 
+class WritesTo(ProcessorABC):
+    def __init__(self) -> None:
+        self.buffer = np.zeros(LARGE)
+
+    def process(self, events: Any) -> Any:
+        self.buffer[: len(events)] = events.event
+        return {"n": len(events)}
+
+
+def test_who_writes_to_what_is_shared_is_told(paths: list[Path], tmp_path: Path) -> None:
+    fileset = nanoaod.fileset(tt=paths[:1])
+    with pytest.raises(ProcessorError, match=r"read-only; an array of 1 MB.*copy it in process"):
+        agc.run(WritesTo(), fileset, site="inline", quiet=True, output=tmp_path / "run")
+
+
 def test_a_copy_is_cheap() -> None:
     processor = Booked()
     processor.corrections, processor.tables = correction(), [np.zeros(LARGE) for _ in range(20)]
