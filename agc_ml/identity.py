@@ -29,7 +29,7 @@ LOOSE: Final = "agc_ml_user_"
 POSTPROCESS: Final = "postprocess"
 STATE: Final = "self."
 """Begin of the names of values that are attributes of the processor."""
-_EMPTY: Final = ([], {}, ["set"], ["OrderedDict"])
+_EMPTY: Final[tuple[Any, ...]] = ([], {}, ["set"], ["OrderedDict"])
 """Canonical forms of containers with nothing in them."""
 _TYPE_CHECKING: Final = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
