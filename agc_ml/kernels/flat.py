@@ -46,12 +46,7 @@ class FlatEvents:
     @property
     def fields(self) -> list[str]:
         """Names of what there is, as NanoEvents has them: counters are left out."""
-        counters = {f"n{name}" for name in self._fields if self._is_collection(name)}
-        return [name for name in self._fields if name not in counters]
-
-    def _is_collection(self, name: str) -> bool:
-        is_column = name in self._names and not self._fields.get(name)
-        return f"n{name}" in self._names and not is_column
+        return [n for n in self._fields if n[:1] != "n" or n[1:] not in self._fields]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -61,7 +56,7 @@ class FlatEvents:
         def column(field: str) -> Array:
             return self._column(f"{name}_{field}")
 
-        if self._is_collection(name):
+        if f"n{name}" in self._names and (fields or name not in self._names):
             found: Any = Collection(self._offsets(name), column, fields=fields)
         elif name not in self._names and fields:
             found = Group(column, fields)
@@ -86,26 +81,21 @@ def _of_records(events: Any) -> FlatEvents:
     def column(name: str) -> Array:
         if name not in names:
             raise AttributeError(f"there is no column {name}")
-        if name[:1] == "n" and name not in events.fields and name[1:] in several:
+        if name[1:] in collections:
             return np.asarray(ak.num(events[name[1:]]))
+        if name in collections:
+            raise AttributeError(f"{name} has lists, so it is no flat column; take it from records")
         group, _, field = name.partition("_")
         values = events[name] if name in events.fields else events[group][field]
-        values = ak.flatten(values) if group in collections else values
-        if not values.layout.purelist_isregular:
-            raise AttributeError(
-                f"{name} has lists of numbers, of which there is no flat column; take it from the "
-                "records themselves"
-            )
-        return np.asarray(values)
+        return np.asarray(ak.flatten(values) if group in collections else values)
 
     def offsets(name: str) -> Array:
         found: Array = offsets_of(np.asarray(ak.num(events[name])))
         return found
 
     several = [name for name in events.fields if events[name].ndim > 1]
-    collections = [name for name in several if events[name].fields]
-    lists = [name for name in several if not events[name].layout.purelist_isregular]
-    names = [f"n{name}" for name in several if name in collections or name in lists]
+    collections = [name for name in several if not events[name].layout.purelist_isregular]
+    names = [f"n{name}" for name in collections]
     for name in events.fields:
         inner = events[name].fields
         names += [f"{name}_{field}" for field in inner] if inner else [name]
