@@ -111,6 +111,8 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def _watches_of(thread: threading.Thread) -> list[_Watch]:
     """Those that a thread without one may be of: it was started under them, or works on."""
     found = [watch for watch in list(_watches) if thread not in watch.others or thread in _theirs]
+    if any(frame.f_code.co_filename == socketserver.__file__ for frame in _frames()):
+        return []  # of a server of this process, for a request
     if found:
         _theirs.add(thread)
     return found
@@ -122,16 +124,22 @@ def _note(watch: _Watch, path: str, flags: int) -> None:
         return
     if path in watch.read or path.startswith(_SYSTEM) or watch.is_left_out(path):
         return
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - nothing else tells who opens it
-    while frame is not None:
+    for frame in _frames():
         name = frame.f_code.co_filename
         is_import = name.startswith(_IMPORT) and frame.f_code.co_name != "get_data"  # of anything
         if is_import or name.startswith(_machinery()):
             return
-        if not (name.startswith(_FROZEN) or is_of_library(name)):  # the processor's own code
-            break
-        frame = frame.f_back
+        if not (name.startswith(_FROZEN) or is_of_library(name) or name == __file__):
+            break  # the processor's own code
     watch.read[path] = None
+
+
+def _frames() -> Iterator[FrameType]:
+    """What calls this, from the inside out: nothing else tells who opens a file."""
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - as above
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 @cache
@@ -142,7 +150,7 @@ def _machinery() -> tuple[str, ...]:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
             folders.append(Path(spec.origin).parent / part)
-    files = (str(module.__file__) for module in (linecache, socketserver, tokenize))
+    files = (str(module.__file__) for module in (linecache, tokenize))
     return (*(f"{folder}{os.sep}" for folder in folders), *files)
 
 

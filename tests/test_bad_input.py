@@ -542,7 +542,7 @@ def test_run_directories_that_can_not_be_read(
     called = agc(command, folder)
     text = called.out if command == "validate" else called.error
     assert called.code == 1
-    assert f"{name}: can't be read (Is a directory)" in text
+    assert f"{name}: can't be read (Is a directory)" in " ".join(text.split())
     assert "--overwrite" not in text
 
 
