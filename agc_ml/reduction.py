@@ -32,7 +32,7 @@ from agc_ml.outputs import (
 from agc_ml.rows import Rows
 from agc_ml.worker import unpack
 
-MOST_NAMED: Final = 9
+MOST_NAMED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -183,20 +183,19 @@ def _factor(part: Any, dataset: Dataset, account: Account) -> float | None:
 
 def _told(factors: Mapping[str, float | None]) -> Iterator[str]:
     """Say which simulated datasets are scaled, by their ``factors``, and which are not."""
-    scaled = [f"{name} by {factor:.6g}" for name, factor in factors.items() if factor is not None]
-    if scaled:
-        yield (
-            "scaled to cross-section x luminosity / sumw (before postprocess): "
-            f"{_shortened(scaled)}"
-        )
-        raw = [name for name, factor in factors.items() if factor is None]
-        if raw:
-            yield f"not scaled, having no 'sumw', beside others that are: {_shortened(raw)}"
-
-
-def _shortened(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return f"{', '.join(names[:MOST_NAMED])}{more}"
+    scaled = {name: factor for name, factor in factors.items() if factor is not None}
+    if not scaled:
+        return
+    what = ", ".join(f"{name} by {factor:.6g}" for name, factor in scaled.items())
+    if len(scaled) > MOST_NAMED:
+        low, high = min(scaled.values()), max(scaled.values())
+        what = f"{len(scaled)} datasets by {low:.4g} to {high:.4g}"
+    yield f"scaled to cross-section x luminosity / sumw (before postprocess): {what}"
+    raw = [name for name in factors if name not in scaled]
+    if raw:
+        more = f" and {len(raw) - MOST_NAMED} more" if len(raw) > MOST_NAMED else ""
+        named = ", ".join(raw[:MOST_NAMED])
+        yield f"not scaled, having no 'sumw', beside others that are: {named}{more}"
 
 
 def _scaled(output: Any, factor: float) -> Any:
