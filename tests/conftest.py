@@ -89,6 +89,23 @@ def training_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nobody remembers servers and files of the test before; chunks come in several blocks."""
+    import stepwise  # noqa: PLC0415 - a processor, of few tests
+
+    from agc_ml import reading  # noqa: PLC0415 - heavy
+    from agc_ml.delivery import health  # noqa: PLC0415 - heavy
+
+    health.forget()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(reading, "BLOCK", 100)
+    stepwise.EVENTS.clear()
+    yield
+    health.forget()
+    stepwise.EVENTS.clear()
+
+
+@pytest.fixture
 def tiny_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system of a few kilobytes: as many as the test's parameter says."""
     folder = tmp_path / "disk"

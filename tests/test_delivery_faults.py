@@ -11,7 +11,6 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nanoaod
@@ -22,13 +21,13 @@ from services.proxy import Proxy
 from services.xrootd import Server, Storage
 
 import agc_ml as agc
-from agc_ml import reading
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.delivery import health, source
 from agc_ml.errors import IncompleteError, InputFileError
 from agc_ml.results import RunResult
 
 logger = logging.getLogger("faults")
+pytestmark = pytest.mark.usefixtures("fresh")
 
 N_FILES, N_EVENTS, CHUNK = 3, 1000, 500
 PROCESSORS = {"flat": stepwise.Flat(), "records": stepwise.Records()}
@@ -48,17 +47,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def baseline(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     folder = tmp_path_factory.mktemp("baseline")
     return run("flat", fileset([[str(path)] for path in files]), folder / "run")
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nobody remembers servers and files of the test before; chunks come in several blocks."""
-    health.forget()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(reading, "BLOCK", 100)
-    stepwise.EVENTS.clear()
-    yield
-    health.forget()
 
 
 def fileset(replicas: list[list[str]]) -> Fileset:

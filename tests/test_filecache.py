@@ -8,7 +8,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from services.web import Web
 from services.xrootd import Storage
 
 import agc_ml as agc
-from agc_ml import execution, filecache, reading
+from agc_ml import execution, filecache
 from agc_ml.datasets import Dataset, File, Fileset, Wanted
 from agc_ml.delivery import header, health
 from agc_ml.errors import AgcError, IncompleteError, InputFileError, UsageError
@@ -33,19 +33,10 @@ from agc_ml.inspection import FileInfo, inspect_file
 from agc_ml.kernels.flat import blocks
 from agc_ml.results import RunResult
 
+pytestmark = pytest.mark.usefixtures("fresh")
+
 N, CHUNK = 1000, 250
 KINDS = {"flat": stepwise.Flat(), "records": stepwise.Records()}
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    health.forget()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(reading, "BLOCK", 100)
-    stepwise.EVENTS.clear()
-    yield
-    health.forget()
-    stepwise.EVENTS.clear()
 
 
 @pytest.fixture(scope="module")
