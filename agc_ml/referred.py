@@ -13,7 +13,6 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import io
 import itertools
 import json
@@ -136,7 +135,8 @@ class Referred:
                 self.add(f"{label}: {variable}", value)
         if is_librarys:
             return
-        self.modules.add(function.__module__)
+        if function.__module__ is not None:  # else it was made by exec in no module
+            self.modules.add(function.__module__)
         # several have one name: lambdas, and what is made by a function or in a condition
         self.filled.update(name for code in _codes(function.__code__) for name in _filled(code))
         self.values[f"{label}: code"] = _digest(repr(_code(function.__code__)).encode())
@@ -402,7 +402,7 @@ def uses(wanted: str, function: Any, owner: Any, is_library: Callable[[str], boo
         if not is_new or is_library(value.__module__ or ""):
             continue
         followed.add(value)
-        waiting += inspect.getclosurevars(value).nonlocals.values()
+        waiting += (inner for _, inner in _cells(value))
         waiting += (inner for _, inner in _globals_of(value, value.__code__, is_library))
         spaces = [vars(cls) for cls in type(owner).__mro__] + [getattr(owner, "__dict__", {})]
         for code in _codes(value.__code__):
@@ -429,7 +429,7 @@ def _globals_of(
     handed on, is one of the values itself.
     """
     space = function.__globals__
-    steps = list(dis.get_instructions(code))
+    steps = _steps(code)
     for i, step in enumerate(steps):
         if step.opname in {"LOAD_GLOBAL", "LOAD_NAME"} and step.argval in space:
             name, value = _attribute(steps, i, space, is_library)
@@ -443,6 +443,11 @@ def _globals_of(
             yield from _globals_of(function, constant, is_library)
 
 
+def _steps(code: CodeType) -> list[dis.Instruction]:
+    """Instructions of code; what only makes the number of the next one larger is left out."""
+    return [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+
+
 _KEYS: Final = (
     *("LOAD_FAST", "LOAD_CONST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_ATTR"),
     *("BUILD_TUPLE", "FORMAT_VALUE", "BUILD_STRING"),
@@ -452,7 +457,7 @@ _FILLS: Final = ("append", "extend", "insert", "add", "update", "setdefault")
 
 def _filled(code: CodeType) -> Iterator[str]:
     """Names of what code puts something into: ``CACHE[key] = value``, ``seen.append(x)``."""
-    steps = list(dis.get_instructions(code))
+    steps = _steps(code)
     for i, step in enumerate(steps):
         if not step.opname.startswith("LOAD_"):
             continue

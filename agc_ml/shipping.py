@@ -322,8 +322,8 @@ def _annotations(maker: Any) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]
 
 def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
     schema = schema_of(processor, given)
-    code = _identified(processor, schema)
-    code = _before.get(_what_decides(code), code)
+    now = _identified(processor, schema)
+    code = _before.get(_what_decides(now), now)
     try:
         with by_reference() as models:
             blob = cloudpickle.dumps((processor, schema))
@@ -340,7 +340,7 @@ def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
         modules=code.modules,
         models=tuple(models),
         files=attach(processor),
-        values=code.plain,
+        values=now.plain,
         notes=code.notes,
         identified=code,
     )

@@ -563,6 +563,29 @@ def test_odd_objects_end_nothing() -> None:
     assert code_of(Holds(odd)).notes
 
 
+def test_code_of_any_length_and_origin_ends_nothing() -> None:
+    space: dict[str, Any] = {}
+    names = "".join(f"    x{i} = events.a{i} + {i}.5\n" for i in range(300))
+    exec(f"def process(events):\n{names}    import consts_far_away\n", space)
+    nowhere: dict[str, Any] = {}
+    exec("def helper(x): return x", nowhere)
+    unset: Any
+
+    class Late:
+        held = staticmethod(nowhere["helper"])
+        long = staticmethod(space["process"])
+
+        def process(self, events: Any) -> Any:
+            return events
+
+        def postprocess(self, accumulator: Any) -> Any:
+            return unset
+
+    assert shipping.prepare(Late()).code
+    unset = 1
+    assert shipping.prepare(Late()).code
+
+
 class Holds:
     """A processor with something on it."""
 
