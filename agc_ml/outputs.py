@@ -164,7 +164,7 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
 
     Integers of numpy, whose sums may overflow, become Python's; what stands in two places becomes
     two things, or both would be added twice; columns that were not read yet are; histograms of
-    boost-histogram are hist's.
+    boost-histogram are hist's, and mappings can be changed.
     """
     seen = {} if seen is None else seen
     if _is_integer(output):
@@ -173,6 +173,8 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
         return output
     if isinstance(output, bh.Histogram) and not isinstance(output, hist.Hist):
         output = hist.Hist(output)
+    if isinstance(output, Mapping) and not isinstance(output, MutableMapping):
+        output = dict(output)
     identity = id(getattr(output, "_hist", output))  # histograms may share their content
     if identity in seen:
         return ready(copy.deepcopy(output), seen)

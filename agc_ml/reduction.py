@@ -93,12 +93,13 @@ def reduce(account: Account) -> Reduced:
     phantoms = _flat(total, account).keys() - booked
     counts = _counts(collect(by_name(total, name)))
     final = by_name(_postprocessed(total, account), name)
-    _forget_variances(collect(final), counts)
     try:
+        _forget_variances(collect(final), counts)
         check(final)
-    except AgcError as error:
+    except (AgcError, RecursionError) as error:
+        why = error if isinstance(error, AgcError) else "it holds itself"
         raise ProcessorError(
-            f"processor {account.shipment.name}: the result of all chunks: {error}"
+            f"processor {account.shipment.name}: the result of all chunks: {why}"
         ) from error
     return _sorted(final, phantoms, cutflows)
 

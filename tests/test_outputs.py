@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, OrderedDict, defaultdict
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import awkward as ak
@@ -253,6 +255,30 @@ def test_histograms_everywhere(paths: list[Path], tmp_path: Path) -> None:
     assert loaded.hists["plain"] == result.hists["plain"]
     assert len(loaded.outputs["list"]) == 8
     assert sum(h.sum().value for h in loaded.outputs["list"]) == result.hists["plain"].sum().value
+
+
+def test_mappings_that_can_not_be_changed(paths: list[Path], tmp_path: Path) -> None:
+    def make(events: Any) -> Any:
+        h = hist.Hist.new.Reg(2, 0, 1, name="x").Weight().fill([0.5] * len(events))
+        return {"h": MappingProxyType({"x": h}), "sumw": len(events)}
+
+    listed = nanoaod.fileset(a=paths[:1])
+    fileset = replace(listed, datasets=(replace(listed.datasets[0], xsec=0.01),))
+    options = {"site": "inline", "quiet": True, "output": tmp_path / "run"}
+    result = agc.run(Of(make), fileset, **options)
+    assert result.hists["h/x"].sum().value == pytest.approx(10)
+
+
+def test_a_result_that_holds_itself(paths: list[Path], tmp_path: Path) -> None:
+    class Endless(Of):
+        def postprocess(self, accumulator: Any) -> Any:
+            accumulator["all"] = accumulator
+
+    fileset = nanoaod.fileset(a=paths[:1])
+    options = {"site": "inline", "quiet": True, "output": tmp_path / "run"}
+    processor = Endless(lambda events: {"n": len(events)})
+    with pytest.raises(ProcessorError, match="the result of all chunks: it holds itself"):
+        agc.run(processor, fileset, **options)
 
 
 def test_tables_everywhere(paths: list[Path], tmp_path: Path) -> None:
