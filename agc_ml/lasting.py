@@ -1,4 +1,4 @@
-"""What lasts longer than a chunk, and would count twice if a processor returned it.
+"""Lasting state of a process: it outlives a chunk, and would count twice if it was returned.
 
 Attributes of classes, globals, defaults and caches are there for all chunks of a process, whatever
 is done for processors. What they gather is no result of a chunk.
@@ -31,7 +31,7 @@ _COUNTING: Final = (bh.Histogram, DenseHist, Rows, np.ndarray)
 _PLAIN: Final = (Number, str, bytes, np.generic, type(None))
 
 _CHUNKS: Final = 3
-"""What gathers something does so in one of the first chunks."""
+"""Quiet chunks after which a process is not looked through any more: that takes some ms."""
 _MOST: Final = 1000
 """Containers of numbers and text, of so many at most, that are kept to see them returned again."""
 
@@ -54,7 +54,7 @@ _containers: Final[OrderedDict[int, tuple[Any, Any]]] = OrderedDict()  # and wha
 
 
 def _is_again(value: Any) -> bool:
-    """Whether it was returned before; from now on it was."""
+    """Return whether it was returned before; from now on it was."""
     if isinstance(value, _CONTAINERS):
         return _is_other_now(value)
     content = getattr(value, "_hist", value)  # histograms have no weak references themselves
@@ -96,7 +96,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _parts(value: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """All that can be added to in an output, with its place."""
+    """Parts of an output that can be added to, with their places."""
     if isinstance(value, np.ndarray):
         while isinstance(value.base, np.ndarray):
             value = value.base
@@ -115,7 +115,7 @@ def _parts(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 class Lasting:
-    """What belongs to a processor's classes, functions and modules, as it was last seen."""
+    """State of a processor's classes, functions and modules, as it was last seen."""
 
     def __init__(self, processor: Any) -> None:
         code = _unwrapped(origin(processor))
@@ -149,7 +149,7 @@ class Lasting:
 
 
 def _state(value: Any) -> Any:
-    """Something that differs when the content does; what is inside of containers has its own."""
+    """Return what differs when the content does; values inside of containers have their own."""
     if isinstance(value, _PLAIN):
         return repr(value)  # nan is not equal to itself
     if isinstance(value, Rows):
@@ -178,7 +178,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _holds(output: Any, value: Any, *, equal: bool) -> bool:
-    """Whether an output is or has a value, or something equal to it."""
+    """Return whether an output is or has a value, or something equal to it."""
     if output is value and not isinstance(value, _PLAIN):
         return True
     if equal and type(output) is type(value) and _are_equal(output, value):
