@@ -10,7 +10,7 @@ import re
 import ssl
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
@@ -37,8 +37,8 @@ _AT_ONCE: Final = 8
 _PIECE: Final = 1 << 16
 _AGE_S: Final = 60
 """A file whose time is older than this had nothing else written within that second: RFC 9110."""
-_TRIES: Final = 6
-"""So often a server is asked whether the version is still there that was read before."""
+_TRIES: Final = 20
+"""So often a server is asked for the version that was read before: ten mirrors may take turns."""
 _PERMANENT: Final = {
     401: "no permission: a valid token or certificate is needed",
     403: "no permission",
@@ -47,7 +47,7 @@ _PERMANENT: Final = {
 }
 _REFUSED: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 """Words of the alerts with which a server ends a connection because of who we are."""
-_RANGE_LINE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/")
+_RANGE_LINE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/(\d+)?")
 _RANGE: Final = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+)")
 _LINE: Final = 1 << 12
 _PARTIAL: Final = 206
@@ -58,11 +58,15 @@ Part = tuple[int, bytes]
 
 
 class Answer(NamedTuple):
-    """What a server sent: parts of the file by where they begin, where it sent parts."""
+    """What a server sent: parts of the file by where they begin, where it sent parts.
+
+    ``size`` is the length of the whole file in bytes, None where the answer does not tell.
+    """
 
     status: int
     headers: Any
     parts: list[Part]
+    size: int | None
 
     @property
     def begin(self) -> bytes:
@@ -97,10 +101,9 @@ class HttpFile:
                 "its server sends whole files, not the parts that are needed; use one that knows "
                 "ranges (Apache, nginx, XRootD: deploy/xrootd)"
             )
-        found = _RANGE.match(answer.headers.get("Content-Range", ""))
-        if found is None and answer.status != _BEYOND:
+        if answer.size is None and answer.status != _BEYOND:
             raise PermanentError("its server does not say how large it is (Content-Range)")
-        self.size = int(found[3]) if found else 0
+        self.size = answer.size or 0
         self.stamp = answer.stamp
         self.begin = answer.begin
         self._stamps = {answer.stamp}
@@ -142,32 +145,44 @@ class HttpFile:
     def _get_same(self, ranges: Sequence[Range], end: float) -> Answer:
         """Ask for ranges of the file that was opened: another one may have its name by now."""
         answer = self._get(ranges, end - time.monotonic())
-        if answer.stamp not in self._stamps:
-            if not self._is_mirrored(answer.stamp, self._stamps, end):
-                raise ReplacedError(REPLACED)
-            self._stamps.add(answer.stamp)
+        if answer.size not in {None, self.size}:
+            raise ReplacedError(REPLACED)
+        if answer.stamp not in self._stamps and not self._is_mirrored(answer.stamp, end):
+            raise ReplacedError(REPLACED)
         return answer
 
     def has(self, stamp: str, timeout: float) -> bool:
         """Whether the version of that stamp is still to be had, from a mirror."""
-        found = self._is_mirrored(self.stamp, {stamp}, time.monotonic() + timeout)
-        self._stamps |= {stamp} if found else set()
-        return found
+        end = time.monotonic() + timeout
+        return any(is_one_version(again.stamp, stamp) for again in self._beginnings(end))
 
-    def _is_mirrored(self, stamp: str, stamps: Collection[str], end: float) -> bool:
-        """Whether a stamp is of the version of some others, or has one of them beside it.
+    def _is_mirrored(self, stamp: str, end: float) -> bool:
+        """Whether a stamp is of the version that was opened, from another mirror.
 
-        Of mirrors behind one name each answers now and then; a file that was replaced is gone.
+        Of mirrors behind one name each answers now and then; a file that was replaced is gone. So
+        both have to be there, and what has the stamp has to begin as what was opened.
         """
-        if any(is_one_version(stamp, one) for one in stamps):
-            return True
-        for _ in range(_TRIES):
-            again = self._get([(0, N_BYTES)], end - time.monotonic(), is_anew=True)
-            if again.begin != self.begin:
-                return False
-            if any(is_one_version(again.stamp, one) for one in stamps):
+        others = frozenset(self._stamps)
+        is_there = any(is_one_version(stamp, one) for one in others)
+        for again in self._beginnings(end):
+            is_there |= any(is_one_version(again.stamp, one) for one in others)
+            if is_there and stamp in self._stamps:
                 return True
+        self._stamps = set(others)
         return False
+
+    def _beginnings(self, end: float) -> Iterator[Answer]:
+        """Answers that begin as the file that was opened, until one is of another file.
+
+        Every other one comes over a connection of its own, that may lead to another mirror. Their
+        stamps are known from then on.
+        """
+        for n in range(_TRIES):
+            again = self._get([(0, N_BYTES)], end - time.monotonic(), is_anew=n % 2 == 1)
+            if (again.begin, again.size) != (self.begin, self.size):
+                return
+            self._stamps.add(again.stamp)
+            yield again
 
     def _get(self, ranges: Sequence[Range], timeout: float, *, is_anew: bool = False) -> Answer:
         """Ask for ranges; once more if the token was replaced since it was refused.
@@ -216,8 +231,8 @@ def _get(
             problem = _problem(response)
             if problem is not None:
                 raise problem
-            parts = _parts(response, end) if response.status == _PARTIAL else []
-            return Answer(response.status, response.headers, parts)
+            parts, size = _parts(response, end) if response.status == _PARTIAL else ([], None)
+            return Answer(response.status, response.headers, parts, size)
     except urllib3.exceptions.HTTPError as error:
         raise _sorted(error) from error
     except OSError as error:
@@ -243,24 +258,26 @@ class _Body(io.RawIOBase):
         return len(piece)
 
 
-def _parts(response: Any, end: float) -> list[Part]:
+def _parts(response: Any, end: float) -> tuple[list[Part], int | None]:
     """Take an answer apart while it comes: one buffer for all of it would be new memory each time.
 
-    Each part says where it is from, and so how long it is.
+    Each part says where it is from, and so how long it is, and how long the whole file is.
     """
     body = io.BufferedReader(_Body(response, end), _PIECE)
     if not _is_multipart(response.headers):
         found = _RANGE.match(response.headers.get("Content-Range", ""))
-        return [(int(found[1]), body.read())] if found else []
+        return ([(int(found[1]), body.read())], int(found[3])) if found else ([], None)
     parts: list[Part] = []
     place: tuple[int, int] | None = None
+    size = None
     while line := body.readline(_LINE):
         if in_head := _RANGE_LINE.match(line):
             place = int(in_head[1]), int(in_head[2])
+            size = int(in_head[3]) if in_head[3] else size
         elif place is not None and not line.strip():
             parts.append((place[0], body.read(place[1] + 1 - place[0])))
             place = None
-    return parts
+    return parts, size
 
 
 def _is_multipart(headers: Any) -> bool:

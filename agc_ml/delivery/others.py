@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from agc_ml.delivery.faults import PermanentError, ReplacedError, ReplicaError, TransientError
 from agc_ml.delivery.transport import REPLACED, Data, Range, check, scheme
@@ -61,7 +61,13 @@ class OtherFile:
 
 
 def _stamp(info: dict[str, Any]) -> str:
-    return str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
+    """What changes when the file does: each file system has a name of its own for it."""
+    there = {key.lower().replace("_", "").replace("-", ""): value for key, value in info.items()}
+    return next((str(there[name]) for name in _STAMPS if there.get(name)), "")
+
+
+_STAMPS: Final = ("etag", "mtime", "lastmodified", "modified", "updated", "created")
+"""Of s3fs and ossfs, local and SFTP, adlfs, WebDAV, gcsfs, and others."""
 
 
 def _sorted(error: Exception) -> ReplicaError:

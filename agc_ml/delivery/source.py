@@ -327,8 +327,11 @@ class ReplicaSource(Source):  # type: ignore[misc]
         if waited is not None:
             text += f" (tried for {waited:.0f} s)"
         others = [isinstance(error, MismatchError) for error in errors.values()] or [False]
+        replaced = any(isinstance(error, ReplacedError) for error in errors.values())
         raise DeliveryError(
-            credentials.redacted(text), is_other_file=all(others), may_be_replaced=any(others)
+            credentials.redacted(text),
+            is_other_file=all(others),
+            may_be_replaced=any(others) or replaced,
         )
 
     def close(self) -> None:

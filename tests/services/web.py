@@ -23,7 +23,8 @@ class Web(ThreadingHTTPServer):
     ``status``: what it answers instead, if anything; ``token``: which one it wants;
     ``cut``: after how many bytes of a content it hangs up; ``stall``: seconds before it answers;
     ``drip``: whether the rest comes byte by byte; ``lie``: what it makes of the next ``lies``
-    contents; ``mirrors``: how many seconds later each of those that take turns got the files.
+    contents; ``mirrors``: how many seconds later each of those that take turns got the files, and
+    ``later``: what those got that are not the first.
     """
 
     daemon_threads = True
@@ -44,6 +45,7 @@ class Web(ThreadingHTTPServer):
         self.lie: Callable[[bytes], bytes] = bytes
         self.lies = 0
         self.mirrors = [0]
+        self.later: bytes | None = None
         self.requests: list[str] = []
         self.sent = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -79,6 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             content = web.lie(content)
         ranges = [(int(a), int(b) + 1) for a, b in re.findall(r"(\d+)-(\d+)", asked)]
         mirror = web.mirrors[len(web.requests) % len(web.mirrors)]
+        content = web.later if mirror and web.later is not None else content
         written = path.stat().st_mtime_ns + mirror * 10**9
         tag = {"ETag": f'"{written}"', "Last-Modified": formatdate(written // 10**9, usegmt=True)}
         if not ranges or not web.ranges or (len(ranges) > 1 and not web.many):
