@@ -78,6 +78,12 @@ class Columns:
         self._fetched_from = ""
         self._counters: dict[int, _Basket] = {}
         self._offsets: dict[tuple[str, int, int], Array] = {}
+        self._error: Exception | None = None
+
+    def see_whole(self) -> None:
+        """Raise what reading raised first, whatever a processor made of it."""
+        if self._error is not None:
+            raise self._error
 
     def stream(
         self, start: int, stop: int, metadata: Mapping[str, Any], dropped: Stream | None = None
@@ -115,11 +121,10 @@ class Columns:
         self._counters, self._offsets = {}, {}
         if self._asked is None:
             return
-        begun = time.perf_counter()
-        (seeks, future), self._asked = self._asked, None
-        self._fetched = dict(zip(seeks, future.result(), strict=True))
-        self._fetched_from = self._source.url
-        self.seconds += time.perf_counter() - begun
+        with self._timed():
+            (seeks, future), self._asked = self._asked, None
+            self._fetched = dict(zip(seeks, future.result(), strict=True))
+            self._fetched_from = self._source.url
 
     def fetch_first(self) -> None:
         """Get the first basket of each branch, in one go."""
@@ -147,6 +152,9 @@ class Columns:
         begun = time.perf_counter()
         try:
             yield
+        except Exception as error:
+            self._error = self._error or error
+            raise
         finally:
             self.seconds += time.perf_counter() - begun
 

@@ -243,8 +243,10 @@ def _process(
         )
     opened = time.perf_counter()
     n_events = len(events)
-    output = processor.process(events)
-    records.see_whole(events)
+    try:
+        output = processor.process(events)
+    finally:  # of damage that it caught, or made an error of its own of, nobody else tells
+        records.see_whole(events)
     n_bytes = int(file.file.source.num_requested_bytes) - bytes_before
     if n_events != chunk.events:
         raise InputFileError(f"{n_events} events were read, {chunk.events} planned")
@@ -261,7 +263,11 @@ def _process_flat(
     others = Columns(file, no_more.tree, no_more.directory)
     events = columns.stream(*of_kept, metadata, others.stream(*of_dropped, metadata))
     opened = time.perf_counter()
-    output = processor.process(events)
+    try:
+        output = processor.process(events)
+    finally:  # as above
+        columns.see_whole()
+        others.see_whole()
     clock.seconds += columns.seconds + others.seconds
     return output, opened, columns.bytes + others.bytes
 

@@ -204,8 +204,26 @@ class FlatSums(Sums):
         return {"pt": float(sum(block.Hit.pt.sum() for block in events.blocks()))}
 
 
+class CarelessFlatSums(FlatSums):
+    def process(self, events: Any) -> dict[str, Any]:
+        try:
+            return super().process(events)
+        except Exception:  # noqa: BLE001 - as users do
+            return {"pt": 0.0}
+
+
+class BlamingFlatSums(FlatSums):
+    """It makes an error of its own of any other."""
+
+    def process(self, events: Any) -> dict[str, Any]:
+        try:
+            return super().process(events)
+        except Exception:  # noqa: BLE001 - as users do
+            raise ValueError("no pt") from None
+
+
 @pytest.mark.parametrize("branch", ["nHit", "Hit_pt"])
-@pytest.mark.parametrize("kind", [Sums, Careless, FlatSums])
+@pytest.mark.parametrize("kind", [Sums, Careless, FlatSums, CarelessFlatSums, BlamingFlatSums])
 def test_the_next_replica_is_asked(tmp_path: Path, kind: type[Sums], branch: str) -> None:
     """The first has a counter, or lists, of which a bit is flipped where there is no checksum."""
     counts = np.array([1, 2, 3, 0] * 20)
