@@ -141,14 +141,16 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
     there = set(tree.keys())
     lacking = tuple(name for name in wanted.optional if name not in there)
     wanted = wanted.of_file(lacking)
+    entries = sum(int(one.num_entries) for one in trees)
+    generated, generated_sumw = _generated(opened, file.tree, entries)
     info = FileInfo(
-        entries=sum(int(one.num_entries) for one in trees),
+        entries=entries,
         uuid=str(opened.file.uuid),
         size=int(opened.file.source.num_bytes),
         n_columns=len(wanted.columns) or len(there),
         column_bytes=_bytes_of(tree, wanted),
-        generated=None if (count := _of_runs(opened, "genEventCount")) is None else int(count),
-        generated_sumw=_of_runs(opened, "genEventSumw"),
+        generated=generated,
+        generated_sumw=generated_sumw,
         adler32=_adler32(opened.file.source) if checksum else None,
         url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,
@@ -215,20 +217,33 @@ def _adler32(source: Any) -> str:
     return f"{value:08x}"
 
 
-def _of_runs(opened: Any, name: str) -> float | None:
-    """NanoAOD's own count of generated events or sum of weights, over all runs; exact, if whole.
+def _generated(opened: Any, tree: str, entries: int) -> tuple[int | None, float | None]:
+    """NanoAOD's own count of generated events and sum of their weights, over all runs.
 
-    A merge with files that lack it leaves it for some of the runs only, which says nothing.
+    Of fewer events than are there it says nothing: some of the files that it was merged of lacked
+    it.
     """
-    import awkward as ak  # noqa: PLC0415 - heavy
-
     from agc_ml.pages import compare_pages  # noqa: PLC0415 - it needs uproot
 
-    kinds = opened.classnames(cycle=False, recursive=False)
-    runs = opened["Runs"] if kinds.get("Runs") in {"TTree", "ROOT::RNTuple"} else None
-    compare_pages(runs)
+    folder = plain_tree(tree).rpartition("/")[0]
+    for place in [opened[folder], opened] if folder else [opened]:  # beside the tree first
+        kind = place.classnames(cycle=False, recursive=False).get("Runs")
+        if kind in {"TTree", "ROOT::RNTuple"}:
+            runs = place["Runs"]
+            compare_pages(runs)
+            count = _of_runs(runs, "genEventCount")
+            if count is not None and count >= entries and count > 0:
+                return int(count), _of_runs(runs, "genEventSumw")
+            break
+    return None, None
+
+
+def _of_runs(runs: Any, name: str) -> float | None:
+    """Sum of a branch over all runs, exact, if it is there for all of them."""
+    import awkward as ak  # noqa: PLC0415 - heavy
+
     for found in (name, f"{name}_"):
-        if runs is not None and found in runs.keys():  # noqa: SIM118 - RNTuples only have these
+        if found in runs.keys():  # noqa: SIM118 - RNTuples only have these
             if uneven(runs[found]) is not None:
                 return None
             return ak.sum(ak.flatten(runs[found].array(), axis=None)).item()  # type: ignore[no-any-return]
@@ -240,6 +255,11 @@ def _contradiction(file: File, info: FileInfo) -> str | None:
         value, found = getattr(file, field), getattr(info, field)
         if value is not None and found is not None and value != found:
             return f"its {field} is {found}, but the fileset says {value}; is it another file?"
+    if file.generated is not None and file.generated < info.entries:
+        return (
+            f"it has {info.entries} events, but the fileset states only {file.generated} generated "
+            "ones; correct 'generated', or take it out"
+        )
     return None
 
 

@@ -9,6 +9,7 @@ may look there itself, and state a file's whole sum in one of its chunks.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, Final, Literal, NamedTuple
@@ -82,7 +83,11 @@ def shares(account: Account, dataset: Dataset) -> Iterator[Share]:
             file, info = files[chunk.lfn], account.files[chunk.dataset, chunk.lfn]
             receipt = account.done[chunk]
             source, sums = source_of(account, dataset, file, info), kind_of(receipt, info)
-            is_whole = chunk.events < info.entries and bool(_of_whole_file(receipt, info))
+            is_part = chunk.events < info.entries
+            is_whole = bool(_of_whole_file(receipt, info)) and (
+                # of all that a filter kept, no sum is that of all that was generated
+                is_part or (not receipt.sums and (info.generated or 0) > info.entries)
+            )
             yield Share(chunk, receipt.sumw or 0.0, sums, file, info, source, is_whole)
 
 
@@ -96,12 +101,16 @@ def generated(account: Account, dataset: Dataset, part: Any) -> float:
     InputFileError
         It is not above zero, or can't be told.
     """
-    done = list(shares(account, dataset))
+    done, empty = list(shares(account, dataset)), list(_empty(account, dataset))
     is_whole = _looks_itself(account, done)
     by_runs = [share for share in done if share.source == "runs" or is_whole]
-    total = _as_stated(account, dataset, part, [share for share in done if share not in by_runs])
-    if by_runs:
-        total += _by_runs(account, dataset, by_runs)
+    others = [share for share in done if share not in by_runs]
+    empty_by_runs = [one for one in empty if one.source == "runs" or is_whole]
+    stated = sum(one.file.generated or 0 for one in empty if one not in empty_by_runs)
+    total = _as_stated(account, dataset, part, others, stated)
+    if by_runs or empty_by_runs:
+        counts = _counts_events(dataset, by_runs, empty_by_runs, others)
+        total += _by_runs(by_runs, empty_by_runs, 0 if others else stated, counts=counts)
     if not total > 0:
         raise InputFileError(
             f"dataset {dataset.name}: the sum of generator weights is {total:g}, nothing can be "
@@ -110,17 +119,33 @@ def generated(account: Account, dataset: Dataset, part: Any) -> float:
     return total
 
 
-def _as_stated(account: Account, dataset: Dataset, part: Any, done: list[Share]) -> float:
-    """Stated by the processor, for the events that a filter dropped as for those that it kept."""
+class Empty(NamedTuple):
+    """A file of which a filter kept nothing."""
+
+    file: File
+    info: FileInfo
+    source: Source
+
+
+def _empty(account: Account, dataset: Dataset) -> Iterator[Empty]:
+    for file in dataset.files:
+        info = account.files.get((dataset.name, file.lfn))
+        if info is not None and not info.entries:
+            yield Empty(file, info, source_of(account, dataset, file, info))
+
+
+def _as_stated(
+    account: Account, dataset: Dataset, part: Any, done: list[Share], dropped: int
+) -> float:
+    """Stated by the processor, for the events that a filter dropped as for those that it kept.
+
+    ``dropped`` are those of files of which it kept none.
+    """
     if len(done) == sum(chunk.dataset == dataset.name for chunk in account.done):
         sumw = sum_of_weights(part, dataset.name) or 0.0
     else:
         sumw = math.fsum(share.sumw for share in done)
-    kept = standing_for = 0.0
-    for file in dataset.files:
-        info = account.files.get((dataset.name, file.lfn))
-        if info is not None and not info.entries and file.generated is not None:
-            standing_for += file.generated
+    kept, standing_for = 0.0, float(dropped)
     for share in done:
         kept += share.chunk.events
         all_of_file = max(share.chunk.entries, share.file.generated or 0)
@@ -132,9 +157,15 @@ def _as_stated(account: Account, dataset: Dataset, part: Any, done: list[Share])
 
 
 def _looks_itself(account: Account, done: list[Share]) -> bool:
-    """Whether a processor takes sums of whole files from Runs, and states each in one chunk."""
-    is_whole = any(share.is_whole for share in done) and all(share.sums for share in done)
-    return is_whole and not account.rules_nevts
+    """Whether a processor takes sums of whole files from Runs, and states each in one chunk.
+
+    Where none tells by itself, chunks without a sum do beside files that have theirs.
+    """
+    is_known = all(share.sums and share.info.generated is not None for share in done)
+    if account.rules_nevts or not is_known:
+        return False
+    is_whole = any(share.is_whole for share in done)
+    return is_whole or len({share.sums == NONE for share in done}) > 1
 
 
 def nevts_of(account: Account, dataset: Dataset) -> float | None:
@@ -167,38 +198,68 @@ def _entries(account: Account, dataset: Dataset, nevts: float) -> int:
     return entries
 
 
-def _by_runs(account: Account, dataset: Dataset, done: list[Share]) -> float:
-    """As the files say, in the kind of sum that the processor's are.
+def _counts_events(
+    dataset: Dataset, by_runs: list[Share], empty: list[Empty], others: list[Share]
+) -> bool:
+    """Whether the processor's sums are numbers of events, which then are added to; else weights.
 
     Raises
     ------
     InputFileError
-        They are neither numbers of events nor sums of genWeight.
+        They are neither.
     """
-    kinds = {share.sums for share in done} - {NONE}
-    counts = kinds <= {COUNTS, BOTH} and COUNTS in kinds
-    if not counts and not (kinds and kinds <= {WEIGHTS, BOTH}):
-        first = next((share for share in done if share.sums in {"", NONE}), done[0])
-        raise InputFileError(unclear(dataset, first.file, first.info))
-    total = 0.0
-    empty = (
-        info
-        for file in dataset.files
-        if (info := account.files.get((dataset.name, file.lfn))) is not None
-        and not info.entries
-        and file.generated is None
-    )
-    for info in empty:
-        total += (info.generated if counts else info.generated_sumw) or info.generated or 0.0
+    kinds = {share.sums for share in by_runs} - {NONE} if by_runs else _kinds_of_files(others)
+    if kinds <= {COUNTS, BOTH} and COUNTS in kinds:
+        return True
+    if not (kinds and kinds <= {WEIGHTS, BOTH}):
+        first = next((share for share in by_runs if share.sums in {"", NONE}), None)
+        of: Share | Empty = first or (by_runs or empty)[0]
+        raise InputFileError(unclear(dataset, of.file, of.info))
+    return False
+
+
+def _kinds_of_files(done: list[Share]) -> set[str]:
+    """What the sums of files are that no filter made, by those that are done."""
+    kinds = set()
+    for _, group in itertools.groupby(done, lambda share: share.file.lfn):
+        of_file = list(group)
+        info, sumw = of_file[0].info, math.fsum(share.sumw for share in of_file)
+        if sum(share.chunk.events for share in of_file) == info.entries:
+            if info.generated_sumw is not None:
+                is_sum = math.isclose(sumw, info.generated_sumw, rel_tol=_TOLERANCE)
+                is_both = is_sum and info.generated_sumw == info.entries
+                counts = COUNTS if sumw == info.entries else ""
+                kinds.add(BOTH if is_both else WEIGHTS if is_sum else counts)
+            elif sumw == info.entries:
+                kinds.add(COUNTS)
+    return kinds
+
+
+def _by_runs(done: list[Share], empty: list[Empty], dropped: int, *, counts: bool) -> float:
+    """As the files say: numbers of events (``counts``), or sums of genWeight.
+
+    ``dropped`` events are known by their number alone. Of their weights nothing is known, nor of
+    those of a file without such a sum: they are taken to be as all the others.
+    """
+    total, n_known, n_unknown = 0.0, 0.0, float(dropped)
+    for info in (one.info for one in empty):
+        if counts or info.generated_sumw is not None:
+            total += (info.generated if counts else info.generated_sumw) or 0.0
+            n_known += info.generated or 0
+        else:
+            n_unknown += info.generated or 0
     for share in done:
         info, part = share.info, share.chunk.events / share.chunk.entries
+        n_known += (info.generated or 0) * part
         if counts:
             total += (info.generated or 0) * part
         elif info.generated_sumw is not None:
             total += info.generated_sumw * part
         else:  # of the weights of dropped events nothing is known: as of the kept ones
             total += share.sumw * (info.generated or 0) / info.entries
-    return total
+    if counts:
+        return total + n_unknown
+    return total * (1 + n_unknown / n_known) if n_known else total
 
 
 def unclear(dataset: Dataset, file: File, info: FileInfo) -> str:
@@ -221,7 +282,7 @@ def lines(account: Account) -> Iterator[str]:
 
 
 def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[str]:
-    files = {share.file.lfn: share for share in done}.values()
+    files = list({share.file.lfn: share for share in done}.values())
     nevts = nevts_of(account, dataset)
     if nevts is not None:
         yield (
@@ -248,13 +309,16 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
             "normalised to it"
         )
         return
-    of_runs = [share for share in files if share.source == "runs" and share.file.generated is None]
+    empty = list(_empty(account, dataset))
+    of_runs = [
+        one for one in (*files, *empty) if one.source == "runs" and one.file.generated is None
+    ]
     if of_runs:
         kept = sum(share.info.entries for share in of_runs)
         n = sum(share.info.generated or 0 for share in of_runs)
         what = (
             "their number, as the processor's sumw is one"
-            if any(share.sums == COUNTS for share in done)
+            if any(share.sums == COUNTS for share in done) or all(_is_count(s) for s in done)
             else "the sum of their weights (Runs/genEventSumw)"
             if all(share.info.generated_sumw is not None for share in of_runs)
             else "them, taken to have the weights of those that were kept (no Runs/genEventSumw)"
@@ -263,7 +327,7 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
             f"{dataset.name}: a filter kept {kept:,} of {n:,} generated events, by its files' "
             f"Runs/genEventCount (the fileset does not state them): normalised to {what}"
         )
-    yield from _assumed(dataset, done)
+    yield from _assumed(dataset, done, empty)
     silent = [s for s in files if s.source == "entries" and s.info.generated is None]
     nevts, there = dataset.metadata.get("nevts"), sum(share.info.entries for share in files)
     if silent and nevts != there:
@@ -280,17 +344,21 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
         )
 
 
-def _assumed(dataset: Dataset, done: list[Share]) -> Iterator[str]:
+def _assumed(dataset: Dataset, done: list[Share], empty: list[Empty]) -> Iterator[str]:
     """Say where nothing is known of the weights of dropped events, but their number."""
     stated = [
-        share
-        for share in done
-        if share.source == "fileset" and (share.file.generated or 0) > share.info.entries
+        one
+        for one in (*done, *empty)
+        if one.source == "fileset" and (one.file.generated or 0) > one.info.entries
     ]
-    is_sum = any(share.sumw != share.chunk.events for share in stated)
-    if is_sum and any(share.info.generated_sumw is None for share in stated):
+    is_sum = not all(_is_count(share) for share in done)
+    if is_sum and any(one.info.generated_sumw is None for one in stated):
         yield (
             f"{dataset.name}: 'generated' of the fileset is a number of events, and the "
             "processor's 'sumw' a sum of weights: dropped events are taken to have the weights of "
             "those that were kept (no Runs/genEventSumw)"
         )
+
+
+def _is_count(share: Share) -> bool:
+    return share.sumw == share.chunk.events

@@ -182,9 +182,19 @@ SIGNED = {
 
 
 def filtered(
-    path: Path, tree: str, runs: str, n: int = 229, *, sumw: bool = True
+    path: Path,
+    tree: str,
+    runs: str,
+    n: int = 229,
+    *,
+    counts: tuple[int, ...] = (600, 400),
+    sumw: bool = True,
+    within: str = "",
 ) -> tuple[Path, float]:
-    """A file that a filter made, with Runs as a TTree or an RNTuple; and the sum of its weights."""
+    """A file that a filter made, with Runs as a TTree or an RNTuple; and the sum of its weights.
+
+    ``counts`` are the generated events of each run: half of that is the sum of their weights.
+    """
     rng = np.random.default_rng(n)
     weights = rng.choice([1.0, 1.0, 1.0, -1.0, 3.0], n).astype(np.float32)
     columns = {
@@ -193,11 +203,15 @@ def filtered(
         "event": np.arange(n, dtype=np.uint64),
         "genWeight": weights,
     }
-    told = {"run": np.array([1, 2], np.uint32), "genEventCount": np.array([600, 400], np.int64)}
+    told = {
+        "run": np.arange(len(counts), dtype=np.uint32),
+        "genEventCount": np.array(counts, np.int64),
+    }
     if sumw:
-        told["genEventSumw"] = np.array([300.0, 200.0])
+        told["genEventSumw"] = np.array(counts) / 2
     with uproot.recreate(path) as file:
-        for name, content, kind in (("Events", columns, tree), ("Runs", told, runs)):
+        for leaf, content, kind in (("Events", columns, tree), ("Runs", told, runs)):
+            name = f"{within}{leaf}"
             if kind == "RNTuple":
                 file.mkrntuple(name, content)
             elif kind == "TTree":
@@ -378,6 +392,161 @@ def test_files_with_and_without_a_filter_add_up(tmp_path: Path) -> None:
     expected = sum(sums) * XSEC * LUMINOSITY / (500 + sums[1])
     assert total(result) == pytest.approx(expected, rel=1e-12)
     assert any("in 1 of 2 files" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize("stated", [None, 500])
+@pytest.mark.parametrize("how", ["w.sum()", "len(events)", "np.sign(w).sum()"])
+def test_files_of_which_nothing_was_kept_beside_whole_ones(
+    how: str, stated: int | None, tmp_path: Path
+) -> None:
+    """The whole one tells what the processor's sums are of."""
+    rng = np.random.default_rng(3)
+    weights = rng.choice([1.0, -1.0, 3.0], 100).astype(np.float32)
+    columns = {
+        "run": np.ones(100, np.uint32),
+        "luminosityBlock": np.ones(100, np.uint32),
+        "event": np.arange(100, dtype=np.uint64),
+        "genWeight": weights,
+    }
+    sumw = float(weights.sum())
+    with uproot.recreate(tmp_path / "whole.root") as file:
+        for name, content in (
+            ("Events", columns),
+            ("Runs", {"genEventCount": np.array([100]), "genEventSumw": np.array([sumw])}),
+        ):
+            tree = file.mktree(name, {key: values.dtype for key, values in content.items()})
+            tree.extend(content)
+    filtered(tmp_path / "none.root", "TTree", "TTree", 0, counts=(500,))
+    files = (
+        File("whole", (str(tmp_path / "whole.root"),)),
+        File("none", (str(tmp_path / "none.root"),), generated=stated),
+    )
+    dataset = Dataset("tt", "tt", files, xsec=XSEC, xsec_source="made up")
+    options = {"site": "inline", "quiet": True, "chunk_size": 30, "output": tmp_path / "run"}
+    processor = f"{summing(tmp_path, how)}:Counting"
+    fileset = Fileset((dataset,), LUMINOSITY, "made up")
+    if "sign" in how:
+        with pytest.raises(InputFileError, match="neither their number nor the sum of genWeight"):
+            agc_ml.run(processor, fileset, **options)
+        return
+    result = agc_ml.run(processor, fileset, **options)
+    generated = 100 + 500 if "len" in how else sumw + 250
+    assert total(result) == pytest.approx(sumw * XSEC * LUMINOSITY / generated, rel=1e-6)
+    assert any("a filter kept 0 of 500" in w for w in result.warnings) == (stated is None)
+
+
+def test_dropped_events_of_which_only_the_number_is_stated(tmp_path: Path) -> None:
+    """Of a file with no Runs, beside one that knows the sum of its weights."""
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree")
+    none, _ = filtered(tmp_path / "none.root", "TTree", "none", 0)
+    files = (File("x", (str(path),)), File("none", (str(none),), generated=300))
+    dataset = Dataset("tt", "tt", files, xsec=XSEC, xsec_source="made up")
+    for how, generated in (("w.sum()", 500 + 300 / 2), ("len(events)", 1000 + 300)):
+        result = agc_ml.run(
+            f"{summing(tmp_path, how)}:Counting",
+            Fileset((dataset,), LUMINOSITY, "made up"),
+            output=tmp_path / how,
+            site="inline",
+            quiet=True,
+        )
+        assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk_size", [50, 1000])
+@pytest.mark.parametrize("sumw", [True, False])
+def test_a_whole_sum_is_extended_once(sumw: bool, chunk_size: int, tmp_path: Path) -> None:
+    """Of a file whose generated events are stated too, in one chunk as in many."""
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree", sumw=sumw)
+    dataset = Dataset(
+        *("tt", "tt", (File("x", (str(path),), generated=1000),)), xsec=XSEC, xsec_source="made up"
+    )
+    how = "1000 * (events.metadata['entrystart'] == 0)"
+    result = agc_ml.run(
+        f"{summing(tmp_path, how)}:Counting",
+        Fileset((dataset,), LUMINOSITY, "made up"),
+        output=tmp_path / "run",
+        site="inline",
+        quiet=True,
+        chunk_size=chunk_size,
+    )
+    assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 1000, rel=1e-12)
+
+
+@pytest.mark.parametrize("missing", ["a 0", "b 0", "b 10"])
+def test_whole_sums_of_files_with_a_chunk_missing(missing: str) -> None:
+    """One file is a chunk, the other two, of which the first one has the sum."""
+    dataset = Dataset("top", "top", tuple(File(lfn, (lfn,)) for lfn in "ab"))
+    files = {
+        ("top", lfn): FileInfo(n, lfn, 1, 1, None, n, generated_sumw=n / 2)
+        for lfn, n in (("a", 10), ("b", 20))
+    }
+    whole = {"a 0": 5.0, "b 0": 10.0, "b 10": 0.0}
+    chunks = {
+        key: Chunk("top", key[0], "Events", key[0], 10 if key[0] == "a" else 20, begin, begin + 10)
+        for key in whole
+        for begin in [int(key[2:])]
+    }
+    done = {
+        chunks[key]: Receipt(10, "", 0, 0, 0, 0, 0, 0, sumw=sumw)
+        for key, sumw in whole.items()
+        if key != missing
+    }
+    account: Any = SimpleNamespace(
+        files=files, chunks=list(chunks.values()), done=done, rules_nevts=False
+    )
+    part = {"sumw": sum(receipt.sumw or 0 for receipt in done.values())}
+    assert normalisation.generated(account, dataset, part) == pytest.approx(10.0)
+
+
+def test_runs_beside_events_in_a_folder(tmp_path: Path) -> None:
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree", within="ntuple/")
+    file = File("x", (str(path),), tree="ntuple/Events")
+    dataset = Dataset("tt", "tt", (file,), xsec=XSEC, xsec_source="made up")
+    result = agc_ml.run(
+        f"{summing(tmp_path, 'w.sum()')}:Counting",
+        Fileset((dataset,), LUMINOSITY, "made up"),
+        output=tmp_path / "run",
+        site="inline",
+        quiet=True,
+    )
+    assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 500, rel=1e-12)
+
+
+@pytest.mark.parametrize("counts", [(), (0,), (100, 100)])
+@pytest.mark.parametrize("stated", [None, 1000])
+def test_runs_that_know_of_fewer_events_than_there_are_say_nothing(
+    counts: tuple[int, ...], stated: int | None, tmp_path: Path
+) -> None:
+    path, weights = filtered(tmp_path / "x.root", "TTree", "TTree", counts=counts)
+    dataset = Dataset(
+        *("tt", "tt", (File("x", (str(path),), generated=stated),)),
+        xsec=XSEC,
+        xsec_source="made up",
+    )
+    result = agc_ml.run(
+        f"{summing(tmp_path, 'len(events)')}:Counting",
+        Fileset((dataset,), LUMINOSITY, "made up"),
+        output=tmp_path / "run",
+        site="inline",
+        quiet=True,
+    )
+    expected = weights * XSEC * LUMINOSITY / (stated or 229)
+    assert total(result) == pytest.approx(expected, rel=1e-12)
+    told = any("no number of generated events in its files" in w for w in result.warnings)
+    assert told == (stated is None)
+
+
+def test_a_stated_number_below_that_of_the_entries(tmp_path: Path) -> None:
+    path, _ = filtered(tmp_path / "x.root", "TTree", "none")
+    dataset = Dataset("tt", "tt", (File("x", (str(path),), generated=100),))
+    with pytest.raises(InputFileError, match="it has 229 events, but the fileset states only 100"):
+        agc_ml.run(
+            f"{summing(tmp_path, 'len(events)')}:Counting",
+            Fileset((dataset,)),
+            output=tmp_path / "run",
+            site="inline",
+            quiet=True,
+        )
 
 
 def test_a_processor_may_have_the_filesets_number_rule(tmp_path: Path) -> None:
