@@ -310,9 +310,8 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
         )
         return
     empty = list(_empty(account, dataset))
-    of_runs = [
-        one for one in (*files, *empty) if one.source == "runs" and one.file.generated is None
-    ]
+    all_files: list[Share | Empty] = [*files, *empty]
+    of_runs = [one for one in all_files if one.source == "runs" and one.file.generated is None]
     if of_runs:
         kept = sum(share.info.entries for share in of_runs)
         n = sum(share.info.generated or 0 for share in of_runs)
@@ -346,9 +345,10 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
 
 def _assumed(dataset: Dataset, done: list[Share], empty: list[Empty]) -> Iterator[str]:
     """Say where nothing is known of the weights of dropped events, but their number."""
+    parts: list[Share | Empty] = [*done, *empty]
     stated = [
         one
-        for one in (*done, *empty)
+        for one in parts
         if one.source == "fileset" and (one.file.generated or 0) > one.info.entries
     ]
     is_sum = not all(_is_count(share) for share in done)

@@ -91,7 +91,9 @@ def reduce(account: Account) -> Reduced:
     account.notes |= dict.fromkeys(_told(factors))
     # combinations of categories that no dataset has, but that their sum seems to have
     phantoms = _flat(total, account).keys() - booked
-    counts = _counts(collect(by_name(total, name)))
+    summed = collect(by_name(total, name))
+    suffixes = {full[len(one) :] for one in summed for full in phantoms if full.startswith(one)}
+    counts = _contents(summed)
     final = by_name(_postprocessed(total, account), name)
     try:
         _forget_variances(collect(final), counts)
@@ -101,6 +103,10 @@ def reduce(account: Account) -> Reduced:
         raise ProcessorError(
             f"processor {account.shipment.name}: the result of all chunks: {why}"
         ) from error
+    hists = collect(final)
+    renamed = {one: h for one, h in hists.items() if one not in summed}
+    for one, histogram in renamed.items():  # a copy has the combinations of what it is one of
+        phantoms |= {full for full in flatten({one: histogram}) if full[len(one) :] in suffixes}
     return _sorted(final, phantoms, cutflows)
 
 
@@ -111,25 +117,25 @@ def _flat(output: Any, account: Account) -> dict[str, hist.Hist[Any]]:
         raise ProcessorError(f"processor {account.shipment.name}: {error}") from error
 
 
-def _counts(histograms: Mapping[str, hist.Hist[Any]]) -> dict[str, Any]:
-    """Contents of the histograms that keep no variances, but have known ones: counts."""
+def _contents(histograms: Mapping[str, hist.Hist[Any]]) -> dict[str, Any]:
+    """Contents of the histograms that keep no variances, if they are counts; else None."""
     return {
-        name: histogram.values(flow=True).copy()
+        name: histogram.values(flow=True).copy() if variances.of(histogram) is not None else None
         for name, histogram in histograms.items()
-        if not variances.keeps(histogram) and variances.of(histogram) is not None
+        if not variances.keeps(histogram)
     }
 
 
 def _forget_variances(histograms: Mapping[str, hist.Hist[Any]], counts: Mapping[str, Any]) -> None:
-    """Take variances of ``counts`` as unknown where postprocess set other contents.
+    """Take variances as unknown of what were no counts, or where postprocess set other contents.
 
-    boost-histogram notices arithmetic, and nothing that is written into a view.
+    boost-histogram notices arithmetic, and nothing that is written into a view or made anew.
     """
     for name, before in counts.items():
         after = histograms.get(name)
         if after is None or variances.keeps(after):
             continue
-        if not np.array_equal(after.values(flow=True), before):
+        if before is None or not np.array_equal(after.values(flow=True), before):
             variances.mark(after, known=False)
 
 

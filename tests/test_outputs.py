@@ -352,6 +352,24 @@ def test_what_postprocess_fills_in_is_in_the_templates(paths: list[Path], tmp_pa
         assert templates.load(tmp_path / "run" / f"histograms.{form}").keys() == wanted
 
 
+class Renamed(Mirrored):
+    """Moves histograms, and makes one of two."""
+
+    def postprocess(self, accumulator: Any) -> Any:
+        h = accumulator["h"]
+        return {"moved": h, "deep": {"h": h.copy()}, "x": h + h, "other": accumulator["other"]}
+
+
+def test_combinations_that_no_dataset_has_are_no_templates_by_any_name(
+    paths: list[Path], tmp_path: Path
+) -> None:
+    fileset = nanoaod.fileset(a=paths[:1], b=paths[1:])
+    result = agc.run(Renamed(), fileset, output=tmp_path / "run", site="inline", quiet=True)
+    there = {"a", "a_down", "b", "b_up"}
+    wanted = {f"{name}_{labels}" for name in ("moved", "deep/h", "x") for labels in there}
+    assert result.templates.keys() == wanted | {"other_a_up", "other_b"}
+
+
 class Scaled(ProcessorABC):
     """Doubles counts in one of the ways that boost-histogram does not notice."""
 
@@ -382,6 +400,23 @@ def test_counts_that_postprocess_writes_over_have_no_variances(
     for one in (result, agc.RunResult.load(tmp_path / "run")):
         assert one.templates["h_a"].values().tolist() == ([1, 2] if how == "not" else [2, 4])
         assert (variances.of(one.templates["h_a"]) is None) == (how != "not")
+
+
+class Weighted(Scaled):
+    """Of weighted fills, of which nothing keeps the variances."""
+
+    def process(self, events: Any) -> Any:
+        made = hist.Hist.new.Reg(2, 0, 1, name="x").Double()
+        return {"h": made.fill([0.2, 0.7, 0.7], weight=[3.0, 3.0, 1.0])}
+
+
+@pytest.mark.parametrize("how", ["view", "set", "new", "not"])
+def test_variances_that_were_unknown_stay_so(how: str, paths: list[Path], tmp_path: Path) -> None:
+    fileset = nanoaod.fileset(a=paths[:1], b=paths[1:])
+    result = agc.run(Weighted(how), fileset, output=tmp_path / "run", site="inline", quiet=True)
+    for one in (result, agc.RunResult.load(tmp_path / "run")):
+        assert one.hists["h"].values().tolist() == ([6, 8] if how == "not" else [12, 16])
+        assert variances.of(one.hists["h"]) is None
 
 
 def test_names_that_meet_in_the_sum_of_datasets(paths: list[Path], tmp_path: Path) -> None:
