@@ -82,23 +82,29 @@ class Original:
         unpickler.persistent_load = self._shared.__getitem__  # type: ignore[method-assign]
         return unpickler.load()
 
-    def check(self, output: Any) -> None:
-        """Refuse an output that other chunks have filled, too.
+    def check(self, output: Any, dataset: str = "") -> None:
+        """Refuse the output of a chunk of a dataset that other chunks have filled, too.
 
         Raises
         ------
         ProcessorError
-            It holds something of the class or of its module that has changed since.
+            It holds something of the class or of its module that has changed since, or the chunk
+            filled a histogram there.
         """
-        name = self._lasting.changed_in(output)
+        done = self._lasting.changed_in(output, dataset)
         again = returned_again(output)
-        if name is None and again is None:
+        if done is None and again is None:
             return
-        what = name or f"in output{again} what an earlier chunk returned"
+        done = done or f"returns in output{again} what an earlier chunk returned"
         raise ProcessorError(
-            f"it returns {what}, which all chunks of a worker fill, so that they would count "
+            f"it {done}, which all chunks of a worker fill, so that they would count "
             "twice; make it in process() or in __init__"
         )
+
+    @property
+    def has_shared_arrays(self) -> bool:
+        """Whether copies share arrays that they can't write to."""
+        return bool(self._buffers)
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -12,26 +12,27 @@ import hashlib
 import inspect
 import threading
 import weakref
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSet
 from numbers import Number
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import boost_histogram as bh
 import numpy as np
 
 from agc_ml.function_processor import origin
 from agc_ml.hists import DenseHist
-from agc_ml.identity import is_library
+from agc_ml.identity import is_library, state_of
 from agc_ml.rows import Rows
 
-_CONTAINERS: Final = (MutableMapping, list, MutableSet)
+_CONTAINERS: Final = (MutableMapping, list, deque, MutableSet)
 _COUNTING: Final = (bh.Histogram, DenseHist, Rows, np.ndarray)
 _PLAIN: Final = (Number, str, bytes, np.generic, type(None))
 
 _CHUNKS: Final = 3
-"""Quiet chunks after which a process is not looked through any more: that takes some ms."""
+"""Quiet chunks of a dataset after which a process is not looked through any more: that takes some
+ms."""
 _MOST: Final = 1000
 """Containers of numbers and text, of so many at most, that are kept to see them returned again."""
 
@@ -120,32 +121,56 @@ class Lasting:
     def __init__(self, processor: Any) -> None:
         code = _unwrapped(origin(processor))
         self._code = code if isinstance(code, FunctionType | type) else type(code)
-        self._before = {name: (_state(v), _is_nothing(v)) for name, v in _lasting(self._code)}
+        self._before = {name: _Known(v, _state(v), _is_nothing(v)) for name, v in self._all()}
         self._held: Counter[str] = Counter()
         self._left = _CHUNKS
+        self._datasets: set[str] = set()
 
-    def changed_in(self, output: Any) -> str | None:
-        """Name of something that a chunk changed and that its output holds; None if there is none.
+    def _all(self) -> Iterator[tuple[str, Any]]:
+        return _lasting(self._code)
 
-        Of what the output only has a copy of, it counts if it was more than nothing before the
+    def changed_in(self, output: Any, dataset: str = "") -> str | None:
+        """What a chunk did with something that was there before it, None if nothing is wrong.
+
+        It filled a histogram that was not empty, or its output holds what it changed. Of what the
+        output only has a copy of, it counts if it was more than nothing before the
         chunk; a number, which may be the same by chance, if that is so the second time.
+        The first chunks of each dataset are looked at.
         """
+        if dataset not in self._datasets:
+            self._datasets.add(dataset)
+            self._left = _CHUNKS
         if not self._left:
             return None
         self._left -= 1
         found = None
-        for name, value in _lasting(self._code):
-            state = _state(value)
-            before, was_nothing = self._before.get(name, (None, True))
-            if state != before:
+        for name, value in self._all():
+            state, before = _state(value), self._before.get(name)
+            if before is None or state != before.state:
                 self._left = _CHUNKS
-                self._before[name] = state, _is_nothing(value)
-                is_number = isinstance(value, Number)
-                if _holds(output, value, equal=is_number or not was_nothing):
-                    self._held[name] += 1
-                    if not is_number or self._held[name] > 1:
-                        found = found or name
+                self._before[name] = _Known(value, state, _is_nothing(value))
+                found = found or self._problem(name, before, value, output)
         return found
+
+    def _problem(self, name: str, before: _Known | None, value: Any, output: Any) -> str | None:
+        if isinstance(value, Number):
+            self._held[name] += _holds(output, value, equal=True)
+            return f"returns {name}" if self._held[name] > 1 else None
+        if before is None or before.value is not value:  # such as the last output, kept to look at
+            return None
+        if isinstance(value, bh.Histogram | DenseHist) and not before.was_nothing:
+            return f"fills {name}"
+        if _holds(output, value, equal=not before.was_nothing):
+            return f"returns {name}"
+        return None
+
+
+class _Known(NamedTuple):
+    """Something lasting: what it was, and whether that was nothing."""
+
+    value: Any
+    state: Any
+    was_nothing: bool
 
 
 def _state(value: Any) -> Any:
@@ -219,9 +244,12 @@ def _lasting(code: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
             inside = ((key, v) for key, v in _items(value) if not isinstance(v, _PLAIN))
             waiting += ((f"{name}[{key!r}]", v) for key, v in inside)
+        elif not is_library(type(value).__module__ or ""):  # an object of the user's
+            waiting += ((f"{name}.{key}", v) for key, v in state_of(value).items())
+            waiting.append((type(value).__name__, type(value)))
 
 
-_EXACT: Final = (dict, defaultdict, Counter, list, set)
+_EXACT: Final = (dict, defaultdict, OrderedDict, Counter, list, deque, set)
 _LARGE: Final = 1 << 20
 """Bytes from which an array is not compared."""
 

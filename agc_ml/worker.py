@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -151,14 +152,14 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
                 source.check_same()
             output = ready(output)
             check(output, job.chunk.dataset)
-            original.check(output)
+            original.check(output, job.chunk.dataset)
             files = seen()
             blob = pack(output)
             break
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the user's or the file's; told
             change = _change() if _kind(raised) in {"processor", "model"} else None
             cause = change or raised
-            failure = Failure(_kind(cause), _reason(cause), trace(cause))
+            failure = Failure(_kind(cause), _reason(cause, original), trace(cause))
             is_damaged = failure.kind == "input" and not isinstance(cause, DeliveryError)
             if is_damaged and job.known.is_remembered:  # what is known may be wrong, not the file
                 failure = replace(failure, kind="other")
@@ -337,11 +338,11 @@ def _entries(file: Any, job: Job) -> int:
     return sum(int(tree.num_entries) for tree in trees)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, original: Original) -> str:
     """What a chunk failed with, in a line."""
     text = one_line(error)
-    is_shared = _kind(error) == "processor" and re.search("read-?only", text) is not None
-    return f"{text}; {instances.SHARED}" if is_shared else text
+    is_refused = _kind(error) == "processor" and re.search("read-?only", text) is not None
+    return f"{text}; {instances.SHARED}" if is_refused and original.has_shared_arrays else text
 
 
 def _change() -> DeliveryError | None:
@@ -433,8 +434,25 @@ def _loaded(job: Job, *, anew: bool = False) -> tuple[Any, type | None]:
         folder = attachments.placed(job.files)
         where = job.where if folder is None else str(folder / Path(job.where).name)
         load_source(where, job.source, anew=anew)
-    processor, schema = cloudpickle.loads(job.processor)
+    with _own_classes():
+        processor, schema = cloudpickle.loads(job.processor)
     return processor, schema
+
+
+@contextmanager
+def _own_classes() -> Iterator[None]:
+    """Have classes of a notebook made anew by a pickle.
+
+    cloudpickle would take one that it made of an earlier pickle for the same, and write over it,
+    while another run works with it.
+    """
+    made = cloudpickle.cloudpickle
+    known = made._DYNAMIC_CLASS_TRACKER_BY_ID  # noqa: SLF001 - no other way
+    made._DYNAMIC_CLASS_TRACKER_BY_ID = weakref.WeakValueDictionary()  # noqa: SLF001 - as above
+    try:
+        yield
+    finally:
+        made._DYNAMIC_CLASS_TRACKER_BY_ID = known  # noqa: SLF001 - as above
 
 
 def _kind(error: BaseException) -> Kind:

@@ -21,6 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agc_ml as agc
+from agc_ml import shipping, worker
+from agc_ml.checkpoints import Chunk
+from agc_ml.datasets import File, Known
 from agc_ml.errors import ProcessorError
 from agc_ml.instances import LARGE, Original
 
@@ -337,6 +340,67 @@ def test_classes_of_a_notebook_stay_the_users(paths: list[Path], tmp_path: Path)
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+CHANGED = """
+import agc_ml as agc
+import numpy as np
+from coffea.processor import ProcessorABC
+from distributed import Client, LocalCluster
+
+class Mine(ProcessorABC):
+    CUT = 0.0
+    def process(self, events):
+        return {"n": int((np.asarray(events.genWeight) > self.CUT).sum()), "cut": self.CUT}
+
+if __name__ == "__main__":
+    with LocalCluster(1, threads_per_worker=2, dashboard_address=None) as cluster:
+        with Client(cluster) as client:
+            for i, Mine.CUT in enumerate((30.0, 60.0, 30.0)):
+                run = agc.run(Mine(), PATH, client=client, quiet=True, output=f"{FOLDER}/{i}")
+                assert run.outputs["cut"] == Mine.CUT * CHUNKS, (i, run.outputs)
+"""
+
+
+def test_a_class_that_is_changed_between_runs_on_a_cluster(
+    paths: list[Path], tmp_path: Path
+) -> None:
+    """Each run has it as it was; what the worker knows of one is not written over by the next."""
+    import subprocess  # noqa: PLC0415 - only here
+    import sys  # noqa: PLC0415 - only here
+
+    head = f"PATH, FOLDER, CHUNKS = {str(paths[0])!r}, {str(tmp_path)!r}, 1\n"
+    (tmp_path / "script.py").write_text(head + CHANGED)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_classes_of_two_runs_at_once() -> None:
+    def of(cut: int) -> worker.Job:
+        namespace["P"].cut = cut
+        shipment = shipping.prepare(namespace["P"]())
+        return worker.Job(
+            chunk=Chunk("d", "x", "Events", "u", 1, 0, 1),
+            file=File("x", ("x",)),
+            known=Known("x", "", 1, "u", 1, is_remembered=False),
+            metadata={},
+            columns=(),
+            key=shipment.key,
+            processor=shipment.blob,
+            modules={},
+            module=None,
+            source=b"",
+        )
+
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("class P:\n    def process(self, events): return {'n': self.cut}\n", namespace)
+    jobs = [of(30), of(60)]
+    originals = [worker._original(job) for job in jobs]
+    assert [one.copy().process(None)["n"] for one in originals] == [30, 60]
+    assert namespace["P"].cut == 60
+    assert worker._original(jobs[0]).copy().cut == 30
 
 
 def test_what_can_not_be_copied_is_refused() -> None:

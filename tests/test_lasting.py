@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
+from collections import OrderedDict, defaultdict, deque
 from typing import Any
 
 import boost_histogram as bh
@@ -142,7 +142,64 @@ def closure() -> Any:
     return inside
 
 
+class Counting:
+    """An object of the user's, which a module keeps."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.met = new()
+        self.cuts = {"all": 0}
+
+
+STORE, OTHER_STORE, CUTS_STORE = Counting(), Counting(), Counting()
+
+
+def number_of_an_object(events: Any) -> Any:
+    STORE.n += len(events)
+    return {"n": STORE.n}
+
+
+def histogram_of_an_object(events: Any) -> Any:
+    return {"met": filled(OTHER_STORE.met).copy()}
+
+
+def cuts_of_an_object(events: Any) -> Any:
+    CUTS_STORE.cuts["all"] += len(events)
+    return {"cuts": dict(CUTS_STORE.cuts)}
+
+
+ORDERED: Any = OrderedDict(all=0)
+LAST: Any = deque()
+
+
+def ordered(events: Any) -> Any:
+    ORDERED["all"] += len(events)
+    return {"cuts": ORDERED.copy()}
+
+
+def in_a_deque(events: Any) -> Any:
+    LAST.append(len(events))
+    return {"rows": deque(LAST)}
+
+
+PROJECTED, SUMMED, VALUES = new(), new(), new()
+
+
+def projected(events: Any) -> Any:
+    return {"met": filled(PROJECTED).project("x")}
+
+
+def summed(events: Any) -> Any:
+    return {"n": filled(SUMMED).sum()}
+
+
+def contents(events: Any) -> Any:
+    return {"n": filled(VALUES).values()}
+
+
 FUNCTIONS = [
+    *(number_of_an_object, histogram_of_an_object, cuts_of_an_object, ordered, in_a_deque),
+    *(projected, summed, contents),
     *(of_the_module, counts, nested, in_a_list, of_boost, accumulator, view, column, copied),
     *(number, made_late, default, cached, attribute, decorated),
 ]
@@ -269,6 +326,9 @@ TABLE = np.arange(3)
 TABLE.flags.writeable = False
 MEMO: dict[str, Any] = {}
 CHUNKS = 0
+KEPT: dict[str, Any] = {}
+ALL: list[Any] = []
+OUT: Any = None
 
 
 class Right:
@@ -287,11 +347,37 @@ class Right:
         filled(self.met)
         own = {"met": self.met, "counts": self.counts, "array": self.array}
         constant = {"edges": EDGES, "names": NAMES, "none": EMPTY, "table": TABLE}
-        return own | constant | {"n": len(events), "scale": MEMO["scale"], "view": self.array[1:]}
+        out = own | constant | {"n": len(events), "scale": MEMO["scale"], "view": self.array[1:]}
+        # as people do to look at it
+        global OUT  # noqa: PLW0603 - as above
+        OUT = KEPT["out"] = out
+        ALL.append(out)
+        return out
 
 
 def test_what_belongs_to_a_chunk_may_be_returned() -> None:
     run(Original(Right()), 6)
+
+
+WAITING = 0
+
+
+def late(events: Any, dataset: str) -> Any:
+    global WAITING  # noqa: PLW0603 - as people do
+    WAITING += len(events) if dataset == "signal" else 0
+    return {"n": WAITING}
+
+
+def test_what_begins_with_another_dataset_is_seen() -> None:
+    original = Original(FunctionProcessor(late, {}))
+
+    def chunks(n: int, dataset: str) -> None:
+        for _ in range(n):
+            original.check(late(range(N), dataset), dataset)
+
+    chunks(9, "background")
+    with pytest.raises(ProcessorError, match="it returns WAITING, which all chunks"):
+        chunks(3, "signal")
 
 
 def test_what_is_gone_is_not_remembered() -> None:
