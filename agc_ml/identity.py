@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -14,14 +15,15 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from types import MemberDescriptorType
+from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError
 from agc_ml.function_processor import FunctionProcessor
-from agc_ml.referred import Referred
+from agc_ml.referred import Referred, codes_in
 
 OURS: Final = "agc_ml"
 LOOSE: Final = "agc_ml_user_"
@@ -216,14 +218,49 @@ def _refuse_edited(name: str, digest: str, path: Path) -> None:
     module = sys.modules.get(name)
     if module is None or name.startswith(LOOSE):  # those are made anew
         return
-    spec, before = _seen.setdefault(name, (module.__spec__, digest))
-    if spec is not module.__spec__:
+    spec, before = _seen.get(name, (None, ""))
+    is_other = before != digest
+    if spec is None or spec is not module.__spec__:
+        is_other = not _is_made_of(module, path)
+    if not is_other:
         _seen[name] = (module.__spec__, digest)
-    elif before != digest:
+    else:
         raise ProcessorError(
             f"{path}: edited after it was imported, so the old code would run; start Python anew, "
             "or reload the module"
         )
+
+
+def _is_made_of(module: ModuleType, path: Path) -> bool:
+    """Whether the functions of a module are those that its file has now, as far as Python tells."""
+    if module.__name__.partition(".")[0] == OURS or type(module.__loader__) is not SourceFileLoader:
+        return True  # what a loader of another kind makes of a file is not what it says
+    try:
+        codes = set(codes_in(compile(path.read_bytes(), str(path), "exec", dont_inherit=True)))
+    except (SyntaxError, ValueError):
+        return False
+    there = (code for value in list(vars(module).values()) for code in _code_in(value, module))
+    return all(code in codes for code in there if code.co_filename == module.__file__)
+
+
+def _code_in(value: Any, module: ModuleType) -> Iterator[CodeType]:
+    """Code of a function that was made by a module, or of the methods of such a class."""
+    if getattr(value, "__module__", None) != module.__name__:
+        return
+    waiting = list(vars(value).values()) if isinstance(value, type) else [value]
+    while waiting:
+        one = waiting.pop()
+        if one is None:
+            continue
+        if isinstance(one, FunctionType):
+            yield one.__code__
+        elif isinstance(one, classmethod | staticmethod):
+            waiting.append(one.__func__)
+        elif isinstance(one, property):
+            waiting += [one.fget, one.fset]
+        elif isinstance(one, functools.cached_property):
+            waiting.append(one.func)
+        waiting.append(getattr(one, "__dict__", {}).get("__wrapped__"))
 
 
 def ensure(modules: Mapping[str, str]) -> None:

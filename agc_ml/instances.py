@@ -56,7 +56,10 @@ class Original:
             _Pickler(file, self._shared, self._buffers).dump(processor)
             self._pickled = file.getvalue()
             self.copy()  # what it imports is no part of the time
-        except Exception as error:  # pickling runs code of any object, and so does its way back
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # pickling runs code of any object, and so does its way back
             raise ProcessorError(
                 f"{type(processor).__name__}: can't be copied for each chunk: {error}"
             ) from error

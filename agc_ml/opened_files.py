@@ -35,6 +35,8 @@ from agc_ml.identity import is_of_library
 LARGEST: Final = 64 << 20
 """Bytes up to which the content of a file is compared; of larger ones size and time are."""
 _SYSTEM: Final = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/")
+_IN_MEMORY: Final = "/dev/shm/"  # noqa: S108 - nothing of ours is there
+"""Files of the user's all the same."""
 _FROZEN: Final = "<frozen "
 _IMPORT: Final = "<frozen importlib"
 
@@ -119,10 +121,12 @@ def _watches_of(thread: threading.Thread) -> list[_Watch]:
 
 
 def _note(watch: _Watch, path: str, flags: int) -> None:
-    if flags & (os.O_WRONLY | os.O_RDWR):
+    # open for both is what numpy.memmap does to read
+    if flags & os.O_WRONLY or (flags & os.O_RDWR and flags & (os.O_CREAT | os.O_TRUNC)):
         watch.written.add(path)
         return
-    if path in watch.read or path.startswith(_SYSTEM) or watch.is_left_out(path):
+    is_systems = path.startswith(_SYSTEM) and not path.startswith(_IN_MEMORY)
+    if path in watch.read or is_systems or watch.is_left_out(path):
         return
     for frame in _frames():
         name = frame.f_code.co_filename
@@ -165,7 +169,8 @@ def _with_earlier(watch: _Watch, modules: frozenset[str]) -> dict[str, Seen]:
             if changed({path: before}, now) and not is_open:
                 raise ProcessorError(
                     f"{path}: changed since this process opened it, and what was read may be in "
-                    "memory still; start Python and its workers anew"
+                    "memory still; open it again in each chunk (clear the cache that keeps it), or "
+                    "start Python and its workers anew"
                 )
         for module in modules:
             _earlier.setdefault(module, {}).update(opened)

@@ -138,7 +138,7 @@ class Referred:
         if function.__module__ is not None:  # else it was made by exec in no module
             self.modules.add(function.__module__)
         # several have one name: lambdas, and what is made by a function or in a condition
-        self.filled.update(name for code in _codes(function.__code__) for name in _filled(code))
+        self.filled.update(name for code in codes_in(function.__code__) for name in _filled(code))
         self.values[f"{label}: code"] = _digest(repr(_code(function.__code__)).encode())
         for parameter, value in _defaults(function):
             self.add(f"{label}({parameter})", value)
@@ -182,6 +182,9 @@ class NotPlainError(TypeError):
     """A value is no number, text, array, or collection of these."""
 
 
+_BITS: Final = 1024
+
+
 def canonical(value: Any) -> Any:
     """JSON that is the same for the same value in any process, and another one for any other.
 
@@ -194,8 +197,10 @@ def canonical(value: Any) -> Any:
         It is no plain value: number, text, array, path, or a collection of these.
     """
     kind = type(value)
-    if value is None or kind in {bool, int, str}:
+    if value is None or kind in {bool, str}:
         return value
+    if kind is int:  # of long ones Python makes no decimal text
+        return value if value.bit_length() <= _BITS else ["int", hex(value)]
     if kind in _FORMS:
         return _FORMS[kind](value)
     if isinstance(value, PurePath) and kind.__module__ == "pathlib":
@@ -276,7 +281,7 @@ _FORMS: Final[dict[Any, Callable[[Any], Any]]] = {
     type(...): lambda _: ["..."],
 }
 _KINDS: Final = {
-    *("float", "list", "dict", "defaultdict", "array", "tuple", "set", "frozenset"),
+    *("int", "float", "list", "dict", "defaultdict", "array", "tuple", "set", "frozenset"),
     *("OrderedDict", "Counter", "mappingproxy", "complex", "bytes", "bytearray", "range"),
     *("slice", "...", "path", "numpy"),
 }
@@ -405,18 +410,18 @@ def uses(wanted: str, function: Any, owner: Any, is_library: Callable[[str], boo
         waiting += (inner for _, inner in _cells(value))
         waiting += (inner for _, inner in _globals_of(value, value.__code__, is_library))
         spaces = [vars(cls) for cls in type(owner).__mro__] + [getattr(owner, "__dict__", {})]
-        for code in _codes(value.__code__):
+        for code in codes_in(value.__code__):
             waiting += (constant for constant in code.co_consts if isinstance(constant, str))
             waiting += (space[name] for name in code.co_names for space in spaces if name in space)
     return False
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    """A function's code, and that of functions inside of it."""
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Code, and that of functions and classes inside of it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes_in(constant)
 
 
 def _globals_of(

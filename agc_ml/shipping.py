@@ -322,12 +322,19 @@ def _annotations(maker: Any) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]
 
 def _shipment(name: str, processor: Any, given: str | type | None) -> Shipment:
     schema = schema_of(processor, given)
-    now = _identified(processor, schema)
+    try:
+        now = _identified(processor, schema)
+    except AgcError:
+        raise
+    except (Exception, SystemExit) as error:  # to look at a value may run code of its class
+        raise ProcessorError(
+            f"{name}: a value that its code refers to can't be looked at: {error!r}"
+        ) from error
     code = _before.get(_what_decides(now), now)
     try:
         with by_reference() as models:
             blob = cloudpickle.dumps((processor, schema))
-    except Exception as error:  # pickling runs code of any object
+    except (Exception, SystemExit) as error:  # pickling runs code of any object
         raise ProcessorError(f"{name}: can't be sent to workers: {error}") from error
     return Shipment(
         name=name,

@@ -215,7 +215,11 @@ def _is_no_input(job: Job, path: str) -> bool:
 def _modules(job: Job, processor: Any) -> frozenset[str]:
     """Modules of the user's code, by which a process remembers what files it opened."""
     names = {name for name in job.modules if name.partition(".")[0] != OURS}
-    return frozenset({*names, job.module or origin(processor).__module__})
+    code = origin(processor)
+    names.add(job.module or code.__module__)
+    if "__main__" in names:  # a notebook has many processors there
+        names = names - {"__main__"} | {f"__main__.{getattr(code, '__qualname__', '')}"}
+    return frozenset(names)
 
 
 def _process(

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -867,6 +868,71 @@ def test_opened_files_are_seen_by_content(tmp_path: Path) -> None:
     assert opened_files.changed(before, {}) == [str(small)]
     large = opened_files.Seen(opened_files.LARGEST + 1, 1, None)
     assert large.differs(opened_files.Seen(opened_files.LARGEST + 1, 2, None))
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_read"), [("r", True), ("r+", True), ("w+", False), ("a+", False), ("w", False)]
+)
+def test_opened_files_are_those_that_may_be_read(mode: str, is_read: bool, tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    path.write_bytes(bytes(80))
+    with opened_files.watched(lambda _: False) as opened:
+        path.open(mode).close()
+        assert bool(opened()) == is_read
+    if mode == "r+":  # as numpy maps files if it is not told otherwise
+        path.write_bytes(bytes(80))
+        with opened_files.watched(lambda _: False) as opened:
+            np.memmap(path, np.float64)
+            assert list(opened()) == [str(path)]
+
+
+def test_files_in_shared_memory_are_seen() -> None:
+    with (
+        tempfile.NamedTemporaryFile(dir="/dev/shm") as file,
+        opened_files.watched(lambda _: False) as opened,
+    ):
+        Path(file.name).read_bytes()
+        assert list(opened()) == [file.name]
+
+
+def test_processors_of_a_notebook_are_told_apart_by_what_they_opened() -> None:
+    """All are of one module; a file that one of them read may be changed before another runs."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec("class One: pass\nclass Other(One): pass\n", namespace)
+    job: Any = SimpleNamespace(modules={"__main__": "", "mine": ""}, module=None)
+    one, other = (worker._modules(job, namespace[name]()) for name in ("One", "Other"))
+    assert one == {"__main__.One", "mine"}
+    assert other == {"__main__.Other", "mine"}
+
+
+class Leaves:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise SystemExit(3)
+
+
+class Proxy:
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError("not connected")
+
+
+@pytest.mark.parametrize("kind", [Leaves, Proxy])
+@pytest.mark.parametrize("where", ["self", "global"])
+def test_values_that_can_not_be_looked_at_end_in_a_line(where: str, kind: type) -> None:
+    value = kind()
+    namespace: dict[str, Any] = {"__name__": "__main__", "VALUE": value}
+    exec("class P:\n    def process(self, events): return {'n': VALUE}\n", namespace)
+    made = namespace["P"]()
+    if where == "self":
+        made.value = value
+    with pytest.raises(ProcessorError, match=r"can't be (looked at|sent to workers)"):
+        shipping.prepare(made)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_numbers_too_long_for_decimal_text(sign: int) -> None:
+    one, other = (json.dumps(canonical(sign * 10**5000 + n)) for n in (0, 1))
+    assert one != other
 
 
 OPENED_BY = {

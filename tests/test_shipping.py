@@ -72,6 +72,71 @@ def test_digest_follows_what_the_processor_imports(package: Path) -> None:
     assert shipping.prepare("mine_and_only.main:Mine").code != first
 
 
+MANY = """
+import dataclasses, enum, functools, typing
+
+def around(function):
+    @functools.wraps(function)
+    def inner(*arguments): return function(*arguments)
+    return inner
+
+@dataclasses.dataclass
+class Cut:
+    low: float = 30.0
+
+class Point(typing.NamedTuple):
+    x: float
+
+class Kind(enum.Enum):
+    ONE = enum.auto()
+
+half = lambda x: x / 2
+
+@functools.cache
+def two(): return 2
+
+class Mine:
+    @staticmethod
+    def cut(x): return x > 30
+    @classmethod
+    def name(cls): return [n for n in "mine"]
+    @property
+    def low(self): return Cut().low
+    @around
+    def process(self, events):
+        return {"n": half(Point(60).x)}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", ""),
+        ("x > 30", "x > 31"),
+        ("x / 2", "x / 4"),
+        ("return 2", "return 3"),
+        ('"mine"', '"yours"'),
+        ("Cut().low", "Cut().low + 1"),
+        ("function(*arguments)", "function(*arguments) or None"),
+        ("Point(60)", "Point(61)"),
+        ("import dataclasses", "\nimport dataclasses"),
+        ("class Mine:", "class Mine"),
+    ],
+)
+def test_code_that_was_edited_before_the_first_run_is_refused(
+    before: str, after: str, package: Path
+) -> None:
+    """By the compiled functions: what a module holds now and what its file would make of them."""
+    (package / "main.py").write_text(MANY)
+    importlib.import_module("mine_and_only.main")
+    (package / "main.py").write_text(MANY.replace(before, after, 1))
+    if before == after:
+        assert shipping.prepare("mine_and_only.main:Mine")
+    else:
+        with pytest.raises(ProcessorError, match=r"main\.py: edited after it was imported"):
+            shipping.prepare("mine_and_only.main:Mine")
+
+
 @pytest.mark.parametrize(
     ("text", "counts"),
     [
