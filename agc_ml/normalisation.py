@@ -104,9 +104,9 @@ def generated(account: Account, dataset: Dataset, part: Any) -> float:
     done, empty = list(shares(account, dataset)), list(_empty(account, dataset))
     is_whole = _looks_itself(account, done)
     by_runs = [share for share in done if share.source == "runs" or is_whole]
-    others = [share for share in done if share not in by_runs]
+    others = [share for share in done if share.source != "runs" and not is_whole]
     empty_by_runs = [one for one in empty if one.source == "runs" or is_whole]
-    stated = sum(one.file.generated or 0 for one in empty if one not in empty_by_runs)
+    stated = sum(one.file.generated or 0 for one in empty if one.source != "runs" and not is_whole)
     total = _as_stated(account, dataset, part, others, stated)
     if by_runs or empty_by_runs:
         counts = _counts_events(dataset, by_runs, empty_by_runs, others)
