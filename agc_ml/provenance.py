@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -36,10 +37,15 @@ SCORING: Final = {"xgboost": "xgboost", "onnx": "onnxruntime"}
 """Packages that score models, by format; forests do without xgboost."""
 
 
+@functools.cache
+def _installed() -> Mapping[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
 def versions(models: Iterable[Model] = ()) -> dict[str, str]:
     """Versions of Python and of the packages that decide results, also those that score models."""
     scoring = {SCORING[model.format] for model in models if model.format in SCORING}
-    found = {name: version(name) for name in PACKAGES}
+    found = dict(_installed())
     found |= {
         name: installed.rpartition(" ")[2]  # xgboost's distribution may be xgboost-cpu
         for name in sorted(scoring)

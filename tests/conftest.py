@@ -90,15 +90,19 @@ def training_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nobody remembers servers and files of the test before; chunks come in several blocks."""
+    """Nobody remembers servers and files of the test before; chunks come in several blocks.
+
+    What failed is tried again at once.
+    """
     import stepwise  # noqa: PLC0415 - a processor, of few tests
 
-    from agc_ml import reading  # noqa: PLC0415 - heavy
+    from agc_ml import execution, reading  # noqa: PLC0415 - heavy
     from agc_ml.delivery import health  # noqa: PLC0415 - heavy
 
     health.forget()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "BLOCK", 100)
+    monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
     stepwise.EVENTS.clear()
     yield
     health.forget()

@@ -48,7 +48,7 @@ class Web(ThreadingHTTPServer):
         self.later: bytes | None = None
         self.requests: list[str] = []
         self.sent = 0
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def url(self, name: str) -> str:
         return f"{self.scheme}://127.0.0.1:{self.server_port}/{name}"
@@ -60,6 +60,7 @@ class Web(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Web
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are sent apart: the second one would wait 40 ms
 
     def do_GET(self) -> None:
         web = self.server
