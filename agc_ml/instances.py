@@ -11,13 +11,15 @@ import io
 import pickle
 import sys
 import time
+from collections.abc import Callable
+from copy import deepcopy
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
 import cloudpickle
 
 from agc_ml.errors import ProcessorError
-from agc_ml.lasting import Lasting, returned_again
+from agc_ml.lasting import Lasting, are_same, at, returned_again
 from agc_ml.ml.hook import Model
 
 LARGE: Final = 1 << 20
@@ -85,29 +87,41 @@ class Original:
         unpickler.persistent_load = self._shared.__getitem__  # type: ignore[method-assign]
         return unpickler.load()
 
-    def check(self, output: Any, dataset: str = "") -> None:
+    def check(self, output: Any, dataset: str, again: Callable[[Any], Any]) -> None:
         """Refuse the output of a chunk of a dataset that other chunks have filled, too.
+
+        ``again`` gives what a processor, a copy, makes of the chunk: where something lasting may be
+        in the output, it must not be another one then.
 
         Raises
         ------
         ProcessorError
-            It holds something of the class or of its module that has changed since, or the chunk
-            filled a histogram there.
+            It holds something of the class or of its module that gathers what chunks give.
         """
-        done = self._lasting.changed_in(output, dataset)
-        again = returned_again(output)
-        if done is None and again is None:
+        suspects, place = self._lasting.suspects(output, dataset), returned_again(output)
+        if place is not None:
+            what = next(iter(suspects), "that of an earlier chunk")
+            raise _outlives(f"has what is in {what}{place and f' (output{place})'}")
+        if not suspects:
             return
-        done = done or f"returns in output{again} what an earlier chunk returned"
-        raise ProcessorError(
-            f"it {done}, which all chunks of a worker fill, so that they would count "
-            "twice; make it in process() or in __init__"
-        )
+        first = {name: deepcopy(at(output, where or ())) for name, where in suspects.items()}
+        second = again(self.copy())
+        for name, where in suspects.items():
+            if not are_same(first[name], at(second, where or ())):
+                raise _outlives(f"has what is in {name}")
+        self._lasting.acquit(suspects)
 
     @property
     def has_shared_arrays(self) -> bool:
         """Whether copies share arrays that they can't write to."""
         return bool(self._buffers)
+
+
+def _outlives(what: str) -> ProcessorError:
+    return ProcessorError(
+        f"its output {what}, which all chunks of a worker fill, so that they would count twice; "
+        "make it in process() or in __init__"
+    )
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import inspect
 import threading
 import weakref
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSet
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSet
 from numbers import Number
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 
 import boost_histogram as bh
@@ -28,6 +29,9 @@ from agc_ml.rows import Rows
 
 _CONTAINERS: Final = (MutableMapping, list, deque, MutableSet)
 _COUNTING: Final = (bh.Histogram, DenseHist, Rows, np.ndarray)
+_ACCUMULATORS: Final = ("value_accumulator", "column_accumulator")
+_VALUE: Final = object()
+"""Place of what is in one of coffea's accumulators."""
 _PLAIN: Final = (Number, str, bytes, np.generic, type(None))
 
 _CHUNKS: Final = 3
@@ -122,47 +126,44 @@ class Lasting:
         code = _unwrapped(origin(processor))
         self._code = code if isinstance(code, FunctionType | type) else type(code)
         self._before = {name: _Known(v, _state(v), _is_nothing(v)) for name, v in self._all()}
-        self._held: Counter[str] = Counter()
+        self._innocent: set[str] = set()
         self._left = _CHUNKS
         self._datasets: set[str] = set()
 
     def _all(self) -> Iterator[tuple[str, Any]]:
         return _lasting(self._code)
 
-    def changed_in(self, output: Any, dataset: str = "") -> str | None:
-        """What a chunk did with something that was there before it, None if nothing is wrong.
+    def suspects(self, output: Any, dataset: str = "") -> dict[str, Place | None]:
+        """What a chunk changed that its output may have more of than the chunk's own, by name.
 
-        It filled a histogram that was not empty, or its output holds what it changed. Of what the
-        output only has a copy of, it counts if it was more than nothing before the
-        chunk; a number, which may be the same by chance, if that is so the second time.
-        The first chunks of each dataset are looked at.
+        With the place in the output that holds it, None for a histogram of which it may have
+        anything. To run the chunk again tells (`acquit`): only what gathers something is another
+        one then. The first chunks of each dataset are looked at.
         """
         if dataset not in self._datasets:
             self._datasets.add(dataset)
             self._left = _CHUNKS
+        found: dict[str, Place | None] = {}
         if not self._left:
-            return None
+            return found
         self._left -= 1
-        found = None
         for name, value in self._all():
             state, before = _state(value), self._before.get(name)
-            if before is None or state != before.state:
-                self._left = _CHUNKS
-                self._before[name] = _Known(value, state, _is_nothing(value))
-                found = found or self._problem(name, before, value, output)
+            if before is not None and state == before.state:
+                continue
+            self._left = _CHUNKS
+            self._before[name] = _Known(value, state, _is_nothing(value))
+            if name in self._innocent or before is None or before.was_nothing:
+                continue  # what was nothing has only what is the chunk's own
+            place = _place_in(output, value)
+            is_filled = isinstance(value, bh.Histogram | DenseHist) and before.value is value
+            if place is not None or is_filled:
+                found[name] = place
         return found
 
-    def _problem(self, name: str, before: _Known | None, value: Any, output: Any) -> str | None:
-        if isinstance(value, Number):
-            self._held[name] += _holds(output, value, equal=True)
-            return f"returns {name}" if self._held[name] > 1 else None
-        if before is None or before.value is not value:  # such as the last output, kept to look at
-            return None
-        if isinstance(value, bh.Histogram | DenseHist) and not before.was_nothing:
-            return f"fills {name}"
-        if _holds(output, value, equal=not before.was_nothing):
-            return f"returns {name}"
-        return None
+    def acquit(self, names: Iterable[str]) -> None:
+        """Suspect something no more: an output did not depend on what was in it."""
+        self._innocent.update(names)
 
 
 class _Known(NamedTuple):
@@ -171,6 +172,29 @@ class _Known(NamedTuple):
     value: Any
     state: Any
     was_nothing: bool
+
+
+Place = tuple[Any, ...]
+"""Keys that lead to a part of an output."""
+
+
+def at(output: Any, place: Place) -> Any:
+    """Part of an output; None where there is nothing."""
+    for key in place:
+        try:
+            output = output.value if key is _VALUE else output[key]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            return None
+    return output
+
+
+def are_same(one: Any, other: Any) -> bool:
+    """Whether two outputs, or parts of them, are equal."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(are_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple | deque) and isinstance(other, list | tuple | deque):
+        return len(one) == len(other) and all(map(are_same, one, other))
+    return _are_equal(*(getattr(x, "bins", x) for x in (one, other)))
 
 
 def _state(value: Any) -> Any:
@@ -190,10 +214,30 @@ def _state(value: Any) -> Any:
 
 
 def _items(container: Any) -> list[tuple[Any, Any]]:
-    """Keys, or places, and values, as they are now: another thread may be filling it."""
+    """Keys, or places, and values, as they are now: another thread may be filling it.
+
+    By the methods of Python's own types: those of others run code of their own.
+    """
+    if isinstance(container, dict):
+        return list(dict.items(container))
     if isinstance(container, Mapping):
         return list(container.items())
-    return list(enumerate(list(container)))
+    base = next((kind for kind in (list, tuple, deque, set) if isinstance(container, kind)), None)
+    return list(enumerate(list(container if base is None else base.__iter__(container))))
+
+
+def _cached(name: str, function: Any) -> Iterator[tuple[str, Any]]:
+    """What a `functools.cache` keeps; only the collector of garbage is told of it."""
+    if not isinstance(function, functools._lru_cache_wrapper):  # noqa: SLF001 - the type of these
+        return
+    found: list[Any] = []
+    for inside in gc.get_referents(function):
+        if isinstance(inside, dict) and inside is not vars(function):
+            for kept in list(inside.values()):
+                is_link = type(kept).__name__ == "_lru_list_elem"
+                found += gc.get_referents(kept) if is_link else [kept]
+    label = f"{getattr(function, '__name__', name)}()"
+    yield from ((f"{label} {i}" if i else label, kept) for i, kept in enumerate(found))
 
 
 def _is_nothing(value: Any) -> bool:
@@ -202,54 +246,82 @@ def _is_nothing(value: Any) -> bool:
     return not value if isinstance(value, _PLAIN) else _is_empty(value)
 
 
-def _holds(output: Any, value: Any, *, equal: bool) -> bool:
-    """Return whether an output is or has a value, or something equal to it."""
+def _place_in(output: Any, value: Any, place: Place = ()) -> Place | None:
+    """Where an output has a value, or something equal to it; None: nowhere."""
     if output is value and not isinstance(value, _PLAIN):
-        return True
-    if equal and type(output) is type(value) and _are_equal(output, value):
-        return True
-    inside = output.values() if isinstance(output, Mapping) else output
+        return place
+    if _are_alike(output, value) and _are_equal(output, value):
+        return place
+    inside: Iterable[tuple[Any, Any]] = ()
     if isinstance(output, (*_CONTAINERS, tuple)):
-        return any(_holds(inner, value, equal=equal) for inner in inside)
-    return False
+        inside = _items(output)
+    elif type(output).__name__ in _ACCUMULATORS:
+        inside = [(_VALUE, output.value)]
+    places = (_place_in(inner, value, (*place, key)) for key, inner in inside)
+    return next((found for found in places if found is not None), None)
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Whether it makes sense to compare two values: of one type, or both numbers."""
+    return type(one) is type(other) or (isinstance(one, Number) and isinstance(other, Number))
 
 
 def _are_equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
     try:
-        return bool(np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other)
-    except (TypeError, ValueError):  # of arrays in containers
+        if isinstance(one, np.ndarray | float):
+            return bool(np.array_equal(one, other, equal_nan=True))
+        return bool(np.all(one == other))
+    except (TypeError, ValueError):  # of arrays of objects, or of other shapes
         return False
 
 
 def _lasting(code: Any) -> Iterator[tuple[str, Any]]:
     """Numbers, containers and histograms that code refers to, by name."""
     seen: set[int] = set()
+    alive: list[Any] = []  # so that no other object gets an id that was seen
     waiting = [("", code)]
     while waiting:
         name, value = waiting.pop()
+        waiting += _cached(name, value)
         value = _unwrapped(value)
         if id(value) in seen and not isinstance(value, Number):
             continue
         seen.add(id(value))
-        if isinstance(value, FunctionType):
-            waiting += _of_function(value)
-        elif isinstance(value, type):
-            waiting += _of_class(value)
-        elif isinstance(value, bool | str | bytes | None):
-            continue
-        elif isinstance(value, (Number, *_COUNTING)):
-            if getattr(value, "nbytes", 0) <= _LARGE:
-                yield name, value
-        elif type(value) in _EXACT:  # others run code of their own
+        alive.append(value)
+        if _can_gather(value):
             yield name, value
-            inside = ((key, v) for key, v in _items(value) if not isinstance(v, _PLAIN))
-            waiting += ((f"{name}[{key!r}]", v) for key, v in inside)
-        elif not is_library(type(value).__module__ or ""):  # an object of the user's
-            waiting += ((f"{name}.{key}", v) for key, v in state_of(value).items())
-            waiting.append((type(value).__name__, type(value)))
+        waiting += _inside(name, value)
 
 
-_EXACT: Final = (dict, defaultdict, OrderedDict, Counter, list, deque, set)
+def _can_gather(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, (Number, *_COUNTING)):
+        return bool(getattr(value, "nbytes", 0) <= _LARGE)
+    return isinstance(value, _BASES)
+
+
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value refers to, with names."""
+    if isinstance(value, FunctionType):
+        yield from _of_function(value)
+    elif isinstance(value, type):
+        yield from _of_class(value)
+    elif isinstance(value, (*_BASES, tuple)):
+        inside = ((key, v) for key, v in _items(value) if not isinstance(v, _PLAIN))
+        yield from ((f"{name}[{key!r}]", v) for key, v in inside)
+    kind = type(value)
+    is_users = not isinstance(value, type) and not is_library(kind.__module__ or "")
+    if is_users or kind.__name__ in _HOLDERS:
+        yield from ((f"{name}.{key}", v) for key, v in state_of(value).items())
+        yield kind.__name__, kind
+
+
+_HOLDERS: Final = ("SimpleNamespace", *_ACCUMULATORS)
+"""Types of libraries of which the attributes are the content."""
+_BASES: Final = (dict, MappingProxyType, list, deque, set)
 _LARGE: Final = 1 << 20
 """Bytes from which an array is not compared."""
 

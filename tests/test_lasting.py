@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections import OrderedDict, defaultdict, deque
-from typing import Any
+from collections import Counter, OrderedDict, defaultdict, deque
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import boost_histogram as bh
 import hist
 import numpy as np
 import pytest
-from coffea.processor import column_accumulator, dict_accumulator, value_accumulator
+from coffea.processor import (
+    accumulate,
+    column_accumulator,
+    dict_accumulator,
+    value_accumulator,
+)
 
 from agc_ml.errors import ProcessorError
 from agc_ml.function_processor import FunctionProcessor
@@ -197,7 +204,125 @@ def contents(events: Any) -> Any:
     return {"n": filled(VALUES).values()}
 
 
+IN_A_TUPLE, SPACE = (new(),), SimpleNamespace(met=new(), n=0)
+BOOK_OF_COFFEA = dict_accumulator({"met": new(), "n": value_accumulator(int)})
+SUM: Any = None
+ARRAYS: Any = np.zeros(3)
+CUTFLOW: Any = Counter()
+
+
+class Pair(NamedTuple):
+    met: Any
+
+
+class Book(dict):  # type: ignore[type-arg]
+    """As people do."""
+
+
+A_PAIR, A_BOOK = Pair(new()), Book(met=new())
+
+
+def in_a_tuple(events: Any) -> Any:
+    return {"met": filled(IN_A_TUPLE[0]).copy()}
+
+
+def in_a_namespace(events: Any) -> Any:
+    SPACE.n += len(events)
+    return {"n": SPACE.n, "met": filled(SPACE.met).copy()}
+
+
+def in_a_named_tuple(events: Any) -> Any:
+    return {"met": filled(A_PAIR.met).copy()}
+
+
+def in_a_subclass(events: Any) -> Any:
+    return {"met": filled(A_BOOK["met"]).copy()}
+
+
+def in_coffeas(events: Any) -> Any:
+    return {"met": filled(BOOK_OF_COFFEA["met"]).copy()}
+
+
+@functools.cache
+def copied_book() -> Any:
+    return {"met": new()}
+
+
+@functools.lru_cache(maxsize=3)
+def bounded_book() -> Any:
+    return {"met": new()}
+
+
+def behind_a_cache(events: Any) -> Any:
+    return {"met": filled(copied_book()["met"]).copy()}
+
+
+def behind_a_bounded_cache(events: Any) -> Any:
+    return {"met": filled(bounded_book()["met"]).copy()}
+
+
+def made_anew(events: Any) -> Any:
+    global SUM  # noqa: PLW0603 - as people do
+    SUM = filled(new()) if SUM is None else SUM + filled(new())
+    return {"met": SUM}
+
+
+def arrays_made_anew(events: Any) -> Any:
+    global ARRAYS  # noqa: PLW0603 - as people do
+    ARRAYS = ARRAYS + np.array([1, 0, len(events)])
+    return {"n": ARRAYS}
+
+
+def counters_made_anew(events: Any) -> Any:
+    global CUTFLOW  # noqa: PLW0603 - as people do
+    CUTFLOW = CUTFLOW + Counter(all=len(events))
+    return {"cutflow": CUTFLOW}
+
+
+def accumulated(events: Any) -> Any:
+    accumulated.total = accumulate(  # type: ignore[attr-defined]
+        [getattr(accumulated, "total", {}), {"n": len(events)}]
+    )
+    return accumulated.total  # type: ignore[attr-defined]
+
+
+def grows(events: Any, out: Any = column_accumulator(np.array([]))) -> Any:  # noqa: B008 - as above
+    out += column_accumulator(np.ones(len(events)))
+    return {"n": out}
+
+
+PROXY = MappingProxyType({"met": new()})
+
+
+def behind_a_proxy(events: Any) -> Any:
+    return {"met": filled(PROXY["met"]).copy()}
+
+
+class OfAnotherType:
+    sumw = np.float32(0)
+    pts = column_accumulator(np.array([]))
+    n = value_accumulator(int)
+
+
+def of_another_type(events: Any) -> Any:
+    OfAnotherType.sumw += np.float32(len(events))
+    return {"sumw": float(OfAnotherType.sumw)}
+
+
+def column_of_a_class(events: Any) -> Any:
+    OfAnotherType.pts += column_accumulator(np.ones(len(events)))
+    return {"pts": copy.deepcopy(OfAnotherType.pts)}
+
+
+def value_of_a_class(events: Any) -> Any:
+    OfAnotherType.n += len(events)
+    return {"n": OfAnotherType.n.value}
+
+
 FUNCTIONS = [
+    *(grows, behind_a_proxy, of_another_type, column_of_a_class, value_of_a_class),
+    *(in_a_tuple, in_a_namespace, in_a_named_tuple, in_a_subclass, in_coffeas, behind_a_cache),
+    *(behind_a_bounded_cache, made_anew, arrays_made_anew, counters_made_anew, accumulated),
     *(number_of_an_object, histogram_of_an_object, cuts_of_an_object, ordered, in_a_deque),
     *(projected, summed, contents),
     *(of_the_module, counts, nested, in_a_list, of_boost, accumulator, view, column, copied),
@@ -288,9 +413,12 @@ PROCESSORS = [
 ]
 
 
-def run(original: Original, chunks: int) -> None:
+def run(original: Original, chunks: int, n: int = N, dataset: str = "d") -> None:
+    def process(made: Any) -> Any:
+        return made.process(range(n))
+
     for _ in range(chunks):
-        original.check(original.copy().process(range(N)))
+        original.check(process(original.copy()), dataset, process)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +441,7 @@ def again(events: Any) -> Any:
 
 def test_a_second_run_in_a_process_is_refused_too() -> None:
     run(Original(FunctionProcessor(again, {})), 1)
-    with pytest.raises(ProcessorError, match=r"in output\['met'\] what an earlier chunk returned"):
+    with pytest.raises(ProcessorError, match=r"other_book\(\)\['met'\] \(output\['met'\]\), which"):
         run(Original(FunctionProcessor(again, {})), 1)
 
 
@@ -329,6 +457,39 @@ CHUNKS = 0
 KEPT: dict[str, Any] = {}
 ALL: list[Any] = []
 OUT: Any = None
+
+
+SCRATCH, MONITOR = new(), new()
+BUFFER = np.zeros(3)
+
+
+class Monitor:
+    def __init__(self) -> None:
+        self.n_chunks = 0
+        self.last_n = 0
+
+    def see(self, n: int) -> None:
+        self.n_chunks += 1
+        self.last_n = n
+
+
+MON = Monitor()
+
+
+def monitored(events: Any) -> Any:
+    MON.see(len(events))
+    filled(MONITOR)
+    filled(SCRATCH.reset())
+    BUFFER[:] = len(events)
+    out = {"met": SCRATCH.copy(), "n": len(events), "chunks": 1, "x": BUFFER.copy()}
+    return out | {"small": {cut: cut for cut in range(9)}}
+
+
+def test_what_a_module_only_notes_may_change() -> None:
+    """Of chunks of any size: what is returned does not depend on it."""
+    original = Original(FunctionProcessor(monitored, {}))
+    for n in (5, 3, 4, 7, 2):
+        run(original, 1, n)
 
 
 class Right:
@@ -362,22 +523,17 @@ def test_what_belongs_to_a_chunk_may_be_returned() -> None:
 WAITING = 0
 
 
-def late(events: Any, dataset: str) -> Any:
+def late(events: Any) -> Any:
     global WAITING  # noqa: PLW0603 - as people do
-    WAITING += len(events) if dataset == "signal" else 0
+    WAITING += len(events) if len(events) > N else 0
     return {"n": WAITING}
 
 
 def test_what_begins_with_another_dataset_is_seen() -> None:
     original = Original(FunctionProcessor(late, {}))
-
-    def chunks(n: int, dataset: str) -> None:
-        for _ in range(n):
-            original.check(late(range(N), dataset), dataset)
-
-    chunks(9, "background")
-    with pytest.raises(ProcessorError, match="it returns WAITING, which all chunks"):
-        chunks(3, "signal")
+    run(original, 9, N, "background")
+    with pytest.raises(ProcessorError, match="has what is in WAITING, which all chunks"):
+        run(original, 3, 2 * N, "signal")
 
 
 def test_what_is_gone_is_not_remembered() -> None:
