@@ -80,6 +80,7 @@ class Account:
         self._events_done = 0
         self._states_sumw: dict[str, bool] = {}
         self._doubted: dict[tuple[str, str], Doubted] = {}
+        self.with_empty_files: set[str] = set()
 
     @property
     def is_scaled(self) -> bool:
@@ -124,6 +125,13 @@ class Account:
             if (info := self.files.get((dataset.name, file.lfn))) is not None
             for chunk in chunks_of(dataset.name, file, info, self.chunk_size)
         ]
+        self.with_empty_files = {
+            dataset.name
+            for dataset, file in self.all_files()
+            if (info := self.files.get((dataset.name, file.lfn))) is not None
+            and not info.entries
+            and info.generated
+        }
 
     def remember(self, dataset: Dataset, file: File) -> bool:
         """Take what an earlier run knows of a file, instead of opening it; whether it knows it."""

@@ -31,7 +31,7 @@ from agc_ml.executors import Executor
 from agc_ml.filecache import packed
 from agc_ml.inspection import FileInfo, inspect_file, look
 from agc_ml.ml import hook
-from agc_ml.normalisation import kind_of, source_of, unclear
+from agc_ml.normalisation import doubtful, kind_of, source_of, unclear
 from agc_ml.opened_files import Seen, changed, seen
 from agc_ml.outputs import add
 from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed, unpack
@@ -323,6 +323,5 @@ def _job(account: Account, chunk: Chunk) -> Job:
         directory=kept,
         dropped=dropped,
         place=info.place,
-        is_filtered=account.is_scaled
-        and source_of(account, dataset, account.file(chunk), info) == "runs",
+        doubtful=doubtful(account, dataset, chunk),
     )

@@ -208,6 +208,11 @@ def _categories(histogram: hist.Hist[Any]) -> list[tuple[int, Any]]:
     return categories if len(categories) < len(axes) else []
 
 
+def labels_of(histogram: hist.Hist[Any]) -> list[tuple[str, list[Any]]]:
+    """Names and labels of the axes that `flatten` takes apart."""
+    return [(axis.name, list(axis)) for _, axis in _categories(histogram)]
+
+
 def lost_categories(hists: Mapping[str, hist.Hist[Any]]) -> tuple[str, ...]:
     """Say what `flatten` leaves out, a line each: fills of labels that an axis does not have."""
     return tuple(

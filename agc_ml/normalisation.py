@@ -9,7 +9,6 @@ may look there itself, and state a file's whole sum in one of its chunks.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, Final, Literal, NamedTuple
@@ -19,12 +18,10 @@ from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import Dataset, File
 from agc_ml.errors import InputFileError
 from agc_ml.inspection import FileInfo
-from agc_ml.outputs import BOTH, COUNTS, WEIGHTS, sum_of_weights
+from agc_ml.outputs import BOTH, COUNTS, WEIGHTS, is_sum, sum_of_weights
 
 Source = Literal["entries", "fileset", "runs"]
 NONE: Final = "none"
-_TOLERANCE: Final = 1e-6
-"""Of a file's whole sum in single precision, relative."""
 
 
 class Share(NamedTuple):
@@ -58,19 +55,35 @@ def source_of(account: Account, dataset: Dataset, file: File, info: FileInfo) ->
     return "fileset" if is_stated else "entries"
 
 
+def doubtful(account: Account, dataset: Dataset, chunk: Chunk) -> tuple[float, ...] | None:
+    """Values of ``sumw`` of which a worker has to find out what they are sums of; None: of all.
+
+    Of all, where Runs add to them. Else of 0 and of the whole file's sums: they may be of weights
+    that cancel, or all of a file's in one of its chunks.
+    """
+    if not account.is_scaled or dataset.is_data:
+        return ()
+    file, info = account.file(chunk), account.files[chunk.dataset, chunk.lfn]
+    if (
+        source_of(account, dataset, file, info) == "runs"
+        or dataset.name in account.with_empty_files
+    ):
+        return None
+    whole = (info.generated, info.generated_sumw) if chunk.events < info.entries else ()
+    return (0.0, *(float(sumw) for sumw in whole if sumw is not None))
+
+
 def kind_of(receipt: Receipt, info: FileInfo) -> str:
     """What the ``sumw`` of a chunk is a sum of; "": of nothing that says what others have.
 
     A file's whole sum counts as one of its kind, and 0 as `NONE`: another chunk has the sum.
     """
-    return receipt.sums or _of_whole_file(receipt, info) or ("" if receipt.sumw else NONE)
+    return receipt.sums or _of_whole_file(receipt.sumw, info) or ("" if receipt.sumw else NONE)
 
 
-def _of_whole_file(receipt: Receipt, info: FileInfo) -> str:
-    if (info.generated or 0) < info.entries:  # it knows of fewer events than it has
-        return ""
+def _of_whole_file(sumw: float | None, info: FileInfo) -> str:
     for kind, whole in ((WEIGHTS, info.generated_sumw), (COUNTS, info.generated)):
-        if whole and math.isclose(receipt.sumw or 0, whole, rel_tol=_TOLERANCE):
+        if whole and is_sum(sumw or 0.0, whole):
             return kind
     return ""
 
@@ -83,11 +96,9 @@ def shares(account: Account, dataset: Dataset) -> Iterator[Share]:
             file, info = files[chunk.lfn], account.files[chunk.dataset, chunk.lfn]
             receipt = account.done[chunk]
             source, sums = source_of(account, dataset, file, info), kind_of(receipt, info)
-            is_part = chunk.events < info.entries
-            is_whole = bool(_of_whole_file(receipt, info)) and (
-                # of all that a filter kept, no sum is that of all that was generated
-                is_part or (not receipt.sums and (info.generated or 0) > info.entries)
-            )
+            # of what the chunk has itself it is no sum
+            is_other = not receipt.sums and chunk.events < max(info.entries, info.generated or 0)
+            is_whole = is_other and bool(_of_whole_file(receipt.sumw, info))
             yield Share(chunk, receipt.sumw or 0.0, sums, file, info, source, is_whole)
 
 
@@ -106,11 +117,21 @@ def generated(account: Account, dataset: Dataset, part: Any) -> float:
     by_runs = [share for share in done if share.source == "runs" or is_whole]
     others = [share for share in done if share.source != "runs" and not is_whole]
     empty_by_runs = [one for one in empty if one.source == "runs" or is_whole]
-    stated = sum(one.file.generated or 0 for one in empty if one.source != "runs" and not is_whole)
-    total = _as_stated(account, dataset, part, others, stated)
+    total, n = _as_stated(account, dataset, part, others)
+    # of these the number is known, and nothing of their weights
+    stated = [one.file.generated or 0 for one in empty if one.source != "runs" and not is_whole]
+    dropped = float(sum(stated))
+    counts = None
     if by_runs or empty_by_runs:
-        counts = _counts_events(dataset, by_runs, empty_by_runs, others)
-        total += _by_runs(by_runs, empty_by_runs, 0 if others else stated, counts=counts)
+        counts = _counts_events(dataset, done, by_runs, empty_by_runs)
+        sums = (*_of_shares(by_runs, counts=counts), *_of_empty(empty_by_runs, counts=counts))
+        total += math.fsum(sumw for sumw, _ in sums if sumw is not None)
+        n += math.fsum(events for sumw, events in sums if sumw is not None)
+        dropped += sum(events for sumw, events in sums if sumw is None)
+    if counts:
+        total += dropped
+    elif dropped and n:  # they are taken to have the weights of the others
+        total *= 1 + dropped / n
     if not total > 0:
         raise InputFileError(
             f"dataset {dataset.name}: the sum of generator weights is {total:g}, nothing can be "
@@ -131,21 +152,24 @@ def _empty(account: Account, dataset: Dataset) -> Iterator[Empty]:
     for file in dataset.files:
         info = account.files.get((dataset.name, file.lfn))
         if info is not None and not info.entries:
-            yield Empty(file, info, source_of(account, dataset, file, info))
+            source = source_of(account, dataset, file, info)
+            if info.generated_sumw is not None and source == "fileset" and not account.rules_nevts:
+                source = "runs"  # of none of its events would the processor know the weights
+            yield Empty(file, info, source)
 
 
 def _as_stated(
-    account: Account, dataset: Dataset, part: Any, done: list[Share], dropped: int
-) -> float:
+    account: Account, dataset: Dataset, part: Any, done: list[Share]
+) -> tuple[float, float]:
     """Stated by the processor, for the events that a filter dropped as for those that it kept.
 
-    ``dropped`` are those of files of which it kept none.
+    With the number of all these events.
     """
     if len(done) == sum(chunk.dataset == dataset.name for chunk in account.done):
         sumw = sum_of_weights(part, dataset.name) or 0.0
     else:
         sumw = math.fsum(share.sumw for share in done)
-    kept, standing_for = 0.0, float(dropped)
+    kept = standing_for = 0.0
     for share in done:
         kept += share.chunk.events
         all_of_file = max(share.chunk.entries, share.file.generated or 0)
@@ -153,19 +177,20 @@ def _as_stated(
     nevts = nevts_of(account, dataset)
     if nevts is not None:
         standing_for = nevts * kept / _entries(account, dataset, nevts)
-    return sumw / (kept / standing_for) if kept and standing_for else sumw
+    return (sumw / (kept / standing_for), standing_for) if standing_for else (sumw, 0.0)
 
 
 def _looks_itself(account: Account, done: list[Share]) -> bool:
     """Whether a processor takes sums of whole files from Runs, and states each in one chunk.
 
-    Where none tells by itself, chunks without a sum do beside files that have theirs.
+    Where none tells by itself, parts of files without a sum do, beside files that have theirs.
     """
     is_known = all(share.sums and share.info.generated is not None for share in done)
     if account.rules_nevts or not is_known:
         return False
-    is_whole = any(share.is_whole for share in done)
-    return is_whole or len({share.sums == NONE for share in done}) > 1
+    is_bare = any(s.sums == NONE and s.chunk.events < s.info.entries for s in done)
+    has_sums = any(share.sums != NONE for share in done)
+    return any(share.is_whole for share in done) or (is_bare and has_sums)
 
 
 def nevts_of(account: Account, dataset: Dataset) -> float | None:
@@ -199,67 +224,49 @@ def _entries(account: Account, dataset: Dataset, nevts: float) -> int:
 
 
 def _counts_events(
-    dataset: Dataset, by_runs: list[Share], empty: list[Empty], others: list[Share]
+    dataset: Dataset, done: list[Share], by_runs: list[Share], empty: list[Empty]
 ) -> bool:
     """Whether the processor's sums are numbers of events, which then are added to; else weights.
+
+    Where they are both, in all chunks, they are taken for weights.
 
     Raises
     ------
     InputFileError
         They are neither.
     """
-    kinds = {share.sums for share in by_runs} - {NONE} if by_runs else _kinds_of_files(others)
+    kinds = {share.sums for share in by_runs or done} - {NONE}
     if kinds <= {COUNTS, BOTH} and COUNTS in kinds:
         return True
-    if not (kinds and kinds <= {WEIGHTS, BOTH}):
-        first = next((share for share in by_runs if share.sums in {"", NONE}), None)
-        of: Share | Empty = first or (by_runs or empty)[0]
-        raise InputFileError(unclear(dataset, of.file, of.info))
-    return False
+    if kinds and kinds <= {WEIGHTS, BOTH}:
+        return False
+    if not kinds:
+        raise InputFileError(
+            f"dataset {dataset.name}: 'sumw' is 0 in all its chunks that are done, which says "
+            "nothing of what its files hold; use --resume for the others"
+        )
+    first = next((share for share in by_runs if share.sums in {"", NONE}), None)
+    of: Share | Empty = first or (by_runs or empty)[0]
+    raise InputFileError(unclear(dataset, of.file, of.info))
 
 
-def _kinds_of_files(done: list[Share]) -> set[str]:
-    """What the sums of files are that no filter made, by those that are done."""
-    kinds = set()
-    for _, group in itertools.groupby(done, lambda share: share.file.lfn):
-        of_file = list(group)
-        info, sumw = of_file[0].info, math.fsum(share.sumw for share in of_file)
-        if sum(share.chunk.events for share in of_file) == info.entries:
-            if info.generated_sumw is not None:
-                is_sum = math.isclose(sumw, info.generated_sumw, rel_tol=_TOLERANCE)
-                is_both = is_sum and info.generated_sumw == info.entries
-                counts = COUNTS if sumw == info.entries else ""
-                kinds.add(BOTH if is_both else WEIGHTS if is_sum else counts)
-            elif sumw == info.entries:
-                kinds.add(COUNTS)
-    return kinds
-
-
-def _by_runs(done: list[Share], empty: list[Empty], dropped: int, *, counts: bool) -> float:
-    """As the files say: numbers of events (``counts``), or sums of genWeight.
-
-    ``dropped`` events are known by their number alone. Of their weights nothing is known, nor of
-    those of a file without such a sum: they are taken to be as all the others.
-    """
-    total, n_known, n_unknown = 0.0, 0.0, float(dropped)
-    for info in (one.info for one in empty):
-        if counts or info.generated_sumw is not None:
-            total += (info.generated if counts else info.generated_sumw) or 0.0
-            n_known += info.generated or 0
-        else:
-            n_unknown += info.generated or 0
+def _of_shares(done: list[Share], *, counts: bool) -> Iterator[tuple[float | None, float]]:
+    """What files say, in the kind of sum that the processor's are, with numbers of events."""
     for share in done:
         info, part = share.info, share.chunk.events / share.chunk.entries
-        n_known += (info.generated or 0) * part
+        n = (info.generated or 0) * part
         if counts:
-            total += (info.generated or 0) * part
+            yield n, n
         elif info.generated_sumw is not None:
-            total += info.generated_sumw * part
+            yield info.generated_sumw * part, n
         else:  # of the weights of dropped events nothing is known: as of the kept ones
-            total += share.sumw * (info.generated or 0) / info.entries
-    if counts:
-        return total + n_unknown
-    return total * (1 + n_unknown / n_known) if n_known else total
+            yield share.sumw * (info.generated or 0) / info.entries, n
+
+
+def _of_empty(empty: list[Empty], *, counts: bool) -> Iterator[tuple[float | None, float]]:
+    """The same of files of which nothing was kept; no sum where it is not known."""
+    for info in (one.info for one in empty):
+        yield info.generated if counts else info.generated_sumw, info.generated or 0
 
 
 def unclear(dataset: Dataset, file: File, info: FileInfo) -> str:
@@ -317,7 +324,7 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
         n = sum(share.info.generated or 0 for share in of_runs)
         what = (
             "their number, as the processor's sumw is one"
-            if any(share.sums == COUNTS for share in done) or all(_is_count(s) for s in done)
+            if _counts_events(dataset, done, [s for s in done if s.source == "runs"], empty)
             else "the sum of their weights (Runs/genEventSumw)"
             if all(share.info.generated_sumw is not None for share in of_runs)
             else "them, taken to have the weights of those that were kept (no Runs/genEventSumw)"
@@ -351,14 +358,10 @@ def _assumed(dataset: Dataset, done: list[Share], empty: list[Empty]) -> Iterato
         for one in parts
         if one.source == "fileset" and (one.file.generated or 0) > one.info.entries
     ]
-    is_sum = not all(_is_count(share) for share in done)
+    is_sum = any(share.sumw != share.chunk.events for share in done)
     if is_sum and any(one.info.generated_sumw is None for one in stated):
         yield (
             f"{dataset.name}: 'generated' of the fileset is a number of events, and the "
             "processor's 'sumw' a sum of weights: dropped events are taken to have the weights of "
             "those that were kept (no Runs/genEventSumw)"
         )
-
-
-def _is_count(share: Share) -> bool:
-    return share.sumw == share.chunk.events

@@ -122,6 +122,14 @@ def kind_of_sum(sumw: float, events: int, weights: Any) -> str:
     return COUNTS if counts else WEIGHTS if weighs else ""
 
 
+def is_sum(sumw: float, whole: float) -> bool:
+    """Whether it is a whole file's sum, but for what single precision leaves out."""
+    return math.isclose(sumw, whole, rel_tol=_OF_WHOLE)
+
+
+_OF_WHOLE: Final = 1e-6
+
+
 def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
     """Events after each cut, ``{dataset: {cut: events}}``, of an output of one dataset.
 

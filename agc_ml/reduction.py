@@ -14,7 +14,7 @@ from agc_ml import saved, variances
 from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import AgcError, HistogramError, IncompleteError, ProcessorError
-from agc_ml.hists import flatten, lost_categories, materialised
+from agc_ml.hists import flatten, labels_of, lost_categories, materialised
 from agc_ml.normalisation import generated
 from agc_ml.outputs import (
     WARNINGS,
@@ -92,7 +92,7 @@ def reduce(account: Account) -> Reduced:
     # combinations of categories that no dataset has, but that their sum seems to have
     phantoms = _flat(total, account).keys() - booked
     summed = collect(by_name(total, name))
-    suffixes = {full[len(one) :] for one in summed for full in phantoms if full.startswith(one)}
+    labels = {one: labels_of(histogram) for one, histogram in summed.items()}
     counts = _contents(summed)
     final = by_name(_postprocessed(total, account), name)
     try:
@@ -103,11 +103,28 @@ def reduce(account: Account) -> Reduced:
         raise ProcessorError(
             f"processor {account.shipment.name}: the result of all chunks: {why}"
         ) from error
-    hists = collect(final)
-    renamed = {one: h for one, h in hists.items() if one not in summed}
-    for one, histogram in renamed.items():  # a copy has the combinations of what it is one of
-        phantoms |= {full for full in flatten({one: histogram}) if full[len(one) :] in suffixes}
+    phantoms |= _phantoms_of_copies(collect(final), labels, phantoms)
     return _sorted(final, phantoms, cutflows)
+
+
+def _phantoms_of_copies(
+    histograms: Mapping[str, hist.Hist[Any]],
+    before: Mapping[str, Any],
+    phantoms: Collection[str],
+) -> set[str]:
+    """Combinations that no dataset has, of histograms that postprocess renamed or made of others.
+
+    Those that are phantoms in all that were there before with the same labels (``before``).
+    """
+    found = set()
+    for name, histogram in histograms.items():
+        labels = labels_of(histogram)
+        alike = [one for one, others in before.items() if others == labels]
+        if name not in before and alike:
+            for full in flatten({name: histogram}):
+                if all(f"{one}{full[len(name) :]}" in phantoms for one in alike):
+                    found.add(full)
+    return found
 
 
 def _flat(output: Any, account: Account) -> dict[str, hist.Hist[Any]]:

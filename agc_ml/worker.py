@@ -43,7 +43,7 @@ from agc_ml.function_processor import origin
 from agc_ml.identity import OURS, differing, ensure, forget, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
-from agc_ml.outputs import check, kind_of_sum, ready, sum_of_weights
+from agc_ml.outputs import check, is_sum, kind_of_sum, ready, sum_of_weights
 from agc_ml.reading import Columns, entries_at
 from agc_ml.shipping import load_source
 
@@ -82,8 +82,8 @@ class Finished:
 class Job:
     """All that a worker needs for a chunk; ``known`` is what its file was when it was looked into.
 
-    ``place`` is where the file says how many entries it has. ``is_filtered``: it says that it is a
-    part of what was generated, so that the kind of ``sumw`` has to be told.
+    ``place`` is where the file says how many entries it has. ``doubtful`` are the values of
+    ``sumw`` of which it has to be told what they are sums of, None: all.
     ``key`` tells one processor from another: equal ones have the same.
     """
 
@@ -104,7 +104,7 @@ class Job:
     directory: Directory | None = None
     dropped: Dropped | None = None
     place: EntriesPlace | None = None
-    is_filtered: bool = False
+    doubtful: tuple[float, ...] | None = ()
 
 
 def pack(output: Any) -> bytes:
@@ -191,8 +191,10 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
 
 
 def _kind_of_sum(job: Job, sumw: float | None) -> str:
-    """Of a file that a filter made, what the processor's ``sumw`` is a sum of."""
-    if not job.is_filtered or sumw is None:
+    """What the processor's ``sumw`` is a sum of, where that decides something; "" elsewhere."""
+    if sumw is None:
+        return ""
+    if job.doubtful is not None and not any(is_sum(sumw, one) for one in job.doubtful):
         return ""
     chunk, file = job.chunk, _opened(job)
     if "genWeight" in (job.directory or {}):

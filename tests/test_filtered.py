@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import hist
 import nanoaod
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import uproot
 from commandline import agc
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import agc_ml
@@ -470,6 +470,79 @@ def test_a_whole_sum_is_extended_once(sumw: bool, chunk_size: int, tmp_path: Pat
         chunk_size=chunk_size,
     )
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 1000, rel=1e-12)
+
+
+class Made(NamedTuple):
+    """A file of a sample: the weights of what was kept, by chunk, and of what was dropped."""
+
+    runs: bool
+    stated: bool
+    kept: list[list[float]]
+    dropped: list[float]
+    done: list[bool]
+
+
+WEIGHT = st.sampled_from([1.0, -1.0, 3.0])
+
+
+@st.composite
+def made(draw: st.DrawFn) -> Made:
+    kept = draw(st.lists(st.lists(WEIGHT, min_size=1, max_size=5), max_size=3))
+    runs, stated = draw(st.sampled_from([(True, False), (True, True), (False, False)]))
+    dropped = draw(st.lists(WEIGHT, max_size=9)) if runs else []
+    return Made(runs, stated, kept, dropped, [draw(st.booleans()) for _ in kept])
+
+
+@given(st.lists(made(), min_size=1, max_size=4), st.booleans())
+def test_what_was_generated_is_found_whatever_files_say(files: list[Made], counts: bool) -> None:
+    """A chunk stands for its part of what its file was made of; what was not kept counts too."""
+    listed, infos, chunks, done, truth = [], {}, [], {}, 0.0
+
+    def of(weights: list[float]) -> float:
+        return float(len(weights) if counts else sum(weights))
+
+    for lfn, one in zip("abcd", files, strict=False):
+        kept = [weight for part in one.kept for weight in part]
+        generated, sumw = len(kept + one.dropped), sum(kept + one.dropped)
+        assume(not (one.stated and sumw == generated))  # taken for weights that are all 1
+        listed.append(File(lfn, (lfn,), generated=generated if one.stated else None))
+        infos["d", lfn] = FileInfo(
+            *(len(kept), lfn, 1, 1, None, generated if one.runs and generated else None),
+            generated_sumw=sumw if one.runs and generated else None,
+        )
+        truth += 0 if kept else of(one.dropped)
+        start = 0
+        for part, is_done in zip(one.kept, one.done, strict=True):
+            chunk = Chunk("d", lfn, "Events", lfn, len(kept), start, start + len(part))
+            start = chunk.stop
+            chunks.append((chunk, part, is_done))
+            if is_done:
+                is_filtered = bool(one.dropped)
+                whole = of(kept + one.dropped) * len(part) / len(kept)
+                truth += whole if is_filtered else of(part)
+    dataset = Dataset("d", "d", tuple(listed))
+    account: Any = SimpleNamespace(
+        files=infos,
+        chunks=[chunk for chunk, _, _ in chunks],
+        done=done,
+        rules_nevts=False,
+        is_scaled=True,
+        with_empty_files={"d"} if any(not one.kept and one.dropped for one in files) else set(),
+        file=lambda chunk: next(file for file in listed if file.lfn == chunk.lfn),
+    )
+    for chunk, part, is_done in chunks:
+        if is_done:
+            doubtful = normalisation.doubtful(account, dataset, chunk)
+            is_asked = doubtful is None or of(part) in doubtful
+            sums = kind_of_sum(of(part), len(part), part) if is_asked else ""
+            done[chunk] = Receipt(len(part), "", 0, 0, 0, 0, 0, 0, sumw=of(part), sums=sums)
+    filtered = {lfn for lfn, one in zip("abcd", files, strict=False) if one.dropped}
+    known = {c: receipt.sums for c, receipt in done.items() if receipt.sums}
+    kinds = {sums for c, sums in known.items() if c.lfn in filtered} or {*known.values()}
+    if not done or truth <= 0.01 or kinds == {BOTH}:  # which may be meant as either
+        return
+    part = {"sumw": sum(receipt.sumw for receipt in done.values())}
+    assert normalisation.generated(account, dataset, part) == pytest.approx(truth)
 
 
 @pytest.mark.parametrize("missing", ["a 0", "b 0", "b 10"])

@@ -370,6 +370,30 @@ def test_combinations_that_no_dataset_has_are_no_templates_by_any_name(
     assert result.templates.keys() == wanted | {"other_a_up", "other_b"}
 
 
+class Booked(ProcessorABC):
+    """One histogram grows, of the other all labels are booked; postprocess copies both."""
+
+    def process(self, events: Any) -> Any:
+        name = events.metadata["dataset"]
+        b = hist.Hist(
+            hist.axis.StrCategory(["a", "b"], name="process"),
+            hist.axis.StrCategory(["nominal", "up"], name="variation"),
+            hist.axis.Regular(2, 0, 1, name="x"),
+        )
+        grown = booked(name, "nominal") if name == "a" else booked(name, "up")
+        return {"a": grown, "b": b.fill("a", "nominal", [0.5])}
+
+    def postprocess(self, accumulator: Any) -> Any:
+        return accumulator | {"b2": accumulator["b"] * 2}
+
+
+def test_templates_that_are_booked_stay_by_any_name(paths: list[Path], tmp_path: Path) -> None:
+    fileset = nanoaod.fileset(a=paths[:1], b=paths[1:])
+    result = agc.run(Booked(), fileset, output=tmp_path / "run", site="inline", quiet=True)
+    wanted = {f"{name}_{labels}" for name in ("b", "b2") for labels in ("a", "a_up", "b", "b_up")}
+    assert result.templates.keys() == wanted | {"a_a", "a_b_up"}
+
+
 class Scaled(ProcessorABC):
     """Doubles counts in one of the ways that boost-histogram does not notice."""
 
