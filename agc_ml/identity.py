@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import functools
 import hashlib
 import importlib
 import importlib.util
 import json
 import re
+import socket
+import struct
 import sys
 import sysconfig
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
-from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError
 from agc_ml.function_processor import FunctionProcessor
-from agc_ml.referred import Referred, codes_in
+from agc_ml.referred import Referred, attributes_of, cells, codes_in, form_of, parts_of
 
 OURS: Final = "agc_ml"
+MAIN: Final = "__main__"
+"""What a script or a notebook is called: its code travels with the processor."""
 LOOSE: Final = "agc_ml_user_"
 """Begin of the names of modules that loose files become."""
 POSTPROCESS: Final = "postprocess"
@@ -35,8 +38,9 @@ _EMPTY: Final[tuple[Any, ...]] = ([], {}, ["set"], ["OrderedDict"])
 """Canonical forms of containers with nothing in them."""
 _TYPE_CHECKING: Final = ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
-# Per process: the import (its spec is another after a reload) and the source of each module.
-_seen: dict[str, tuple[Any, str]] = {}
+# Per process: the import (its spec is another after a reload), the source and the functions of each
+# module.
+_seen: dict[str, tuple[Any, str, Mapping[str, list[Any]] | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -134,29 +138,39 @@ def _referred(processor: Any, also: Iterable[Any] = ()) -> Referred:
 
 
 def _plain(found: Referred) -> bytes:
-    """Numbers and text that code refers to; but no paths, which may differ between machines."""
-    texts = {name: json.dumps(value) for name, value in _without_state(found.values).items()}
-    kept = {
-        name: found.values[name]
-        for name, text in texts.items()
-        if name in found.plain and "/" not in text
-    }
-    return json.dumps(kept).encode()
+    """Numbers and text that code refers to, also in objects of the user's; and on which host."""
+    values = {name: value for name, value in found.values.items() if name in found.plain}
+    kept = _without_state({**values, **found.attributes})
+    return json.dumps({"host": socket.gethostname(), "values": kept}).encode()
 
 
-def differing(processor: Any, values: bytes) -> str | None:
-    """What a processor refers to here that is another number or text than ``values`` say.
+def differing(processor: Any, stated: bytes, *, is_moved: bool = False) -> str | None:
+    """What a processor refers to here that is another number or text than was ``stated``.
 
+    Paths may differ between machines, and where the code ``is_moved``.
     Returns a line that names the first one, None if there is none.
     """
     found = _referred(processor)
-    here = json.loads(_plain(found))
-    for name, value in json.loads(values).items():
+    here, there = json.loads(_plain(found)), json.loads(stated)
+    with_paths = here["host"] == there.get("host") and not is_moved
+    for name, value in there.get("values", {}).items():
+        if name not in here["values"]:
+            continue
+        now = here["values"][name]
         # a cache that was filled where the run was started
-        is_fresh = here.get(name) in _EMPTY and re.findall(r"\w+", name)[-1] in found.filled
-        if name in here and json.dumps(here[name]) != json.dumps(value) and not is_fresh:
-            return f"{name} is {here[name]!r} on a worker, and {value!r} where the run was started"
+        is_filled = re.findall(r"\w+", name)[-1] in found.filled or name in found.attributes
+        is_fresh = (now is None or now in _EMPTY) and is_filled
+        one, other = ((x if with_paths else _without_paths(x)) for x in (now, value))
+        if json.dumps(one) != json.dumps(other) and not is_fresh:
+            return f"{name} is {now!r} on a worker, and {value!r} where the run was started"
     return None
+
+
+def _without_paths(value: Any) -> Any:
+    """Canonical form of a value, with nothing in place of text that may be a path."""
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return None if isinstance(value, str) and "/" in value else value
 
 
 def _without_state(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,17 +185,8 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 def state_of(processor: Any) -> dict[str, Any]:
     """Attributes of an object, those in slots too; of a function the values that it was given."""
-    if isinstance(processor, FunctionProcessor):
-        return processor.values
-    found: dict[str, Any] = {}
-    for cls in type(processor).__mro__:
-        for name, slot in vars(cls).items():
-            if isinstance(slot, MemberDescriptorType):
-                with contextlib.suppress(AttributeError):  # not set
-                    found[name] = slot.__get__(processor)
-    with contextlib.suppress(AttributeError):  # past any magic of its own
-        found |= object.__getattribute__(processor, "__dict__")
-    return dict(sorted(found.items()))
+    is_function = isinstance(processor, FunctionProcessor)
+    return processor.values if is_function else attributes_of(processor)
 
 
 def without_postprocess(source: bytes, classes: frozenset[str] | None = None) -> str:
@@ -218,49 +223,86 @@ def _refuse_edited(name: str, digest: str, path: Path) -> None:
     module = sys.modules.get(name)
     if module is None or name.startswith(LOOSE):  # those are made anew
         return
-    spec, before = _seen.get(name, (None, ""))
-    is_other = before != digest
-    if spec is None or spec is not module.__spec__:
-        is_other = not _is_made_of(module, path)
-    if not is_other:
-        _seen[name] = (module.__spec__, digest)
-    else:
+    spec, before, codes_before = _seen.get(name, (None, "", {}))
+    is_first = spec is None or spec is not module.__spec__
+    if before == digest and not is_first:
+        return
+    codes = {} if name.partition(".")[0] == OURS else _codes_of(path)
+    if is_first:
+        is_edited = not _is_as_imported(module, path) and not _has(module, codes)
+    else:  # a notebook may reload functions, and leave the module
+        is_edited = codes == codes_before or not _has(module, codes)
+    if is_edited:
         raise ProcessorError(
             f"{path}: edited after it was imported, so the old code would run; start Python anew, "
             "or reload the module"
         )
+    _seen[name] = (module.__spec__, digest, codes)
 
 
-def _is_made_of(module: ModuleType, path: Path) -> bool:
-    """Whether the functions of a module are those that its file has now, as far as Python tells."""
+def _codes_of(path: Path) -> Mapping[str, list[Any]] | None:
+    """Code of the functions and classes in a file, by qualified name; None if it has faults."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they were told when it was imported
+            whole = compile(path.read_bytes(), str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return None
+    found: dict[str, list[Any]] = {}
+    for code in codes_in(whole):
+        if code is not whole:
+            found.setdefault(code.co_qualname, []).append(form_of(code))
+    return found
+
+
+def _is_as_imported(module: ModuleType, path: Path) -> bool:
+    """Whether a file is as Python compiled it for an import, as far as its cache tells."""
     if module.__name__.partition(".")[0] == OURS or type(module.__loader__) is not SourceFileLoader:
         return True  # what a loader of another kind makes of a file is not what it says
     try:
-        codes = set(codes_in(compile(path.read_bytes(), str(path), "exec", dont_inherit=True)))
-    except (SyntaxError, ValueError):
+        cached = Path(str(module.__spec__ and module.__spec__.cached))
+        head, now = cached.read_bytes()[4:16], path.stat()
+        is_older = now.st_mtime_ns <= cached.stat().st_mtime_ns
+    except OSError:
         return False
-    there = (code for value in list(vars(module).values()) for code in _code_in(value, module))
-    return all(code in codes for code in there if code.co_filename == module.__file__)
+    stated = struct.pack("<III", 0, int(now.st_mtime) & _BITS, now.st_size & _BITS)
+    return head == stated and is_older
 
 
-def _code_in(value: Any, module: ModuleType) -> Iterator[CodeType]:
-    """Code of a function that was made by a module, or of the methods of such a class."""
-    if getattr(value, "__module__", None) != module.__name__:
-        return
-    waiting = list(vars(value).values()) if isinstance(value, type) else [value]
+_BITS: Final = 0xFFFFFFFF
+
+
+def _has(module: ModuleType, codes: Mapping[str, list[Any]] | None) -> bool:
+    """Whether a module's functions are among those that are in its file, by their names.
+
+    Others are of an older version, or were made otherwise.
+    """
+    return codes is not None and all(
+        code.co_qualname not in codes or form_of(code) in codes[code.co_qualname]
+        for code in _codes_in_use(module)
+        if code.co_filename == module.__file__
+    )
+
+
+def _codes_in_use(module: ModuleType) -> Iterator[CodeType]:
+    """Code of the functions that a module holds, in classes and in what is around functions too."""
+    waiting, seen = list(vars(module).values()), set()
     while waiting:
         one = waiting.pop()
-        if one is None:
+        if id(one) in seen:
             continue
+        seen.add(id(one))
         if isinstance(one, FunctionType):
             yield one.__code__
-        elif isinstance(one, classmethod | staticmethod):
-            waiting.append(one.__func__)
-        elif isinstance(one, property):
-            waiting += [one.fget, one.fset]
-        elif isinstance(one, functools.cached_property):
-            waiting.append(one.func)
-        waiting.append(getattr(one, "__dict__", {}).get("__wrapped__"))
+            waiting += [*vars(one).values(), *(value for _, value in cells(one))]
+        elif isinstance(one, type) and one.__module__ == module.__name__:
+            waiting += vars(one).values()
+        elif isinstance(one, dict):
+            waiting += dict.values(one)
+        elif isinstance(one, list | tuple):
+            waiting += one
+        else:
+            waiting += parts_of(one).values()
 
 
 def ensure(modules: Mapping[str, str]) -> None:
@@ -273,10 +315,11 @@ def ensure(modules: Mapping[str, str]) -> None:
     ProcessorError
         The files here are another version, or agc_ml itself changed under a running worker.
     """
+    modules = {name: digest for name, digest in modules.items() if name != MAIN}
     stale = [
         name
         for name, digest in modules.items()
-        if name in sys.modules and _seen.get(name, (None, digest))[1] != digest
+        if name in sys.modules and _seen.get(name, (None, digest, {}))[1] != digest
     ]
     if any(name.partition(".")[0] == OURS for name in stale):
         raise ProcessorError(
@@ -288,13 +331,13 @@ def ensure(modules: Mapping[str, str]) -> None:
         path = _origin(name)
         if path is not None and _sha(path) != digest:
             raise ProcessorError(f"{path} is another version than the driver's; install the same")
-        _seen[name] = (None, digest)
+        _seen[name] = (None, digest, {})
 
 
 def forget(modules: Iterable[str]) -> None:
     """Have the user's modules imported anew, without what earlier runs left in them."""
     for name in modules:
-        if name.partition(".")[0] != OURS:
+        if name.partition(".")[0] not in {OURS, MAIN}:
             sys.modules.pop(name, None)
     importlib.invalidate_caches()
     _origin.cache_clear()
@@ -424,7 +467,9 @@ def is_library(module: str) -> bool:
     Modules without a file, such as a notebook's, are the user's; agc_ml's own are not.
     """
     top = module.partition(".")[0]
-    if top in {OURS, "coffea"} or (top in sys.stdlib_module_names and top != "__main__"):
+    if top == MAIN:
+        return False
+    if top in {OURS, "coffea"} or top in sys.stdlib_module_names:
         return True
     if module in sys.modules:
         file = getattr(sys.modules[module], "__file__", None)

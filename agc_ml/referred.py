@@ -7,6 +7,7 @@ begins, belong to what identifies its code.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dis
 import functools
@@ -47,7 +48,8 @@ _HOLD_NOTHING: Final = (
 class Referred:
     """Values that code refers to, by name, followed through functions, classes and modules.
 
-    ``values`` are in canonical form; a function, class or module stands in them by its name, and
+    ``values`` are in canonical form, and ``attributes`` those that are plain of objects of the
+    user's; a function, class or module stands in them by its name, and
     what it refers to by names of their own. Where two have the same name the second one is
     ``name#2``, in the order in which they are met. ``plain`` are the names of those that are no
     objects; ``opaque`` has those of which only the type is known, with it; ``modules`` are the
@@ -58,6 +60,7 @@ class Referred:
 
     def __init__(self, is_library: Callable[[str], bool], itself: Any = None) -> None:
         self.values: dict[str, Any] = {}
+        self.attributes: dict[str, Any] = {}
         self.plain: set[str] = set()
         self.opaque: dict[str, str] = {}
         self.modules: set[str] = set()
@@ -129,7 +132,7 @@ class Referred:
     def _add_function(self, label: str, function: FunctionType) -> None:
         space = function.__globals__
         is_librarys = self._is_of_library(function.__module__)
-        for variable, value in _cells(function):
+        for variable, value in cells(function):
             # a decorator of a library may hold a function of the user's
             if not is_librarys or isinstance(value, FunctionType | MethodType | functools.partial):
                 self.add(f"{label}: {variable}", value)
@@ -139,7 +142,7 @@ class Referred:
             self.modules.add(function.__module__)
         # several have one name: lambdas, and what is made by a function or in a condition
         self.filled.update(name for code in codes_in(function.__code__) for name in _filled(code))
-        self.values[f"{label}: code"] = _digest(repr(_code(function.__code__)).encode())
+        self.values[f"{label}: code"] = _digest(repr(form_of(function.__code__)).encode())
         for parameter, value in _defaults(function):
             self.add(f"{label}({parameter})", value)
         if self._is_of_library(space.get("__name__")):  # a library's decorator
@@ -161,10 +164,22 @@ class Referred:
         else:
             self.plain.add(name)
             return found
+        self._note_attributes(name, value, set())
         digest = self._of_object(value)
         if digest is None:
             self.opaque[name] = type(value).__name__
         return f"{type(value).__module__}.{type(value).__qualname__} {digest or ''}".strip()
+
+    def _note_attributes(self, name: str, value: Any, above: set[int]) -> None:
+        if self._is_of_library(type(value).__module__) or id(value) in above:
+            return
+        for attribute, inner in attributes_of(value).items():
+            if attribute.startswith("_"):  # what an object notes for itself
+                continue
+            try:
+                self.attributes[f"{name}.{attribute}"] = canonical(inner)
+            except (NotPlainError, RecursionError):
+                self._note_attributes(f"{name}.{attribute}", inner, {*above, id(value)})
 
     def _of_object(self, value: Any) -> str | None:
         """Digest of an object's pickle, None where that is not the same each time."""
@@ -356,13 +371,26 @@ def parts_of(value: Any) -> dict[str, Any]:
     return {name: part for name, part in found.items() if part is not None}
 
 
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Attributes of an object, those in slots too, past any magic of its own."""
+    found: dict[str, Any] = {}
+    for cls in type(value).__mro__:
+        for name, slot in vars(cls).items():
+            if isinstance(slot, MemberDescriptorType):
+                with contextlib.suppress(AttributeError):  # not set
+                    found[name] = slot.__get__(value)
+    with contextlib.suppress(AttributeError):
+        found |= object.__getattribute__(value, "__dict__")
+    return dict(sorted(found.items()))
+
+
 def _label(value: Any) -> str:
     if isinstance(value, ModuleType):
         return f"module {value.__name__}"
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _cells(function: FunctionType) -> Iterator[tuple[str, Any]]:
+def cells(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Variables that a function has from the one in which it was made."""
     for variable, cell in zip(
         function.__code__.co_freevars, function.__closure__ or (), strict=False
@@ -385,9 +413,9 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _code(code: CodeType) -> list[Any]:
+def form_of(code: CodeType) -> list[Any]:
     """Compiled code, without the places of its lines."""
-    constants = [_code(c) if isinstance(c, CodeType) else canonical(c) for c in code.co_consts]
+    constants = [form_of(c) if isinstance(c, CodeType) else canonical(c) for c in code.co_consts]
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return [code.co_code.hex(), code.co_exceptiontable.hex(), code.co_flags, *names, constants]
 
@@ -407,7 +435,7 @@ def uses(wanted: str, function: Any, owner: Any, is_library: Callable[[str], boo
         if not is_new or is_library(value.__module__ or ""):
             continue
         followed.add(value)
-        waiting += (inner for _, inner in _cells(value))
+        waiting += (inner for _, inner in cells(value))
         waiting += (inner for _, inner in _globals_of(value, value.__code__, is_library))
         spaces = [vars(cls) for cls in type(owner).__mro__] + [getattr(owner, "__dict__", {})]
         for code in codes_in(value.__code__):

@@ -40,7 +40,7 @@ from agc_ml.errors import (
     in_one_line,
 )
 from agc_ml.function_processor import origin
-from agc_ml.identity import OURS, differing, ensure, forget, is_of_library
+from agc_ml.identity import MAIN, OURS, differing, ensure, forget, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check, is_sum, kind_of_sum, ready, sum_of_weights
@@ -219,8 +219,8 @@ def _modules(job: Job, processor: Any) -> frozenset[str]:
     names = {name for name in job.modules if name.partition(".")[0] != OURS}
     code = origin(processor)
     names.add(job.module or code.__module__)
-    if "__main__" in names:  # a notebook has many processors there
-        names = names - {"__main__"} | {f"__main__.{getattr(code, '__qualname__', '')}"}
+    if MAIN in names:  # a notebook has many processors there
+        names = names - {MAIN} | {f"{MAIN}.{getattr(code, '__qualname__', '')}"}
     return frozenset(names)
 
 
@@ -423,14 +423,14 @@ def _original(job: Job) -> Original:
         if job.key not in _originals:
             ensure(job.modules)
             processor, schema = _loaded(job)
-            if differing(processor, job.values):
+            if differing(processor, job.values, is_moved=bool(job.files)):
                 # a module was made here when a file that it reads was another one, or an earlier
                 # run left something in it, such as a cache or a counter
                 forget(job.modules)
                 for name in _modules(job, processor):
                     opened_files.forget(name)
                 processor, schema = _loaded(job, anew=True)
-            problem = differing(processor, job.values)
+            problem = differing(processor, job.values, is_moved=bool(job.files))
             if problem is not None:
                 raise ProcessorError(f"{problem}; make it a parameter, or see that it is the same")
             while len(_originals) >= _MOST_ORIGINALS:

@@ -3,8 +3,10 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import cloudpickle
 import faulty
@@ -19,6 +21,7 @@ from agc_ml.errors import ProcessorError, UsageError
 from processors.ttbar import TtbarProcessor
 
 SOURCE = """
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 from coffea.processor import ProcessorABC
@@ -72,8 +75,15 @@ def test_digest_follows_what_the_processor_imports(package: Path) -> None:
     assert shipping.prepare("mine_and_only.main:Mine").code != first
 
 
+DECORATORS = """
+def bare(function):
+    def inner(*arguments): return function(*arguments)
+    return inner
+"""
+
 MANY = """
 import dataclasses, enum, functools, typing
+from mine_and_only.decorators import bare
 
 def around(function):
     @functools.wraps(function)
@@ -91,11 +101,18 @@ class Kind(enum.Enum):
     ONE = enum.auto()
 
 half = lambda x: x / 2
+CUTS = {"third": lambda x: x / 3}
+fifth = functools.partial(lambda x: x / 5)
 
 @functools.cache
 def two(): return 2
 
+@bare
+def seven(): return 7
+
 class Mine:
+    class Inner:
+        def f(self): return "inner"
     @staticmethod
     def cut(x): return x > 30
     @classmethod
@@ -108,18 +125,26 @@ class Mine:
 """
 
 
+def imported(package: Path, content: str) -> ModuleType:
+    (package / "decorators.py").write_text(DECORATORS)
+    (package / "main.py").write_text(content)
+    return importlib.import_module("mine_and_only.main")
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("", ""),
         ("x > 30", "x > 31"),
         ("x / 2", "x / 4"),
+        ("x / 3", "x / 4"),
+        ("x / 5", "x / 4"),
         ("return 2", "return 3"),
+        ("return 7", "return 8"),
+        ('"inner"', '"outer"'),
         ('"mine"', '"yours"'),
         ("Cut().low", "Cut().low + 1"),
         ("function(*arguments)", "function(*arguments) or None"),
         ("Point(60)", "Point(61)"),
-        ("import dataclasses", "\nimport dataclasses"),
         ("class Mine:", "class Mine"),
     ],
 )
@@ -127,14 +152,61 @@ def test_code_that_was_edited_before_the_first_run_is_refused(
     before: str, after: str, package: Path
 ) -> None:
     """By the compiled functions: what a module holds now and what its file would make of them."""
-    (package / "main.py").write_text(MANY)
-    importlib.import_module("mine_and_only.main")
+    imported(package, MANY)
     (package / "main.py").write_text(MANY.replace(before, after, 1))
-    if before == after:
-        assert shipping.prepare("mine_and_only.main:Mine")
-    else:
-        with pytest.raises(ProcessorError, match=r"main\.py: edited after it was imported"):
-            shipping.prepare("mine_and_only.main:Mine")
+    with pytest.raises(ProcessorError, match=r"main\.py: edited after it was imported"):
+        shipping.prepare("mine_and_only.main:Mine")
+
+
+UNEDITED = {
+    "nothing": "",
+    "functions that are made by exec": "exec(compile('def two(): return 1', __file__, 'exec'))",
+    "code that is replaced": "half.__code__ = half.__code__.replace(co_name='x')",
+    "what is not a number": "def huge(): return 1e999 - 1e999",
+    "text of which Python warns": r"PATTERN = '\d+'",
+    "an object that is around itself": "Odd = type('Odd', (), {}); o = Odd(); o.__wrapped__ = o",
+    "an object that can't be looked at": (
+        "class Odd:\n    @property\n    def __dict__(self): raise RuntimeError\no = Odd()"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNEDITED)
+def test_code_that_was_not_edited_is_taken(
+    what: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        imported(package, f"{MANY}\n{UNEDITED[what]}\n")
+    assert shipping.prepare("mine_and_only.main:Mine")
+
+
+def test_functions_that_are_gone_from_a_file_stay_where_it_was_reloaded(package: Path) -> None:
+    module = imported(package, MANY)
+    shipping.prepare("mine_and_only.main:Mine")
+    (package / "main.py").write_text(MANY.replace("half", "one_half"))
+    importlib.reload(module)
+    assert module.half
+    assert shipping.prepare("mine_and_only.main:Mine")
+
+
+def test_a_line_more_is_no_other_code(package: Path) -> None:
+    imported(package, MANY)
+    (package / "main.py").write_text(f"# a comment\n{MANY}")
+    assert shipping.prepare("mine_and_only.main:Mine")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_functions_that_a_notebook_reloads_are_taken(is_first: bool, package: Path) -> None:
+    """IPython's autoreload sets them, and nothing else of a module."""
+    module = imported(package, MANY)
+    if not is_first:
+        shipping.prepare("mine_and_only.main:Mine")
+    content = MANY.replace("x / 2", "x / 4")
+    (package / "main.py").write_text(content)
+    exec(compile(content, str(module.__file__), "exec", dont_inherit=True), vars(module))
+    assert shipping.prepare("mine_and_only.main:Mine")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +238,7 @@ def test_digest_leaves_out_what_only_a_type_checker_imports(
 def test_code_that_was_edited_after_it_was_imported_is_refused(package: Path) -> None:
     first = shipping.prepare("mine_and_only.main:Mine").code
     text = (package / "main.py").read_text()
-    (package / "main.py").write_text(text + "# edited\n")
+    (package / "main.py").write_text(text.replace("'n': CUT", "'n': 2 * CUT"))
     with pytest.raises(ProcessorError, match=r"main\.py: edited after it was imported"):
         shipping.prepare("mine_and_only.main:Mine")
     importlib.reload(sys.modules["mine_and_only.main"])
