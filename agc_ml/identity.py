@@ -173,6 +173,19 @@ def _without_paths(value: Any) -> Any:
     return None if isinstance(value, str) and "/" in value else value
 
 
+def code_in_use(processor: Any) -> Iterator[tuple[str, str]]:
+    """Modules of the user's code that a processor may run, and qualified names in a script."""
+    found = _referred(processor)
+    _add_postprocess(found, type(processor))
+    for module in found.modules:
+        if module != MAIN:
+            yield module, ""
+    for label in found.labels():
+        module, _, name = label.partition(".")
+        if module == MAIN:
+            yield MAIN, name
+
+
 def _without_state(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values that are no parameters: those count by themselves."""
     return {name: value for name, value in values.items() if not name.startswith(STATE)}

@@ -19,8 +19,10 @@ from typing import Any, Final
 import cloudpickle
 
 from agc_ml.errors import ProcessorError
+from agc_ml.identity import code_in_use
 from agc_ml.lasting import Lasting, are_same, at, returned_again
 from agc_ml.ml.hook import Model
+from agc_ml.opened_files import home
 
 LARGE: Final = 1 << 20
 """Bytes from which an array or text is shared, not copied: 0.1 ms. A shared array can't be written
@@ -42,6 +44,8 @@ _SHARED: Final = (
 
 class Original:
     """A processor as it was made, of which each chunk gets a copy, and the schema of its events.
+
+    ``homes`` is the user's code that it may run, by which files are remembered.
 
     Raises
     ------
@@ -66,6 +70,7 @@ class Original:
                 f"{type(processor).__name__}: can't be copied for each chunk: {error}"
             ) from error
         self._lasting = Lasting(processor)
+        self.homes = frozenset(home(*where) for where in code_in_use(processor))
         begun = time.perf_counter()
         self.copy()
         self._copy_s = time.perf_counter() - begun

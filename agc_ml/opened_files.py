@@ -6,8 +6,8 @@ what is opened by threads that were there before, or for a request to a server.
 Files that a library opens in C, as ROOT and HDF5 do, are not seen: a processor declares those in
 ``files``.
 
-Code may keep what it read: a cache of its own, or a module's variable. So a process remembers what
-was opened for which modules, and a file that such code opened once counts in all later chunks.
+Code may keep what it read: a cache of its own, or a module's variable. So a process remembers which
+code opened what, and a file that such code opened once counts in all later chunks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from types import FrameType
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError
-from agc_ml.identity import is_of_library
+from agc_ml.identity import MAIN, OURS, is_of_library
 
 LARGEST: Final = 64 << 20
 """Bytes up to which the content of a file is compared; of larger ones size and time are."""
@@ -58,13 +58,14 @@ class Seen:
 
 class _Watch:
     def __init__(self, is_left_out: Callable[[str], bool]) -> None:
-        self.read: dict[str, None] = {}
+        self.read: dict[str, set[str]] = {}  # by which code
+        self.both: dict[str, tuple[int, int]] = {}  # size and time before
         self.written: set[str] = set()
         self.others = frozenset(threading.enumerate())
         self.is_left_out = is_left_out
 
 
-# Per process: files that were opened in earlier chunks, by the modules whose code may have them.
+# Per process: files that were opened in earlier chunks, by the code that may have kept them.
 _earlier: Final[dict[str, dict[str, Seen]]] = {}
 _here: Final = threading.local()
 _watches: Final[list[_Watch]] = []
@@ -76,13 +77,13 @@ _installed: list[bool] = []
 
 @contextlib.contextmanager
 def watched(
-    is_left_out: Callable[[str], bool], modules: frozenset[str] = frozenset()
+    is_left_out: Callable[[str], bool], homes: frozenset[str] = frozenset()
 ) -> Iterator[Callable[[], dict[str, Seen]]]:
     """See which files are opened in here; what it gives tells them, by path, as they are then.
 
     ``is_left_out`` says of a path that it is none of the processor's. What earlier chunks opened
-    with code of the same ``modules`` counts too: it may be in memory still. To tell it raises a
-    ProcessorError if one of these has changed, and was not opened again.
+    with code of the same ``homes`` (`home`) counts too: it may be in memory still. To tell it
+    raises a ProcessorError if one of these has changed, and was not opened again.
     """
     with _lock:
         if not _installed:
@@ -93,7 +94,7 @@ def watched(
     _here.watch = watch
     _watches.append(watch)
     try:
-        yield lambda: _with_earlier(watch, modules)
+        yield lambda: _with_earlier(watch, homes)
     finally:
         _watches.remove(watch)
         _here.watch = before
@@ -120,22 +121,43 @@ def _watches_of(thread: threading.Thread) -> list[_Watch]:
     return found
 
 
+def home(module: str, name: str) -> str:
+    """What files are remembered by that code opened: its module, in a script also its name there.
+
+    ``name`` is qualified. A notebook has many processors in its one module.
+    """
+    return f"{module}.{name.partition('.')[0]}" if module == MAIN else module
+
+
 def _note(watch: _Watch, path: str, flags: int) -> None:
-    # open for both is what numpy.memmap does to read
-    if flags & os.O_WRONLY or (flags & os.O_RDWR and flags & (os.O_CREAT | os.O_TRUNC)):
+    is_changed = flags & os.O_WRONLY or (
+        flags & os.O_RDWR and flags & (os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    )
+    if is_changed:
         watch.written.add(path)
         return
     is_systems = path.startswith(_SYSTEM) and not path.startswith(_IN_MEMORY)
-    if path in watch.read or is_systems or watch.is_left_out(path):
+    if is_systems or watch.is_left_out(path):
         return
+    homes: set[str] = set()
     for frame in _frames():
-        name = frame.f_code.co_filename
-        is_import = name.startswith(_IMPORT) and frame.f_code.co_name != "get_data"  # of anything
-        if is_import or name.startswith(_machinery()):
+        code, module = frame.f_code, str(frame.f_globals.get("__name__"))
+        name = code.co_filename
+        is_import = name.startswith(_IMPORT) and code.co_name != "get_data"  # of anything
+        if not homes and (is_import or name.startswith(_machinery())):
             return
-        if not (name.startswith(_FROZEN) or is_of_library(name) or name == __file__):
-            break  # the processor's own code
-    watch.read[path] = None
+        is_python = name.startswith(_FROZEN) or is_of_library(name) or name == __file__
+        if not is_python and module.partition(".")[0] != OURS:
+            homes.add(home(module, code.co_qualname))  # the processor's own code
+    watch.read.setdefault(path, set()).update(homes)
+    if flags & os.O_RDWR and path not in watch.both:
+        with contextlib.suppress(OSError):
+            watch.both[path] = _size_and_time(path)
+
+
+def _size_and_time(path: str) -> tuple[int, int]:
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _frames() -> Iterator[FrameType]:
@@ -158,11 +180,15 @@ def _machinery() -> tuple[str, ...]:
     return (*(f"{folder}{os.sep}" for folder in folders), *files)
 
 
-def _with_earlier(watch: _Watch, modules: frozenset[str]) -> dict[str, Seen]:
+def _with_earlier(watch: _Watch, homes: frozenset[str]) -> dict[str, Seen]:
     """Files that were opened in a watch, and those of earlier chunks."""
     opened = seen(path for path in watch.read if path not in watch.written)
+    for path, size_and_time in watch.both.items():  # what maps files opens them so, to read
+        if path in opened and size_and_time != (opened[path].size, opened[path].modified):
+            del opened[path]
+            watch.written.add(path)
     with _lock:
-        others = [pair for pair in earlier(modules) if pair[0] not in {*opened, *watch.written}]
+        others = [pair for pair in earlier(homes) if pair[0] not in {*opened, *watch.written}]
         now = seen({path for path, _ in others})
         for path, before in others:
             is_open = any(path in one.read for one in _watches)  # a thread reads it just now
@@ -172,14 +198,15 @@ def _with_earlier(watch: _Watch, modules: frozenset[str]) -> dict[str, Seen]:
                     "memory still; open it again in each chunk (clear the cache that keeps it), or "
                     "start Python and its workers anew"
                 )
-        for module in modules:
-            _earlier.setdefault(module, {}).update(opened)
+        for path, one in opened.items():
+            for name in watch.read[path] or homes:
+                _earlier.setdefault(name, {})[path] = one
     return {**now, **opened}
 
 
-def earlier(modules: Iterable[str]) -> list[tuple[str, Seen]]:
-    """Files that code of any of the modules opened in this process, as they were then."""
-    return [pair for module in modules for pair in _earlier.get(module, {}).items()]
+def earlier(homes: Iterable[str]) -> list[tuple[str, Seen]]:
+    """Files that code of any of these opened in this process, as they were then."""
+    return [pair for name in homes for pair in _earlier.get(name, {}).items()]
 
 
 def forget(module: str) -> None:

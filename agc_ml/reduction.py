@@ -15,7 +15,9 @@ from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import AgcError, HistogramError, IncompleteError, ProcessorError
 from agc_ml.hists import flatten, labels_of, lost_categories, materialised
+from agc_ml.identity import is_of_library
 from agc_ml.normalisation import generated
+from agc_ml.opened_files import watched
 from agc_ml.outputs import (
     WARNINGS,
     add,
@@ -239,7 +241,9 @@ def _scaled(output: Any, factor: float) -> Any:
 def _postprocessed(total: Any, account: Account) -> Any:
     postprocess = getattr(account.shipment.processor, "postprocess", None)
     try:
-        changed = postprocess(total) if callable(postprocess) else None
+        with watched(is_of_library) as opened:  # a resume compares what it read
+            changed = postprocess(total) if callable(postprocess) else None
+            account.opened |= opened()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ProcessorError(
             f"processor {account.shipment.name}: postprocess failed: {error!r}; mend it and use "

@@ -104,6 +104,10 @@ class Referred:
                 self._add_function(label, value)
         return self._labels[id(value)]
 
+    def labels(self) -> list[str]:
+        """Names of the functions and classes that were followed."""
+        return list(self._labels.values())
+
     def _is_of_library(self, module: Any) -> bool:
         """Whether code of a module, None for what was made by exec in no module, is a library's."""
         return module is not None and self._is_library(module)

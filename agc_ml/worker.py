@@ -39,8 +39,7 @@ from agc_ml.errors import (
     chain,
     in_one_line,
 )
-from agc_ml.function_processor import origin
-from agc_ml.identity import MAIN, OURS, differing, ensure, forget, is_of_library
+from agc_ml.identity import differing, ensure, forget, is_of_library
 from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check, is_sum, kind_of_sum, ready, sum_of_weights
@@ -143,7 +142,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
     _kept.failures.clear()  # those of a chunk that failed were told with it
     for others in reversed(range(len(job.file.replicas))):
         try:
-            with opened_files.watched(partial(_is_no_input, job), _modules(job, processor)) as seen:
+            with opened_files.watched(partial(_is_no_input, job), _homes(original, job)) as seen:
                 output, opened, n_bytes = _process(processor, original.schema, job, clock)
             sumw = sum_of_weights(output, job.chunk.dataset)
             with _of_input():
@@ -214,14 +213,10 @@ def _is_no_input(job: Job, path: str) -> bool:
     return path in {str(local_path(url)) for url in job.file.replicas} or is_of_library(path)
 
 
-def _modules(job: Job, processor: Any) -> frozenset[str]:
-    """Modules of the user's code, by which a process remembers what files it opened."""
-    names = {name for name in job.modules if name.partition(".")[0] != OURS}
-    code = origin(processor)
-    names.add(job.module or code.__module__)
-    if MAIN in names:  # a notebook has many processors there
-        names = names - {MAIN} | {f"{MAIN}.{getattr(code, '__qualname__', '')}"}
-    return frozenset(names)
+def _homes(original: Original, job: Job) -> frozenset[str]:
+    """The user's code, by which a process remembers what files it opened."""
+    module = set() if job.module is None else {job.module}
+    return original.homes | module
 
 
 def _again(original: Original, job: Job, clock: _ReadClock, processor: Any) -> Any:
@@ -427,7 +422,7 @@ def _original(job: Job) -> Original:
                 # a module was made here when a file that it reads was another one, or an earlier
                 # run left something in it, such as a cache or a counter
                 forget(job.modules)
-                for name in _modules(job, processor):
+                for name in job.modules:
                     opened_files.forget(name)
                 processor, schema = _loaded(job, anew=True)
             problem = differing(processor, job.values, is_moved=bool(job.files))

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -895,14 +895,83 @@ def test_files_in_shared_memory_are_seen() -> None:
         assert list(opened()) == [file.name]
 
 
-def test_processors_of_a_notebook_are_told_apart_by_what_they_opened() -> None:
+NOTEBOOK = """
+import functools, json
+from pathlib import Path
+
+def a(events):
+    return {"n": len(events) * load()}
+
+def b(events):
+    return {"n": len(events)}
+
+def c(events):
+    return {"n": len(events) * table()["cut"]}
+
+def d(events):
+    return {"n": len(events) * table()["cut"] * 2}
+
+def load():
+    return json.loads(Path(PATH).read_text())["cut"]
+
+@functools.cache
+def table():
+    return json.loads(Path(PATH).read_text())
+"""
+
+
+def test_processors_of_a_notebook_are_told_apart_by_what_they_opened(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All are of one module; a file that one of them read may be changed before another runs."""
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec("class One: pass\nclass Other(One): pass\n", namespace)
-    job: Any = SimpleNamespace(modules={"__main__": "", "mine": ""}, module=None)
-    one, other = (worker._modules(job, namespace[name]()) for name in ("One", "Other"))
-    assert one == {"__main__.One", "mine"}
-    assert other == {"__main__.Other", "mine"}
+    table = tmp_path / "sf.json"
+    namespace: dict[str, Any] = {"__name__": "__main__", "PATH": str(table)}
+    exec(compile(NOTEBOOK, "<cell>", "exec", dont_inherit=True), namespace)
+
+    monkeypatch.setattr(sys.modules["__main__"], "table", namespace["table"], raising=False)
+
+    def run(name: str) -> int:
+        options = {"site": "inline", "quiet": True, "overwrite": True, "output": tmp_path / "run"}
+        return agc.run(namespace[name], str(data), **options).outputs["n"]  # type: ignore[no-any-return]
+
+    table.write_text('{"cut": 2}')
+    assert (run("a"), run("b"), run("c")) == (2 * N, N, 2 * N)
+    table.write_text('{"cut": 3}')
+    assert (run("b"), run("a"), run("b")) == (N, 3 * N, N)
+    for name in "cd":  # which use what is in memory still
+        with pytest.raises(ProcessorError, match="changed since this process opened it"):
+            run(name)
+    namespace["table"].cache_clear()
+    assert (run("c"), run("d")) == (3 * N, 6 * N)
+
+
+def test_a_file_that_is_written_to_is_none_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("")
+    with opened_files.watched(lambda _: False) as opened:
+        with path.open("r+") as file:
+            file.write("x")
+        assert opened() == {}
+
+
+def test_files_that_postprocess_opens_are_compared(tmp_path: Path, data: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "class Mine:\n"
+        "    def process(self, events): return {'n': len(events)}\n"
+        "    def postprocess(self, out):\n"
+        "        out['n'] *= int(Path(__file__).with_name('lumi').read_text())\n"
+    )
+    path = tmp_path / "mine.py"
+    path.write_text(code)
+    (tmp_path / "lumi").write_text("2")
+    assert go(path, data)[:2] == (0, 2 * N)
+    assert go(path, data, "--resume")[:2] == (0, 2 * N)
+    (tmp_path / "lumi").write_text("3")
+    status, _, says = go(path, data, "--resume")
+    assert status == 2
+    assert "lumi: changed since the run, whose processor opened it" in says
+    assert go(path, data, "--overwrite")[:2] == (0, 3 * N)
 
 
 class Leaves:
