@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -193,6 +194,23 @@ class TestHttp:
         """They got the file one after the other, and take turns."""
         web.mirrors = others
         assert content(served) == right
+
+    @pytest.mark.parametrize("common", ["ETag", "Last-Modified"])
+    def test_mirrors_that_have_a_tag_or_a_time_in_common(
+        self, common: str, web: Web, served: str, right: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And the other one of each answer's own: it costs some requests once, not each time."""
+
+        def stamp(answer: http.Answer) -> str:
+            return transport.STAMPS.join([common, str(next(numbers))])
+
+        numbers = itertools.count()
+        monkeypatch.setattr(http.Answer, "stamp", property(stamp))
+        with opening.opened(File("x.root", (served,))) as file:
+            for i in range(9):
+                read = file.file.source.read([(1000 + i, 1100), (9000, 9001)])
+                assert bytes(read[0]) == right[i:100]
+        assert len(web.requests) < 20
 
     @pytest.mark.parametrize("others", [[0, 5], [5, 0], [0, 0, 5], [0, 5, 5], [0, 5, 9]])
     def test_mirrors_of_two_versions_are_never_mixed(

@@ -39,6 +39,8 @@ _AGE_S: Final = 60
 """A file whose time is older than this had nothing else written within that second: RFC 9110."""
 _TRIES: Final = 20
 """So often a server is asked for the version that was read before: ten mirrors may take turns."""
+_LOOKS: Final = 3
+"""So often where a tag or a time is the same, and only the other one is not."""
 _PERMANENT: Final = {
     401: "no permission: a valid token or certificate is needed",
     403: "no permission",
@@ -107,6 +109,7 @@ class HttpFile:
         self.stamp = answer.stamp
         self.begin = answer.begin
         self._stamps = {answer.stamp}
+        self._trusted: set[str] = set()  # parts of stamps that mirrors have in common
 
     def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:
         """Read parts of the file."""
@@ -147,37 +150,47 @@ class HttpFile:
         answer = self._get(ranges, end - time.monotonic())
         if answer.size not in {None, self.size}:
             raise ReplacedError(REPLACED)
-        if answer.stamp not in self._stamps and not self._is_mirrored(answer.stamp, end):
+        if not self._is_known(answer.stamp) and not self._is_mirrored(answer.stamp, end):
             raise ReplacedError(REPLACED)
         return answer
+
+    def _is_known(self, stamp: str) -> bool:
+        return stamp in self._stamps or any(part in self._trusted for part in stamp.split(STAMPS))
 
     def has(self, stamp: str, timeout: float) -> bool:
         """Whether the version of that stamp is still to be had, from a mirror."""
         end = time.monotonic() + timeout
-        return any(is_one_version(again.stamp, stamp) for again in self._beginnings(end))
+        return any(is_one_version(again.stamp, stamp) for again in self._beginnings(_TRIES, end))
 
     def _is_mirrored(self, stamp: str, end: float) -> bool:
         """Whether a stamp is of the version that was opened, from another mirror.
 
-        Of mirrors behind one name each answers now and then; a file that was replaced is gone. So
-        both have to be there, and what has the stamp has to begin as what was opened.
+        Mirrors mostly have a tag or a time in common: then it is enough that some answers begin as
+        what was opened. Else the version that was opened has to be there still, now and then, as
+        well as one that has the stamp and begins so: a file that was replaced is gone.
         """
         others = frozenset(self._stamps)
-        is_there = any(is_one_version(stamp, one) for one in others)
-        for again in self._beginnings(end):
+        parts = {part for part in stamp.split(STAMPS) if part}
+        shared = parts & {part for one in others for part in one.split(STAMPS)}
+        if shared or not stamp:
+            is_one = len(list(self._beginnings(_LOOKS, end))) == _LOOKS
+            self._trusted |= shared if is_one else set()
+            return is_one
+        is_there = False
+        for again in self._beginnings(_TRIES, end):
             is_there |= any(is_one_version(again.stamp, one) for one in others)
             if is_there and stamp in self._stamps:
                 return True
         self._stamps = set(others)
         return False
 
-    def _beginnings(self, end: float) -> Iterator[Answer]:
+    def _beginnings(self, n_most: int, end: float) -> Iterator[Answer]:
         """Answers that begin as the file that was opened, until one is of another file.
 
         Every other one comes over a connection of its own, that may lead to another mirror. Their
         stamps are known from then on.
         """
-        for n in range(_TRIES):
+        for n in range(n_most):
             again = self._get([(0, N_BYTES)], end - time.monotonic(), is_anew=n % 2 == 1)
             if (again.begin, again.size) != (self.begin, self.size):
                 return
