@@ -144,26 +144,36 @@ def _plain(found: Referred) -> bytes:
     return json.dumps({"host": socket.gethostname(), "values": kept}).encode()
 
 
-def differing(processor: Any, stated: bytes, *, is_moved: bool = False) -> str | None:
+def differing(
+    processor: Any, stated: bytes, *, is_moved: bool = False
+) -> tuple[str | None, tuple[str, ...]]:
     """What a processor refers to here that is another number or text than was ``stated``.
 
     Paths may differ between machines, and where the code ``is_moved``.
-    Returns a line that names the first one, None if there is none.
+    Returns a line that names the first one, None if there is none; and lines about those that are
+    taken for caches, which were filled where the run was started.
     """
     found = _referred(processor)
     here, there = json.loads(_plain(found)), json.loads(stated)
     with_paths = here["host"] == there.get("host") and not is_moved
+    caches = []
     for name, value in there.get("values", {}).items():
         if name not in here["values"]:
             continue
         now = here["values"][name]
-        # a cache that was filled where the run was started
-        is_filled = re.findall(r"\w+", name)[-1] in found.filled or name in found.attributes
-        is_fresh = (now is None or now in _EMPTY) and is_filled
         one, other = ((x if with_paths else _without_paths(x)) for x in (now, value))
-        if json.dumps(one) != json.dumps(other) and not is_fresh:
-            return f"{name} is {now!r} on a worker, and {value!r} where the run was started"
-    return None
+        if json.dumps(one) == json.dumps(other):
+            continue
+        differs = f"{name} is {now!r} on a worker, and {value!r} where the run was started"
+        is_filled = re.findall(r"\w+", name)[-1] in found.filled or name in found.attributes
+        if not ((now is None or now in _EMPTY) and is_filled):
+            return differs, ()
+        if other not in (None, *_EMPTY):
+            caches.append(f"{differs[:_LINE]}: taken for a cache that the code fills itself")
+    return None, tuple(caches)
+
+
+_LINE: Final = 300
 
 
 def _without_paths(value: Any) -> Any:

@@ -45,7 +45,8 @@ _SHARED: Final = (
 class Original:
     """A processor as it was made, of which each chunk gets a copy, and the schema of its events.
 
-    ``homes`` is the user's code that it may run, by which files are remembered.
+    ``homes`` is the user's code that it may run, by which files are remembered; ``notes`` are lines
+    about how it was made.
 
     Raises
     ------
@@ -53,8 +54,11 @@ class Original:
         It can't be pickled.
     """
 
-    def __init__(self, processor: Any, schema: type | None = None) -> None:
+    def __init__(
+        self, processor: Any, schema: type | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
         self.schema = schema
+        self._notes = notes
         self._shared: list[Any] = []
         self._buffers: list[bytes] = []
         file = io.BytesIO()
@@ -77,14 +81,14 @@ class Original:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the copies."""
+        """What a user should know of it, and of the copies."""
         if self._copy_s < SLOW_S:
-            return ()
+            return self._notes
         line = (
             f"each chunk gets a copy of the processor, and one takes {self._copy_s * 1e3:.0f} ms: "
             "keep large tables in numpy arrays, which are shared, and models in --model"
         )
-        return (line,)
+        return (*self._notes, line)
 
     def copy(self) -> Any:
         """Return a processor that no other chunk has seen."""

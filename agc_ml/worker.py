@@ -418,19 +418,19 @@ def _original(job: Job) -> Original:
         if job.key not in _originals:
             ensure(job.modules)
             processor, schema = _loaded(job)
-            if differing(processor, job.values, is_moved=bool(job.files)):
+            if differing(processor, job.values, is_moved=bool(job.files))[0]:
                 # a module was made here when a file that it reads was another one, or an earlier
                 # run left something in it, such as a cache or a counter
                 forget(job.modules)
                 for name in job.modules:
                     opened_files.forget(name)
                 processor, schema = _loaded(job, anew=True)
-            problem = differing(processor, job.values, is_moved=bool(job.files))
+            problem, notes = differing(processor, job.values, is_moved=bool(job.files))
             if problem is not None:
                 raise ProcessorError(f"{problem}; make it a parameter, or see that it is the same")
             while len(_originals) >= _MOST_ORIGINALS:
                 del _originals[next(iter(_originals))]
-            _originals[job.key] = Original(processor, schema)
+            _originals[job.key] = Original(processor, schema, notes)
         return _originals[job.key]
 
 

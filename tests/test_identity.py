@@ -974,6 +974,65 @@ def test_files_that_postprocess_opens_are_compared(tmp_path: Path, data: Path) -
     assert go(path, data, "--overwrite")[:2] == (0, 3 * N)
 
 
+@dataclass
+class Configured:
+    cut: float = 30
+    inner: Any = None
+    _cache: Any = None
+
+
+CONFIG, SETTINGS, FILE = Configured(inner=Configured()), {"cut": 30, "file": "/a/b.json"}, "/a/b"
+LAZY = Configured(cut=0.0, inner=None)
+
+
+class Reads:
+    def process(self, events: Any) -> Any:
+        return {"n": (CONFIG, SETTINGS, FILE, LAZY)}
+
+
+CHANGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
+    "an object": (lambda m: m.setattr(CONFIG, "cut", 100), "CONFIG.cut is 30 on a worker, and 100"),
+    "one inside": (lambda m: m.setattr(CONFIG.inner, "cut", 5), "CONFIG.inner.cut is 30"),
+    "beside a path": (lambda m: m.setitem(SETTINGS, "cut", 5), "SETTINGS is "),
+    "a path": (lambda m: m.setitem(globals(), "FILE", "/c"), "FILE is '/a/b' on a worker"),
+    "a cache": (lambda m: m.setattr(CONFIG, "_cache", 5), ""),
+    "what comes late": (lambda m: m.setattr(LAZY, "inner", [1, 2]), ""),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_a_worker_has_otherwise_is_told(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, told = CHANGES[what]
+    with monkeypatch.context() as patched:
+        change(patched)
+        values = code_of(Reads()).plain
+    found, _ = identity.differing(Reads(), values)
+    assert found is None if not told else str(found).startswith(told) or told in str(found)
+    is_path = what == "a path"
+    elsewhere = json.dumps({**json.loads(values), "host": "elsewhere"}).encode()
+    assert (identity.differing(Reads(), elsewhere)[0] is None) == (is_path or not told)
+    moved, _ = identity.differing(Reads(), values, is_moved=True)
+    assert (moved is None) == (is_path or not told)
+
+
+OPTIONS: dict[str, int] = {}
+
+
+class SetsDefaults:
+    def process(self, events: Any) -> Any:
+        return {"n": len(events) * OPTIONS.setdefault("cut", 30)}
+
+
+def test_what_is_taken_for_a_cache_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(OPTIONS, "cut", 100)
+        values = code_of(SetsDefaults()).plain
+    problem, notes = identity.differing(SetsDefaults(), values)
+    assert problem is None
+    assert len(notes) == 1
+    assert "taken for a cache" in notes[0]
+
+
 class Leaves:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise SystemExit(3)
