@@ -250,7 +250,7 @@ def _place_in(output: Any, value: Any, place: Place = ()) -> Place | None:
     """Where an output has a value, or something equal to it; None: nowhere."""
     if output is value and not isinstance(value, _PLAIN):
         return place
-    if _are_alike(output, value) and _are_equal(output, value):
+    if _are_alike(output, value) and are_same(output, value):
         return place
     inside: Iterable[tuple[Any, Any]] = ()
     if isinstance(output, (*_CONTAINERS, tuple)):
@@ -262,8 +262,12 @@ def _place_in(output: Any, value: Any, place: Place = ()) -> Place | None:
 
 
 def _are_alike(one: Any, other: Any) -> bool:
-    """Whether it makes sense to compare two values: of one type, or both numbers."""
-    return type(one) is type(other) or (isinstance(one, Number) and isinstance(other, Number))
+    """Whether it makes sense to compare two values: of one type, or of one kind."""
+    kinds = (Number, Mapping, (list, tuple, deque))
+    return type(one) is type(other) or any(
+        isinstance(one, kind) and isinstance(other, kind)  # type: ignore[arg-type]
+        for kind in kinds
+    )
 
 
 def _are_equal(one: Any, other: Any) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from coffea.processor import (
     accumulate,
     column_accumulator,
+    defaultdict_accumulator,
     dict_accumulator,
     value_accumulator,
 )
@@ -298,6 +299,14 @@ def behind_a_proxy(events: Any) -> Any:
     return {"met": filled(PROXY["met"]).copy()}
 
 
+AS_A_DICT: Any = defaultdict_accumulator(int)
+
+
+def as_a_dict(events: Any) -> Any:
+    AS_A_DICT["all"] += len(events)
+    return {"cutflow": dict(AS_A_DICT)}
+
+
 class OfAnotherType:
     sumw = np.float32(0)
     pts = column_accumulator(np.array([]))
@@ -320,7 +329,7 @@ def value_of_a_class(events: Any) -> Any:
 
 
 FUNCTIONS = [
-    *(grows, behind_a_proxy, of_another_type, column_of_a_class, value_of_a_class),
+    *(as_a_dict, grows, behind_a_proxy, of_another_type, column_of_a_class, value_of_a_class),
     *(in_a_tuple, in_a_namespace, in_a_named_tuple, in_a_subclass, in_coffeas, behind_a_cache),
     *(behind_a_bounded_cache, made_anew, arrays_made_anew, counters_made_anew, accumulated),
     *(number_of_an_object, histogram_of_an_object, cuts_of_an_object, ordered, in_a_deque),
