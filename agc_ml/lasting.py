@@ -265,8 +265,7 @@ def _are_alike(one: Any, other: Any) -> bool:
     """Whether it makes sense to compare two values: of one type, or of one kind."""
     kinds = (Number, Mapping, (list, tuple, deque))
     return type(one) is type(other) or any(
-        isinstance(one, kind) and isinstance(other, kind)  # type: ignore[arg-type]
-        for kind in kinds
+        isinstance(one, kind) and isinstance(other, kind) for kind in kinds
     )
 
 
