@@ -15,7 +15,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -395,13 +395,21 @@ def _closure(homes: set[str]) -> tuple[dict[str, Path], set[str]]:
     return found, libraries - {*own, OURS}
 
 
-def _imports(module: str, path: Path) -> Iterator[str]:
+def _imports(module: str, path: Path) -> tuple[str, ...]:
     """Names of modules that a file imports anywhere, with the packages they are in."""
     try:
-        tree = ast.parse(path.read_bytes())
+        return _imports_of(module, path.name, path.read_bytes())
     except (OSError, SyntaxError):  # a broken module that is imported in a try block
-        return
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        return ()
+
+
+@lru_cache(maxsize=1024)
+def _imports_of(module: str, file: str, source: bytes) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_imported_in(module, file, ast.parse(source))))
+
+
+def _imported_in(module: str, file: str, tree: ast.AST) -> Iterator[str]:
+    package = module if file == "__init__.py" else module.rpartition(".")[0]
     for node in _walk_what_runs(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

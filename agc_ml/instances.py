@@ -66,10 +66,7 @@ class Original:
             _Pickler(file, self._shared, self._buffers).dump(processor)
             self._pickled = file.getvalue()
             self.copy()  # what it imports is no part of the time
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # pickling runs code of any object, and so does its way back
+        except (Exception, SystemExit) as error:  # pickling runs code of any object, both ways
             raise ProcessorError(
                 f"{type(processor).__name__}: can't be copied for each chunk: {error}"
             ) from error

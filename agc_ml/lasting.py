@@ -194,7 +194,7 @@ def are_same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(are_same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple | deque) and isinstance(other, list | tuple | deque):
         return len(one) == len(other) and all(map(are_same, one, other))
-    return _are_equal(*(getattr(x, "bins", x) for x in (one, other)))
+    return _are_equal(*(x.bins if isinstance(x, DenseHist) else x for x in (one, other)))
 
 
 def _state(value: Any) -> Any:

@@ -97,12 +97,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     import stepwise  # noqa: PLC0415 - a processor, of few tests
 
     from agc_ml import execution, reading  # noqa: PLC0415 - heavy
-    from agc_ml.delivery import health  # noqa: PLC0415 - heavy
+    from agc_ml.delivery import health, source  # noqa: PLC0415 - heavy
 
     health.forget()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(reading, "BLOCK", 100)
     monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(source, "PAUSE_S", 0.05)
     stepwise.EVENTS.clear()
     yield
     health.forget()

@@ -94,8 +94,13 @@ def poisons() -> dict[str, Callable[[FileInfo], FileInfo]]:
     }
 
 
-@pytest.mark.parametrize("where", ["disk", "web"])
-@pytest.mark.parametrize("poison", poisons())
+ON_THE_WEB = ("fewer entries", "another stamp", "another place", "seeks")
+"""Of those that come from a server."""
+
+
+@pytest.mark.parametrize(
+    ("poison", "where"), [*((p, "disk") for p in poisons()), *((p, "web") for p in ON_THE_WEB)]
+)
 def test_whatever_is_cached_the_result_is_the_files(
     poison: str, where: str, files: list[Path], web: Web, tmp_path: Path
 ) -> None:
@@ -118,7 +123,7 @@ def test_whatever_is_cached_the_result_is_the_files(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lies", [1, 2, 3, 4, 6, 10])
+@pytest.mark.parametrize("lies", [1, 2, 4, 10])
 def test_a_smaller_number_told_once_is_not_believed(
     lies: int, kind: str, files: list[Path], web: Web, tmp_path: Path
 ) -> None:
@@ -187,7 +192,7 @@ def test_a_smaller_number_of_an_rntuple_told_once_is_not_believed(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("lies", [1, 2, 3, 4, 5, 7, 9, 30])
+@pytest.mark.parametrize("lies", [1, 3, 5, 9, 30])
 def test_a_server_that_flips_bytes_leaves_nothing_behind(
     lies: int, kind: str, files: list[Path], web: Web, tmp_path: Path
 ) -> None:
