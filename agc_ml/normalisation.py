@@ -223,24 +223,33 @@ def _entries(account: Account, dataset: Dataset, nevts: float) -> int:
     return entries
 
 
+def _kind_of_all(done: list[Share]) -> str:
+    """What the processor's sums are: numbers of events, or sums of weights; "" if neither.
+
+    Where they are both, in all chunks, they are taken for weights. `NONE`: nothing tells.
+    """
+    kinds = {share.sums for share in done} - {NONE}
+    if not kinds:
+        return NONE
+    if kinds <= {COUNTS, BOTH} and COUNTS in kinds:
+        return COUNTS
+    return WEIGHTS if kinds <= {WEIGHTS, BOTH} else ""
+
+
 def _counts_events(
     dataset: Dataset, done: list[Share], by_runs: list[Share], empty: list[Empty]
 ) -> bool:
-    """Whether the processor's sums are numbers of events, which then are added to; else weights.
-
-    Where they are both, in all chunks, they are taken for weights.
+    """Whether numbers of events are added to the processor's sums, or else sums of weights.
 
     Raises
     ------
     InputFileError
         They are neither.
     """
-    kinds = {share.sums for share in by_runs or done} - {NONE}
-    if kinds <= {COUNTS, BOTH} and COUNTS in kinds:
-        return True
-    if kinds and kinds <= {WEIGHTS, BOTH}:
-        return False
-    if not kinds:
+    kind = _kind_of_all(by_runs or done)
+    if kind in {COUNTS, WEIGHTS}:
+        return kind == COUNTS
+    if kind == NONE:
         raise InputFileError(
             f"dataset {dataset.name}: 'sumw' is 0 in all its chunks that are done, which says "
             "nothing of what its files hold; use --resume for the others"
@@ -324,7 +333,7 @@ def _lines(account: Account, dataset: Dataset, done: list[Share]) -> Iterator[st
         n = sum(share.info.generated or 0 for share in of_runs)
         what = (
             "their number, as the processor's sumw is one"
-            if _counts_events(dataset, done, [s for s in done if s.source == "runs"], empty)
+            if _kind_of_all([s for s in done if s.source == "runs"] or done) == COUNTS
             else "the sum of their weights (Runs/genEventSumw)"
             if all(share.info.generated_sumw is not None for share in of_runs)
             else "them, taken to have the weights of those that were kept (no Runs/genEventSumw)"

@@ -428,6 +428,8 @@ def test_files_of_which_nothing_was_kept_beside_whole_ones(
     if "sign" in how:
         with pytest.raises(InputFileError, match="neither their number nor the sum of genWeight"):
             agc_ml.run(processor, fileset, **options)
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["status"] == "partial"
         return
     result = agc_ml.run(processor, fileset, **options)
     generated = 100 + 500 if "len" in how else sumw + 250
