@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import itertools
 import json
@@ -109,6 +110,15 @@ def file_of(sample: Sample) -> Path:
 # -- the two ways ----------------------------------------------------------------------------------
 
 
+@functools.cache
+def looked_into(path: Path, columns: tuple[str, ...]) -> inspection.FileInfo:
+    """What opening a file tells; many ways read the same one."""
+    info = inspection.inspect_file(File(path.name, (str(path),)), columns, flat=True)
+    if not isinstance(info, inspection.FileInfo):
+        raise SystemExit(info.reason)
+    return info
+
+
 class Ours:
     """What a worker does with a chunk, the file being open."""
 
@@ -116,9 +126,7 @@ class Ours:
         self.processor = TtbarProcessor(compat=compat, model=models)
         shipment = prepare(self.processor)
         columns = (*self.processor.columns, *self.processor.simulation_columns)
-        info = inspection.inspect_file(File(path.name, (str(path),)), columns, flat=True)
-        if not isinstance(info, inspection.FileInfo):
-            raise SystemExit(info.reason)
+        info = looked_into(path, columns)
         self._job = Job(
             chunk=Chunk("d", path.name, "Events", info.uuid, EVENTS, 0, EVENTS),
             file=File(path.name, (str(path),)),
