@@ -147,7 +147,7 @@ def _plain(found: Referred) -> bytes:
 def differing(
     processor: Any, stated: bytes, *, is_moved: bool = False
 ) -> tuple[str | None, tuple[str, ...]]:
-    """What a processor refers to here that is another number or text than was ``stated``.
+    """Compare numbers and text that a processor refers to here with those ``stated``.
 
     Paths may differ between machines, and where the code ``is_moved``.
     Returns a line that names the first one, None if there is none; and lines about those that are
@@ -279,7 +279,7 @@ def _codes_of(path: Path) -> Mapping[str, list[Any]] | None:
 
 
 def _is_as_imported(module: ModuleType, path: Path) -> bool:
-    """Whether a file is as Python compiled it for an import, as far as its cache tells."""
+    """Return whether Python's cached bytecode was compiled from the file as it is now."""
     if module.__name__.partition(".")[0] == OURS or type(module.__loader__) is not SourceFileLoader:
         return True  # what a loader of another kind makes of a file is not what it says
     try:
@@ -296,7 +296,7 @@ _BITS: Final = 0xFFFFFFFF
 
 
 def _has(module: ModuleType, codes: Mapping[str, list[Any]] | None) -> bool:
-    """Whether a module's functions are among those that are in its file, by their names.
+    """Return whether a module's functions equal those of the same name in its file.
 
     Others are of an older version, or were made otherwise.
     """
@@ -510,10 +510,16 @@ def is_library(module: str) -> bool:
 
 
 @cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Distributions by package: to read the lists of their files takes half a second."""
+    return packages_distributions()
+
+
+@cache
 def version_of(top: str) -> str:
     """Version of the distribution that has a package, with its name where that is another."""
     try:
         return version(top)
     except PackageNotFoundError:
-        distributions = packages_distributions().get(top, [])
+        distributions = _distributions().get(top, [])
     return ", ".join(f"{name} {version(name)}" for name in sorted(set(distributions)))

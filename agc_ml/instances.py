@@ -78,7 +78,7 @@ class Original:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of it, and of the copies."""
+        """Lines for the user about the processor and the cost of its copies."""
         if self._copy_s < SLOW_S:
             return self._notes
         line = (
@@ -119,7 +119,7 @@ class Original:
 
     @property
     def has_shared_arrays(self) -> bool:
-        """Whether copies share arrays that they can't write to."""
+        """Return whether copies share read-only arrays."""
         return bool(self._buffers)
 
 

@@ -134,7 +134,7 @@ class Lasting:
         return _lasting(self._code)
 
     def suspects(self, output: Any, dataset: str = "") -> dict[str, Place | None]:
-        """What a chunk changed that its output may have more of than the chunk's own, by name.
+        """Return lasting values that a chunk changed and its output may depend on, by name.
 
         With the place in the output that holds it, None for a histogram of which it may have
         anything. To run the chunk again tells (`acquit`): only what gathers something is another
@@ -189,7 +189,7 @@ def at(output: Any, place: Place) -> Any:
 
 
 def are_same(one: Any, other: Any) -> bool:
-    """Whether two outputs, or parts of them, are equal."""
+    """Return whether two outputs, or parts of them, are equal."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(are_same(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple | deque) and isinstance(other, list | tuple | deque):
@@ -227,7 +227,7 @@ def _items(container: Any) -> list[tuple[Any, Any]]:
 
 
 def _cached(name: str, function: Any) -> Iterator[tuple[str, Any]]:
-    """What a `functools.cache` keeps; only the collector of garbage is told of it."""
+    """Results kept by a `functools.cache`, which only the garbage collector can list."""
     if not isinstance(function, functools._lru_cache_wrapper):  # noqa: SLF001 - the type of these
         return
     found: list[Any] = []
@@ -247,7 +247,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _place_in(output: Any, value: Any, place: Place = ()) -> Place | None:
-    """Where an output has a value, or something equal to it; None: nowhere."""
+    """Return the place in an output of a value or of an equal one, None if there is none."""
     if output is value and not isinstance(value, _PLAIN):
         return place
     if _are_alike(output, value) and are_same(output, value):
@@ -262,7 +262,7 @@ def _place_in(output: Any, value: Any, place: Place = ()) -> Place | None:
 
 
 def _are_alike(one: Any, other: Any) -> bool:
-    """Whether it makes sense to compare two values: of one type, or of one kind."""
+    """Return whether two values are of one type, or of one kind of number or container."""
     kinds = (Number, Mapping, (list, tuple, deque))
     return type(one) is type(other) or any(
         isinstance(one, kind) and isinstance(other, kind) for kind in kinds
@@ -307,7 +307,7 @@ def _can_gather(value: Any) -> bool:
 
 
 def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value refers to, with names."""
+    """Values that a value refers to, with names."""
     if isinstance(value, FunctionType):
         yield from _of_function(value)
     elif isinstance(value, type):

@@ -181,7 +181,7 @@ def _as_stated(
 
 
 def _looks_itself(account: Account, done: list[Share]) -> bool:
-    """Whether a processor takes sums of whole files from Runs, and states each in one chunk.
+    """Return whether a processor states sums of whole files, from Runs, in one chunk each.
 
     Where none tells by itself, parts of files without a sum do, beside files that have theirs.
     """
@@ -224,7 +224,7 @@ def _entries(account: Account, dataset: Dataset, nevts: float) -> int:
 
 
 def _kind_of_all(done: list[Share]) -> str:
-    """What the processor's sums are: numbers of events, or sums of weights; "" if neither.
+    """Kind of the processor's sums: numbers of events, sums of weights, or "" for neither.
 
     Where they are both, in all chunks, they are taken for weights. `NONE`: nothing tells.
     """
@@ -239,7 +239,7 @@ def _kind_of_all(done: list[Share]) -> str:
 def _counts_events(
     dataset: Dataset, done: list[Share], by_runs: list[Share], empty: list[Empty]
 ) -> bool:
-    """Whether numbers of events are added to the processor's sums, or else sums of weights.
+    """Return whether the processor's sums are numbers of events rather than of weights.
 
     Raises
     ------
@@ -260,7 +260,7 @@ def _counts_events(
 
 
 def _of_shares(done: list[Share], *, counts: bool) -> Iterator[tuple[float | None, float]]:
-    """What files say, in the kind of sum that the processor's are, with numbers of events."""
+    """Sums stated by the files, in the kind of the processor's, with numbers of events."""
     for share in done:
         info, part = share.info, share.chunk.events / share.chunk.entries
         n = (info.generated or 0) * part
@@ -273,7 +273,7 @@ def _of_shares(done: list[Share], *, counts: bool) -> Iterator[tuple[float | Non
 
 
 def _of_empty(empty: list[Empty], *, counts: bool) -> Iterator[tuple[float | None, float]]:
-    """The same of files of which nothing was kept; no sum where it is not known."""
+    """Sums of files of which nothing was kept, None where unknown, with numbers of events."""
     for info in (one.info for one in empty):
         yield info.generated if counts else info.generated_sumw, info.generated or 0
 

@@ -122,7 +122,7 @@ def _watches_of(thread: threading.Thread) -> list[_Watch]:
 
 
 def home(module: str, name: str) -> str:
-    """What files are remembered by that code opened: its module, in a script also its name there.
+    """Name under which files are remembered that code opened: its module, in a script its own.
 
     ``name`` is qualified. A notebook has many processors in its one module.
     """

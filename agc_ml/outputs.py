@@ -123,7 +123,7 @@ def kind_of_sum(sumw: float, events: int, weights: Any) -> str:
 
 
 def is_sum(sumw: float, whole: float) -> bool:
-    """Whether it is a whole file's sum, but for what single precision leaves out."""
+    """Return whether two sums are equal within single precision."""
     return math.isclose(sumw, whole, rel_tol=_OF_WHOLE)
 
 

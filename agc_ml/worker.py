@@ -190,7 +190,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
 
 
 def _kind_of_sum(job: Job, sumw: float | None) -> str:
-    """What the processor's ``sumw`` is a sum of, where that decides something; "" elsewhere."""
+    """Kind of the processor's ``sumw``, "" where it decides nothing."""
     if sumw is None:
         return ""
     if job.doubtful is not None and not any(is_sum(sumw, one) for one in job.doubtful):
@@ -220,7 +220,7 @@ def _homes(original: Original, job: Job) -> frozenset[str]:
 
 
 def _again(original: Original, job: Job, clock: _ReadClock, processor: Any) -> Any:
-    """What another copy of the processor makes of the chunk."""
+    """Output of another copy of the processor for the same chunk."""
     return ready(_process(processor, original.schema, job, clock)[0])
 
 

@@ -112,7 +112,7 @@ def file_of(sample: Sample) -> Path:
 
 @functools.cache
 def looked_into(path: Path, columns: tuple[str, ...]) -> inspection.FileInfo:
-    """What opening a file tells; many ways read the same one."""
+    """Inspection of a file, made once: many ways read the same one."""
     info = inspection.inspect_file(File(path.name, (str(path),)), columns, flat=True)
     if not isinstance(info, inspection.FileInfo):
         raise SystemExit(info.reason)

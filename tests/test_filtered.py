@@ -235,6 +235,14 @@ def summing(folder: Path, how: str, more: str = "") -> Path:
     return path
 
 
+def normalised(how: str, folder: Path, *files: File, **options: Any) -> RunResult:
+    """A run over one dataset, with a processor that sums as it is told."""
+    dataset = Dataset("tt", "tt", files, xsec=XSEC, xsec_source="made up")
+    fileset = Fileset((dataset,), LUMINOSITY, "made up")
+    options = {"site": "inline", "quiet": True, "output": folder / "run", **options}
+    return agc_ml.run(f"{summing(folder, how)}:Counting", fileset, **options)
+
+
 @pytest.mark.parametrize("how", SIGNED)
 def test_sums_go_with_what_they_are_of(how: str, tmp_path: Path) -> None:
     path, weights = filtered(tmp_path / "x.root", "TTree", "TTree")
@@ -275,14 +283,11 @@ def test_a_stated_number_of_events_is_none_of_weights(
 ) -> None:
     path, weights = filtered(tmp_path / "x.root", "TTree", "TTree")
     file = File("x", (str(path),), generated=1000)
-    dataset = Dataset("tt", "tt", (file,), xsec=XSEC, xsec_source="made up")
-    options = {"site": "inline", "quiet": True, "chunk_size": 50, "output": tmp_path / "run"}
-    processor = f"{summing(tmp_path, how)}:Counting"
     if generated is None:
         with pytest.raises(InputFileError, match="neither their number nor the sum of genWeight"):
-            agc_ml.run(processor, Fileset((dataset,), LUMINOSITY, "made up"), **options)
+            normalised(how, tmp_path, file, chunk_size=50)
         return
-    result = agc_ml.run(processor, Fileset((dataset,), LUMINOSITY, "made up"), **options)
+    result = normalised(how, tmp_path, file, chunk_size=50)
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
     factor = XSEC * LUMINOSITY / generated
     assert any(line.endswith(f"(before postprocess): tt by {factor:g}") for line in result.warnings)
@@ -421,17 +426,13 @@ def test_files_of_which_nothing_was_kept_beside_whole_ones(
         File("whole", (str(tmp_path / "whole.root"),)),
         File("none", (str(tmp_path / "none.root"),), generated=stated),
     )
-    dataset = Dataset("tt", "tt", files, xsec=XSEC, xsec_source="made up")
-    options = {"site": "inline", "quiet": True, "chunk_size": 30, "output": tmp_path / "run"}
-    processor = f"{summing(tmp_path, how)}:Counting"
-    fileset = Fileset((dataset,), LUMINOSITY, "made up")
     if "sign" in how:
         with pytest.raises(InputFileError, match="neither their number nor the sum of genWeight"):
-            agc_ml.run(processor, fileset, **options)
+            normalised(how, tmp_path, *files, chunk_size=30)
         record = json.loads((tmp_path / "run" / "run.json").read_text())
         assert record["status"] == "partial"
         return
-    result = agc_ml.run(processor, fileset, **options)
+    result = normalised(how, tmp_path, *files, chunk_size=30)
     generated = 100 + 500 if "len" in how else sumw + 250
     assert total(result) == pytest.approx(sumw * XSEC * LUMINOSITY / generated, rel=1e-6)
     assert any("a filter kept 0 of 500" in w for w in result.warnings) == (stated is None)
@@ -442,15 +443,8 @@ def test_dropped_events_of_which_only_the_number_is_stated(tmp_path: Path) -> No
     path, weights = filtered(tmp_path / "x.root", "TTree", "TTree")
     none, _ = filtered(tmp_path / "none.root", "TTree", "none", 0)
     files = (File("x", (str(path),)), File("none", (str(none),), generated=300))
-    dataset = Dataset("tt", "tt", files, xsec=XSEC, xsec_source="made up")
     for how, generated in (("w.sum()", 500 + 300 / 2), ("len(events)", 1000 + 300)):
-        result = agc_ml.run(
-            f"{summing(tmp_path, how)}:Counting",
-            Fileset((dataset,), LUMINOSITY, "made up"),
-            output=tmp_path / how,
-            site="inline",
-            quiet=True,
-        )
+        result = normalised(how, tmp_path, *files, output=tmp_path / how)
         assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
 
 
@@ -459,18 +453,9 @@ def test_dropped_events_of_which_only_the_number_is_stated(tmp_path: Path) -> No
 def test_a_whole_sum_is_extended_once(sumw: bool, chunk_size: int, tmp_path: Path) -> None:
     """Of a file whose generated events are stated too, in one chunk as in many."""
     path, weights = filtered(tmp_path / "x.root", "TTree", "TTree", sumw=sumw)
-    dataset = Dataset(
-        *("tt", "tt", (File("x", (str(path),), generated=1000),)), xsec=XSEC, xsec_source="made up"
-    )
+    file = File("x", (str(path),), generated=1000)
     how = "1000 * (events.metadata['entrystart'] == 0)"
-    result = agc_ml.run(
-        f"{summing(tmp_path, how)}:Counting",
-        Fileset((dataset,), LUMINOSITY, "made up"),
-        output=tmp_path / "run",
-        site="inline",
-        quiet=True,
-        chunk_size=chunk_size,
-    )
+    result = normalised(how, tmp_path, file, chunk_size=chunk_size)
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 1000, rel=1e-12)
 
 
@@ -576,14 +561,7 @@ def test_whole_sums_of_files_with_a_chunk_missing(missing: str) -> None:
 def test_runs_beside_events_in_a_folder(tmp_path: Path) -> None:
     path, weights = filtered(tmp_path / "x.root", "TTree", "TTree", within="ntuple/")
     file = File("x", (str(path),), tree="ntuple/Events")
-    dataset = Dataset("tt", "tt", (file,), xsec=XSEC, xsec_source="made up")
-    result = agc_ml.run(
-        f"{summing(tmp_path, 'w.sum()')}:Counting",
-        Fileset((dataset,), LUMINOSITY, "made up"),
-        output=tmp_path / "run",
-        site="inline",
-        quiet=True,
-    )
+    result = normalised("w.sum()", tmp_path, file)
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 500, rel=1e-12)
 
 
@@ -593,18 +571,7 @@ def test_runs_that_know_of_fewer_events_than_there_are_say_nothing(
     counts: tuple[int, ...], stated: int | None, tmp_path: Path
 ) -> None:
     path, weights = filtered(tmp_path / "x.root", "TTree", "TTree", counts=counts)
-    dataset = Dataset(
-        *("tt", "tt", (File("x", (str(path),), generated=stated),)),
-        xsec=XSEC,
-        xsec_source="made up",
-    )
-    result = agc_ml.run(
-        f"{summing(tmp_path, 'len(events)')}:Counting",
-        Fileset((dataset,), LUMINOSITY, "made up"),
-        output=tmp_path / "run",
-        site="inline",
-        quiet=True,
-    )
+    result = normalised("len(events)", tmp_path, File("x", (str(path),), generated=stated))
     expected = weights * XSEC * LUMINOSITY / (stated or 229)
     assert total(result) == pytest.approx(expected, rel=1e-12)
     told = any("no number of generated events in its files" in w for w in result.warnings)
@@ -613,15 +580,8 @@ def test_runs_that_know_of_fewer_events_than_there_are_say_nothing(
 
 def test_a_stated_number_below_that_of_the_entries(tmp_path: Path) -> None:
     path, _ = filtered(tmp_path / "x.root", "TTree", "none")
-    dataset = Dataset("tt", "tt", (File("x", (str(path),), generated=100),))
     with pytest.raises(InputFileError, match="it has 229 events, but the fileset states only 100"):
-        agc_ml.run(
-            f"{summing(tmp_path, 'len(events)')}:Counting",
-            Fileset((dataset,)),
-            output=tmp_path / "run",
-            site="inline",
-            quiet=True,
-        )
+        normalised("len(events)", tmp_path, File("x", (str(path),), generated=100))
 
 
 def test_a_processor_may_have_the_filesets_number_rule(tmp_path: Path) -> None:

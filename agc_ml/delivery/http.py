@@ -60,7 +60,7 @@ Part = tuple[int, bytes]
 
 
 class Answer(NamedTuple):
-    """What a server sent: parts of the file by where they begin, where it sent parts.
+    """Answer of a server, with the parts of the file that it sent by their offsets.
 
     ``size`` is the length of the whole file in bytes, None where the answer does not tell.
     """
@@ -158,12 +158,12 @@ class HttpFile:
         return stamp in self._stamps or any(part in self._trusted for part in stamp.split(STAMPS))
 
     def has(self, stamp: str, timeout: float) -> bool:
-        """Whether the version of that stamp is still to be had, from a mirror."""
+        """Return whether a mirror still has the version of that stamp."""
         end = time.monotonic() + timeout
         return any(is_one_version(again.stamp, stamp) for again in self._beginnings(_TRIES, end))
 
     def _is_mirrored(self, stamp: str, end: float) -> bool:
-        """Whether a stamp is of the version that was opened, from another mirror.
+        """Return whether a stamp is that of the opened version on another mirror.
 
         Mirrors mostly have a tag or a time in common: then it is enough that some answers begin as
         what was opened. Else the version that was opened has to be there still, now and then, as
@@ -342,18 +342,24 @@ def _identity() -> tuple[str | None, tuple[str, str] | None, float]:
 
 
 @functools.lru_cache(maxsize=4)
-def _pool(folder: str | None, proxy: tuple[str, str] | None, _changed: float) -> Any:
+def _pool(folder: str | None, proxy: tuple[str, str] | None, changed: float) -> Any:
     """Connections of this process, kept for the next file of the same server."""
     import urllib3  # noqa: PLC0415 - on demand
 
     for name in ("connectionpool", "poolmanager", "util.retry"):
         logging.getLogger(f"urllib3.{name}").addFilter(_without_secrets)
+    return urllib3.PoolManager(maxsize=_AT_ONCE, ssl_context=_context(folder, proxy, changed))
+
+
+@functools.lru_cache(maxsize=4)
+def _context(folder: str | None, proxy: tuple[str, str] | None, _changed: float) -> ssl.SSLContext:
+    """Authorities that we trust and our certificate: to read them takes 50 ms."""
     context = ssl.create_default_context()
     if folder:
         context.load_verify_locations(capath=folder)
     if proxy is not None:
         context.load_cert_chain(*proxy)
-    return urllib3.PoolManager(maxsize=_AT_ONCE, ssl_context=context)
+    return context
 
 
 def _without_secrets(record: logging.LogRecord) -> bool:

@@ -61,7 +61,7 @@ class OtherFile:
 
 
 def _stamp(info: dict[str, Any]) -> str:
-    """What changes when the file does: each file system has a name of its own for it."""
+    """Tag or time of modification, under whatever name a file system gives it."""
     there = {key.lower().replace("_", "").replace("-", ""): value for key, value in info.items()}
     return next((str(there[name]) for name in _STAMPS if there.get(name)), "")
 
