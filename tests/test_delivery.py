@@ -212,26 +212,34 @@ class TestHttp:
                 assert bytes(read[0]) == right[i:100]
         assert len(web.requests) < 20
 
+    @pytest.mark.parametrize("many", [True, False])
     @pytest.mark.parametrize("others", [[0, 5], [5, 0], [0, 0, 5], [0, 5, 5], [0, 5, 9]])
     def test_mirrors_of_two_versions_are_never_mixed(
         self,
         others: list[int],
+        many: bool,
         web: Web,
         served: str,
-        right: bytes,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Two files of equal size and UUID: some mirrors have not got the new one yet."""
         monkeypatch.setattr(source, "DEADLINE_S", 2)
         old = (web.folder / "x.root").read_bytes()
         n_same = header.N_BYTES // 2
-        web.mirrors, web.later = others, old[:n_same] + bytes(len(old) - n_same)
+        web.mirrors, web.later, web.many = others, old[:n_same] + bytes(len(old) - n_same), many
+        ranges = [(n_same, header.N_BYTES), (1000, 1100), (9000, 9100), (30_000, 40_000)]
         try:
-            found = content(served)
+            with opening.opened(File("x.root", (served,))) as file:
+                found = [bytes(file.file.source.read([one])[0]) for one in ranges]
+                found += [bytes(part) for part in file.file.source.read(ranges[1:])]
         except DeliveryError as error:
             assert error.may_be_replaced  # noqa: PT017 - or it is right
         else:
-            assert found in {right, b"|".join([bytes(100), bytes(1), bytes(10_000)])}
+            of_old, of_new = (
+                [content[start:stop] for start, stop in (*ranges, *ranges[1:])]
+                for content in (old, web.later)
+            )
+            assert found in (of_old, of_new)
 
     def test_one_that_grew_within_a_second(self, web: Web, served: str) -> None:
         """Its tag and time are the same."""
