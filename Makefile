@@ -18,7 +18,7 @@ demo: $(VENV)/.for-demo
 
 test: $(VENV)/.for-dev
 	@tests/system-parts
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.for-dev
 	$(BIN)/ruff check .

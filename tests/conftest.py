@@ -35,6 +35,17 @@ UNIT = 25
 
 REQUIRE_ALL = os.environ.get("AGC_ML_REQUIRE_ALL") == "1"
 
+LONGEST = ("training_kills", "execution", "delivery_servicex", "measurement", "delivery_faults",
+           "generate_production", "training_service", "models_in_runs", "training_gates",
+           "training_loop", "training_registry")  # fmt: skip
+"""Files of minutes, that come first: else one of them runs alone in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+
 
 def absent(what: str) -> None:
     """Skip for want of a part, or fail where every part is required."""
