@@ -168,9 +168,9 @@ def test_a_deleted_request_leaves_nothing(
 
 def test_a_worker_has_its_time(tmp_path: Path, files: list[Path]) -> None:
     body = "(notes / 'pid').write_text(str(subprocess.Popen(['sleep', '60']).pid)); time.sleep(60)"
-    with endpoint(tmp_path / "endpoint", "--timeout", 3) as running:
+    with endpoint(tmp_path / "endpoint", "--timeout", 10) as running:
         request_id = submitted(running, files[:1], function(body, tmp_path))
-        assert failure(running, request_id) == "not done after 3 s (--timeout)"
+        assert failure(running, request_id) == "not done after 10 s (--timeout)"
         assert is_gone(int((tmp_path / "pid").read_text()))
 
 
