@@ -33,6 +33,7 @@ SHARED: Final = (
 )
 SLOW_S: Final = 0.005
 """A copy that takes longer is told."""
+_TIMED: Final = 5
 
 _SHARED: Final = (
     *(("correctionlib", name) for name in ("CorrectionSet", "Correction", "CompoundCorrection")),
@@ -72,9 +73,7 @@ class Original:
             ) from error
         self._lasting = Lasting(processor)
         self.homes = frozenset(home(*where) for where in code_in_use(processor))
-        begun = time.perf_counter()
-        self.copy()
-        self._copy_s = time.perf_counter() - begun
+        self._copy_s = self._seconds_of_copy()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -116,6 +115,17 @@ class Original:
             if not are_same(first[name], at(second, where or ())):
                 raise _outlives(f"has what is in {name}")
         self._lasting.acquit(suspects)
+
+    def _seconds_of_copy(self) -> float:
+        """Return what a copy takes, the quickest of a few where one is slow: machines pause."""
+        fastest = float("inf")
+        for _ in range(_TIMED):
+            begun = time.perf_counter()
+            self.copy()
+            fastest = min(fastest, time.perf_counter() - begun)
+            if fastest < SLOW_S:
+                break
+        return fastest
 
     @property
     def has_shared_arrays(self) -> bool:

@@ -229,6 +229,19 @@ def slow() -> Slow:
     return Slow()
 
 
+def test_a_pause_of_the_machine_is_no_slow_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, copy = [], Original.copy
+
+    def paused(self: Original) -> Any:
+        copies.append(copy(self))
+        time.sleep(0.02 if len(copies) == 2 else 0)  # the first one is not timed
+        return copies[-1]
+
+    monkeypatch.setattr(Original, "copy", paused)
+    assert not Original(Booked()).notes
+    assert len(copies) > 2
+
+
 def test_a_slow_copy_is_told(paths: list[Path], tmp_path: Path) -> None:
     class Mine(ProcessorABC):
         def __init__(self) -> None:
