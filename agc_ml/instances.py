@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
-import time
+import timeit
 from collections.abc import Callable
 from copy import deepcopy
 from types import FunctionType, ModuleType
@@ -73,7 +73,8 @@ class Original:
             ) from error
         self._lasting = Lasting(processor)
         self.homes = frozenset(home(*where) for where in code_in_use(processor))
-        self._copy_s = self._seconds_of_copy()
+        # machines pause: the quickest of a few
+        self._copy_s = min(timeit.repeat(self.copy, number=1, repeat=_TIMED))
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -115,17 +116,6 @@ class Original:
             if not are_same(first[name], at(second, where or ())):
                 raise _outlives(f"has what is in {name}")
         self._lasting.acquit(suspects)
-
-    def _seconds_of_copy(self) -> float:
-        """Return what a copy takes, the quickest of a few where one is slow: machines pause."""
-        fastest = float("inf")
-        for _ in range(_TIMED):
-            begun = time.perf_counter()
-            self.copy()
-            fastest = min(fastest, time.perf_counter() - begun)
-            if fastest < SLOW_S:
-                break
-        return fastest
 
     @property
     def has_shared_arrays(self) -> bool:

@@ -43,6 +43,9 @@ LONGEST = ("training_kills", "execution", "delivery_servicex", "measurement", "d
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
+    here = Path(__file__).parent
+    if gone := [name for name in LONGEST if not (here / f"test_{name}.py").is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py: LONGEST names files that are not here: {gone}")
     ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
 
