@@ -21,7 +21,7 @@ import math
 import pickle
 import weakref
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import (
     CodeType,
@@ -32,7 +32,7 @@ from types import (
     MethodType,
     ModuleType,
 )
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -480,9 +480,21 @@ def _globals_of(
             yield from _globals_of(function, constant, is_library)
 
 
-def _steps(code: CodeType) -> list[dis.Instruction]:
+class _Step(NamedTuple):
+    """Instruction of code."""
+
+    opname: str
+    argval: Any
+
+
+@functools.lru_cache(maxsize=1024)  # a run looks at a processor's code a dozen times
+def _steps(code: CodeType) -> tuple[_Step, ...]:
     """Instructions of code; what only makes the number of the next one larger is left out."""
-    return [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
+    return tuple(
+        _Step(step.opname, step.argval)
+        for step in dis.get_instructions(code)
+        if step.opname != "EXTENDED_ARG"
+    )
 
 
 _KEYS: Final = (
@@ -509,7 +521,7 @@ _READS: Final = ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def _attribute(
-    steps: list[dis.Instruction], i: int, space: dict[str, Any], is_library: Callable[[str], bool]
+    steps: Sequence[_Step], i: int, space: dict[str, Any], is_library: Callable[[str], bool]
 ) -> tuple[str, Any]:
     """The global of step ``i``, or its attribute if it is a module of the user's."""
     name, value = steps[i].argval, space[steps[i].argval]
@@ -522,7 +534,7 @@ def _attribute(
 
 
 def _of_import(
-    steps: list[dis.Instruction], i: int, code: CodeType, module: Any
+    steps: Sequence[_Step], i: int, code: CodeType, module: Any
 ) -> Iterator[tuple[str, Any]]:
     """Values of a module, None for none, that is imported in step ``i``."""
     if module is None:
@@ -540,7 +552,7 @@ def _of_import(
 
 
 def _imported(
-    steps: list[dis.Instruction], i: int, space: dict[str, Any], is_library: Callable[[str], bool]
+    steps: Sequence[_Step], i: int, space: dict[str, Any], is_library: Callable[[str], bool]
 ) -> Any | None:
     """A module of the user's that a function imports in step ``i``; imported now, if it was not."""
     if steps[i].opname == "IMPORT_NAME":
