@@ -11,6 +11,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import yaml
 
 from agc_ml.errors import FitError, UsageError
@@ -18,6 +19,9 @@ from agc_ml.likelihood import quiet
 
 FILE_NAME: Final = "fit.yml"
 """Name of the file with its fit configuration that a processor ships beside its code."""
+
+PATHS: Final = ("RegionPath", "SamplePath", "VariationPath")
+"""Fields of a systematic's templates that lead to their histograms."""
 
 Config = Mapping[str, Any]
 
@@ -106,13 +110,49 @@ def _bad_parameters(config: Config) -> Iterator[str]:
     factors = {item["Name"]: item for item in config["NormFactors"]}
     if config["General"].get("POI") not in factors:
         yield f"General -> POI: name what is to be measured, one of {', '.join(factors)}"
-    known = {*factors, *(item["Name"] for item in config.get("Systematics", []))}
+    for name, item in factors.items():
+        low, high = item.get("Bounds", (-np.inf, np.inf))
+        if not low < high:
+            yield f"NormFactors -> {name} -> Bounds: {low:g} is not below {high:g}"
+        if not low <= item.get("Nominal", low) <= high:
+            yield (
+                f"NormFactors -> {name} -> Nominal: {item['Nominal']:g} is not within its Bounds "
+                f"[{low:g}, {high:g}]"
+            )
+    own = _own_names(config)
+    seen: dict[str, str] = {}
     for item in config["General"].get("Fixed", []):
         where = f"General -> Fixed -> {item['Name']}"
-        if item["Name"] not in known:
-            yield f"{where}: none of {', '.join(sorted(known))}"
+        if item["Name"] not in own:
+            yield f"{where}: none of {', '.join(sorted(own))}"
+        elif own[item["Name"]] in seen:
+            yield f"{where}: the parameter is fixed twice, by {seen[own[item['Name']]]} too"
         elif factors.get(item["Name"], {}).get("Nominal", item["Value"]) != item["Value"]:
             yield f"{where}: cabinetry would take its Nominal in NormFactors; make them equal"
+        else:
+            seen[own[item["Name"]]] = item["Name"]
+
+
+def _own_names(config: Config) -> dict[str, str]:
+    """What the model calls a parameter, by each name that a configuration may use for it."""
+    systematics = config.get("Systematics", [])
+    modifiers = {item.get("ModifierName", item["Name"]) for item in systematics}
+    return {
+        **{item["Name"]: item.get("ModifierName", item["Name"]) for item in systematics},
+        **{name: name for name in modifiers},
+        **{item["Name"]: item["Name"] for item in config["NormFactors"]},
+    }
+
+
+def fixed_parameters(config: Config) -> dict[str, float]:
+    """Values at which systematics are fixed, by the name of their parameter in the model."""
+    own = _own_names(config)
+    factors = {item["Name"] for item in config["NormFactors"]}
+    return {
+        own[item["Name"]]: item["Value"]
+        for item in config["General"].get("Fixed", [])
+        if item["Name"] not in factors
+    }
 
 
 def _unknown(config: Config, kind: str, field: str) -> Iterator[str]:
@@ -126,12 +166,43 @@ def _unknown(config: Config, kind: str, field: str) -> Iterator[str]:
 
 
 def _bad_sides(systematic: Config) -> Iterator[str]:
+    """Fields of Up and Down that would be ignored, or that are missing."""
     where = f"Systematics -> {systematic['Name']}"
     if systematic["Up"].get("Symmetrize", False):
         yield f"{where} -> Up: can't be the mirror image; give a template, mirror it in Down"
+    is_factor = systematic["Type"] == "Normalization"
+    if is_factor and "Smoothing" in systematic:
+        yield f"{where} -> Smoothing: a Normalization has no template that could be smoothed"
     for side in ("Up", "Down"):
-        if systematic["Type"] == "Normalization" and "Normalization" not in systematic[side]:
-            yield f"{where} -> {side}: Normalization is missing"
+        given = {field for field, value in systematic[side].items() if value not in ("", False)}
+        if is_factor:
+            yield from _bad_normalization(systematic[side], given, f"{where} -> {side}")
+            continue
+        if "Symmetrize" in given and given != {"Symmetrize"}:
+            others = ", ".join(sorted(given - {"Symmetrize"}))
+            yield f"{where} -> {side}: with Symmetrize it has no template, so {others} is not used"
+        for field in sorted(given - {*PATHS, "Symmetrize"}):
+            yield (
+                f"{where} -> {side} -> {field}: not used, since templates are histograms; "
+                f"give its histogram by one of {', '.join(PATHS)}"
+            )
+        if "Symmetrize" not in given and not systematic[side].keys() & set(PATHS):
+            yield (
+                f"{where} -> {side}: no template; give one of {', '.join(PATHS)}"
+                + (", or Symmetrize: true" if side == "Down" else "")
+            )
+
+
+def _bad_normalization(template: Config, given: set[str], where: str) -> Iterator[str]:
+    if "Normalization" not in template:
+        yield f"{where}: Normalization is missing"
+    elif template["Normalization"] <= -1:
+        yield (
+            f"{where} -> Normalization: {template['Normalization']:g} takes all events away; "
+            "it must be above -1"
+        )
+    for field in sorted(given - {"Normalization"}):
+        yield f"{where} -> {field}: not used, since the Type is Normalization"
 
 
 def shipped_config(processor: str) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -13,8 +17,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml.errors import FitError, StoreError
 from agc_ml.results import write
+from agc_ml.rounding import with_uncertainty
 
 SCHEMA: Final = 1
+
+
+PACKAGES: Final = ("agc-ml", "cabinetry", "iminuit", "jax", "jaxlib", "numpy", "pyhf", "scipy")
+"""What decides a fit."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a fit, of those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # jax is an extra
+            found[name] = version(name)
+    return found
 
 
 class Parameter(NamedTuple):
@@ -95,6 +113,17 @@ class CarriedOver(NamedTuple):
     postfit_test: GoodnessOfFit
 
 
+class CrossSection(NamedTuple):
+    """The cross-section of a ``process`` that the parameter of interest multiplies, in pb.
+
+    ``symbol`` is what stands in sigma(...).
+    """
+
+    process: str
+    symbol: str
+    predicted: float
+
+
 class FitResult(NamedTuple):
     """The result of a fit, with all that its figures need.
 
@@ -102,7 +131,9 @@ class FitResult(NamedTuple):
     ``impacts`` are sorted, the largest first. ``twice_nll`` is twice the negative log-likelihood at
     the minimum. ``minimizer`` is "newton" (exact) or "minuit" (approximate); ``pseudodata`` says
     which, or "data"; ``inputs`` are sha256 digests; ``notes`` what a reader must know;
-    ``carried_over`` is empty where there are no observables for it.
+    ``carried_over`` is empty where there are no observables for it. ``states`` says by name which
+    parameters are "fixed" or "at its lower bound" (or upper), and have no uncertainty.
+    ``cross_section`` is None where the fit does not measure a known one.
     """
 
     poi: Parameter
@@ -120,15 +151,60 @@ class FitResult(NamedTuple):
     inputs: dict[str, str]
     notes: tuple[str, ...]
     carried_over: tuple[CarriedOver, ...] = ()
+    states: Mapping[str, str] = {}
+    cross_section: CrossSection | None = None
+    versions: Mapping[str, str] = {}
 
     @property
     def points(self) -> str:
         """What was fitted: pseudodata, or data."""
         return "data" if self.pseudodata == "data" else "pseudodata"
 
+    @property
+    def kind(self) -> str:
+        """What was fitted, with the kind of pseudodata."""
+        return "data" if self.pseudodata == "data" else f"{self.pseudodata} pseudodata"
+
+    @property
+    def closure(self) -> str:
+        """One sentence where pseudodata are made of the templates, else nothing."""
+        if self.pseudodata == "data":
+            return ""
+        return (
+            f"This is a closure test: the {self.kind} are mixed from the model's own templates, so "
+            "that chi2 and pulls say nothing of real data."
+        )
+
+    @property
+    def definition(self) -> str:
+        """What the parameter of interest is, where it measures a known cross-section."""
+        if self.cross_section is None:
+            return ""
+        return (
+            f"{self.poi.name} is the cross-section of {self.cross_section.process} over the "
+            f"predicted one, {self.cross_section.predicted:g} pb."
+        )
+
+    @property
+    def value(self) -> str:
+        """The parameter of interest, rounded, or what it is instead of an uncertainty."""
+        state = self.states.get(self.poi.name)
+        if state is None:
+            return with_uncertainty(self.poi.value, self.poi.uncertainty)
+        return f"{self.poi.value:.6g} ({state}, without an uncertainty)"
+
     def __str__(self) -> str:
         state = "" if self.converged else " (NOT CONVERGED)"
-        return f"{self.poi.name} = {self.poi.value:.4f} ± {self.poi.uncertainty:.4f}{state}"
+        sigma = self.cross_section
+        if sigma is None:
+            return f"{self.poi.name} = {self.value}{state}"
+        measured, bracket = sigma.predicted * self.poi.value, f"{self.poi.name} {self.value}"
+        text = f"{measured:.6g}"
+        if self.poi.name not in self.states:
+            text = with_uncertainty(measured, sigma.predicted * self.poi.uncertainty)
+        return (
+            f"sigma({sigma.symbol}) = {text} pb (predicted {sigma.predicted:g}; {bracket}){state}"
+        )
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -139,8 +215,9 @@ class FitResult(NamedTuple):
         test = self.goodness_of_fit
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (
-            f"<p><b>{html.escape(str(self))}</b>; chi2 = {test.chi2:.2f} for {test.ndof} degrees "
-            f"of freedom; {html.escape(self.minimizer)}</p>{notes}"
+            f"<p><b>{html.escape(str(self))}</b>; {html.escape(self.kind)}; "
+            f"chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom; "
+            f"{html.escape(self.minimizer)}</p>{notes}"
             f"<table><tr><th>parameter</th><th>value</th><th>pull</th></tr>{rows}</table>"
         )
 
@@ -153,6 +230,16 @@ class PoiRecord(_Record):
     """The parameter of interest."""
 
     name: str
+    value: float
+    uncertainty: float
+
+
+class CrossSectionRecord(_Record):
+    """A measured cross-section, in pb: the parameter of interest times the predicted one."""
+
+    process: str
+    symbol: str = Field(description="what stands in sigma(...)")
+    predicted: float
     value: float
     uncertainty: float
 
@@ -223,6 +310,13 @@ class FitRecord(_Record):
     carried_over: list[CarriedOverRecord] = Field(
         default_factory=list, description="the result carried over to observables not fitted"
     )
+    states: dict[str, str] = Field(
+        default_factory=dict, description="parameters without uncertainty: fixed, or at a bound"
+    )
+    cross_section: CrossSectionRecord | None = None
+    versions: dict[str, str] = Field(
+        default_factory=dict, description="Python and the packages that decide the fit"
+    )
 
 
 def save(result: FitResult, directory: str | Path) -> None:
@@ -258,6 +352,15 @@ def _record(result: FitResult) -> FitRecord:
             "parameters": [parameter._asdict() for parameter in result.parameters],
             "correlation": result.correlation.tolist(),
             "goodness_of_fit": result.goodness_of_fit._asdict(),
+            "states": dict(result.states),
+            "versions": dict(result.versions),
+            "cross_section": None
+            if result.cross_section is None
+            else {
+                **result.cross_section._asdict(),
+                "value": result.cross_section.predicted * result.poi.value,
+                "uncertainty": result.cross_section.predicted * result.poi.uncertainty,
+            },
             "impacts": [impact._asdict() for impact in result.impacts],
             "prefit": [_plain(region) for region in result.prefit],
             "postfit": [_plain(region) for region in result.postfit],
@@ -311,6 +414,15 @@ def load(path: str | Path) -> FitResult:
         workspace=workspace,
         inputs=record.inputs,
         notes=tuple(record.notes),
+        states=record.states,
+        cross_section=None
+        if record.cross_section is None
+        else CrossSection(
+            record.cross_section.process,
+            record.cross_section.symbol,
+            record.cross_section.predicted,
+        ),
+        versions=record.versions,
         carried_over=tuple(
             CarriedOver(
                 prefit=_loaded_region(carried.prefit),

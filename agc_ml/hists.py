@@ -201,6 +201,17 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
     return flat
 
 
+def nominal_names(hists: Mapping[str, hist.Hist[Any]]) -> set[str]:
+    """Names that `flatten` gives to what no axis called variation varies."""
+    found = set()
+    for name, histogram in hists.items():
+        axes = [axis for _, axis in _categories(histogram)]
+        if all(NOMINAL in axis for axis in axes if axis.name == "variation"):
+            labels = [map(str, axis) for axis in axes if axis.name != "variation"]
+            found |= {"_".join([name, *chosen]) for chosen in itertools.product(*labels)}
+    return found
+
+
 def _categories(histogram: hist.Hist[Any]) -> list[tuple[int, Any]]:
     """Axes that are taken apart, with their index: none if nothing numeric would be left."""
     axes = list(enumerate(histogram.axes))

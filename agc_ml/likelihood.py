@@ -7,11 +7,13 @@ The model is the one that cabinetry builds from a workspace with pyhf. The funct
 so that its minimum is the chi2 of the goodness-of-fit test, and no digits are lost in the
 difference of two large numbers. Gradient and Hessian are jax's; without jax there are none.
 
-A bin in which the samples together predict no events has no likelihood; it is left out.
+It is that of pyhf wherever no prediction is negative. A bin in which no parameter can predict
+events has no likelihood, and must not be in the workspace (`agc_ml.unreachable`).
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +31,15 @@ _Mask = NDArray[np.bool_]
 Derivatives = Callable[[_Array], tuple[float, _Array, _Array]]
 
 SOFT: Final = 1e-2
-"""Over how many predicted events the likelihood of a bin without data bends to zero."""
+"""Where the likelihood of a bin without data bends, as a share of the bin's nominal yields.
+
+Below zero events its term falls to minus this share, and no further. It is a share, for there may
+be thousands of bins that predict a thousandth of an event each.
+"""
+STARTS: Final = (1.0, 0.1, 10.0, 0.01, 100.0)
+"""Values of free factors with which a fit starts where the configured ones predict no data."""
+SHAPE_STARTS: Final = (0.1, -0.1)
+"""The same of shapes, in standard deviations."""
 
 # The likelihood is small: compiling with more effort costs more than it saves.
 _COMPILER: Final = {"xla_backend_optimization_level": 1}
@@ -44,11 +54,14 @@ class Likelihood:
     model
         The pyhf model.
     start, lower, upper, fixed
-        Where the minimiser starts, within which bounds, and what it leaves alone.
+        Where the minimiser starts, within which bounds, and what it leaves alone. It starts
+        elsewhere than the workspace says where bins with data had no prediction.
+    centre
+        Values that the constraint terms prefer; where a parameter has none, its initial one.
     prefit
         Pre-fit uncertainties; 0 for parameters without a constraint and fixed ones.
-    bins
-        Which of the model's bins enter, shape ``(n_bins,)``.
+    observed
+        The data, shape ``(n_bins,)``.
     saturated
         Twice the negative log-likelihood of the saturated model.
     value
@@ -60,11 +73,12 @@ class Likelihood:
     model: Any
     names: tuple[str, ...]
     start: _Array
+    centre: _Array
     lower: _Array
     upper: _Array
     fixed: _Mask
     prefit: _Array
-    bins: _Mask
+    observed: _Array
     saturated: float
     value: Callable[[_Array], float]
     derivatives: Derivatives | None
@@ -114,33 +128,78 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
 
     with backend("numpy"), quiet():
         model, data = model_and_data(workspace)
-        start = np.asarray(model.config.suggested_init(), dtype=np.float64)
-        bins = np.asarray(model.expected_actualdata(start)) > 0
-        if not bins.any():
-            raise FitError("no sample predicts events in any bin: there is nothing to fit")
+        n_bins = sum(model.config.channel_nbins.values())
+        observed = data[:n_bins]
+        lower, upper = np.asarray(model.config.suggested_bounds(), dtype=np.float64).T
+        start = _start(model, observed, np.clip(model.config.suggested_init(), lower, upper))
         terms = _Terms(
             model=model,
-            observed=data[: len(bins)],
-            auxdata=data[len(bins) :],
-            bins=np.flatnonzero(bins),
+            observed=observed,
+            auxdata=data[n_bins:],
+            soft=SOFT * _sizes(model),
             centre=np.asarray(cabinetry.model_utils.asimov_parameters(model), dtype=np.float64),
         )
         prefit = cabinetry.model_utils.prefit_uncertainties(model)
     value, derivatives = _compile(terms, start)
-    lower, upper = np.asarray(model.config.suggested_bounds(), dtype=np.float64).T
     return Likelihood(
         model=model,
         names=tuple(model.config.par_names),
         start=start,
+        centre=terms.centre,
         lower=lower,
         upper=upper,
         fixed=np.asarray(model.config.suggested_fixed(), dtype=np.bool_),
         prefit=np.asarray(prefit, dtype=np.float64),
-        bins=bins,
+        observed=observed,
         saturated=terms.saturated(),
         value=value,
         derivatives=derivatives,
     )
+
+
+def _sizes(model: Any) -> _Array:
+    """Sum of the samples' largest nominal or varied yield in each bin, shape ``(n_bins,)``."""
+    found = np.full(sum(model.config.channel_nbins.values()), np.finfo(np.float64).tiny)
+    for channel in model.spec["channels"]:
+        for sample in channel["samples"]:
+            yields = [sample["data"]]
+            for modifier in sample["modifiers"]:
+                if modifier["type"] == "histosys":
+                    yields += modifier["data"].values()
+            found[model.config.channel_slices[channel["name"]]] += np.abs(yields).max(axis=0)
+    return found
+
+
+def _start(model: Any, observed: _Array, start: _Array) -> _Array:
+    """Find a start with a prediction wherever there are data.
+
+    A signal that starts at nothing would leave bins without one that only it fills, and so would a
+    shape that is zero but for its variations. Free factors are moved first, then shapes.
+    """
+
+    def lacking(parameters: _Array) -> int:
+        rates = np.asarray(model.expected_actualdata(parameters))
+        return int(np.sum(rates[observed > 0] <= 0))
+
+    config = model.config
+    lower, upper = np.asarray(config.suggested_bounds(), dtype=np.float64).T
+    is_fixed = np.asarray(config.suggested_fixed(), dtype=np.bool_)
+    best, fewest = start, lacking(start)
+    is_factor = ~is_fixed
+    for name in config.par_order:
+        is_factor[config.par_slice(name)] &= not config.param_set(name).constrained
+    for which in (is_factor & (start <= 0), is_factor):
+        for value in STARTS:
+            moved = np.where(which, np.clip(value, lower, upper), start)
+            if fewest and lacking(moved) < fewest:
+                best, fewest = moved, lacking(moved)
+    shapes = [config.par_slice(name).start for name, kind in config.modifiers if kind == "histosys"]
+    for index, value in itertools.product(shapes, SHAPE_STARTS):
+        moved = best.copy()
+        moved[index] = value
+        if fewest and not is_fixed[index] and lacking(moved) < fewest:
+            best, fewest = moved, lacking(moved)
+    return best
 
 
 def model_and_data(workspace: Mapping[str, Any]) -> tuple[Any, _Array]:
@@ -172,13 +231,14 @@ def model_and_data(workspace: Mapping[str, Any]) -> tuple[Any, _Array]:
 class _Terms:
     """The terms of t, for any of pyhf's backends.
 
-    ``centre`` are the parameters that maximise the constraint terms.
+    ``centre`` are the parameters that maximise the constraint terms, ``soft`` the events over which
+    the term of a bin without data bends, shape ``(n_bins,)``.
     """
 
     model: Any
     observed: _Array
     auxdata: _Array
-    bins: NDArray[np.intp]
+    soft: _Array
     centre: _Array
 
     def constraints(self, parameters: Any) -> Any:
@@ -192,17 +252,18 @@ class _Terms:
     def poisson(self, parameters: Any, xp: Any) -> Any:
         """Twice the Poisson terms, less the saturated ones; ``xp`` is numpy or jax.numpy.
 
-        A bin without data adds its prediction, but nothing when that is negative: bent over SOFT
-        events, for a sharp bend is where minimisers get stuck. (pyhf's own formula rewards negative
-        predictions without limit.)
+        A bin without data adds its prediction r, and where that is negative s tanh(r / s): it goes
+        on from there with the same slope and curvature, to no less than -s. (pyhf's own formula
+        rewards negative predictions without limit.)
         """
-        n = self.observed[self.bins]
+        n = self.observed
         filled, empty = np.flatnonzero(n > 0), np.flatnonzero(n == 0)
-        rates = self.model.expected_actualdata(parameters)[self.bins]
-        positive = 0.5 * (rates[empty] + xp.sqrt(rates[empty] ** 2 + SOFT**2) - SOFT)
+        rates = self.model.expected_actualdata(parameters)
+        negative = self.soft[empty] * xp.tanh(xp.minimum(rates[empty], 0) / self.soft[empty])
+        of_empty = xp.sum(xp.maximum(rates[empty], 0) + negative)
         excess = (rates[filled] - n[filled]) / n[filled]
         of_filled = xp.sum(n[filled] * (excess - xp.log1p(excess)))
-        return 2 * (of_filled + xp.sum(positive))
+        return 2 * (of_filled + of_empty)
 
     def offset(self) -> float:
         """Twice the negative logarithm of the constraint terms at their largest."""
@@ -213,7 +274,7 @@ class _Terms:
         """Twice the negative log-likelihood of data that are as predicted."""
         from scipy.special import gammaln, xlogy  # noqa: PLC0415 - heavy
 
-        n = self.observed[self.bins]
+        n = self.observed
         return float(-2 * np.sum(xlogy(n, n) - n - gammaln(n + 1))) + self.offset()
 
 

@@ -1,13 +1,20 @@
-"""The minimum of a likelihood, the covariance there, and impacts.
+"""The minimum of a likelihood, and the covariance there.
 
 With jax's gradient and Hessian the minimiser is Newton's method with the absolute eigenvalues of
 the Hessian, and a line search: exact, in some ten steps. Without jax it is Minuit, whose
 derivatives are differences, and uncertainties approximate.
+
+A point without gradient is a minimum only where the Hessian is positive: from a saddle the way goes
+on along the direction of negative curvature. A systematic uncertainty whose variations up and down
+act alike makes such saddles, and pairs of minima: the other one is looked for, too.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +25,22 @@ from agc_ml.likelihood import Derivatives, Likelihood, backend
 EDM: Final = 1e-12
 """Estimated distance to the minimum of t at which the minimiser stops."""
 MAX_STEPS: Final = 500
-FLAT: Final = 1e-8
-"""Smallest eigenvalue of the Hessian, scaled to a diagonal of ones, that is not called flat.
+NEARLY_FLAT: Final = 1e-5
+"""Eigenvalue of the Hessian, scaled to a diagonal of ones, below which it is looked at closely."""
+FLAT: Final = 1e-9
+"""Such an eigenvalue below which nothing determines that combination of parameters.
 
-It makes an uncertainty ten thousand times what it is with all other parameters fixed.
+It makes an uncertainty 30,000 times what it is with all other parameters fixed.
 """
-IMPACT_STEPS: Final = 50
-"""Steps for each of the many fits behind the impacts, which start close by."""
-MAX_STAGES: Final = 10
-"""In how many moves a parameter gets to where its impact is wanted, at most."""
+MOST_PAIRED: Final = 6
+"""Up to so many one-sided parameters are turned round in pairs, more of them one by one."""
+DEEPER: Final = 1e-6
+"""By how much t must be lower at another minimum to count as lower."""
+AS_GOOD: Final = 1.0
+"""A minimum that is higher by less is told of: it is within one standard deviation."""
+APART: Final = 0.1
+"""By how many uncertainties a parameter differs between minima that are told apart."""
+MOST_TOLD: Final = 3
 
 APPROXIMATE: Final = (
     "uncertainties are approximate (Minuit's, from differences) and impacts those of a parabola: "
@@ -58,19 +72,122 @@ class Minimum(NamedTuple):
     notes: tuple[str, ...]
 
 
-def minimise(likelihood: Likelihood) -> Minimum:
+def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: None) -> Minimum:
     """Find the minimum and the covariance there: exactly with jax, by Minuit without.
 
-    It need not be converged; ``converged`` and the notes say so.
+    It need not be converged; ``converged`` and the notes say so. ``tell`` is told what is done.
 
     Raises
     ------
     FitError
         The likelihood does not determine all free parameters, or Minuit finds no minimum.
     """
-    if likelihood.derivatives is None:
-        return _minuit(likelihood)
-    point = _newton(likelihood.derivatives, likelihood, likelihood.start, likelihood.fixed)
+    local = _minuit if likelihood.derivatives is None else _exact
+    best = local(likelihood, tell)
+    others: list[Minimum] = []
+    one_sided = _one_sided(likelihood, best.values)
+    if one_sided:
+        tell(f"looking for another minimum: {_named(likelihood, one_sided)} act on one side only")
+    is_lower = bool(one_sided)
+    while is_lower:
+        is_lower = False
+        for start in _turned(likelihood, best.values, one_sided):
+            if not np.isfinite(likelihood.value(start)):
+                continue
+            other = local(replace(likelihood, start=start), tell)
+            if other.converged >= best.converged and _is_better(other, best, one_sided):
+                best, other, is_lower = other, best, True
+            others.append(other)
+            if is_lower:
+                break
+    return best._replace(notes=(*best.notes, *_rivals(likelihood, best, others)))
+
+
+def _is_better(one: Minimum, other: Minimum, one_sided: list[int]) -> bool:
+    """Whether a minimum is lower, or as low and further up in what acts on one side."""
+    if abs(one.chi2 - other.chi2) > DEEPER:
+        return one.chi2 < other.chi2
+    upwards = np.sum((one.values - other.values)[one_sided])
+    return bool(upwards > APART * np.min(other.uncertainties[one_sided]))
+
+
+def _one_sided(likelihood: Likelihood, values: _Array) -> list[int]:
+    """Indices of free parameters that change predictions alike, up and down, at ``values``."""
+    model = likelihood.model
+    found = []
+    with backend("numpy"):
+        for name in dict.fromkeys(
+            name for name, kind in model.config.modifiers if kind in ("histosys", "normsys")
+        ):
+            index = model.config.par_slice(name).start
+            if likelihood.fixed[index]:
+                continue
+            rates = []
+            for move in (0, likelihood.prefit[index], -likelihood.prefit[index]):
+                moved = values.copy()
+                moved[index] = move
+                rates.append(np.asarray(model.expected_actualdata(moved)))
+            up, down = rates[1] - rates[0], rates[2] - rates[0]
+            if np.sum(up * down / np.maximum(np.abs(rates[0]), 1e-9)) > 0:
+                found.append(index)
+    return found
+
+
+def _turned(likelihood: Likelihood, values: _Array, one_sided: list[int]) -> Iterator[_Array]:
+    """Starts with one-sided parameters on the other side, alone and in pairs."""
+    far = {index: np.maximum(abs(values[index]), likelihood.prefit[index]) for index in one_sided}
+    sides = {
+        # close to zero both are other sides
+        index: [
+            side * far[index]
+            for side in (1, -1)
+            if side * values[index] < 0.1 * likelihood.prefit[index]
+        ]
+        for index in one_sided
+    }
+    sizes = (1, 2) if len(one_sided) <= MOST_PAIRED else (1,)
+    for size in sizes:
+        for chosen in itertools.combinations(one_sided, size):
+            for moves in itertools.product(*(sides[index] for index in chosen)):
+                start = values.copy()
+                start[list(chosen)] = moves
+                yield np.clip(start, likelihood.lower, likelihood.upper)
+
+
+def _rivals(likelihood: Likelihood, best: Minimum, others: list[Minimum]) -> Iterator[str]:
+    """Tell of the best one of other minima that are nearly as good."""
+    poi = likelihood.model.config.poi_index
+    for other in sorted(others, key=lambda one: one.chi2):
+        higher = other.chi2 - best.chi2
+        apart = np.abs(other.values - best.values) > APART * best.uncertainties
+        if higher < AS_GOOD and other.converged and apart[best.uncertainties > 0].any():
+            indices = np.flatnonzero(apart & (best.uncertainties > 0)).tolist()
+            indices.sort(key=lambda index: index != poi)
+            told = ", ".join(
+                f"{best.names[i]} = {other.values[i]:.4g} ± {other.uncertainties[i]:.2g}"
+                for i in indices[:MOST_TOLD]
+            )
+            how = (
+                "as good"
+                if higher < DEEPER
+                else f"nearly as good (twice the negative log-likelihood is {higher:.2g} higher)"
+            )
+            yield (
+                f"another minimum is {how}: {told}; uncertainties are those of the one given alone"
+            )
+            return
+
+
+def _named(likelihood: Likelihood, indices: list[int]) -> str:
+    return ", ".join(likelihood.names[index] for index in indices)
+
+
+def _exact(likelihood: Likelihood, tell: Callable[[str], None]) -> Minimum:
+    """Newton's method from the start of a likelihood that has derivatives."""
+    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
+    point = descend(
+        likelihood.derivatives, likelihood, likelihood.start, likelihood.fixed, tell=tell
+    )
     notes = []
     if not point.converged:
         notes.append(
@@ -84,11 +201,10 @@ def minimise(likelihood: Likelihood) -> Minimum:
     ]
     if at_bound:
         notes.append(f"at their bound, without uncertainty: {', '.join(at_bound)}")
-    covariance = _covariance(likelihood, point)
     return _minimum(
         likelihood,
         values=point.values,
-        covariance=covariance,
+        covariance=_covariance(likelihood, point),
         edm=point.edm,
         steps=point.steps,
         minimizer="newton",
@@ -97,7 +213,7 @@ def minimise(likelihood: Likelihood) -> Minimum:
     )
 
 
-class _Point(NamedTuple):
+class Point(NamedTuple):
     """Where Newton's method ended; ``free`` are neither fixed nor pushed against their bound."""
 
     values: _Array
@@ -108,14 +224,22 @@ class _Point(NamedTuple):
     converged: bool
 
 
-def _newton(
+def descend(
     derivatives: Derivatives,
     likelihood: Likelihood,
     start: _Array,
     fixed: _Mask,
+    *,
     max_steps: int = MAX_STEPS,
-) -> _Point:
-    """Newton steps with absolute eigenvalues and a line search, within the bounds."""
+    tell: Callable[[str], None] = lambda _: None,
+) -> Point:
+    """Newton steps with absolute eigenvalues and a line search, within the bounds, to a minimum.
+
+    Raises
+    ------
+    FitError
+        The likelihood is not finite at ``start``.
+    """
     lower = np.where(fixed, -np.inf, likelihood.lower)
     upper = np.where(fixed, np.inf, likelihood.upper)
     x = np.clip(start, lower, upper)
@@ -127,18 +251,26 @@ def _newton(
                 "prediction there; look at the initial and fixed values of the configuration"
             )
         free = ~fixed & ~((x <= lower) & (gradient > 0)) & ~((x >= upper) & (gradient < 0))
-        step, edm = _step(gradient[free], hessian[np.ix_(free, free)])
-        point = _Point(x, hessian, free, edm, steps, converged=edm < EDM)
+        step, edm = newton_step(gradient[free], hessian[np.ix_(free, free)])
+        tell(f"step {steps + 1}: distance to the minimum {edm:.2g}")
+        downwards = _downwards(hessian, free) if edm < EDM else None
+        point = Point(x, hessian, free, edm, steps, converged=edm < EDM and downwards is None)
         direction = np.zeros_like(x)
         direction[free] = step
-        found = None if point.converged else _search(likelihood, x, direction, t, gradient)
+        if point.converged:
+            return point
+        found = (
+            _search(likelihood, x, direction, t, gradient)
+            if downwards is None
+            else _escape(likelihood, x, downwards, t)
+        )
         if found is None:
             return point
         x = np.clip(found, lower, upper)
     return point
 
 
-def _step(gradient: _Array, hessian: _Array) -> tuple[_Array, float]:
+def newton_step(gradient: _Array, hessian: _Array) -> tuple[_Array, float]:
     """Newton step that always leads down, and the decrease of t that it promises.
 
     Where the Hessian is not positive definite its eigenvalues are taken as absolute ones.
@@ -155,6 +287,40 @@ def _step(gradient: _Array, hessian: _Array) -> tuple[_Array, float]:
     return step, float(-0.5 * gradient @ step)
 
 
+def _scaled(hessian: _Array) -> tuple[_Array, _Array]:
+    """Hessian with a diagonal of ones (or minus ones), and the square roots of its own."""
+    scale = np.sqrt(np.abs(np.diag(hessian)))
+    scale = np.where(scale > 0, scale, 1.0)
+    return hessian / np.outer(scale, scale), scale
+
+
+def _downwards(hessian: _Array, free: _Mask) -> _Array | None:
+    """Direction of the most negative curvature, None where no curvature is negative.
+
+    Its length is that of a standard deviation if the curvature were positive; it leads up in the
+    parameter that moves most, so that of two equal minima the one there is found.
+    """
+    scaled, scale = _scaled(hessian[np.ix_(free, free)])
+    eigenvalues, vectors = np.linalg.eigh(scaled)
+    if not len(eigenvalues) or eigenvalues[0] > -NEARLY_FLAT:
+        return None
+    vector = vectors[:, 0] * np.sign(vectors[np.abs(vectors[:, 0]).argmax(), 0])
+    direction = np.zeros(len(free))
+    direction[free] = vector / scale / np.sqrt(-eigenvalues[0])
+    return direction
+
+
+def _escape(likelihood: Likelihood, x: _Array, direction: _Array, t: float) -> _Array | None:
+    """Go from a saddle along ``direction`` or against it, as far as t falls, halving the way."""
+    lower, upper = np.minimum(likelihood.lower, x), np.maximum(likelihood.upper, x)
+    for halvings in range(30):
+        trials = [np.clip(x + side * direction / 2**halvings, lower, upper) for side in (1, -1)]
+        values = [likelihood.value(trial) for trial in trials]
+        if min(values) < t - 1e-12 * (1 + abs(t)):
+            return np.asarray(trials[int(np.argmin(values))])
+    return None
+
+
 def _search(
     likelihood: Likelihood, x: _Array, direction: _Array, t: float, gradient: _Array
 ) -> _Array | None:
@@ -168,25 +334,62 @@ def _search(
     return None
 
 
-def _covariance(likelihood: Likelihood, point: _Point) -> _Array:
+def _covariance(likelihood: Likelihood, point: Point) -> _Array:
     """Twice the inverse Hessian of t; zero for parameters that are not free."""
     free = np.flatnonzero(point.free)
-    hessian = point.hessian[np.ix_(free, free)]
-    scale = np.sqrt(np.abs(np.diag(hessian)))
-    scale = np.where(scale > 0, scale, 1.0)
-    eigenvalues, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
-    flat = np.abs(eigenvalues) < FLAT
-    if flat.any():
-        strongest = np.abs(vectors[:, flat]).max(axis=1) > 0.3  # noqa: PLR2004 - takes part
-        names = ", ".join(likelihood.names[i] for i in free[strongest])
-        raise FitError(
-            f"the data do not determine {names}: no prediction depends on it; fix it (General: "
-            "Fixed) or take it out of the configuration"
-        )
+    scaled, scale = _scaled(point.hessian[np.ix_(free, free)])
+    eigenvalues, vectors = np.linalg.eigh(scaled)
+    if point.converged and np.any(eigenvalues < NEARLY_FLAT):
+        _check_determined(likelihood, point)
     covariance = np.zeros_like(point.hessian)
-    inverse = (vectors / np.abs(eigenvalues)) @ vectors.T
+    inverse = (vectors / np.maximum(np.abs(eigenvalues), np.finfo(np.float64).tiny)) @ vectors.T
     covariance[np.ix_(free, free)] = 2 * inverse / np.outer(scale, scale)
     return covariance
+
+
+def _check_determined(likelihood: Likelihood, point: Point) -> None:
+    """Make sure that data or constraints determine each combination of the free parameters.
+
+    Where only a product of parameters matters, the curvature along it is as small as the gradient
+    that is left; so the minimum is approached further, but for the directions in question.
+
+    Raises
+    ------
+    FitError
+        One of them is not determined.
+    """
+    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
+    free = np.flatnonzero(point.free)
+    x = point.values.copy()
+    for _ in range(2):
+        _, gradient, hessian = likelihood.derivatives(x)
+        scaled, scale = _scaled(hessian[np.ix_(free, free)])
+        eigenvalues, vectors = np.linalg.eigh(scaled)
+        is_steep = eigenvalues > NEARLY_FLAT
+        along = vectors[:, is_steep]
+        x[free] -= along @ (along.T @ (gradient[free] / scale) / eigenvalues[is_steep]) / scale
+        x = np.clip(x, likelihood.lower, likelihood.upper)
+    _, _, hessian = likelihood.derivatives(x)
+    scaled, scale = _scaled(hessian[np.ix_(free, free)])
+    eigenvalues, vectors = np.linalg.eigh(scaled)
+    # the curvature that constraint terms give, which needs no data
+    widths = likelihood.prefit[free]
+    of_constraints = np.where(widths > 0, 2 / np.where(widths > 0, widths, 1) ** 2, 0) / scale**2
+    supported = of_constraints @ vectors**2
+    flat = (eigenvalues < FLAT) & (supported < 0.5 * np.abs(eigenvalues))
+    if not flat.any():
+        return
+    vector = vectors[:, flat.argmax()]
+    names = [likelihood.names[i] for i in free[np.abs(vector) > 0.3]]  # noqa: PLR2004 - takes part
+    if len(names) == 1:
+        raise FitError(
+            f"the data do not determine {names[0]}: no prediction depends on it; fix it (General: "
+            "Fixed) or take it out of the configuration"
+        )
+    raise FitError(
+        f"the data determine only a combination of {', '.join(names)}, not each of them: they "
+        "change the predictions in the same way; fix one (General: Fixed) or take it out"
+    )
 
 
 def _minimum(
@@ -221,7 +424,7 @@ def _minimum(
     )
 
 
-def _minuit(likelihood: Likelihood) -> Minimum:
+def _minuit(likelihood: Likelihood, _: Callable[[str], None]) -> Minimum:
     """Minuit's Migrad and Hesse at strategy 2, which converges where lower ones fail."""
     import iminuit  # noqa: PLC0415 - only without jax
 
@@ -252,86 +455,24 @@ def _minuit(likelihood: Likelihood) -> Minimum:
             edm=float(minuit.fmin.edm),
             steps=int(minuit.nfcn),
             minimizer="minuit",
-            converged=bool(minuit.valid),
-            notes=[APPROXIMATE]
-            + ([] if minuit.valid else ["Minuit says that its minimum is not valid"]),
+            converged=bool(minuit.valid and not minuit.fmin.has_made_posdef_covar),
+            notes=[APPROXIMATE, *_minuit_problems(minuit)],
         )
 
 
-def impacts(likelihood: Likelihood, minimum: Minimum, poi: str) -> dict[str, _Array]:
-    """Change of the POI when each other parameter is moved, and all others are fitted again.
-
-    It moves from its fitted value by its pre-fit uncertainty up and down, then by its post-fit one
-    up and down: shape ``(4,)``. A parameter that a fit can't follow is not in the result. Without
-    jax the changes are those of a parabola of the same covariance.
-    """
-    target = likelihood.names.index(poi)
-    found = {}
-    for index, name in enumerate(likelihood.names):
-        if index == target or likelihood.fixed[index]:
-            continue
-        prefit, postfit = likelihood.prefit[index], minimum.uncertainties[index]
-        moves = np.array([prefit, -prefit, postfit, -postfit])
-        changes = [_impact(likelihood, minimum, target, index, move) for move in moves]
-        if all(change is not None for change in changes):
-            found[name] = np.array(changes, dtype=np.float64)
-    return found
+def _minuit_problems(minuit: Any) -> Iterator[str]:
+    if not minuit.valid:
+        yield "Minuit says that its minimum is not valid"
+    elif minuit.fmin.has_made_posdef_covar:
+        yield "Minuit's covariance is not that of a minimum: it had to be made positive"
+    at_bound = [one.name for one in minuit.params if not one.is_fixed and _is_at_bound(one)]
+    if at_bound:
+        yield f"at their bound, where uncertainties mean little: {', '.join(at_bound)}"
 
 
-def _impact(
-    likelihood: Likelihood, minimum: Minimum, target: int, index: int, move: float
-) -> float | None:
-    """Change of parameter ``target`` when parameter ``index`` moves by ``move``."""
-    if move == 0:
-        return 0.0
-    if likelihood.derivatives is None:
-        return float(move * minimum.covariance[index, target] / minimum.covariance[index, index])
-    moved = _refitted(likelihood.derivatives, likelihood, minimum.values, index=index, move=move)
-    return None if moved is None else float(moved[target] - minimum.values[target])
-
-
-def _refitted(
-    derivatives: Derivatives, likelihood: Likelihood, x: _Array, *, index: int, move: float
-) -> _Array | None:
-    """Fit with parameter ``index`` moved from ``x``: at once as a rule, or in stages."""
-    fixed = likelihood.fixed.copy()
-    fixed[index] = True
-    aim = x[index] + move
-    for _ in range(MAX_STAGES):
-        start = _moved(derivatives, likelihood, x, fixed=fixed, index=index, move=aim - x[index])
-        if start is None:
-            return None
-        try:
-            point = _newton(derivatives, likelihood, start, fixed, IMPACT_STEPS)
-        except FitError:  # it went where t is not finite
-            return None
-        x = point.values
-        if not point.converged or abs(x[index] - aim) < 1e-12 * abs(move):
-            return x if point.converged else None
-    return None
-
-
-def _moved(
-    derivatives: Derivatives,
-    likelihood: Likelihood,
-    x: _Array,
-    *,
-    fixed: _Mask,
-    index: int,
-    move: float,
-) -> _Array | None:
-    """Move parameter ``index`` and let the others follow, as far as there is a prediction.
-
-    The whole move as a rule, and less of it where a bin with data would be left without prediction.
-    """
-    _, _, hessian = derivatives(x)
-    free = ~fixed & (x > likelihood.lower) & (x < likelihood.upper)
-    along = np.zeros_like(x)
-    along[free], _ = _step(hessian[free, index], hessian[np.ix_(free, free)])
-    along[index] = 1.0
-    for halvings in range(10):
-        trial = x + move / 2**halvings * along
-        inside: _Array = np.where(free, np.clip(trial, likelihood.lower, likelihood.upper), trial)
-        if np.isfinite(likelihood.value(inside)):
-            return inside
-    return None
+def _is_at_bound(parameter: Any) -> bool:
+    limits = [
+        limit for limit in (parameter.lower_limit, parameter.upper_limit) if limit is not None
+    ]
+    near = 0.01 * parameter.error
+    return any(abs(parameter.value - limit) < near for limit in limits)

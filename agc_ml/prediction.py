@@ -88,7 +88,7 @@ def _predict(
         bins = model.config.channel_slices[region["Name"]]
         samples = dict(zip(model.config.samples, by_sample[:, bins], strict=True))
         covariance = moves[:, bins].T @ point.correlation @ moves[:, bins]
-        found.append(Prediction(_yields(region, samples, covariance, workspace), covariance))
+        found.append(_in_all_bins(region, samples, covariance, workspace))
     return tuple(found)
 
 
@@ -101,18 +101,28 @@ def _moves(model: Any, point: _Point) -> Iterator[_Array]:
         yield (np.asarray(up) - np.asarray(down)) / 2
 
 
-def _yields(
+def _in_all_bins(
     region: Config, samples: Mapping[str, _Array], covariance: _Array, workspace: Workspace
-) -> RegionYields:
+) -> Prediction:
+    """Put the prediction of a workspace's bins among those in which nothing can be predicted."""
     name = region["Name"]
     channel = next(one for one in workspace.spec["channels"] if one["name"] == name)
-    data = next(one["data"] for one in workspace.spec["observations"] if one["name"] == name)
-    return RegionYields(
+    kept = workspace.kept[name]
+
+    def spread(values: _Array) -> _Array:
+        full = np.zeros(len(kept))
+        full[kept] = values
+        return full
+
+    everywhere = np.zeros((len(kept), len(kept)))
+    everywhere[np.ix_(kept, kept)] = covariance
+    yields = RegionYields(
         region=name,
         label=region.get("Variable", name),
         edges=workspace.edges[name],
-        samples={sample["name"]: samples[sample["name"]] for sample in channel["samples"]},
+        samples={one["name"]: spread(samples[one["name"]]) for one in channel["samples"]},
         # a variance of zero can come out just below it
-        uncertainty=np.sqrt(np.maximum(np.diag(covariance), 0)),
-        data=np.asarray(data, dtype=np.float64),
+        uncertainty=np.sqrt(np.maximum(np.diag(everywhere), 0)),
+        data=workspace.observed[name],
     )
+    return Prediction(yields, everywhere)

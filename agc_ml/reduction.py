@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import boost_histogram as bh
@@ -47,6 +47,7 @@ class Reduced:
     warnings: tuple[str, ...]
     outputs: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
+    scales: dict[str, float | None] = field(default_factory=dict)
 
 
 def reduce(account: Account) -> Reduced:
@@ -106,7 +107,7 @@ def reduce(account: Account) -> Reduced:
             f"processor {account.shipment.name}: the result of all chunks: {why}"
         ) from error
     phantoms |= _phantoms_of_copies(collect(final), labels, phantoms)
-    return _sorted(final, phantoms, cutflows)
+    return replace(_sorted(final, phantoms, cutflows), scales=factors)
 
 
 def _phantoms_of_copies(

@@ -173,6 +173,11 @@ class RunRecord(_Record):
     tables: dict[str, TableSummary] = Field(
         default_factory=dict, description="tables, each in a Parquet file"
     )
+    scales: dict[str, float | None] = Field(
+        default_factory=dict,
+        description="factor by which each simulated dataset was scaled to cross-section x "
+        "luminosity; null where nothing was",
+    )
     outputs: dict[str, Any] = Field(
         description="what else the processor gave, as agc_ml.saved describes it"
     )
@@ -195,6 +200,8 @@ class RunResult:
         Every range of every file, with what became of it.
     tables
         Tables that the processor extracted.
+    scales
+        Factor that scaled each simulated dataset to cross-section x luminosity, None if none did.
     """
 
     status: Status
@@ -207,6 +214,7 @@ class RunResult:
     warnings: tuple[str, ...] = ()
     outputs: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, Rows] = field(default_factory=dict)
+    scales: Mapping[str, float | None] = field(default_factory=dict)
     path: Path | None = None
 
     def yields(self) -> dict[str, dict[str, Yield]]:
@@ -241,6 +249,7 @@ class RunResult:
                 name: TableSummary(rows=len(table), columns=table.names, digest=table.digest)
                 for name, table in self.tables.items()
             },
+            scales=dict(self.scales),
             outputs=saved.encode(self.outputs).content,
             provenance=self.provenance,
         )
@@ -313,6 +322,7 @@ class RunResult:
             warnings=record.warnings,
             outputs=_outputs(path, record.outputs),
             tables={name: _table(path, name, stated) for name, stated in record.tables.items()},
+            scales=record.scales,
             path=path,
         )
 

@@ -387,6 +387,7 @@ def _result(
         warnings=(*remarks(account), *reduced.warnings),
         outputs=reduced.outputs,
         tables=reduced.tables,
+        scales=reduced.scales,
         path=begun.how.output,
     )
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import hist
 import numpy as np
 from numpy.typing import NDArray
 
+from agc_ml import histfactory
 from agc_ml import likelihood as lk
-from agc_ml.carryover import carry_over, prepare_unfitted, shipped_observables
-from agc_ml.errors import FitError
-from agc_ml.fitconfig import Config, load_config, region_paths, shipped_config
+from agc_ml.carryover import Unfitted, carry_over, prepare_unfitted, shipped_observables
+from agc_ml.crosssection import measured_cross_section
+from agc_ml.errors import FitError, UsageError
+from agc_ml.fitconfig import Config, check_config, load_config, region_paths, shipped_config
+from agc_ml.fitinputs import collect, names_files
 from agc_ml.fitresult import (
     CarriedOver,
+    CrossSection,
     FitRecord,
     FitResult,
     GoodnessOfFit,
@@ -31,8 +35,10 @@ from agc_ml.fitresult import (
     chi2_test,
     load,
     save,
+    versions,
 )
-from agc_ml.minimum import Minimum, impacts, minimise
+from agc_ml.impacts import impacts
+from agc_ml.minimum import Minimum, minimise
 from agc_ml.prediction import before_and_after
 from agc_ml.results import RunResult
 from agc_ml.spread import check_alternatives, ml_config, with_spread
@@ -59,26 +65,44 @@ __all__ = [
 
 DEFAULT_PROCESSOR: Final = "ttbar"
 """Whose configuration is taken for templates that come without a run."""
+MOST: Final = 6
+"""Bins that are named at once."""
 POOR: Final = 1e-3
 """Below this p-value of the goodness of fit the result says so."""
 
 _log = logging.getLogger(__name__)
 
 
+class _Problem(NamedTuple):
+    """What is fitted: a workspace, its regions, and where it comes from."""
+
+    workspace: Workspace
+    regions: Sequence[Config]
+    poi: str
+    inputs: dict[str, str]
+    notes: list[str]
+    unfitted: Unfitted | None
+    cross_section: CrossSection | None
+
+
 def fit(
     source: RunResult | str | Path | Mapping[str, hist.Hist[Any]],
     config: str | Path | Config | None = None,
     *,
-    pseudodata: Pseudodata = "published",
+    pseudodata: Pseudodata | None = None,
     ml_uncertainty: Sequence[RunResult | str | Path] = (),
+    patch: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> FitResult:
     """Fit templates: build the workspace, find the maximum of the likelihood, and the impacts.
 
-    ``source`` is a run, its directory, a file of templates (`agc_ml.templates.load`), or templates.
-    ``config`` is a configuration in cabinetry's format or the path of one; the default is the one
-    that the run's processor ships, and for templates without a run the one of ttbar.
-    ``ml_uncertainty`` are runs over the same events with other models: how their templates scatter
-    becomes nuisance parameters; the default configuration then fits what depends on the model.
+    ``source`` is a run, its directory, a file of templates (`agc_ml.templates.load`), templates, or
+    a pyhf workspace, to which ``patch`` may add a signal (``FILE`` or ``FILE:NAME``). ``config`` is
+    a configuration in cabinetry's format or the path of one; the default is the one that the run's
+    processor ships, and for templates without a run the one of ttbar. ``pseudodata`` are the
+    published ones unless told. ``ml_uncertainty`` are runs over the same events with other models:
+    how their templates scatter becomes nuisance parameters; the default configuration then fits
+    what depends on the model. ``tell`` is told what is being done.
 
     Raises
     ------
@@ -89,46 +113,40 @@ def fit(
     RunDirectoryError, UsageError
         ``source`` is damaged, or there is nothing there.
     """
-    alternatives = [_run(one) for one in ml_uncertainty]
-    if alternatives:
-        source = _run(source)
-        check_alternatives(source, alternatives)
-    templates, processor, notes = _templates(source)
-    if config is not None:
-        settings: Config = load_config(config) if isinstance(config, str | Path) else config
+    tell("building the workspace")
+    if isinstance(source, str | Path) and histfactory.is_workspace(Path(source)):
+        if config is not None or pseudodata is not None or ml_uncertainty:
+            raise UsageError(
+                f"{source}: a pyhf workspace says itself what is fitted; it takes no "
+                "configuration, no --pseudodata and no --ml-uncertainty"
+            )
+        problem = _of_workspace(source, patch)
     else:
-        settings = ml_config(processor) if alternatives else shipped_config(processor)
-    if alternatives:
-        others = [one.templates for one in alternatives]
-        templates, settings, more = with_spread(templates, settings, others)
-        notes += more
-    workspace = prepare(templates, settings, pseudodata)
-    # now, so that what is wrong with their histograms is told before the fit
-    observables = None if alternatives else shipped_observables(processor)
-    unfitted = prepare_unfitted(templates, observables, settings, pseudodata)
+        if patch is not None:
+            raise UsageError(f"--patch {patch}: only a pyhf workspace can be patched")
+        problem = _of_templates(source, config, pseudodata or "published", ml_uncertainty)
+    workspace = problem.workspace
+    n_bins = sum(int(mask.sum()) for mask in workspace.kept.values())
+    tell(f"compiling the likelihood of {n_bins} bins")
     likelihood = lk.build(workspace.spec)
-    minimum = minimise(likelihood)
-    poi = settings["General"]["POI"]
-    moved = impacts(likelihood, minimum, poi)
-    notes += [*workspace.notes, *_left_out(likelihood, workspace), *minimum.notes]
-    if unfitted is not None:
-        notes += unfitted.notes
-    quality = _goodness_of_fit(likelihood, minimum)
-    if quality.p_value is not None and quality.p_value < POOR:
-        notes.append(f"the model does not describe the data (p-value {quality.p_value:.1g})")
-    lost = [n for n in minimum.names if n not in moved and n != poi and _is_free(likelihood, n)]
-    if lost:
-        notes.append(f"impacts could not be found for {', '.join(lost)}")
+    spec, moved_starts = _with_starts(workspace.spec, likelihood)
+    n_free = int(np.sum(~likelihood.fixed))
+    minimum = minimise(likelihood, lambda text: tell(f"fitting {n_free} parameters: {text}"))
+    moved = impacts(likelihood, minimum, problem.poi, tell)
+    notes = [*problem.notes, *workspace.notes, *moved_starts, *minimum.notes]
+    if problem.unfitted is not None:
+        notes += problem.unfitted.notes
+    notes += _doubts(likelihood, minimum, problem.poi, moved)
     for note in notes:
         _log.info(note)
     parameters = _parameters(likelihood, minimum)
-    predictions = before_and_after(likelihood.model, minimum, workspace, settings["Regions"])
+    predictions = before_and_after(likelihood.model, minimum, workspace, problem.regions)
     prefit, postfit = (tuple(one.yields for one in regions) for regions in predictions)
     return FitResult(
-        poi=next(parameter for parameter in parameters if parameter.name == poi),
+        poi=next(parameter for parameter in parameters if parameter.name == problem.poi),
         parameters=parameters,
         correlation=minimum.correlation,
-        goodness_of_fit=quality,
+        goodness_of_fit=_goodness_of_fit(likelihood, minimum),
         twice_nll=minimum.twice_nll,
         minimizer=minimum.minimizer,
         converged=minimum.converged,
@@ -136,23 +154,84 @@ def fit(
         impacts=_sorted_impacts(moved),
         prefit=prefit,
         postfit=postfit,
-        workspace=workspace.spec,
+        workspace=spec,
+        inputs=problem.inputs,
+        notes=(*notes, *_negative(postfit)),
+        carried_over=() if problem.unfitted is None else carry_over(problem.unfitted, minimum),
+        states=_states(likelihood, minimum),
+        cross_section=problem.cross_section,
+        versions=versions(),
+    )
+
+
+def _of_workspace(source: str | Path, patch: str | None) -> _Problem:
+    brought = histfactory.read(source, patch)
+    spec = brought.workspace.spec
+    return _Problem(
+        workspace=brought.workspace,
+        regions=[{"Name": one["name"], "Variable": "bin"} for one in spec["channels"]],
+        poi=spec["measurements"][0]["config"]["poi"],
+        inputs=brought.inputs,
+        notes=[],
+        unfitted=None,
+        cross_section=None,
+    )
+
+
+def _of_templates(
+    source: RunResult | str | Path | Mapping[str, hist.Hist[Any]],
+    config: str | Path | Config | None,
+    kind: Pseudodata,
+    ml_uncertainty: Sequence[RunResult | str | Path],
+) -> _Problem:
+    alternatives = [_run(one) for one in ml_uncertainty]
+    if alternatives:
+        source = _run(source)
+        check_alternatives(source, alternatives)
+    settings = load_config(config) if isinstance(config, str | Path) else config
+    if settings is not None:
+        check_config(settings, "fit configuration" if isinstance(config, Mapping) else str(config))
+    is_own_source = settings is None or not names_files(settings)
+    if is_own_source and isinstance(source, str | Path) and Path(source).is_dir():
+        source = RunResult.load(source)
+    templates, processor, notes = _templates(source, settings)
+    if settings is None:
+        settings = ml_config(processor) if alternatives else shipped_config(processor)
+    if alternatives:
+        others = [one.templates for one in alternatives]
+        templates, settings, more = with_spread(templates, settings, others)
+        notes += more
+    workspace = prepare(templates, settings, kind)
+    # now, so that what is wrong with their histograms is told before the fit
+    observables = None if alternatives else shipped_observables(processor)
+    unfitted = prepare_unfitted(templates, observables, settings, kind)
+    return _Problem(
+        workspace=workspace,
+        regions=settings["Regions"],
+        poi=settings["General"]["POI"],
         inputs={
             "templates": digest(workspace.templates),
             "config": _digest_of_config(settings),
             **({} if unfitted is None else {"observables": digest(unfitted.templates)}),
         },
-        notes=tuple(notes),
-        carried_over=() if unfitted is None else carry_over(unfitted, minimum),
+        notes=notes,
+        unfitted=unfitted,
+        cross_section=measured_cross_section(source, settings),
     )
 
 
 def _templates(
-    source: RunResult | str | Path | Mapping[str, hist.Hist[Any]],
+    source: RunResult | str | Path | Mapping[str, hist.Hist[Any]], settings: Config | None
 ) -> tuple[Mapping[str, hist.Hist[Any]], str, list[str]]:
     """Templates, the processor whose configuration is the default, and notes on the input."""
-    if isinstance(source, str | Path) and Path(source).is_dir():
-        source = RunResult.load(source)
+    if settings is not None and names_files(settings):
+        if isinstance(source, str | Path):
+            return collect(settings, Path(source)), DEFAULT_PROCESSOR, []
+        if isinstance(source, RunResult):
+            raise FitError(
+                f"fit configuration: InputPath ({settings['General']['InputPath']!r}) names files, "
+                "and a run has its histograms in one; give no placeholders before the colon"
+            )
     if isinstance(source, RunResult):
         notes = []
         if source.status != "complete":
@@ -176,21 +255,76 @@ def _run(source: Any) -> RunResult:
     )
 
 
-def _left_out(likelihood: lk.Likelihood, workspace: Workspace) -> list[str]:
-    """Say which bins have no likelihood, because the samples together predict no events there."""
-    notes = []
-    for region, edges in workspace.edges.items():
-        used = likelihood.bins[likelihood.model.config.channel_slices[region]]
-        names = [
-            f"[{low:g}, {high:g})"
-            for low, high, is_used in zip(edges[:-1], edges[1:], used, strict=True)
-            if not is_used
-        ]
-        if names:
-            notes.append(
-                f"{region}: the bins {', '.join(names)} are left out: no events are predicted there"
+def _with_starts(
+    spec: dict[str, Any], likelihood: lk.Likelihood
+) -> tuple[dict[str, Any], list[str]]:
+    """Let a workspace start where the fit did, so that others can fit it, too."""
+    config = likelihood.model.config
+    before = np.asarray(config.suggested_init(), dtype=np.float64)
+    moved = {
+        name: float(new)
+        for name, old, new in zip(likelihood.names, before, likelihood.start, strict=True)
+        if old != new
+    }
+    if not moved:
+        return spec, []
+    first, *others = spec["measurements"]
+    given = {one["name"]: one for one in first["config"]["parameters"]}
+    starts = {name: {**given.get(name, {"name": name}), "inits": [v]} for name, v in moved.items()}
+    parameters = [*({**given, **starts}.values())]
+    measurement = {**first, "config": {**first["config"], "parameters": parameters}}
+    told = ", ".join(f"{name} = {value:g}" for name, value in moved.items())
+    note = (
+        f"the fit starts at {told}: at the configured start bins with data would have no prediction"
+    )
+    return {**spec, "measurements": [measurement, *others]}, [note]
+
+
+def _doubts(
+    likelihood: lk.Likelihood,
+    minimum: Minimum,
+    poi: str,
+    moved: Mapping[str, NDArray[np.float64]],
+) -> Iterator[str]:
+    """What a reader must know of a fit before relying on it."""
+    quality = _goodness_of_fit(likelihood, minimum)
+    if quality.p_value is not None and quality.p_value < POOR:
+        yield f"the model does not describe the data (p-value {quality.p_value:.1g})"
+    lost = [n for n in minimum.names if n not in moved and n != poi and _is_free(likelihood, n)]
+    if lost:
+        yield f"impacts could not be found for {', '.join(lost)}"
+
+
+def _negative(regions: Sequence[RegionYields]) -> Iterator[str]:
+    """Name bins for which the fitted model predicts less than nothing."""
+    for region in regions:
+        bad = np.flatnonzero(region.total < 0)
+        if len(bad):
+            bins = ", ".join(f"[{region.edges[i]:g}, {region.edges[i + 1]:g})" for i in bad[:MOST])
+            more = f" and {len(bad) - MOST} more" if len(bad) > MOST else ""
+            yield (
+                f"{region.region}: the fitted model predicts less than no events in the bins {bins}"
+                f"{more}, which are counted as 0; uncertainties may be wrong"
             )
-    return notes
+
+
+def _states(likelihood: lk.Likelihood, minimum: Minimum) -> dict[str, str]:
+    """Why parameters have no uncertainty of their own."""
+    found = {}
+    for name, value, width, low, high, is_fixed in zip(
+        minimum.names,
+        minimum.values,
+        minimum.uncertainties,
+        likelihood.lower,
+        likelihood.upper,
+        likelihood.fixed,
+        strict=True,
+    ):
+        if is_fixed:
+            found[name] = "fixed"
+        elif width == 0:
+            found[name] = f"at its {'lower' if value - low < high - value else 'upper'} bound"
+    return found
 
 
 def _is_free(likelihood: lk.Likelihood, name: str) -> bool:
@@ -203,13 +337,13 @@ def _parameters(likelihood: lk.Likelihood, minimum: Minimum) -> tuple[Parameter,
             name,
             float(value),
             float(uncertainty),
-            float((value - start) / prefit) if prefit > 0 else None,
+            float((value - centre) / prefit) if prefit > 0 else None,
         )
-        for name, value, uncertainty, start, prefit in zip(
+        for name, value, uncertainty, centre, prefit in zip(
             minimum.names,
             minimum.values,
             minimum.uncertainties,
-            likelihood.start,
+            likelihood.centre,
             likelihood.prefit,
             strict=True,
         )
@@ -227,7 +361,7 @@ def _sorted_impacts(moved: Mapping[str, NDArray[np.float64]]) -> tuple[Impact, .
 def _goodness_of_fit(likelihood: lk.Likelihood, minimum: Minimum) -> GoodnessOfFit:
     """Compare with the saturated model; each free parameter without a constraint costs a bin."""
     unconstrained = int(np.sum(~likelihood.fixed & (likelihood.prefit == 0)))
-    ndof = int(likelihood.bins.sum()) - unconstrained
+    ndof = len(likelihood.observed) - unconstrained
     return chi2_test(max(minimum.chi2, 0.0), ndof)  # a perfect fit, but for rounding
 
 

@@ -15,7 +15,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import agc, hists, reference, variances
+from agc_ml import hists, reference, variances
 from agc_ml.errors import HistogramError, UsageError
 from agc_ml.results import RunResult
 
@@ -58,6 +58,11 @@ def load(path: str | Path) -> dict[str, hist.Hist[Any]]:
     return kept
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file of templates is the published reference JSON, good or bad."""
+    return path.is_file() and path.suffix.lower() == ".json"
+
+
 def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
     """Read a file by what it begins with, whatever it is called."""
     try:
@@ -68,14 +73,11 @@ def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
     if start == b"root":
         return hists.read_root(path)
     if start[:2] == b"PK":
-        flat, listed = hists.flatten(hists.read_zip(path)), hists.templates_in(path)
+        content, listed = hists.read_zip(path), hists.templates_in(path)
+        flat, nominal = hists.flatten(content), hists.nominal_names(content)
         if listed is not None:
             return {name: h for name, h in flat.items() if name in set(listed)}
-        return {
-            name: h
-            for name, h in flat.items()
-            if name.endswith(tuple(agc.CROSS_SECTIONS)) or not h.empty(flow=True)
-        }
+        return {name: h for name, h in flat.items() if name in nominal or not h.empty(flow=True)}
     return {
         name: variances.filled([hist.axis.Variable(edges, name="observable")], values, spread)
         for name, (edges, values, spread) in reference.read(path).items()

@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import hist
 import numpy as np
@@ -20,22 +20,30 @@ from numpy.typing import NDArray
 
 from agc_ml import variances
 from agc_ml.errors import FitError
-from agc_ml.fitconfig import Config, check_config
+from agc_ml.fitconfig import Config, check_config, fixed_parameters
+from agc_ml.fitinputs import Need, names_files, needs
 from agc_ml.likelihood import quiet
 from agc_ml.templates import PSEUDODATA, Pseudodata, check, merge, pseudodata
+from agc_ml.unreachable import without_unreachable
 
 _log = logging.getLogger(__name__)
+
+MOST_NAMED: Final = 4
 
 
 class Workspace(NamedTuple):
     """A pyhf workspace, and what it does not say itself.
 
-    ``edges`` are those of each region by name, shape ``(n_bins + 1,)``; ``templates`` the
-    histograms that entered, as they came; ``data`` is the kind of pseudodata, or "data".
+    ``edges`` are those of each region by name, shape ``(n_bins + 1,)``, ``observed`` the data in
+    all of its bins, and ``kept`` says which of them are in the workspace, shape ``(n_bins,)``.
+    ``templates`` are the histograms that entered, as they came; ``data`` is the kind of pseudodata,
+    or "data".
     """
 
     spec: dict[str, Any]
     edges: dict[str, NDArray[np.float64]]
+    observed: dict[str, NDArray[np.float64]]
+    kept: dict[str, NDArray[np.bool_]]
     templates: dict[str, hist.Hist[Any]]
     data: str
     notes: tuple[str, ...]
@@ -52,21 +60,6 @@ def build_workspace(
     for note in workspace.notes:
         _log.warning(note)
     return workspace.spec
-
-
-class _Need(NamedTuple):
-    """A histogram that the configuration asks for, and what cabinetry calls it."""
-
-    histogram: str
-    cabinetry: str
-    region: str
-    sample: str
-    systematic: str
-    is_data: bool
-
-    def __str__(self) -> str:
-        systematic = f", systematic {self.systematic!r}" if self.systematic else ""
-        return f"region {self.region!r}, sample {self.sample!r}{systematic}"
 
 
 def prepare(
@@ -93,58 +86,70 @@ def prepare(
     check_config(config, "fit configuration")
     if regions is not None:
         config = {**config, "Regions": [r for r in config["Regions"] if r["Name"] in regions]}
-    needs = _needs(config)
-    of_model = [need for need in needs if not need.is_data]
-    of_data = [need for need in needs if need.is_data]
+    wanted = needs(config)
+    of_model = [need for need in wanted if not need.is_data]
+    of_data = [need for need in wanted if need.is_data]
     model = _entering(of_model, templates)
     _check_statistics(of_model, model, config)
+    # the data: real ones, or made of the templates
     sample = next(sample for sample in config["Samples"] if sample.get("Data", False))
     is_pseudo = sample.get("SamplePath") == PSEUDODATA
     made = _pseudodata(templates, config, kind) if is_pseudo else {}
     data = _entering(of_data, {**templates, **made})
+    # one binning a region
     edges: dict[str, NDArray[np.float64]] = {}
     content = {**model, **data}
-    merged = {need: _merged(need, content[need.histogram], config, edges) for need in needs}
+    merged = {need: _merged(need, content[need.key], config, edges) for need in wanted}
+    _check_sides(merged, config)
     spec = _build(merged, config)
-    notes = [*_negative_data(spec, edges, is_pseudo=is_pseudo), *_take_out_undefined(spec)]
+    notes = [
+        *_same_sides(wanted),
+        *_not_applied(config),
+        *_negative_data(spec, edges, is_pseudo=is_pseudo),
+        *_take_out_empty(spec),
+    ]
     _check_something_left(spec, config)
+    observed = {one["name"]: np.asarray(one["data"], np.float64) for one in spec["observations"]}
+    reachable = without_unreachable(spec, edges)
     return Workspace(
-        spec=spec,
+        spec=reachable.spec,
         edges=edges,
+        observed=observed,
+        kept=reachable.kept,
         templates=model if is_pseudo else content,
         data=kind if is_pseudo else "data",
-        notes=tuple(notes),
+        notes=(*notes, *reachable.notes),
     )
 
 
 def _entering(
-    needs: list[_Need], content: Mapping[str, hist.Hist[Any]]
+    wanted: list[Need], content: Mapping[str, hist.Hist[Any]]
 ) -> dict[str, hist.Hist[Any]]:
     """Take what is needed, checked."""
-    for need in needs:
-        if need.histogram not in content:
-            near = difflib.get_close_matches(need.histogram, content, n=1, cutoff=0)
+    for need in wanted:
+        if need.key not in content:
+            near = difflib.get_close_matches(need.key, content, n=1, cutoff=0)
             nearest = f" (nearest is {near[0]})" if near else ""
             raise FitError(
-                f"histogram {need.histogram} is missing{nearest}, and needed for {need}; run over "
+                f"histogram {need.key} is missing{nearest}, and needed for {need}; run over "
                 "its dataset, or change the fit configuration"
             )
-    found = {need.histogram: content[need.histogram] for need in needs}
+    found = {need.key: content[need.key] for need in wanted}
     check(found)
     return found
 
 
 def _check_statistics(
-    needs: list[_Need], content: Mapping[str, hist.Hist[Any]], config: Config
+    wanted: list[Need], content: Mapping[str, hist.Hist[Any]], config: Config
 ) -> None:
     """Make sure that variances are known where the simulation's statistics enter the fit."""
     exact = {one["Name"] for one in config["Samples"] if one.get("DisableStaterror", False)}
-    for need in needs:
+    for need in wanted:
         if need.systematic or need.sample in exact:
             continue
-        if variances.of(content[need.histogram]) is None:
+        if variances.of(content[need.key]) is None:
             raise FitError(
-                f"histogram {need.histogram}: its variances are not known, because it was filled "
+                f"histogram {need.key}: its variances are not known, because it was filled "
                 f"with weights or scaled and has no storage for them, and needed for {need}; "
                 f"{variances.ADVICE}, or write its ROOT file with Sumw2"
             )
@@ -154,79 +159,111 @@ def _pseudodata(
     templates: Mapping[str, hist.Hist[Any]], config: Config, kind: Pseudodata
 ) -> dict[str, hist.Hist[Any]]:
     """Make the pseudodata of the configured regions; others may lack templates for it."""
+    if names_files(config):
+        raise FitError(
+            f"fit configuration: SamplePath {PSEUDODATA!r} makes data of the templates of one "
+            "file, and InputPath names several; give histograms of the data"
+        )
     regions = tuple(f"{region.get('RegionPath')}_" for region in config["Regions"])
     return pseudodata({name: h for name, h in templates.items() if name.startswith(regions)}, kind)
 
 
-def _needs(config: Config) -> list[_Need]:
-    import cabinetry  # noqa: PLC0415 - heavy
-
-    found: list[_Need] = []
-
-    def note(region: Config, sample: Config, systematic: Config, template: str | None) -> None:
-        found.append(
-            _Need(
-                histogram=_histogram_name(config, region, sample, systematic, template),
-                cabinetry=cabinetry.histo.name(region, sample, systematic, template=template),
-                region=region["Name"],
-                sample=sample["Name"],
-                systematic=f"{systematic['Name']} ({template})" if template else "",
-                is_data=sample.get("Data", False),
-            )
-        )
-
-    cabinetry.route.apply_to_all_templates(config, note)
-    names = [need.cabinetry for need in found]
-    for need in found:
-        if names.count(need.cabinetry) > 1:
-            raise FitError(
-                f"fit configuration: {need}: cabinetry calls it {need.cabinetry}, and another one "
-                "too; choose names that differ in more than blanks and underscores"
-            )
-    return found
-
-
-def _histogram_name(
-    config: Config, region: Config, sample: Config, systematic: Config, template: str | None
-) -> str:
-    """Name of a histogram: InputPath after its colon, with the placeholders filled in."""
-    general = config["General"]
-    override = systematic.get(template, {}) if template else {}
-    parts = {
-        "RegionPath": region.get("RegionPath"),
-        "SamplePath": override.get("SamplePath", sample.get("SamplePath")),
-        "VariationPath": override.get("VariationPath", general.get("VariationPath", "")),
-    }
-    name = str(general["InputPath"]).rpartition(":")[2]
-    for field, value in parts.items():
-        if f"{{{field}}}" not in name:
-            continue
-        if not isinstance(value, str):
-            item = region if field == "RegionPath" else sample
-            raise FitError(
-                f"fit configuration: {item['Name']}: {field} is missing, or more than one name; "
-                f"InputPath ({general['InputPath']!r}) asks for it"
-            )
-        name = name.replace(f"{{{field}}}", value)
-    return name
-
-
 def _merged(
-    need: _Need,
+    need: Need,
     histogram: hist.Hist[Any],
     config: Config,
     edges: dict[str, NDArray[np.float64]],
 ) -> hist.Hist[Any]:
     """Merge to the region's Binning, or to the bins of its first histogram."""
     region = next(item for item in config["Regions"] if item["Name"] == need.region)
+    name = f"region {need.region!r}, histogram {need.key}"
     if need.region not in edges:
         wanted = region.get("Binning", histogram.axes[0].edges)
         edges[need.region] = np.asarray(wanted, dtype=np.float64)
-    name = f"region {need.region!r}, histogram {need.histogram}"
+    elif "Binning" not in region and histogram.ndim == 1:
+        own, first = histogram.axes[0].edges, edges[need.region]
+        if not np.allclose([own[0], own[-1]], [first[0], first[-1]], rtol=1e-9):
+            raise FitError(
+                f"{name}: ranges from {own[0]:g} to {own[-1]:g}, and the region's first histogram "
+                f"from {first[0]:g} to {first[-1]:g}; what is outside would be dropped: give "
+                "histograms of one range, or the region a Binning"
+            )
     return merge(histogram, list(edges[need.region]), name=name)
 
 
-def _build(merged: Mapping[_Need, hist.Hist[Any]], config: Config) -> dict[str, Any]:
+def _check_sides(merged: Mapping[Need, hist.Hist[Any]], config: Config) -> None:
+    """Make sure that each varied yield, and its mirror image, is more than nothing.
+
+    cabinetry takes a variation apart into a factor and a shape of the nominal yield, which there is
+    none of otherwise.
+
+    Raises
+    ------
+    FitError
+        All that are not, with their yields.
+    """
+    nominal = {
+        (need.region, need.sample): histogram.values().sum()
+        for need, histogram in merged.items()
+        if not need.side
+    }
+    mirrored = {
+        item["Name"]
+        for item in config.get("Systematics", [])
+        if item.get("Down", {}).get("Symmetrize", False)
+    }
+    bad = []
+    for need, histogram in merged.items():
+        events, varied = nominal[need.region, need.sample], histogram.values().sum()
+        if not need.side or not events > 0:
+            continue
+        if not varied > 0:
+            bad.append(f"{need}: {varied:.4g} events for {events:.4g}")
+        elif need.systematic in mirrored and not 2 * events - varied > 0:
+            bad.append(
+                f"{need}: {varied:.4g} events for {events:.4g}, so its mirror image has "
+                f"{2 * events - varied:.4g}"
+            )
+    if bad:
+        more = f" (and {len(bad) - MOST_NAMED} more)" if len(bad) > MOST_NAMED else ""
+        raise FitError(
+            f"varied yields have to be above zero: {'; '.join(bad[:MOST_NAMED])}{more}; process "
+            "more events, or restrict the systematic uncertainty to other Samples or Regions"
+        )
+
+
+def _same_sides(wanted: list[Need]) -> Iterator[str]:
+    """Tell of systematics whose Up and Down are one histogram."""
+    ups = {
+        (need.region, need.sample, need.systematic, need.key)
+        for need in wanted
+        if need.side == "Up"
+    }
+    same = [
+        need.systematic
+        for need in wanted
+        if need.side == "Down" and (need.region, need.sample, need.systematic, need.key) in ups
+    ]
+    for name in dict.fromkeys(same):
+        yield f"{name}: Up and Down are the same histogram, so it acts on one side only"
+
+
+def _not_applied(config: Config) -> Iterator[str]:
+    """Tell of settings that select events, which histograms have been through already."""
+    for kind, fields in (("Regions", ("Filter",)), ("Samples", ("Filter", "Weight", "Tree"))):
+        given = [
+            (item["Name"], field) for item in config[kind] for field in fields if item.get(field)
+        ]
+        for field in fields:
+            names = [name for name, one in given if one == field]
+            if names:
+                yield (
+                    f"{field} of {kind.lower()} {', '.join(names)} is not applied: histograms are "
+                    "taken as they are"
+                )
+
+
+def _build(merged: Mapping[Need, hist.Hist[Any]], config: Config) -> dict[str, Any]:
     """Let cabinetry post-process the templates and build the workspace, in a temporary folder."""
     import cabinetry  # noqa: PLC0415 - heavy
 
@@ -240,10 +277,18 @@ def _build(merged: Mapping[_Need, hist.Hist[Any]], config: Config) -> dict[str, 
             cabinetry.histo.Histogram.from_arrays(
                 histogram.axes[0].edges, histogram.values(), stdev
             ).save(folder / need.cabinetry)
-        # ratios of empty histograms are undefined; _take_out_undefined takes them out
+        # ratios of empty histograms are undefined; _take_out_empty takes them out, or refuses them
         with np.errstate(divide="ignore", invalid="ignore"):
             cabinetry.templates.postprocess(local)
             spec: dict[str, Any] = cabinetry.workspace.build(local, with_validation=False)
+    # cabinetry fixes parameters by the names of systematics, which a ModifierName is another than
+    fixed = fixed_parameters(config)
+    own = spec["measurements"][0]["config"]
+    systematics = {item["Name"] for item in config.get("Systematics", [])}
+    own["parameters"] = [
+        *(one for one in own["parameters"] if one["name"] not in systematics | fixed.keys()),
+        *({"name": name, "inits": [value], "fixed": True} for name, value in fixed.items()),
+    ]
     return spec
 
 
@@ -263,8 +308,14 @@ def _negative_data(
             yield f"{where}: the pseudodata are {count:.3g} (negative weights), taken as 0"
 
 
-def _take_out_undefined(spec: dict[str, Any]) -> Iterator[str]:
-    """Take out of each region samples without events, and effects that have no finite size."""
+def _take_out_empty(spec: dict[str, Any]) -> Iterator[str]:
+    """Take samples that predict nothing out of a region.
+
+    Raises
+    ------
+    FitError
+        A sample has events in sum zero or less, but varied ones.
+    """
     for channel in spec["channels"]:
         for sample in list(channel["samples"]):
             where = f"{channel['name']}, {sample['name']}"
@@ -272,12 +323,13 @@ def _take_out_undefined(spec: dict[str, Any]) -> Iterator[str]:
                 channel["samples"].remove(sample)
                 yield f"{where}: no events, the sample is left out of this region"
                 continue
-            bad = {m["name"] for m in sample["modifiers"] if not _is_defined(m)}
-            sample["modifiers"] = [m for m in sample["modifiers"] if m["name"] not in bad]
+            bad = [m["name"] for m in sample["modifiers"] if not _is_defined(m)]
             if bad:
-                yield (
-                    f"{where}: with so few events a varied yield, or its mirror image, is not "
-                    f"positive; left out there: {', '.join(sorted(bad))}"
+                raise FitError(
+                    f"{where}: its nominal yield is {sum(sample['data']):.4g} or a bin that is "
+                    f"smoothed is empty, so {', '.join(dict.fromkeys(bad))} can't be taken apart "
+                    "into a factor and a shape; process more events, or restrict it to other "
+                    "Samples or Regions"
                 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import pyhf
 import pytest
 
+from agc_ml import impacts as ip
 from agc_ml import likelihood as lk
 from agc_ml import minimum as mn
 from agc_ml import stats
@@ -159,9 +161,44 @@ class TestBuild:
             lk.build({**workspace(), "channels": []})
         assert "\n" not in str(caught.value)
 
-    def test_nothing_predicted(self) -> None:
-        with pytest.raises(FitError, match="no sample predicts events in any bin"):
-            lk.build(counting(1, signal=0, background=0))
+    @pytest.mark.parametrize("n_bins", [20, 5000])
+    def test_bins_without_data_count_what_they_predict(self, n_bins: int) -> None:
+        """Thousands of bins with a thousandth of an event each: the answer is known."""
+        data = np.zeros(n_bins)
+        data[: n_bins // 2 : n_bins // 20] = 1
+        spec = workspace(
+            data=data.tolist(),
+            signal=[5 / n_bins] * n_bins,
+            background=[5 / n_bins] * n_bins,
+            tilt=[1] * n_bins,
+            spread=None,
+        )
+        del spec["channels"][0]["samples"][1]["modifiers"][:]
+        likelihood = lk.build(spec)
+        found = mn.minimise(likelihood)
+        n = data.sum()
+        assert found.values[0] == pytest.approx((n - 5) / 5, rel=1e-9)
+        assert found.uncertainties[0] == pytest.approx(np.sqrt(n) / 5, rel=1e-9)
+        model, observed = lk.model_and_data(spec)
+        expected = -2 * float(model.logpdf(found.values, observed)[0])
+        assert found.twice_nll == pytest.approx(expected, abs=1e-8)
+
+    def test_below_zero_it_bends(self) -> None:
+        spec = workspace(data=[0, 50, 50], background=[0.2, 50, 50], tilt=[6, 1, 1], spread=None)
+        spec["channels"][0]["samples"][0]["data"][0] = 0.0
+        likelihood = lk.build(spec)
+        assert likelihood.derivatives is not None
+        x = likelihood.start.copy()
+        index = likelihood.names.index("tilt")
+        terms = []
+        for x[index] in (-0.1999, -0.2001, -3, -30):
+            value, gradient, hessian = likelihood.derivatives(x)
+            assert np.isfinite([value, *gradient, *hessian.ravel()]).all()
+            terms.append(value - x[index] ** 2 + 2 * 2 * lk.SOFT)
+        # continuous, falling, and never far below zero
+        assert terms[0] == pytest.approx(terms[1], abs=1e-3)
+        assert terms[1] > terms[2] >= terms[3]
+        assert terms[2] - terms[3] < 2 * lk.SOFT
 
     def test_infinite_where_nothing_is_predicted_for_data(self, small: lk.Likelihood) -> None:
         x = small.start.copy()
@@ -228,8 +265,48 @@ class TestMinimise:
 
     def test_what_nothing_depends_on(self) -> None:
         idle = {"name": "idle", "type": "normfactor", "data": None}
-        with pytest.raises(FitError, match=r"the data do not determine .*idle"):
-            mn.minimise(lk.build(workspace(more=[idle])))
+        spec = workspace()
+        spec["channels"][0]["samples"].append(
+            {"name": "nothing", "data": [0.0] * 3, "modifiers": [idle]}
+        )
+        with pytest.raises(FitError, match="the data do not determine idle: no prediction depends"):
+            mn.minimise(lk.build(spec))
+
+    @pytest.mark.parametrize("scale", [0.02, 1, 1000])
+    @pytest.mark.parametrize("is_product", [True, False])
+    def test_parameters_that_only_count_together(self, is_product: bool, scale: float) -> None:
+        """Two factors of one sample, or one each of two samples of the same shape."""
+        other = {"name": "other", "type": "normfactor", "data": None}
+        signal = [40 * scale, 30 * scale, 10 * scale]
+        background = [60 * scale, 60 * scale, 50 * scale]
+        spec = workspace(
+            data=[112 * scale, 93 * scale, 61 * scale],
+            signal=signal,
+            background=background,
+            spread=None,
+            more=[other] if is_product else [],
+        )
+        if not is_product:
+            spec["channels"][0]["samples"].append(
+                {"name": "same", "data": [2 * s for s in signal], "modifiers": [other]}
+            )
+        with pytest.raises(FitError, match=r"determine only a combination of .*mu"):
+            mn.minimise(lk.build(spec))
+
+    def test_a_constraint_determines_what_the_data_do_not(self) -> None:
+        """Two uncertainties of the same effect, whose sum the data know well."""
+        huge = [1e8, 8e7, 3e7]
+        twins = [{"name": name, "type": "normsys", "data": {"hi": 1.1, "lo": 0.9}} for name in "xy"]
+        spec = workspace(data=huge, signal=huge, background=[1e3] * 3, spread=None, more=twins)
+        del spec["channels"][0]["samples"][0]["modifiers"][0]
+        spec["channels"][0]["samples"][1]["modifiers"] = [
+            {"name": "mu", "type": "normfactor", "data": None}
+        ]
+        found = mn.minimise(lk.build(spec))
+        for name in "xy":
+            index = found.names.index(name)
+            assert found.uncertainties[index] == pytest.approx(np.sqrt(0.5), rel=1e-3)
+        assert found.correlation[found.names.index("x"), found.names.index("y")] < -0.999
 
     def test_a_start_without_prediction(self, small: lk.Likelihood) -> None:
         x = small.start.copy()
@@ -237,34 +314,133 @@ class TestMinimise:
         with pytest.raises(FitError, match="not finite where the fit starts"):
             mn.minimise(replace(small, start=x, lower=np.full_like(small.lower, -10)))
 
-    def test_bins_without_prediction_are_left_out(self) -> None:
-        spec = workspace(data=[112, 93, 3], signal=[40, 30, 0], background=[60, 60, 0])
-        likelihood = lk.build(spec)
-        assert likelihood.bins.tolist() == [True, True, False]
-        found = mn.minimise(likelihood)
+    @pytest.mark.parametrize("start", [0, 1e-4, 1, -0.5])
+    def test_where_it_starts_decides_nothing(self, start: float) -> None:
+        """Only the signal can fill the last bin, and it may start at nothing."""
+        spec = workspace(
+            data=[50, 20, 9],
+            signal=[2, 3, 5],
+            background=[50, 15, 0],
+            tilt=[1, 1, 1],
+            bounds=[-1, 20],
+            spread=None,
+        )
+        spec["channels"][0]["samples"][1]["modifiers"] = []
+        spec["measurements"][0]["config"]["parameters"][0]["inits"] = [start]
+        found = mn.minimise(lk.build(spec))
+        signal, background, data = (np.array(v) for v in ([2, 3, 5], [50, 15, 0], [50, 20, 9]))
+        rates = found.values[0] * signal + background
+        assert np.sum(signal * (1 - data / rates)) == pytest.approx(0, abs=1e-6)
+        width = 1 / np.sqrt(np.sum(data * signal**2 / rates**2))
+        assert found.uncertainties[0] == pytest.approx(width, rel=1e-6)
+
+    def test_a_shape_can_fill_a_bin(self) -> None:
+        """The background is in the last bin only when its shape is moved."""
+        spec = workspace(signal=[40, 30, 0], background=[60, 60, 0], data=[100, 90, 3], spread=None)
+        shape = spec["channels"][0]["samples"][1]["modifiers"][0]["data"]
+        shape["hi_data"][2], shape["lo_data"][2] = 0.0, 2.0
+        found = mn.minimise(lk.build(spec))
         assert found.converged
-        assert np.isfinite(found.covariance).all()
+        assert found.values[found.names.index("tilt")] < 0
 
     def test_bins_without_data_count(self) -> None:
         found = mn.minimise(lk.build(counting(0, signal=1, background=2)))
         assert found.values.tolist() == [0]
-        assert found.twice_nll == pytest.approx(4, abs=2 * lk.SOFT)
+        assert found.twice_nll == pytest.approx(4, abs=1e-9)
 
     def test_stops_when_it_does_not_converge(
         self, small: lk.Likelihood, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(mn._newton, "__defaults__", (2,))
+        defaults = {**(mn.descend.__kwdefaults__ or {}), "max_steps": 2}
+        monkeypatch.setattr(mn.descend, "__kwdefaults__", defaults)
         found = mn.minimise(small)
         assert not found.converged
         assert "did not converge" in found.notes[0]
         assert np.isfinite(found.covariance).all()
 
 
+def alike(
+    *, nearly: float = 0.0, number: int = 1, data: Sequence[float] = (1010, 150)
+) -> dict[str, Any]:
+    """Make a workspace of backgrounds that vary to the same side, up and down, or nearly."""
+    spec = workspace(
+        data=data, signal=[1000, 0.001], background=[10, 100], tilt=[1, 1], spread=None
+    )
+    first = spec["channels"][0]["samples"].pop()
+    for index in range(number):
+        share = [value / number for value in first["data"]]
+        up = [share[0], 1.5 * share[1]]
+        down = [share[0], (1.5 + nearly) * share[1]]
+        shape = {
+            "name": f"gen{index}",
+            "type": "histosys",
+            "data": {"hi_data": up, "lo_data": down},
+        }
+        spec["channels"][0]["samples"].append(
+            {"name": f"background{index}", "data": share, "modifiers": [shape]}
+        )
+    return spec
+
+
+class TestSaddles:
+    """Systematics whose variations up and down act alike: no gradient where they start."""
+
+    def test_a_saddle_is_no_minimum(self) -> None:
+        likelihood = lk.build(alike())
+        assert likelihood.derivatives is not None
+        _, gradient, hessian = likelihood.derivatives(likelihood.start)
+        assert np.abs(gradient).max() < 0.1
+        assert np.linalg.eigvalsh(hessian)[0] < 0
+        found = mn.minimise(likelihood)
+        index = found.names.index("gen0")
+        # by brute force: code 4p of equal variations is 100 + 50 (15 a^2 - 10 a^4 + 3 a^6) / 8
+        a = np.linspace(0, 1, 1_000_001)
+        rate = 100 + 50 * (15 * a**2 - 10 * a**4 + 3 * a**6) / 8
+        t = 2 * (rate - 150 - 150 * np.log(rate / 150)) + a**2
+        assert found.values[index] == pytest.approx(a[t.argmin()], abs=2e-3)
+        assert found.chi2 == pytest.approx(t.min(), abs=1e-3)
+        assert found.converged
+        assert "another minimum is as good" in found.notes[0]
+        assert "gen0 = -0.9" in found.notes[0]
+
+    @pytest.mark.parametrize("number", [2, 3])
+    def test_several(self, number: int) -> None:
+        likelihood = lk.build(alike(number=number))
+        found = mn.minimise(likelihood)
+        assert found.converged
+        moved = [found.values[found.names.index(f"gen{i}")] for i in range(number)]
+        np.testing.assert_allclose(moved, moved[0], atol=1e-5)
+        assert moved[0] > 0.5
+        assert np.all(np.linalg.eigvalsh(2 * np.linalg.inv(found.covariance)) > 0)
+
+    @pytest.mark.parametrize("nearly", [1e-6, 0.01, 0.05, -0.05, 0.3])
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_nearly_alike(self, nearly: float, number: int) -> None:
+        """The lower of two minima is found, whichever side it is on."""
+        likelihood = lk.build(alike(nearly=nearly, number=number))
+        found = mn.minimise(likelihood)
+        for sides in itertools.product((-1, 1), repeat=number):
+            start = likelihood.start.copy()
+            for index, side in enumerate(sides):
+                start[likelihood.names.index(f"gen{index}")] = side
+            point = mn._exact(replace(likelihood, start=start), lambda _: None)
+            assert found.chi2 <= point.chi2 + 2 * mn.DEEPER
+
+    def test_without_jax(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        exact = mn.minimise(lk.build(alike()))
+        monkeypatch.setitem(sys.modules, "jax", None)
+        found = mn.minimise(lk.build(alike()))
+        assert found.converged
+        assert found.chi2 == pytest.approx(exact.chi2, abs=1e-3)
+        index = found.names.index("gen0")
+        assert abs(found.values[index]) == pytest.approx(abs(exact.values[index]), abs=2e-3)
+
+
 class TestImpacts:
     def test_are_those_of_new_fits(self, small: lk.Likelihood) -> None:
         found = mn.minimise(small)
         poi = found.names.index("mu")
-        impacts = mn.impacts(small, found, "mu")
+        impacts = ip.impacts(small, found, "mu")
         assert set(impacts) == {*found.names} - {"mu"}
         for name, values in impacts.items():
             index = found.names.index(name)
@@ -277,14 +453,14 @@ class TestImpacts:
 
     def test_of_a_fixed_parameter_there_is_none(self) -> None:
         likelihood = lk.build(workspace(fixed=["tilt"]))
-        assert "tilt" not in mn.impacts(likelihood, mn.minimise(likelihood), "mu")
+        assert "tilt" not in ip.impacts(likelihood, mn.minimise(likelihood), "mu")
 
     def test_without_a_constraint_there_is_no_prefit_impact(self) -> None:
         other = {"name": "other", "type": "normfactor", "data": None}
         spec = workspace()
         spec["channels"][0]["samples"][1]["modifiers"].append(other)
         likelihood = lk.build(spec)
-        impact = mn.impacts(likelihood, mn.minimise(likelihood), "mu")["other"]
+        impact = ip.impacts(likelihood, mn.minimise(likelihood), "mu")["other"]
         assert impact[:2].tolist() == [0, 0]
         assert impact[2] < 0 < impact[3]
 
@@ -294,7 +470,7 @@ class TestImpacts:
         likelihood = lk.build(spec)
         found = mn.minimise(likelihood)
         index = found.names.index("tilt")
-        change = mn._impact(likelihood, found, found.names.index("mu"), index, 2.5)
+        change = ip._impact(likelihood, found, found.names.index("mu"), index, 2.5)
         start, fixed = found.values.copy(), likelihood.fixed.copy()
         start[index] += 2.5
         fixed[index] = True
@@ -312,7 +488,7 @@ class TestImpacts:
         likelihood = lk.build(spec)
         found = mn.minimise(likelihood)
         index = found.names.index("tilt")
-        assert mn._impact(likelihood, found, found.names.index("mu"), index, 50) is None
+        assert ip._impact(likelihood, found, found.names.index("mu"), index, 50) is None
 
 
 class TestWithoutJax:
@@ -331,8 +507,8 @@ class TestWithoutJax:
         assert "agc-ml[fit]" in found.notes[0]
         np.testing.assert_allclose(found.values, exact.values, atol=1e-3)
         np.testing.assert_allclose(found.uncertainties, exact.uncertainties, rtol=0.01)
-        approximate = mn.impacts(likelihood, found, "mu")
-        for name, values in mn.impacts(small, exact, "mu").items():
+        approximate = ip.impacts(likelihood, found, "mu")
+        for name, values in ip.impacts(small, exact, "mu").items():
             np.testing.assert_allclose(approximate[name], values, atol=0.05)
 
     def test_fixed_parameters_stay(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cabinetry
 import hist
 import numpy as np
 import pyhf
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from factories import partial_run, run_result, true_templates, ttbar_hists
 
-from agc_ml import agc, stats, templates, variances
+from agc_ml import agc, hists, stats, templates, variances
 from agc_ml.errors import AgcError, FitError, HistogramError, StoreError, UsageError
 from agc_ml.likelihood import quiet
 from agc_ml.workspace import prepare
@@ -96,9 +97,11 @@ class TestPublishedFits:
             assert result.twice_nll == pytest.approx(expected["twice_nll"], abs=1e-5)
 
     def test_reads_well_at_a_prompt_and_in_a_notebook(self, fits: Any) -> None:
-        assert str(fits("10")) == "ttbar_norm = 0.9569 ± 0.0881"
+        text = "sigma(tt) = 700 ± 60 pb (predicted 729.84; ttbar_norm 0.96 ± 0.09)"
+        assert str(fits("10")) == text
         page = fits("10")._repr_html_()
-        assert "ttbar_norm = 0.9569 ± 0.0881" in page
+        assert text in page
+        assert "published pseudodata" in page
         assert page.count("<tr>") == 35
 
     def test_pulls(self, fits: Any) -> None:
@@ -375,12 +378,18 @@ class TestWorkspace:
         assert len(spec["observations"][0]["data"]) == 25
         assert len(spec["observations"][1]["data"]) == 11
 
-    def test_two_regions_may_share_a_histogram(self, made_up: dict[str, Any]) -> None:
-        def same(config: dict[str, Any]) -> None:
-            config["Regions"][1].update(RegionPath="4j1b", Binning=[50, 550])
+    def test_two_regions_may_have_parts_of_a_histogram(self, made_up: dict[str, Any]) -> None:
+        def parts(config: dict[str, Any]) -> None:
+            config["Regions"][1].update(RegionPath="4j1b", Binning=[50, 110])
 
-        spec = stats.build_workspace(made_up, shipped(same))
+        spec = stats.build_workspace(made_up, shipped(parts))
         assert [len(o["data"]) for o in spec["observations"]] == [11, 1]
+
+        def overlapping(config: dict[str, Any]) -> None:
+            config["Regions"][1].update(RegionPath="4j1b", Binning=[50, 150])
+
+        with pytest.raises(FitError, match="lead to one histogram, 4j1b_pseudodata"):
+            stats.build_workspace(made_up, shipped(overlapping))
 
     @pytest.mark.parametrize(
         "name", ["4j1b_ttbar", "4j2b_ttbar_PS_var", "4j1b_wjets_btag_var_2_up"]
@@ -469,22 +478,38 @@ REGIONS = ("4j1b", "4j2b")
 
 
 class TestSmallSamples:
-    def test_what_is_undefined_is_left_out_and_told(
+    def test_an_empty_sample_is_left_out_and_told(
         self, made_up: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         made_up["4j1b_single_top_tW"].reset()
-        made_up["4j2b_ttbar_PS_var"] = made_up["4j2b_ttbar"] * 2.5
         spec = stats.build_workspace(made_up, stats.shipped_config("ttbar"))
         assert "tW" not in {sample["name"] for sample in spec["channels"][0]["samples"]}
-        modifiers = spec["channels"][1]["samples"][0]["modifiers"]
-        assert "PS variation" not in {modifier["name"] for modifier in modifiers}
         assert [record.message for record in caplog.records] == [
-            "4j1b CR, tW: no events, the sample is left out of this region",
-            (
-                "4j2b SR, ttbar: with so few events a varied yield, or its mirror image, is not "
-                "positive; left out there: PS variation"
-            ),
+            "4j1b CR, tW: no events, the sample is left out of this region"
         ]
+
+    @pytest.mark.parametrize(
+        ("name", "factor", "message"),
+        [
+            (
+                "4j2b_ttbar_PS_var",
+                2.5,
+                "'PS variation (Up)': 1.337e+05 events for 5.35e+04, so its",
+            ),
+            ("4j2b_ttbar_scaleup", 0, "'ttbar scale variations (Up)': 0 events for 5.35e+04;"),
+            ("4j1b_ttbar_scaledown", -1, "'ttbar scale variations (Down)': -5.35e+04 events"),
+        ],
+    )
+    def test_varied_yields_below_zero(
+        self, made_up: dict[str, Any], name: str, factor: float, message: str
+    ) -> None:
+        made_up[name] = made_up[f"{name[:4]}_ttbar"] * factor
+        with pytest.raises(FitError, match=re.escape(message)) as caught:
+            stats.build_workspace(made_up, stats.shipped_config("ttbar"))
+        assert str(caught.value).startswith(
+            f"varied yields have to be above zero: region '{name[:4]}"
+        )
+        assert "\n" not in str(caught.value)
 
     def test_no_events_at_all(self, made_up: dict[str, Any]) -> None:
         empty = {name: h * 0 for name, h in made_up.items()}
@@ -504,7 +529,7 @@ class TestSmallSamples:
         content = dict(made_up)
         for region in REGIONS:
             content[f"{region}_ttbar_ME_var"] = made_up[f"{region}_ttbar_ME_var"].copy()
-            content[f"{region}_ttbar_ME_var"].view()["value"][3] = -1e6
+            content[f"{region}_ttbar_ME_var"].view()["value"][3:5] = -1e4
             content[f"{region}_data"] = content[f"{region}_ttbar_ME_var"]
         workspace = prepare(content, stats.shipped_config("ttbar"))
         assert workspace.spec["observations"][0]["data"][0] == 0
@@ -513,22 +538,42 @@ class TestSmallSamples:
             stats.build_workspace(content, shipped(own))
 
     def test_bins_without_prediction_are_told(self, made_up: dict[str, Any]) -> None:
+        def own(config: dict[str, Any]) -> None:
+            simple(config)
+            config["Samples"][0]["SamplePath"] = "data"
+
         for name, histogram in made_up.items():
-            if name.startswith("4j1b") and not name.endswith(("_ME_var", "_PS_var")):
-                histogram.view()["value"][3:5] = 0
-        result = stats.fit(made_up, shipped(simple))
-        note = "4j1b CR: the bins [110, 150) are left out: no events are predicted there"
+            if name.startswith("4j1b"):
+                histogram.view()["value"][3:7] = 0
+        made_up |= {f"{region}_data": made_up[f"{region}_ttbar"].copy() for region in REGIONS}
+        made_up["4j1b_data"].view()["value"][3] = 7
+        result = stats.fit(made_up, shipped(own))
+        note = (
+            "4j1b CR: left out, since no parameter can predict events there: the bins [110, 150) "
+            "with 7 in the data, [150, 190)"
+        )
         assert note in result.notes
-        assert result.goodness_of_fit.ndof == 20
+        assert result.goodness_of_fit.ndof == 19
         assert result.converged
+        region = result.postfit[0]
+        assert region.data[0] == 7
+        assert region.total[:2].tolist() == region.uncertainty[:2].tolist() == [0, 0]
+        assert region.total[2] > 0
+        # the exported workspace is the one that was fitted
+        assert len(result.workspace["observations"][0]["data"]) == 9
+        with quiet():
+            model, data = cabinetry.model_utils.model_and_data(result.workspace)
+            again = cabinetry.fit.fit(model, data)
+        assert again.bestfit[again.labels.index("ttbar_norm")] == pytest.approx(
+            result.poi.value, abs=1e-3 * result.poi.uncertainty
+        )
 
     def test_a_fit_ends(self, published: dict[str, Any]) -> None:
-        result = stats.fit(thinned(published, fraction=0.0001, seed=0))
+        result = stats.fit(thinned(published, fraction=0.002, seed=0), shipped(simple))
         numbers = [result.poi, *result.parameters]
         assert np.isfinite([(p.value, p.uncertainty) for p in numbers]).all()
         assert np.isfinite([i[1:] for i in result.impacts]).all()
         assert np.isfinite([r.uncertainty for r in result.prefit + result.postfit]).all()
-        assert result.notes
 
     def test_a_poor_fit_is_told(self, made_up: dict[str, Any]) -> None:
         def own(config: dict[str, Any]) -> None:
@@ -540,6 +585,256 @@ class TestSmallSamples:
         result = stats.fit(content, shipped(own))
         assert result.pseudodata == "data"
         assert any("the model does not describe the data (p-value" in n for n in result.notes)
+
+
+class TestAskedFor:
+    """What a configuration asks for is done, or refused in a line that names it."""
+
+    def fitted(self, content: dict[str, Any], edit: Edit) -> dict[str, Any]:
+        def small(config: dict[str, Any]) -> None:
+            simple(config)
+            edit(config)
+
+        return stats.build_workspace(content, shipped(small))
+
+    @pytest.mark.parametrize(
+        ("edit", "message"),
+        [
+            (
+                lambda c: c["Systematics"][0]["Up"].update(Weight="w * 2"),
+                "ME variation -> Up -> Weight: not used, since templates are histograms",
+            ),
+            (
+                lambda c: c["Systematics"][0]["Up"].update(Filter="x > 1", Tree="t"),
+                "ME variation -> Up -> Filter: not used",
+            ),
+            (
+                lambda c: c["Systematics"][0].update(Up={"Normalization": 0.3}),
+                "ME variation -> Up -> Normalization: not used",
+            ),
+            (
+                lambda c: c["Systematics"][0].update(Down={}),
+                "ME variation -> Down: no template; give one of RegionPath, SamplePath, Variation",
+            ),
+            (
+                lambda c: c["Systematics"][0].update(Down={"Symmetrize": False}),
+                "ME variation -> Down: no template",
+            ),
+            (
+                lambda c: c["Systematics"][0]["Down"].update(VariationPath="_x"),
+                "ME variation -> Down: with Symmetrize it has no template, so VariationPath is not",
+            ),
+            (
+                lambda c: c["Systematics"][0].update(Down={"VariationPath": ""}),
+                "lead to one histogram, 4j1b_ttbar: the variation is the nominal one; give Down",
+            ),
+            (
+                lambda c: c["General"].update(InputPath="x.root:{RegionPath}_{SamplePath}"),
+                "lead to one histogram, 4j1b_ttbar: the variation is the nominal one; give Up a",
+            ),
+            (
+                lambda c: c["Samples"][2].update(SamplePath="ttbar"),
+                "region '4j1b CR', sample 'ttbar' and region '4j1b CR', sample 'W+jets' lead to",
+            ),
+            (
+                lambda c: c["Regions"][1].update(RegionPath="4j1b"),
+                "sample 'Pseudodata' and region '4j2b SR', sample 'Pseudodata' lead to one",
+            ),
+            (
+                lambda c: c["Systematics"].append({**c["Systematics"][0], "Name": "copy"}),
+                "systematic 'ME variation (Up)' and region '4j1b CR', sample 'ttbar', systematic",
+            ),
+            (
+                lambda c: c["Systematics"][1]["Up"].update(Normalization=-1),
+                "Luminosity -> Up -> Normalization: -1 takes all events away; it must be above -1",
+            ),
+            (
+                lambda c: c["Systematics"][1]["Down"].update(Normalization=-1.5),
+                "Luminosity -> Down -> Normalization: -1.5 takes",
+            ),
+            (
+                lambda c: c["Systematics"][1]["Down"].update(VariationPath="_x"),
+                "Luminosity -> Down -> VariationPath: not used, since the Type is Normalization",
+            ),
+            (
+                lambda c: c["Systematics"][1].update(Smoothing={"Algorithm": "353QH, twice"}),
+                "Luminosity -> Smoothing: a Normalization has no template",
+            ),
+            (
+                lambda c: c["NormFactors"][0].update(Nominal=11),
+                "ttbar_norm -> Nominal: 11 is not within its Bounds [0, 10]",
+            ),
+            (
+                lambda c: c["NormFactors"][0].update(Bounds=[3, 1]),
+                "ttbar_norm -> Bounds: 3 is not below 1",
+            ),
+        ],
+    )
+    def test_or_refused(self, made_up: dict[str, Any], edit: Edit, message: str) -> None:
+        with pytest.raises(FitError, match=re.escape(message)) as caught:
+            self.fitted(made_up, edit)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("field", ["RegionPath", "SamplePath", "VariationPath"])
+    def test_every_path_leads_to_its_histogram(self, made_up: dict[str, Any], field: str) -> None:
+        """A systematic may override each of them."""
+        names = {"RegionPath": "other_ttbar", "SamplePath": "4j1b_other", "VariationPath": None}
+        varied = made_up["4j1b_ttbar"] * 1.4
+        name = names[field] or "4j1b_ttbar_other"
+        value = "_other" if field == "VariationPath" else "other"
+
+        def one_region(config: dict[str, Any]) -> None:
+            config["Regions"] = config["Regions"][:1]
+            config["Systematics"][0]["Up"] = {field: value}
+
+        spec = self.fitted({**made_up, name: varied}, one_region)
+        modifiers = spec["channels"][0]["samples"][0]["modifiers"]
+        normsys = next(m for m in modifiers if m["type"] == "normsys")
+        assert normsys["data"]["hi"] == pytest.approx(1.4)
+
+    @pytest.mark.parametrize("name", ["ME variation", "alpha"])
+    def test_a_systematic_is_fixed_by_either_name(self, made_up: dict[str, Any], name: str) -> None:
+        def fixed(config: dict[str, Any]) -> None:
+            simple(config)
+            config["Systematics"][0]["ModifierName"] = "alpha"
+            config["General"]["Fixed"] = [{"Name": name, "Value": 1.0}]
+
+        result = stats.fit(made_up, shipped(fixed))
+        alpha = next(p for p in result.parameters if p.name == "alpha")
+        assert (alpha.value, alpha.uncertainty) == (1.0, 0.0)
+        assert result.states == {"alpha": "fixed"}
+        assert "alpha" not in {impact.parameter for impact in result.impacts}
+
+    def test_fixed_twice(self, made_up: dict[str, Any]) -> None:
+        def twice(config: dict[str, Any]) -> None:
+            config["Systematics"][0]["ModifierName"] = "alpha"
+            names = ("ME variation", "alpha")
+            config["General"]["Fixed"] = [{"Name": name, "Value": 1.0} for name in names]
+
+        with pytest.raises(FitError, match="alpha: the parameter is fixed twice, by ME variation"):
+            self.fitted(made_up, twice)
+
+    def test_histograms_of_another_range(self, made_up: dict[str, Any]) -> None:
+        axis = hist.axis.Regular(25, 0, 500, name="observable")
+        made_up["4j1b_wjets"] = hist.Hist(axis, storage=hist.storage.Weight())
+        made_up["4j1b_wjets"].fill(np.linspace(1, 499, 300))
+
+        def whole(config: dict[str, Any]) -> None:
+            config["Regions"][0].pop("Binning")
+            config["Samples"][0]["SamplePath"] = "single_top_tW"
+            config["Samples"] = config["Samples"][:3]
+
+        with pytest.raises(FitError, match="4j1b_wjets: ranges from 0 to 500, and the region's"):
+            self.fitted(made_up, whole)
+
+    def test_up_and_down_may_be_the_same_and_are_told(self, made_up: dict[str, Any]) -> None:
+        def same(config: dict[str, Any]) -> None:
+            simple(config)
+            config["Systematics"][0]["Down"] = dict(config["Systematics"][0]["Up"])
+
+        workspace = prepare(made_up, shipped(same))
+        assert "ME variation: Up and Down are the same histogram" in workspace.notes[0]
+
+    def test_what_selects_events_is_told(self, made_up: dict[str, Any]) -> None:
+        def selecting(config: dict[str, Any]) -> None:
+            config["Regions"][0]["Filter"] = "n_jets > 3"
+            config["Samples"][1]["Weight"] = "w"
+
+        notes = prepare(made_up, shipped(selecting)).notes
+        assert "Filter of regions 4j1b CR is not applied: histograms are taken as they are" in notes
+        assert "Weight of samples ttbar is not applied: histograms are taken as they are" in notes
+
+
+class TestFilesOfTheConfiguration:
+    """InputPath with placeholders before its colon, as cabinetry has it."""
+
+    @pytest.fixture
+    def config(self) -> dict[str, Any]:
+        return {
+            "General": {
+                "Measurement": "m",
+                "POI": "mu",
+                "InputPath": "hist/{SamplePath}.root:{RegionPath}{VariationPath}",
+                "HistogramFolder": "h/",
+                "VariationPath": "",
+            },
+            "Regions": [{"Name": "SR", "RegionPath": "SR"}],
+            "Samples": [
+                {"Name": "Data", "SamplePath": "data", "Data": True},
+                {"Name": "Signal", "SamplePath": "signal"},
+                {"Name": "Background", "SamplePath": "bkg"},
+            ],
+            "Systematics": [
+                {
+                    "Name": "sys",
+                    "Type": "NormPlusShape",
+                    "Samples": "Background",
+                    "Up": {"VariationPath": "_up"},
+                    "Down": {"VariationPath": "_down"},
+                }
+            ],
+            "NormFactors": [{"Name": "mu", "Samples": "Signal", "Nominal": 1, "Bounds": [0, 10]}],
+        }
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        (tmp_path / "hist").mkdir()
+        background = np.array([50.0, 40, 25])
+        content = {
+            "data": {"SR": [60.0, 55, 50]},
+            "signal": {"SR": [5.0, 10, 20]},
+            "bkg": {"SR": background, "SR_up": 1.1 * background, "SR_down": 0.9 * background},
+        }
+        for name, histograms in content.items():
+            made = {}
+            for key, values in histograms.items():
+                axis = hist.axis.Regular(3, 0, 3, name="x")
+                made[key] = variances.filled([axis], np.pad(values, 1), np.pad(values, 1) / 10)
+            hists.write_root(tmp_path / "hist" / f"{name}.root", made)
+        return tmp_path
+
+    def test_agrees_with_cabinetry(
+        self, folder: Path, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(folder)
+        with quiet():
+            cabinetry.templates.collect(config, method="uproot")
+            cabinetry.templates.postprocess(config)
+            expected = cabinetry.workspace.build(config)
+        for source in (folder, folder / "hist" / "bkg.root", "hist/data.root", "."):
+            result = stats.fit(source, config)
+            assert result.workspace["channels"] == expected["channels"]
+            assert result.workspace["observations"] == expected["observations"]
+
+    def test_what_is_none_of_its_files(
+        self, folder: Path, config: dict[str, Any], made_up: dict[str, Any]
+    ) -> None:
+        hists.write_root(folder / "other.root", {"SR": made_up["4j1b_ttbar"]})
+        with pytest.raises(UsageError, match=r"other.root: none of the files that InputPath"):
+            stats.fit(folder / "other.root", config)
+        with pytest.raises(UsageError, match="no such file"):
+            stats.fit(folder / "hist", config)
+        (folder / "run").mkdir()
+        run_result().save(folder / "run")
+        with pytest.raises(UsageError, match="a run directory, whose histograms are in one file"):
+            stats.fit(folder / "run", config)
+        with pytest.raises(FitError, match=r"InputPath .* names files, and a run has"):
+            stats.fit(run_result(), config)
+
+    def test_a_missing_histogram_is_named_with_its_file(
+        self, folder: Path, config: dict[str, Any]
+    ) -> None:
+        config["Systematics"][0]["Up"]["VariationPath"] = "_upwards"
+        with pytest.raises(FitError, match=r"histogram hist/bkg.root:SR_upwards is missing"):
+            stats.fit(folder, config)
+
+    def test_pseudodata_need_one_source(self, folder: Path, config: dict[str, Any]) -> None:
+        config["Samples"][0]["SamplePath"] = "pseudodata"
+        (folder / "hist" / "pseudodata.root").write_bytes(
+            (folder / "hist" / "data.root").read_bytes()
+        )
+        with pytest.raises(FitError, match="makes data of the templates of one file"):
+            stats.fit(folder, config)
 
 
 class TestSources:
