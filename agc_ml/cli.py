@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -119,7 +120,9 @@ def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _chosen(given: dict[str, Any]) -> Any:
     keys = ("dataset", "datasets", "max_files")
-    return _fileset(given["fileset"], *(given[key] for key in keys))
+    chosen = _fileset(given["fileset"], *(given[key] for key in keys))
+    label = given.get("label")
+    return chosen if label is None else replace(chosen, label=label)
 
 
 def _three_lines(result: Any) -> None:
@@ -183,8 +186,9 @@ def measure(**given: Any) -> None:
         kept="chunks",
     )
     _three_lines(done.run)
-    click.echo(done.fit)
+    _show_fit(done.fit)
     click.echo(f"report: {done.report}")
+    sys.exit(0 if done.fit.converged else 1)
 
 
 @cli.command(epilog="Example: agc-ml plan ttbar nanoaod_inputs.json --max-files 1")
@@ -231,8 +235,9 @@ def show(run: Path, as_json: bool, **_: Any) -> None:
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for figures/.")
 @options.pseudodata_option
+@options.label_option
 @options.logging_options
-def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, **_: Any) -> None:
+def plot(run: Path, config: Path | None, output: Path | None, **given: Any) -> None:
     """Draw stacked distributions and the shape of every variation, as PNG and PDF.
 
     RUN_OR_HISTOGRAMS is a run directory, a ROOT file with the names of the Analysis Grand
@@ -241,11 +246,12 @@ def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, *
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
-    click.echo(measurement.plot(run, output, pseudodata=pseudodata, config=config))
+    how = {key: given[key] for key in ("pseudodata", "label")}
+    click.echo(measurement.plot(run, output, config=config, **how))
 
 
 @cli.command(epilog="Example: agc-ml fit histos_1_file_per_process.json -o fits/one")
-@click.argument("run", metavar="RUN_OR_HISTOGRAMS", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN_OR_FILE", type=click.Path(path_type=Path))
 @click.argument("config", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the fit.")
 @click.option(
@@ -257,35 +263,46 @@ def plot(run: Path, config: Path | None, output: Path | None, pseudodata: Any, *
     help="A run of the same events with another model; repeat it. How they scatter becomes a "
     "nuisance parameter.",
 )
+@click.option(
+    "--patch",
+    metavar="FILE[:NAME]",
+    help="Add a signal to a pyhf workspace: a JSON patch, or one of a patch set.",
+)
 @options.pseudodata_option
+@options.label_option
 @options.json_option
 @options.logging_options
 def fit(run: Path, config: Path | None, output: Path | None, as_json: bool, **given: Any) -> None:
     """Fit templates: workspace, maximum likelihood, pulls, impacts, goodness of fit.
 
-    RUN_OR_HISTOGRAMS is a run directory, a ROOT file with the names of the Analysis Grand
-    Challenge, or its published reference JSON. CONFIG is in cabinetry's format; by default the one
-    that ships with the processor.
+    RUN_OR_FILE is a run directory, a ROOT file with the names of the Analysis Grand Challenge, its
+    published reference JSON, or a pyhf workspace. CONFIG is in cabinetry's format; by default the
+    one that ships with the processor. If its InputPath names the files, give the folder that they
+    are relative to, or one of them.
 
     With --ml-uncertainty the mass of the hadronic top that the model finds is fitted in the signal
     region, and the fit goes to RUN/fit_ml.
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
-    others, kind = given["others"], given["pseudodata"]
-    result = measurement.fit(run, output, config=config, pseudodata=kind, ml_uncertainty=others)
+    others = given["others"]
+    how = {key: given[key] for key in ("pseudodata", "patch", "label")}
+    how["quiet"] = given["quiet"] or as_json
+    result = measurement.fit(run, output, config=config, ml_uncertainty=others, **how)
     where = measurement.fit_folder(run, output, others)
     if as_json:
         click.echo((where / "fit.json").read_text(), nl=False)
-        return
-    click.echo(result)
-    test = result.goodness_of_fit
-    p_value = "" if test.p_value is None else f", p = {test.p_value:.3f}"
-    click.echo(
-        f"goodness of fit: chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"
-    )
-    page = where if others else output or run
-    click.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(page))}")
+    else:
+        _show_fit(result)
+        page = where if others else output or run
+        click.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(page))}")
+    sys.exit(0 if result.converged else 1)
+
+
+def _show_fit(result: Any) -> None:
+    """Print a result and what was fitted; what a reader must know of it is in the log."""
+    for line in (result, *result.facts):
+        click.echo(line)
 
 
 @cli.command(epilog="Example: agc-ml report runs/first")
@@ -327,9 +344,9 @@ def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
 def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
     """Say what files and folders are, and what is wrong with them.
 
-    Knows filesets and event files, generated sets, training sets, fit configurations, models and
-    their cards, run directories, fits and files of histograms. Files of a fileset that are on disks
-    are opened; 'fileset check' opens those on servers, too.
+    Knows filesets and event files, generated sets, training sets, fit configurations, pyhf
+    workspaces and patches, models and their cards, run directories, fits and files of histograms.
+    Files of a fileset that are on disks are opened; 'fileset check' opens those on servers, too.
     """
     from agc_ml import tables, validation  # noqa: PLC0415 - on demand
 

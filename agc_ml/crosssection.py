@@ -44,11 +44,11 @@ def _predicted(source: Any) -> Mapping[str, float]:
     """Cross-sections that templates were scaled to, in pb, by process."""
     if isinstance(source, RunResult):
         return {
-            dataset.process: dataset.xsec
+            dataset.process: dataset.process_xsec or dataset.xsec
             for dataset in source.provenance.datasets
             if dataset.variation == NOMINAL
             and dataset.xsec is not None
-            and source.scales.get(dataset.name) is not None
+            and (source.scales or {}).get(dataset.name) is not None
         }
     if isinstance(source, str | Path) and templates.is_published(Path(source)):
         return agc.CROSS_SECTIONS

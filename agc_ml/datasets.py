@@ -159,10 +159,11 @@ class Known:
 class Dataset:
     """Files of one process and variation.
 
-    ``xsec`` is the cross-section in pb (None: unknown, or data); ``xsec_source`` where the number
-    comes from. ``metadata`` is the user's own and reaches the processor as it is. Two files with
-    one ``lfn``, or with one stated ``uuid`` and tree, are refused: their events would count twice.
-    A tree is the same however it is spelled (`plain_tree`).
+    ``xsec`` is the cross-section in pb that events are scaled to (None: unknown, or data);
+    ``xsec_source`` where the number comes from, and ``process_xsec`` the one of the process itself
+    where ``xsec`` is that over a factor. ``metadata`` is the user's own and reaches the processor
+    as it is. Two files with one ``lfn``, or with one stated ``uuid`` and tree, are refused: their
+    events would count twice. A tree is the same however it is spelled (`plain_tree`).
     """
 
     name: str
@@ -173,6 +174,7 @@ class Dataset:
     xsec_source: str | None = None
     is_data: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    process_xsec: float | None = None
 
     def __post_init__(self) -> None:
         names = {"name": self.name, "process": self.process, "variation": self.variation}
@@ -183,10 +185,11 @@ class Dataset:
         if self.xsec_source:
             check_text(f"dataset {self.name}: the source of its xsec", self.xsec_source)
         _refuse_metadata(self)
-        if self.xsec is not None and not 0 < self.xsec < float("inf"):
-            raise FilesetError(
-                f"dataset {self.name}: xsec is {self.xsec}, it must be a positive number in pb"
-            )
+        for what, value in (("xsec", self.xsec), ("process_xsec", self.process_xsec)):
+            if value is not None and not 0 < value < float("inf"):
+                raise FilesetError(
+                    f"dataset {self.name}: {what} is {value}, it must be a positive number in pb"
+                )
         for file in self.files:
             for text in (file.lfn, file.tree, *file.replicas):
                 check_text(f"dataset {self.name}: {text!r}", text)
@@ -216,7 +219,7 @@ class Fileset:
 
     ``luminosity_source`` is where the number comes from; ``notes`` are what a reader should know of
     how the fileset was made, such as a guess by the loader. ``label`` says on figures whose events
-    they are; None: CMS Open Data.
+    they are, None where that is not known.
 
     A file may be in several datasets if they differ in process or variation: their histograms are
     apart, and one sample may stand in for another. Datasets of the same process and variation add

@@ -186,6 +186,15 @@ class FitResult(NamedTuple):
         )
 
     @property
+    def facts(self) -> tuple[str, ...]:
+        """What stands beside the result: what was fitted, how well, and what its numbers mean."""
+        test = self.goodness_of_fit
+        p_value = "" if test.p_value is None else f", p = {test.p_value:.3f}"
+        quality = f"chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"
+        lines = (f"fitted to {self.kind}: {quality}", self.closure, self.definition)
+        return tuple(line for line in lines if line)
+
+    @property
     def value(self) -> str:
         """The parameter of interest, rounded, or what it is instead of an uncertainty."""
         state = self.states.get(self.poi.name)

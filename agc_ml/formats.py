@@ -71,6 +71,9 @@ class DatasetModel(_Model):
     process: str = Field(min_length=1)
     variation: str = Field(NOMINAL, min_length=1)
     xsec: Quantity | None = Field(None, description="cross-section in pb")
+    process_xsec: float | None = Field(
+        None, description="cross-section of the process in pb, if xsec is one over a factor"
+    )
     is_data: bool = False
     metadata: dict[str, Any] = Field(default_factory=dict, description="handed to the processor")
     files: list[Annotated[FileModel, BeforeValidator(_replica_only)]] = Field(min_length=1)
@@ -82,9 +85,7 @@ class FilesetModel(_Model):
     schema_version: Literal[1] = Field(SCHEMA, alias="schema")
     luminosity: Quantity | None = Field(None, description="integrated luminosity in 1/pb")
     notes: list[str] = Field(default_factory=list, description="shown with every result")
-    label: str | None = Field(
-        None, min_length=1, description="whose events they are, on figures [CMS Open Data]"
-    )
+    label: str | None = Field(None, min_length=1, description="whose events they are, on figures")
     datasets: dict[str, DatasetModel] = Field(min_length=1)
 
 
@@ -172,6 +173,7 @@ def _from_own(path: Path, raw: Mapping[str, Any]) -> Fileset:
             variation=d.variation,
             xsec=None if d.xsec is None else d.xsec.value,
             xsec_source=None if d.xsec is None else d.xsec.source,
+            process_xsec=d.process_xsec,
             is_data=_is_data(name, {**d.metadata, **_stated(d, "is_data")}),
             metadata=d.metadata,
             files=tuple(files.found),
@@ -276,7 +278,7 @@ def _from_agc(path: Path, raw: Mapping[str, Any]) -> Fileset:
             dataset = _agc_dataset(name, process, variation, tuple(files.found))
             datasets.append(dataset)
             notes += [*files.notes, *_count_note(dataset, "nevts_total", model.nevts_total)]
-    return Fileset(tuple(datasets), agc.LUMINOSITY, agc.SOURCE, tuple(notes))
+    return Fileset(tuple(datasets), agc.LUMINOSITY, agc.SOURCE, tuple(notes), agc.LABEL)
 
 
 def _agc_dataset(name: str, process: str, variation: str, files: tuple[File, ...]) -> Dataset:
@@ -477,6 +479,7 @@ def _to_model(dataset: Dataset) -> DatasetModel:
         process=dataset.process,
         variation=dataset.variation,
         xsec=_quantity(dataset.xsec, dataset.xsec_source),
+        process_xsec=dataset.process_xsec,
         is_data=dataset.is_data,
         metadata=dict(dataset.metadata),
         files=files,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from agc_ml import agc
 from agc_ml.baskets import (
     Directory,
     Dropped,
@@ -45,7 +46,8 @@ class FileInfo:
     makes sense; ``uneven`` the branches of another number of entries than the tree, where columns
     were not declared; ``lacking`` the optional columns that it has not; ``failures`` what was wrong
     with replicas. ``url`` is the replica that was opened, and ``stamp`` changes when it does.
-    ``place`` is where the file says how many entries it has.
+    ``place`` is where the file says how many entries it has. ``is_generated``: the file says that
+    its events are of our own generator.
     """
 
     entries: int
@@ -64,6 +66,7 @@ class FileInfo:
     uneven: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
     generated_sumw: float | None = None
+    is_generated: bool = False
     place: EntriesPlace | None = None
 
     def known(self, *, is_remembered: bool) -> Known:
@@ -151,6 +154,7 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
         column_bytes=_bytes_of(tree, wanted),
         generated=generated,
         generated_sumw=generated_sumw,
+        is_generated=agc.ORIGIN in opened.keys(cycle=False, recursive=False),
         adler32=_adler32(opened.file.source) if checksum else None,
         url=redacted(opened.file.source.url),
         stamp=opened.file.source.stamp,

@@ -1,21 +1,26 @@
 """The steps after a run: figures, fit, report; and `measure`, which takes all of them.
 
 A run directory passes between them: figures go to ``figures/``, the fit to ``fit/``, the page to
-``report.html``.
+``report.html``. The kind of pseudodata is the run's (``measurement.json``): what one command is
+told is the default of those that follow, and a page has one kind only.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from agc_ml import catalogue, folders
-from agc_ml.errors import AgcError, FitError, HistogramError, UsageError
+from pydantic import BaseModel, ConfigDict, Field
+
+from agc_ml import agc, catalogue, folders
+from agc_ml.errors import AgcError, FitError, HistogramError, RunDirectoryError, UsageError
 from agc_ml.results import RunResult, write
 from agc_ml.running import run
 
@@ -28,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 PROCESSOR: Final = "ttbar"
 INDEX: Final = "figures.json"
+CHOICES: Final = "measurement.json"
 FEW: Final = 6
 """So many histograms of a run are all shown large."""
 
@@ -40,12 +46,25 @@ class Measurement(NamedTuple):
     report: Path
 
 
+class _Choices(BaseModel):
+    """The content of ``measurement.json``: what later commands go on with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+    pseudodata: Literal["published", "complete"] = Field(description="kind of the run's pseudodata")
+    drawn: Literal["published", "complete"] | None = Field(
+        default=None, description="kind in figures/, if there are any"
+    )
+
+
 def measure(
-    fileset: Any = catalogue.DEMO, *, pseudodata: Pseudodata = "published", **options: Any
+    fileset: Any = catalogue.DEMO, *, pseudodata: Pseudodata | None = None, **options: Any
 ) -> Measurement:
     """Measure the ttbar cross-section: run, figures, fit, report.
 
-    Without ``fileset`` it is the embedded demo set. ``options`` are those of `run`.
+    Without ``fileset`` it is the embedded demo set. ``pseudodata`` are the published ones unless
+    told, or what a run that is resumed had. ``options`` are those of `run`.
 
     Raises
     ------
@@ -56,10 +75,12 @@ def measure(
     if result.path is None:
         raise UsageError("the run has no directory to report in")
     # Figures and fit take about as long, and one core each.
+    kind = pseudodata or _choices(result.path).pseudodata
+    _choose(result.path, pseudodata=kind)
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        drawn = pool.submit(plot, result.path, pseudodata=pseudodata)
+        drawn = pool.submit(plot, result.path, pseudodata=kind)
         try:
-            fitted = fit(result.path, pseudodata=pseudodata)
+            fitted = fit(result.path, pseudodata=kind, quiet=bool(options.get("quiet", False)))
         except (FitError, HistogramError) as error:
             drawn.result()
             page = report(result.path)
@@ -68,18 +89,48 @@ def measure(
     return Measurement(result, fitted, report(result.path))
 
 
+def _choices(run: Path) -> _Choices:
+    """What earlier commands were told of a run.
+
+    Raises
+    ------
+    RunDirectoryError
+        The record of it is damaged.
+    """
+    path = run / CHOICES
+    if not path.is_file():
+        return _Choices(schema=1, pseudodata="published")
+    try:
+        return _Choices.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"{path}: damaged ({' '.join(str(error).split())}); remove it, and say again which "
+            "pseudodata: agc-ml fit RUN --pseudodata KIND"
+        ) from error
+
+
+def _choose(run: Path, **changes: str) -> None:
+    """Change what later commands of a run go on with."""
+    before = _choices(run)
+    after = before.model_copy(update=changes)
+    if after != before or not (run / CHOICES).exists():
+        text = after.model_dump_json(by_alias=True) + "\n"
+        write(run / CHOICES, lambda path: path.write_text(text))
+
+
 def plot(
     source: Path,
     output: Path | None = None,
     *,
-    pseudodata: Pseudodata = "published",
+    pseudodata: Pseudodata | None = None,
     config: Path | None = None,
+    label: str | None = None,
 ) -> Path:
     """Draw the templates of a run directory, or of a file of histograms; returns the folder.
 
     Figures of a run go into it, those of a file need ``output``. A fit configuration says which
     regions of a run are shown large, and which regions and processes the histograms of a file
-    belong to.
+    belong to. ``label`` says on figures whose events they are, if the run does not.
 
     Raises
     ------
@@ -87,15 +138,25 @@ def plot(
         Histograms are damaged, none can be drawn, or the folder can't be written.
     """
     folder = _output(source, output) / "figures"
+    kind = pseudodata or _choices(source).pseudodata
     if source.is_dir():
-        result = RunResult.load(source)
-        figures = _draw_run(result, folder, pseudodata, config)
+        result = _labelled(RunResult.load(source), label)
+        figures = _draw_run(result, folder, kind, config)
         if not figures:
             raise HistogramError(f"{source}: {_why_nothing_is_drawn(result)}")
+        if output is None:
+            _choose(source, pseudodata=kind, drawn=kind)
     else:
-        figures = _draw_file(source, folder, pseudodata, config)
+        figures = _draw_file(source, folder, kind, config, label)
     _write_index(folder, figures)
     return folder
+
+
+def _labelled(result: RunResult, label: str | None) -> RunResult:
+    """A run with another label for its figures, if one is given."""
+    if label is None:
+        return result
+    return replace(result, provenance=result.provenance.model_copy(update={"label": label}))
 
 
 def _draw_run(
@@ -103,8 +164,30 @@ def _draw_run(
 ) -> list[FigureInfo]:
     from agc_ml import plots  # noqa: PLC0415 - heavy
 
-    data = _pseudodata(dict(result.templates), kind)
-    return plots.draw_run(result, folder, data, _large(result, config))
+    return plots.draw_run(
+        result,
+        folder,
+        _pseudodata(dict(result.templates), kind) if result.is_scaled else None,
+        _large(result, config),
+        data_label=f"{kind} pseudodata",
+        of_events=_of_events(result),
+    )
+
+
+def _of_events(result: RunResult) -> tuple[str, ...]:
+    """Histograms that are known to count events: those of the processor's fit, if scaled."""
+    from agc_ml import carryover, stats  # noqa: PLC0415 - heavy
+
+    name = result.provenance.processor.name
+    if result.luminosity is None:
+        return ()
+    try:
+        regions = stats.region_paths(stats.shipped_config(name))
+    except FitError as error:
+        logger.info("no histogram is known to count events: %s", error)
+        return ()
+    observables = carryover.shipped_observables(name)
+    return (*regions, *(observables.histograms if observables else ()))
 
 
 def _why_nothing_is_drawn(result: RunResult) -> str:
@@ -119,7 +202,7 @@ def _why_nothing_is_drawn(result: RunResult) -> str:
 
 
 def _draw_file(
-    source: Path, folder: Path, kind: Pseudodata, config: Path | None
+    source: Path, folder: Path, kind: Pseudodata, config: Path | None, label: str | None
 ) -> list[FigureInfo]:
     from agc_ml import plots, stats, templates  # noqa: PLC0415 - heavy
 
@@ -127,8 +210,19 @@ def _draw_file(
     described = stats.load_config(config) if config else stats.shipped_config(PROCESSOR)
     regions = stats.region_paths(described)
     samples = [s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")]
-    data = _pseudodata(flat, kind)
-    figures = plots.draw_templates(flat, folder, samples, regions, data=data)
+    # histograms that come alone say nothing of events, but the published ones are known
+    published = templates.is_published(source)
+    figures = plots.draw_templates(
+        flat,
+        folder,
+        samples,
+        regions,
+        source=label or (agc.LABEL if published else None),
+        luminosity=agc.LUMINOSITY if published else None,
+        data=_pseudodata(flat, kind),
+        data_label=f"{kind} pseudodata",
+        of_events=regions,
+    )
     if not figures:
         raise HistogramError(
             f"{source}: none of its histograms ({_few(flat)}) is of the regions "
@@ -181,29 +275,60 @@ def fit(
     output: Path | None = None,
     *,
     config: Path | None = None,
-    pseudodata: Pseudodata = "published",
+    pseudodata: Pseudodata | None = None,
     ml_uncertainty: Sequence[Path] = (),
+    patch: str | None = None,
+    label: str | None = None,
+    quiet: bool = True,
 ) -> FitResult:
-    """Fit the templates of a run directory, or of a file of histograms, and draw the fit.
+    """Fit the templates of a run or of a file of histograms, or a pyhf workspace, and draw the fit.
 
     Writes ``fit/`` into the run directory, or ``fit_ml/`` if runs with other models say how
-    uncertain the model is; for a file, ``output`` becomes that folder.
+    uncertain the model is; for a file, ``output`` becomes that folder. ``patch`` adds to a
+    workspace, ``label`` says on figures whose events they are. Unless ``quiet``, it shows what it
+    does.
 
     Raises
     ------
     AgcError
         Histograms or configuration don't fit together, or the folder can't be written.
     """
-    from agc_ml import plots, stats  # noqa: PLC0415 - heavy
+    from agc_ml import plots, progress, stats  # noqa: PLC0415 - heavy
 
+    is_run = (source / "run.json").exists()
     folder = fit_folder(source, output, ml_uncertainty)
     described = stats.load_config(config) if config is not None else None
-    made = RunResult.load(source).provenance if source.is_dir() else None
-    label = (made.luminosity, made.label) if made is not None else (None, None)
-    result = stats.fit(source, described, pseudodata=pseudodata, ml_uncertainty=ml_uncertainty)
-    stats.save(result, folder)
-    _write_index(folder / "figures", plots.draw_fit(result, folder / "figures", *label))
+    made = RunResult.load(source) if is_run else None
+    kind = (pseudodata or _choices(source).pseudodata) if is_run else pseudodata
+    with progress.steps(quiet=quiet) as tell:
+        result = stats.fit(
+            made or source,
+            described,
+            pseudodata=kind,
+            ml_uncertainty=ml_uncertainty,
+            patch=patch,
+            tell=tell,
+        )
+        stats.save(result, folder)
+        tell("drawing")
+        figures = plots.draw_fit(result, folder / "figures", *_figure_label(source, made, label))
+    _write_index(folder / "figures", figures)
+    if made is not None and output is None and not ml_uncertainty and kind is not None:
+        _choose(source, pseudodata=kind)
     return result
+
+
+def _figure_label(
+    source: Path, made: RunResult | None, label: str | None
+) -> tuple[float | None, str | None]:
+    """Luminosity and whose events they are, for figures."""
+    from agc_ml import templates  # noqa: PLC0415 - heavy
+
+    if made is not None:
+        return made.luminosity, label or made.provenance.label
+    if templates.is_published(source):
+        return agc.LUMINOSITY, label or agc.LABEL
+    return None, label
 
 
 def fit_folder(source: Path, output: Path | None, ml_uncertainty: Sequence[Path]) -> Path:
@@ -231,11 +356,19 @@ def report(source: Path, output: Path | None = None) -> Path:
         pages.write_report(None, bare, figures, page)
         return page
     result = RunResult.load(source)
-    if result.templates and not (source / "figures" / INDEX).exists():
-        drawn = _draw_run(result, source / "figures", "published", None)
+    kind, drawn_kind = _choices(source).pseudodata, _choices(source).drawn
+    fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
+    if fitted is not None and fitted.pseudodata not in {"data", kind}:
+        raise FitError(
+            f"{source / 'fit'}: fitted to {fitted.pseudodata} pseudodata, and the run has {kind} "
+            f"ones now; fit these: agc-ml fit {shlex.quote(str(source))}"
+        )
+    is_drawn = (source / "figures" / INDEX).exists() and drawn_kind == kind
+    if result.templates and not is_drawn:
+        drawn = _draw_run(result, source / "figures", kind, None)
         if drawn:
             _write_index(source / "figures", drawn)
-    fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
+            _choose(source, drawn=kind)
     figures = [*_read_index(source / "figures"), *_read_index(source / "fit" / "figures")]
     page = _page(source, output)
     pages.write_report(result, fitted, figures, page, _large(result))

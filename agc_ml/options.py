@@ -49,6 +49,11 @@ dataset_option = click.option(
     metavar="NAME",
     help="Dataset name for ROOT files given directly or in a list [name of the file].",
 )
+label_option = click.option(
+    "--label",
+    metavar="TEXT",
+    help="Whose events they are, on figures [as the fileset or the files say].",
+)
 choice_options = together(
     click.option("--max-files", type=click.IntRange(1), help="Files of each dataset."),
     click.option("--datasets", metavar="A,B*", help="Only datasets that match."),
@@ -116,6 +121,7 @@ run_options = together(
         is_flag=True,
         help="Read files whole first, and compare them with the adler32 that the fileset states.",
     ),
+    label_option,
     plan_options,
 )
 logging_options = together(
@@ -126,9 +132,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print facts 
 pseudodata_option = click.option(
     "--pseudodata",
     type=click.Choice(["published", "complete"]),
-    default="published",
-    show_default=True,
-    help="Made of ME_var, PS_var and W+jets as published, or of single top too.",
+    help="What to fit: 'published' (AGC's pseudodata, no single top) or 'complete' (single top "
+    "too; closes at 1) [as before in this run, else published].",
 )
 
 

@@ -35,6 +35,35 @@ def shown(*, quiet: bool, pieces: str = "chunks") -> Iterator[Callable[[Tick], N
 
 
 @contextmanager
+def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows what is being done, ``stage: how far``, on standard error.
+
+    A terminal or notebook shows the last of it while it lasts; a pipe gets a line at each new
+    stage, and every ten seconds.
+    """
+    if quiet:
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - not needed when quiet
+
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        with console.status("") as status:
+            yield status.update
+        return
+    last = ("", 0.0)
+
+    def line(text: str) -> None:
+        nonlocal last
+        stage, now = text.partition(":")[0], time.monotonic()
+        if stage != last[0] or now - last[1] > SECONDS_BETWEEN_LINES:
+            last = (stage, now)
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    yield line
+
+
+@contextmanager
 def _bar(console: Console, pieces: str) -> Iterator[Callable[[Tick], None]]:
     from rich import progress  # noqa: PLC0415 - only on a terminal
 

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from agc_ml import agc
 from agc_ml.account import Account
 from agc_ml.delivery.credentials import redacted
 from agc_ml.identity import version_of
@@ -105,6 +106,15 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def _label(account: Account) -> str | None:
+    """Whose events they are: as the fileset says, but never others' where files say otherwise."""
+    label = account.fileset.label
+    generated = [info.is_generated for info in account.files.values()]
+    if label not in {None, agc.LABEL} or not any(generated):
+        return label
+    return agc.GENERATED if all(generated) else f"partly {agc.GENERATED}"
+
+
 def collect(
     account: Account, where: ClusterSummary, start: datetime, command: tuple[str, ...]
 ) -> Provenance:
@@ -114,7 +124,7 @@ def collect(
     return Provenance(
         fileset=fileset.digest,
         luminosity=fileset.luminosity,
-        label=fileset.label,
+        label=_label(account),
         datasets=tuple(
             DatasetSummary(
                 name=dataset.name,
@@ -122,6 +132,7 @@ def collect(
                 variation=dataset.variation,
                 is_data=dataset.is_data,
                 xsec=dataset.xsec,
+                process_xsec=dataset.process_xsec,
                 files=len(dataset.files),
                 events=sum(
                     info.entries

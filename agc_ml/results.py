@@ -62,7 +62,10 @@ class DatasetSummary(_Record):
     process: str
     variation: str
     is_data: bool
-    xsec: float | None = Field(description="cross-section in pb")
+    xsec: float | None = Field(description="cross-section in pb that it is scaled to")
+    process_xsec: float | None = Field(
+        None, description="cross-section of the process in pb, if xsec is one over a factor"
+    )
     files: int
     events: int = Field(description="entries of the files that could be opened")
 
@@ -109,7 +112,7 @@ class Provenance(_Record):
 
     fileset: str = Field(description="digest of the fileset")
     luminosity: float | None = Field(description="integrated luminosity in 1/pb")
-    label: str | None = Field(None, description="whose events they are [CMS Open Data]")
+    label: str | None = Field(None, description="whose events they are, null if not known")
     datasets: tuple[DatasetSummary, ...]
     processor: ProcessorSummary
     files: dict[str, str] = Field(
@@ -173,10 +176,10 @@ class RunRecord(_Record):
     tables: dict[str, TableSummary] = Field(
         default_factory=dict, description="tables, each in a Parquet file"
     )
-    scales: dict[str, float | None] = Field(
-        default_factory=dict,
+    scales: dict[str, float | None] | None = Field(
+        None,
         description="factor by which each simulated dataset was scaled to cross-section x "
-        "luminosity; null where nothing was",
+        "luminosity; null where none was, and as a whole in runs of versions that did not say",
     )
     outputs: dict[str, Any] = Field(
         description="what else the processor gave, as agc_ml.saved describes it"
@@ -201,7 +204,8 @@ class RunResult:
     tables
         Tables that the processor extracted.
     scales
-        Factor that scaled each simulated dataset to cross-section x luminosity, None if none did.
+        Factor that scaled each simulated dataset to cross-section x luminosity, None if none did;
+        None as a whole if it is not known.
     """
 
     status: Status
@@ -214,8 +218,24 @@ class RunResult:
     warnings: tuple[str, ...] = ()
     outputs: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, Rows] = field(default_factory=dict)
-    scales: Mapping[str, float | None] = field(default_factory=dict)
+    scales: Mapping[str, float | None] | None = None
     path: Path | None = None
+
+    @property
+    def luminosity(self) -> float | None:
+        """Integrated luminosity in 1/pb that the histograms are scaled to or recorded in.
+
+        None where it is not stated, or nothing was scaled to it.
+        """
+        is_recorded = any(dataset.is_data for dataset in self.provenance.datasets)
+        return self.provenance.luminosity if self.is_scaled or is_recorded else None
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether simulated datasets are scaled to cross-section x luminosity."""
+        return self.provenance.luminosity is not None and (
+            self.scales is None or any(self.scales.values())
+        )
 
     def yields(self) -> dict[str, dict[str, Yield]]:
         """Nominal yield of each region and process, flow included; means have none."""
@@ -249,7 +269,7 @@ class RunResult:
                 name: TableSummary(rows=len(table), columns=table.names, digest=table.digest)
                 for name, table in self.tables.items()
             },
-            scales=dict(self.scales),
+            scales=None if self.scales is None else dict(self.scales),
             outputs=saved.encode(self.outputs).content,
             provenance=self.provenance,
         )

@@ -44,7 +44,7 @@ from agc_ml.results import RunResult
 from agc_ml.spread import check_alternatives, ml_config, with_spread
 from agc_ml.templates import Pseudodata, digest
 from agc_ml.templates import load as load_templates
-from agc_ml.workspace import Workspace, build_workspace, prepare
+from agc_ml.workspace import Workspace, build_workspace, prepare, wants_pseudodata
 
 __all__ = [
     "CarriedOver",
@@ -201,6 +201,12 @@ def _of_templates(
         others = [one.templates for one in alternatives]
         templates, settings, more = with_spread(templates, settings, others)
         notes += more
+    if isinstance(source, RunResult) and not source.is_scaled and wants_pseudodata(settings):
+        raise FitError(
+            f"{source.path or 'this run'}: nothing in it is scaled to cross-section x luminosity, "
+            "so no pseudodata can be made of it; return 'sumw' from the processor, and state "
+            "'xsec' and 'luminosity' in the fileset"
+        )
     workspace = prepare(templates, settings, kind)
     # now, so that what is wrong with their histograms is told before the fit
     observables = None if alternatives else shipped_observables(processor)

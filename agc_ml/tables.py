@@ -122,11 +122,13 @@ def fileset(found: Fileset) -> Page:
     facts = {
         "digest": found.digest,
         "luminosity": found.luminosity,
+        "label": found.label,
         "datasets": [dict(zip(header, row, strict=True)) for row in rows],
         "notes": list(found.notes),
     }
     lines = [
         f"{len(rows)} datasets, {found.n_files:,} files, {events}; luminosity {luminosity}",
+        *([f"label on figures: {found.label}"] if found.label else []),
         *(f"note: {note}" for note in found.notes),
         f"digest {found.digest}",
     ]
@@ -257,6 +259,7 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
     yield "code", made.processor.code
     yield "fileset", made.fileset
     yield "luminosity", "not stated" if made.luminosity is None else f"{made.luminosity:g} /pb"
+    yield "events of", "not known" if made.label is None else made.label
     yield "cluster", f"{made.cluster.kind}, {made.cluster.workers} workers"
     yield "chunk size", str(made.chunk_size)
     if made.git is not None:

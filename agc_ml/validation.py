@@ -47,7 +47,7 @@ def validate(path: Path) -> Verdict:
             return Verdict(path, "nothing", "", "no such file or folder")
         if path.exists() and not path.is_dir() and not path.is_file():
             return Verdict(path, "nothing", "", "neither a file nor a folder, but a pipe or device")
-        kind, summarise = _recognise(path)
+        kind, summarise = _recognise_for_pyhf(path) or _recognise(path)
     except OSError as error:
         return Verdict(path, "nothing", "", f"can't be looked into ({error.strerror or error})")
     try:
@@ -73,6 +73,14 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
         return "fileset", _fileset  # which says what is wrong with it
     # whatever its datasets are called
     return ("fileset", _fileset) if _is_fileset(path) else _recognise_content(content)
+
+
+def _recognise_for_pyhf(path: Path) -> tuple[str, Callable[[Path], str]] | None:
+    from agc_ml import histfactory  # noqa: PLC0415 - heavy
+
+    if histfactory.is_workspace(path):
+        return "pyhf workspace", _workspace
+    return ("pyhf patch", _patch) if histfactory.is_patch(path) else None
 
 
 def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:
@@ -230,11 +238,26 @@ def _configuration(path: Path) -> str:
     return f"{len(config['Regions'])} regions, {len(config['Samples'])} samples"
 
 
+def _workspace(path: Path) -> str:
+    from agc_ml import histfactory  # noqa: PLC0415 - heavy
+
+    found = histfactory.read(path).workspace
+    n_bins = sum(len(kept) for kept in found.kept.values())
+    poi = found.spec["measurements"][0]["config"]["poi"]
+    return f"{len(found.kept)} regions, {n_bins} bins, measures {poi}"
+
+
+def _patch(path: Path) -> str:
+    from agc_ml import histfactory  # noqa: PLC0415 - heavy
+
+    names = histfactory.patch_names(path)
+    return f"{len(names)} patches: {', '.join(names)}" if names else "one patch"
+
+
 def _fit(path: Path) -> str:
     from agc_ml import stats  # noqa: PLC0415 - heavy
 
-    poi = stats.load(path).poi
-    return f"{poi.name} = {poi.value:.4f} ± {poi.uncertainty:.4f}"
+    return str(stats.load(path))
 
 
 def _histograms(path: Path) -> str:

@@ -92,8 +92,7 @@ def prepare(
     model = _entering(of_model, templates)
     _check_statistics(of_model, model, config)
     # the data: real ones, or made of the templates
-    sample = next(sample for sample in config["Samples"] if sample.get("Data", False))
-    is_pseudo = sample.get("SamplePath") == PSEUDODATA
+    is_pseudo = wants_pseudodata(config)
     made = _pseudodata(templates, config, kind) if is_pseudo else {}
     data = _entering(of_data, {**templates, **made})
     # one binning a region
@@ -120,6 +119,12 @@ def prepare(
         data=kind if is_pseudo else "data",
         notes=(*notes, *reachable.notes),
     )
+
+
+def wants_pseudodata(config: Config) -> bool:
+    """Whether the data of a configuration are made of the templates."""
+    sample = next(sample for sample in config["Samples"] if sample.get("Data", False))
+    return bool(sample.get("SamplePath") == PSEUDODATA)
 
 
 def _entering(

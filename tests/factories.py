@@ -258,6 +258,7 @@ def run_result(hists: Mapping[str, hist.Hist[Any]] | None = None, **values: Any)
             workers=4,
         ),
         "provenance": provenance(),
+        "scales": {f"{process}__nominal": 1.0 for process in YIELDS},
     }
     return RunResult(**{**defaults, **values})
 

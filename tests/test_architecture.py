@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Left may not import right; the rooms of one line may not import each other in a circle either.
 ORDER = [
     {"_version", "errors", "options"},
-    {"folders", "kernels", "referred", "variances", "variations"},
+    {"folders", "kernels", "referred", "rounding", "variances", "variations"},
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
     {"attachments", "lasting", "opened_files", "outputs"},
     {"agc", "declarations", "delivery", "results", "shipping"},
@@ -30,8 +30,10 @@ ORDER = [
     {"execution", "progress", "provenance", "reduction", "remarks"},
     {"running"},
     {"checking", "planning", "reference", "templates"},
-    {"fitconfig", "fitresult", "likelihood", "minimum"},
-    {"spread", "workspace"},
+    {"fitconfig", "fitresult", "impacts", "likelihood", "minimum"},
+    {"crosssection", "fitinputs", "spread", "unreachable"},
+    {"workspace"},
+    {"histfactory"},
     {"prediction"},
     {"carryover"},
     {"stats"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from dataclasses import replace
@@ -57,8 +58,15 @@ def test_run_directory_has_everything(measured: tuple[Path, str, float]) -> None
     lines = output.splitlines()
     events = sum(d.n_events or 0 for d in Fileset.load(catalogue.DEMO).datasets)
     assert lines[0].startswith(f"complete: {events:,} events in 9 chunks")
-    assert lines[2].startswith("ttbar_norm = ")
-    assert lines[3] == f"report: {folder / 'report.html'}"
+    assert re.fullmatch(
+        r"sigma\(tt\) = \d+ ± \d+ pb \(predicted 729.84; ttbar_norm \d.\d+ ± \d.\d+\)", lines[2]
+    )
+    assert lines[3].startswith("fitted to complete pseudodata: chi2 = ")
+    assert lines[4].startswith("This is a closure test: the complete pseudodata are mixed from the")
+    assert lines[5] == (
+        "ttbar_norm is the cross-section of ttbar over the predicted one, 729.84 pb."
+    )
+    assert lines[6] == f"report: {folder / 'report.html'}"
 
 
 def test_templates_are_those_of_the_measurement(measured: tuple[Path, str, float]) -> None:
@@ -84,8 +92,12 @@ def test_figures_do_not_say_cms(measured: tuple[Path, str, float]) -> None:
 def test_fit_is_written_down(measured: tuple[Path, str, float]) -> None:
     folder, output, _ = measured
     written = json.loads((folder / "fit" / "fit.json").read_text())
-    assert f"ttbar_norm = {written['poi']['value']:.4f}" in output
-    assert stats.load(folder / "fit").poi.value == written["poi"]["value"]
+    again = stats.load(folder / "fit")
+    assert str(again) in output.splitlines()
+    assert again.poi.value == written["poi"]["value"]
+    assert written["cross_section"]["predicted"] == 729.84
+    assert written["cross_section"]["value"] == pytest.approx(729.84 * again.poi.value, rel=1e-12)
+    assert {"jax", "pyhf", "cabinetry", "iminuit", "python"} <= written["versions"].keys()
 
 
 def test_it_does_not_take_long(measured: tuple[Path, str, float]) -> None:

@@ -68,7 +68,7 @@ def test_run_gives_a_stack_and_the_variations_of_each_process(tmp_path):
     ]
     assert all(is_drawn(figure) for figure in figures)
     assert "pseudodata" in figures[0].caption
-    assert "Not shown: 25 events" in figures[0].caption  # 12.5 in each overflow bin
+    assert "Not shown: 25 entries" in figures[0].caption  # 12.5 in each overflow bin
 
 
 def test_many_histograms_share_an_overview(tmp_path):
@@ -172,7 +172,7 @@ def test_unknown_variances_are_drawn_without_a_band(tmp_path):
     assert not any("hatched" in figure.caption or "grey" in figure.caption for figure in figures)
     content = templates._stack(
         templates.Region("4j2b", templates._processes("4j2b", hists["4j2b"], result.templates)),
-        None,
+        templates._Points({}, "pseudodata", ()),
         style.Label(None, simulation=True),
     )
     assert content.uncertainty is None

@@ -209,10 +209,15 @@ class TestUnknownVariances:
             templates.check({"h": bad})
 
     def test_zip_leaves_out_what_is_empty(self, tmp_path: Path) -> None:
-        axes = hist.axis.StrCategory(["a", "b"], name="process"), hist.axis.Regular(1, 0, 1)
-        made = hist.Hist(*axes).fill(["a"], [0.5], weight=2.5)
+        """Variations, which may be another process's: an empty nominal one is a template."""
+        axes = (
+            hist.axis.StrCategory(["a", "b"], name="process"),
+            hist.axis.StrCategory(["nominal", "x_up"], name="variation"),
+            hist.axis.Regular(1, 0, 1),
+        )
+        made = hist.Hist(*axes).fill(["a"], ["nominal"], [0.5], weight=2.5)
         hists.write_zip(tmp_path / "h.zip", {"h": made})
-        assert list(templates.load(tmp_path / "h.zip")) == ["h_a"]
+        assert list(templates.load(tmp_path / "h.zip")) == ["h_a", "h_b"]
 
 
 def test_means_are_no_templates_of_a_fit() -> None:

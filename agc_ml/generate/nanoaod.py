@@ -13,12 +13,13 @@ from unittest import mock
 import awkward as ak
 import numpy as np
 
+from agc_ml import agc
 from agc_ml.generate.events import Array, Collection, Events
 
 CLUSTER: Final = 20_000
 """Events of a cluster (one basket a branch): a few MB, which reads well."""
 
-ORIGIN: Final = "agc_ml_origin"
+ORIGIN: Final = agc.ORIGIN
 """Name of the string in each file that says what made it: JSON."""
 
 _ZLIB_LEVEL: Final = 6

@@ -33,9 +33,9 @@ def draw_fit(
 ) -> list[FigureInfo]:
     """Draw a fit: regions and other observables before and after, pulls, ranking, correlations.
 
-    ``luminosity`` in 1/pb, None when it is not known; ``source``: whose events they are, None for
-    CMS Open Data. What the fit does not have (impacts, constrained parameters, observables that it
-    was carried over to) is left out, impacts with a line in the log.
+    ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known.
+    What the fit does not have (impacts, constrained parameters, observables that it was carried
+    over to) is left out, impacts with a line in the log.
 
     Raises
     ------
@@ -71,11 +71,11 @@ def _region(
         uncertainty=region.uncertainty,
         uncertainty_label="uncertainty",
         data=region.data,
-        data_label=fit.points,
+        data_label=fit.kind,
     )
     caption = (
         f"{region.region}, {when}: the model with its total uncertainty (hatched), and "
-        f"{fit.points} with the square root of their number as uncertainty. All bins of the fit "
+        f"{fit.kind} with the square root of their number as uncertainty. All bins of the fit "
         "are shown."
     )
     name = f"{region.region}_{when}"
@@ -89,11 +89,11 @@ def _carried_over(
     name = carried.prefit.region
     caption = (
         f"{name}, which was not fitted: the model with its total uncertainty (hatched) before the "
-        f"fit and with its result, and {fit.points} with the square root of their number as "
+        f"fit and with its result, and {fit.kind} with the square root of their number as "
         "uncertainty. The tests take neighbouring bins with few events together, and count the "
         "uncertainty of the model with its correlations."
     )
-    figure = carryover.draw(carried, fit.points, label)
+    figure = carryover.draw(carried, fit.kind, label)
     return style.save(
         figure, directory, f"{name}_carried_over", f"{name}: before and after the fit", caption
     )

@@ -30,6 +30,7 @@ class Stack(NamedTuple):
 
     ``uncertainty`` is that of the sum, None where it is not known; ``note`` stands in the plot,
     ``data`` may be None. Without ``is_counted`` they have no error bars: they are no counts.
+    ``unit`` is what is counted: "Events", or "Entries" where that is not known.
     """
 
     note: str
@@ -41,6 +42,7 @@ class Stack(NamedTuple):
     data: Array | None
     data_label: str
     is_counted: bool = True
+    unit: str = "Events"
 
     @property
     def order(self) -> list[str]:
@@ -240,6 +242,6 @@ def events_per_bin(stack: Stack) -> str:
     """Label of the axis of events, with the width of the bins and its unit."""
     widths = np.diff(stack.edges)
     if not np.allclose(widths, widths[0]):
-        return "Events / bin"
+        return f"{stack.unit} / bin"
     unit = re.search(r"\[([^\]]+)\]\s*$", stack.label)
-    return f"Events / {widths[0]:.4g}" + (f" {style.formula(unit[1])}" if unit else "")
+    return f"{stack.unit} / {widths[0]:.4g}" + (f" {style.formula(unit[1])}" if unit else "")

@@ -21,6 +21,7 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from agc_ml import agc
 from agc_ml.errors import StoreError
 from agc_ml.results import write
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 
 DPI: Final = 120
-ENERGY: Final = "13"  # TeV, the energy of the data that luminosities of this project belong to
+ENERGY: Final = "13"  # TeV, of the published and of generated events
 PB_PER_FB: Final = 1000
 LONG: Final = (0.01, 100_000)  # numbers between them are short enough for an axis
 
@@ -93,7 +94,7 @@ class FigureInfo(NamedTuple):
 class Label(NamedTuple):
     """What stands above a figure: luminosity in 1/pb (None: unknown), and where events are from.
 
-    ``source`` is whose events they are, None for CMS Open Data.
+    ``source`` is whose events they are, None where that is not known.
     """
 
     luminosity: float | None
@@ -184,14 +185,22 @@ def header(figure: Figure, margins: Sequence[float], label: Label) -> None:
 
 def experiment(axes: Axes, label: Label) -> None:
     """Write experiment, luminosity and energy above the axes."""
-    kind = "Open Data Simulation" if label.simulation else "Open Data"
+    # whose events they are is said, never guessed; the energy is known of two kinds
+    is_cms = label.source == agc.LABEL
+    if is_cms:
+        text = "Open Data Simulation" if label.simulation else "Open Data"
+    elif label.source is not None:
+        text = plain(label.source)
+    else:
+        text = "Simulation" if label.simulation else ""
+    has_energy = label.luminosity is not None and label.source in {agc.LABEL, agc.GENERATED}
     mplhep.label.exp_label(
-        exp="CMS" if label.source is None else "",
-        text=kind if label.source is None else plain(label.source),
+        exp="CMS" if is_cms else "",
+        text=text,
         data=True,  # else mplhep puts "Simulation" first
         lumi=None if label.luminosity is None else label.luminosity / PB_PER_FB,
         lumi_format="{0:.4g}",
-        com=None if label.luminosity is None else ENERGY,
+        com=ENERGY if has_energy else None,
         # no axis here writes a power of ten where the label is; looking for it, mplhep asks pyplot
         scilocator_adjust=False,
         ax=axes,

@@ -47,11 +47,22 @@ class Region(NamedTuple):
     processes: dict[str, dict[str, Histogram]]
 
 
+class _Points(NamedTuple):
+    """What is drawn as points, what it is, and which histograms count events."""
+
+    data: Mapping[str, Histogram]
+    label: str
+    of_events: Collection[str]
+
+
 def draw_run(
     result: RunResult,
     directory: Path,
     data: Mapping[str, Histogram] | None = None,
     large: Collection[str] | None = None,
+    *,
+    data_label: str = "pseudodata",
+    of_events: Collection[str] = (),
 ) -> list[FigureInfo]:
     """Draw the histograms of a run: stacked plots, and the shapes of its variations.
 
@@ -68,6 +79,10 @@ def draw_run(
     large
         Names of the histograms that get figures of their own, None for all; the others go into
         one overview, without their variations.
+    data_label
+        What ``data`` are.
+    of_events
+        Names of the histograms with an entry an event; what others count is not known.
 
     Raises
     ------
@@ -85,9 +100,11 @@ def draw_run(
         if measured and name not in points:
             points[name] = variances.total(measured)
         regions.append(region)
-    made = result.provenance
-    label = style.Label(made.luminosity, data is not None or not recorded, made.label)
-    return _draw(regions, directory, points, label, large)
+    label = style.Label(
+        result.luminosity, data is not None or not recorded, result.provenance.label
+    )
+    what = data_label if data is not None else "data"
+    return _draw(regions, directory, _Points(points, what, of_events), label, large)
 
 
 def draw_templates(
@@ -97,11 +114,14 @@ def draw_templates(
     regions: Sequence[str],
     *,
     luminosity: float | None = None,
+    source: str | None = None,
     data: Mapping[str, Histogram] | None = None,
+    data_label: str = "pseudodata",
+    of_events: Collection[str] = (),
 ) -> list[FigureInfo]:
     """Draw histograms named ``{region}_{process}[_{variation}]``, as `draw_run` does.
 
-    ``luminosity`` in 1/pb, None when it is not known.
+    ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known.
 
     Raises
     ------
@@ -133,7 +153,8 @@ def draw_templates(
             "%d histograms (%s%s)",
             *(len(others), ", ".join(others[:NAMED]), more),
         )
-    return _draw(found.values(), directory, data or {}, style.Label(luminosity, simulation=True))
+    label = style.Label(luminosity, simulation=True, source=source)
+    return _draw(found.values(), directory, _Points(data or {}, data_label, of_events), label)
 
 
 def _processes(
@@ -172,7 +193,7 @@ def _processes(
 def _draw(
     regions: Iterable[Region],
     directory: Path,
-    data: Mapping[str, Histogram],
+    points: _Points,
     label: style.Label,
     large: Collection[str] | None = None,
 ) -> list[FigureInfo]:
@@ -180,7 +201,8 @@ def _draw(
     stacks, small, shapes = [], [], []
     with style.applied():
         for region in regions:
-            content = _stack(region, data.get(region.name), label)
+            content = _stack(region, points, label)
+            unit = _unit(region, points)
             if large is not None and region.name not in large:
                 small += [] if content is None else [content]
                 continue
@@ -190,14 +212,19 @@ def _draw(
                 if NOMINAL not in variations:
                     logger.info("%s: %s has no nominal histogram, not drawn", region.name, process)
                 elif len(variations) > 1:
-                    shapes.append(_save_shapes(region, process, directory, label))
+                    shapes.append(_save_shapes(region, process, directory, label, unit))
         if small:
             stacks.append(_save_overview(small, directory, label))
     return stacks + shapes
 
 
-def _stack(region: Region, points: Histogram | None, label: style.Label) -> stack.Stack | None:
+def _unit(region: Region, points: _Points) -> str:
+    return "Events" if region.name in points.of_events else "Entries"
+
+
+def _stack(region: Region, given: _Points, label: style.Label) -> stack.Stack | None:
     """Collect the stacked plot of a region; None when it has neither nominal samples nor data."""
+    points = given.data.get(region.name)
     nominal = {p: v[NOMINAL] for p, v in region.processes.items() if NOMINAL in v}
     together = nominal if points is None else nominal | {"data": points}
     if not together:
@@ -215,7 +242,8 @@ def _stack(region: Region, points: Histogram | None, label: style.Label) -> stac
         uncertainty=_uncertainty(nominal.values(), edges),
         uncertainty_label="stat. uncertainty",
         data=None if points is None else _values(points),
-        data_label="pseudodata" if label.simulation else "data",
+        data_label=given.label,
+        unit=_unit(region, given),
         # pseudodata stand for events that were counted
         is_counted=label.simulation or points is None or variances.of(points) is not None,
     )
@@ -224,7 +252,7 @@ def _stack(region: Region, points: Histogram | None, label: style.Label) -> stac
 def _save_stack(
     content: stack.Stack, region: Region, directory: Path, label: style.Label
 ) -> FigureInfo:
-    parts = [f"Events in {region.name}.", *_legend_in_words(content)]
+    parts = [f"{content.unit} in {region.name}.", *_legend_in_words(content)]
     parts.append(_flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v]))
     figure = stack.draw(content, label)
     name = f"{region.name}_stack"
@@ -263,10 +291,12 @@ def _flow_note(histograms: Sequence[Histogram]) -> str:
     outside = sum(float(np.sum(h.values(flow=True))) for h in histograms) - inside
     if abs(outside) <= 1e-9 * abs(inside):
         return ""
-    return f"Not shown: {outside:,.4g} events below or above the axis (underflow and overflow)."
+    return f"Not shown: {outside:,.4g} entries below or above the axis (underflow and overflow)."
 
 
-def _save_shapes(region: Region, process: str, directory: Path, label: style.Label) -> FigureInfo:
+def _save_shapes(
+    region: Region, process: str, directory: Path, label: style.Label, unit: str
+) -> FigureInfo:
     variations = region.processes[process]
     sources: dict[str, dict[Direction | None, Histogram]] = {}
     for variation, histogram in variations.items():
@@ -274,7 +304,7 @@ def _save_shapes(region: Region, process: str, directory: Path, label: style.Lab
             source, direction = source_of(variation)
             sources.setdefault(source, {})[direction] = histogram
     nominal = variations[NOMINAL]
-    figure = _shapes(f"{region.name}, ", process, nominal, sources, label)
+    figure = _shapes((region.name, process, unit), nominal, sources, label)
     caption = (
         f"{process} in {region.name}: each source of uncertainty, up (red) and down (blue) against "
         "nominal (black), below it the ratio to nominal; sources with one side show that side. "
@@ -286,12 +316,12 @@ def _save_shapes(region: Region, process: str, directory: Path, label: style.Lab
 
 
 def _shapes(
-    note: str,
-    process: str,
+    what: tuple[str, str, str],
     nominal: Histogram,
     sources: Mapping[str, Mapping[Direction | None, Histogram]],
     label: style.Label,
 ) -> Figure:
+    region, process, unit = what
     columns = min(len(sources), 3) if len(sources) != 4 else 2  # noqa: PLR2004 - 2 x 2
     rows = -(-len(sources) // columns)
     above = 0.8 if columns > 1 else 1.1  # inches; one panel is too narrow for note and legend
@@ -299,7 +329,7 @@ def _shapes(
     figure = style.new_figure(width, height)
     left, right, top = 0.75 / width, 1 - 0.2 / width, 1 - above / height
     style.header(figure, (left, right, 1 - 0.35 / height), label._replace(simulation=True))
-    note = f"{style.plain(note)}{style.process_label(process)}"
+    note = f"{style.plain(region)}, {style.process_label(process)}"
     if _uncertainty([nominal], _edges(nominal)) is None:
         note += f" ({style.UNKNOWN})"
     figure.text(left, 1 - 0.6 / height, note, va="center")
@@ -323,7 +353,7 @@ def _shapes(
         else:
             ratio.tick_params(labelbottom=False)
         if index % columns == 0:
-            main.set_ylabel("Events")
+            main.set_ylabel(unit)
             ratio.set_ylabel("Ratio", loc="center")
     return figure
 

@@ -15,12 +15,13 @@ class Found(NamedTuple):
     """Files that a source has for a dataset.
 
     ``notes`` are what a reader should know of them; ``is_data``: whether they are recorded
-    collisions, None where the source does not tell.
+    collisions, ``label`` whose events they are: None where the source does not tell.
     """
 
     files: tuple[File, ...]
     notes: tuple[str, ...] = ()
     is_data: bool | None = None
+    label: str | None = None
 
 
 def named(pairs: Iterable[str], what: str) -> list[tuple[str, str]]:
@@ -66,4 +67,6 @@ def assembled(pairs: Iterable[tuple[str, str]], find: Callable[[str], Found]) ->
         dataset, guessed = described(name, files, metadata, given_by="the name of the dataset")
         datasets.append(dataset)
         notes += [f"{name}: {note}" for part in found for note in part.notes] + guessed
-    return Fileset(tuple(datasets), *known_luminosity(datasets), tuple(notes))
+    labels = {part.label for found in parts.values() for part in found}
+    label = labels.pop() if len(labels) == 1 else None
+    return Fileset(tuple(datasets), *known_luminosity(datasets), tuple(notes), label)

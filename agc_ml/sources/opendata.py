@@ -89,6 +89,7 @@ class _Record(BaseModel):
     """What is needed of a record's metadata."""
 
     title: str | None = None
+    experiment: list[str] | str = []
     kind: _Kind = Field(_Kind(), alias="type")
     distribution: _Distribution = _Distribution()
     files: list[_Listed] = []
@@ -149,7 +150,14 @@ def _find(record: str, *, server: str) -> Found:
         _once(label, (_file(one, server) for one in chosen)),
         notes=tuple(notes),
         is_data=True if "Collision" in kinds else False if "Simulated" in kinds else None,
+        label=_whose(parsed.experiment),
     )
+
+
+def _whose(experiment: list[str] | str) -> str | None:
+    """Label of events of an experiment, where the record names one."""
+    names = [experiment] if isinstance(experiment, str) else experiment
+    return f"{names[0]} Open Data" if len(names) == 1 and names[0] else None
 
 
 def _validated(label: str, content: Any) -> _Record:
