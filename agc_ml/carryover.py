@@ -129,8 +129,8 @@ def prepare_unfitted(
         key: variances.filled(h.axes, h.values(flow=True), variances.of(h, flow=True)) + OFFSET
         for key, h in content.items()
     }
-    extended = _extended(settings, regions, observables.region)
-    workspace = prepare({**templates, **raised}, extended, kind, found)
+    config = extended(settings, regions, observables.region)
+    workspace = prepare({**templates, **raised}, config, kind, found)
     lacking = [name for name in names if name not in found]
     note = (
         f"carried over to {len(found)} of {len(names)} observables: there are no histograms of "
@@ -140,8 +140,11 @@ def prepare_unfitted(
     return Unfitted(workspace, regions, entering, (*workspace.notes, *([note] if lacking else [])))
 
 
-def _extended(settings: Config, added: Sequence[Config], region: str) -> dict[str, Any]:
-    """Add observables to the regions; what is restricted to ``region`` holds for them too."""
+def extended(settings: Config, added: Sequence[Config], region: str) -> dict[str, Any]:
+    """Add observables to the regions of a configuration, as regions.
+
+    What is restricted to the region with the RegionPath ``region`` holds for them, too.
+    """
     same = {item["Name"] for item in settings["Regions"] if item.get("RegionPath") == region}
     names = [item["Name"] for item in added]
     kinds = [kind for kind in ("Samples", "Systematics", "NormFactors") if kind in settings]

@@ -224,10 +224,12 @@ def plan(**given: Any) -> None:
 @options.json_option
 @options.logging_options
 def show(run: Path, as_json: bool, **_: Any) -> None:
-    """Show the yields, cutflow, gaps, metrics and provenance of a run directory."""
-    from agc_ml import results, tables  # noqa: PLC0415 - on demand
+    """Show the fit, yields, cutflow, gaps, metrics and provenance of a run directory."""
+    from agc_ml import fitresult, results, tables  # noqa: PLC0415 - on demand
 
-    tables.run(results.load_record(run)).print(as_json=as_json)
+    record = results.load_record(run)
+    fitted = fitresult.load(run / "fit") if (run / "fit" / "fit.json").exists() else None
+    tables.run(record, fitted).print(as_json=as_json)
 
 
 @cli.command(epilog="Example: agc-ml plot runs/first")

@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 class Parameter(NamedTuple):
-    """A fitted parameter; ``pull`` is (value - initial value) / pre-fit uncertainty.
+    """A fitted parameter; ``pull`` is (value - nominal value) / pre-fit uncertainty.
 
     ``pull`` is None for parameters without a constraint, such as the parameter of interest, and
     fixed ones; ``uncertainty`` is 0 for fixed ones, and those that end at a bound (see the notes).
@@ -133,7 +133,8 @@ class FitResult(NamedTuple):
     which, or "data"; ``inputs`` are sha256 digests; ``notes`` what a reader must know;
     ``carried_over`` is empty where there are no observables for it. ``states`` says by name which
     parameters are "fixed" or "at its lower bound" (or upper), and have no uncertainty.
-    ``cross_section`` is None where the fit does not measure a known one.
+    ``cross_section`` is None where the fit does not measure a known one. ``widths`` are pre-fit
+    uncertainties of constrained parameters, by name.
     """
 
     poi: Parameter
@@ -154,6 +155,7 @@ class FitResult(NamedTuple):
     states: Mapping[str, str] = {}
     cross_section: CrossSection | None = None
     versions: Mapping[str, str] = {}
+    widths: Mapping[str, float] = {}
 
     @property
     def points(self) -> str:
@@ -202,18 +204,23 @@ class FitResult(NamedTuple):
             return with_uncertainty(self.poi.value, self.poi.uncertainty)
         return f"{self.poi.value:.6g} ({state}, without an uncertainty)"
 
-    def __str__(self) -> str:
-        state = "" if self.converged else " (NOT CONVERGED)"
+    @property
+    def measured(self) -> tuple[str, str, str]:
+        """Name and value of what is measured, and what it is compared with, if a cross-section."""
         sigma = self.cross_section
         if sigma is None:
-            return f"{self.poi.name} = {self.value}{state}"
-        measured, bracket = sigma.predicted * self.poi.value, f"{self.poi.name} {self.value}"
-        text = f"{measured:.6g}"
+            return self.poi.name, self.value, ""
+        value = f"{sigma.predicted * self.poi.value:.6g}"
         if self.poi.name not in self.states:
-            text = with_uncertainty(measured, sigma.predicted * self.poi.uncertainty)
-        return (
-            f"sigma({sigma.symbol}) = {text} pb (predicted {sigma.predicted:g}; {bracket}){state}"
-        )
+            uncertainty = sigma.predicted * self.poi.uncertainty
+            value = with_uncertainty(sigma.predicted * self.poi.value, uncertainty)
+        beside = f"predicted {sigma.predicted:g}; {self.poi.name} {self.value}"
+        return f"sigma({sigma.symbol})", f"{value} pb", beside
+
+    def __str__(self) -> str:
+        name, value, beside = self.measured
+        state = "" if self.converged else " (NOT CONVERGED)"
+        return f"{name} = {value}{f' ({beside})' if beside else ''}{state}"
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -256,7 +263,7 @@ class CrossSectionRecord(_Record):
 class ParameterRecord(PoiRecord):
     """A parameter of the fit."""
 
-    pull: float | None = Field(description="(value - initial) / pre-fit uncertainty, if it has one")
+    pull: float | None = Field(description="(value - nominal) / pre-fit uncertainty, if it has one")
 
 
 class GoodnessOfFitRecord(_Record):
@@ -326,6 +333,9 @@ class FitRecord(_Record):
     versions: dict[str, str] = Field(
         default_factory=dict, description="Python and the packages that decide the fit"
     )
+    widths: dict[str, float] = Field(
+        default_factory=dict, description="pre-fit uncertainties of constrained parameters"
+    )
 
 
 def save(result: FitResult, directory: str | Path) -> None:
@@ -363,6 +373,7 @@ def _record(result: FitResult) -> FitRecord:
             "goodness_of_fit": result.goodness_of_fit._asdict(),
             "states": dict(result.states),
             "versions": dict(result.versions),
+            "widths": dict(result.widths),
             "cross_section": None
             if result.cross_section is None
             else {
@@ -432,6 +443,7 @@ def load(path: str | Path) -> FitResult:
             record.cross_section.predicted,
         ),
         versions=record.versions,
+        widths=record.widths,
         carried_over=tuple(
             CarriedOver(
                 prefit=_loaded_region(carried.prefit),

@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from agc_ml import agc, catalogue, folders
@@ -164,30 +166,52 @@ def _draw_run(
 ) -> list[FigureInfo]:
     from agc_ml import plots  # noqa: PLC0415 - heavy
 
+    known = _known(result, kind)
     return plots.draw_run(
         result,
         folder,
-        _pseudodata(dict(result.templates), kind) if result.is_scaled else None,
+        _pseudodata(dict(result.templates), kind) if _lacks_data(result) else None,
         _large(result, config),
         data_label=f"{kind} pseudodata",
-        of_events=_of_events(result),
+        of_events=known.of_events,
+        totals=known.totals,
     )
 
 
-def _of_events(result: RunResult) -> tuple[str, ...]:
-    """Histograms that are known to count events: those of the processor's fit, if scaled."""
-    from agc_ml import carryover, stats  # noqa: PLC0415 - heavy
+def _lacks_data(result: RunResult) -> bool:
+    """Whether a run has simulation that can be compared with pseudodata, and with nothing else."""
+    return result.is_scaled and not any(d.is_data for d in result.provenance.datasets)
+
+
+class _Known(NamedTuple):
+    """What the fit of a processor tells of its histograms.
+
+    ``of_events`` are those with an entry an event, ``totals`` uncertainties of the fit's model.
+    """
+
+    of_events: tuple[str, ...] = ()
+    totals: dict[str, NDArray[np.float64]] = {}  # noqa: RUF012 - it is a default, and frozen
+
+
+def _known(result: RunResult, kind: Pseudodata) -> _Known:
+    from agc_ml import carryover, modelbands, stats  # noqa: PLC0415 - heavy
 
     name = result.provenance.processor.name
-    if result.luminosity is None:
-        return ()
+    if not result.is_scaled:
+        return _Known()
     try:
-        regions = stats.region_paths(stats.shipped_config(name))
+        settings = stats.shipped_config(name)
     except FitError as error:
         logger.info("no histogram is known to count events: %s", error)
-        return ()
+        return _Known()
     observables = carryover.shipped_observables(name)
-    return (*regions, *(observables.histograms if observables else ()))
+    of_events = (*stats.region_paths(settings), *(observables.histograms if observables else ()))
+    try:
+        totals = modelbands.total_uncertainty(result.templates, settings, observables, kind)
+    except (FitError, HistogramError) as error:
+        logger.info("drawn without the total uncertainty of the fit's model: %s", error)
+        totals = {}
+    return _Known(of_events, totals)
 
 
 def _why_nothing_is_drawn(result: RunResult) -> str:

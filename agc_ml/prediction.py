@@ -38,11 +38,17 @@ def before_and_after(
     that were not fitted stay nominal, with the uncertainty that they had before.
     """
     with lk.backend("numpy"), lk.quiet(), np.errstate(invalid="ignore"):
-        before, after = (
+        nominal, fitted = (
             _predict(model, point, workspace, regions)
             for point in (_nominal(model), _fitted(model, minimum))
         )
-    return before, after
+    return nominal, fitted
+
+
+def before(model: Any, workspace: Workspace, regions: Sequence[Config]) -> tuple[Prediction, ...]:
+    """Predict regions of a workspace before any fit."""
+    with lk.backend("numpy"), lk.quiet(), np.errstate(invalid="ignore"):
+        return _predict(model, _nominal(model), workspace, regions)
 
 
 class _Point(NamedTuple):

@@ -161,6 +161,11 @@ def fit(
         states=_states(likelihood, minimum),
         cross_section=problem.cross_section,
         versions=versions(),
+        widths={
+            name: float(width)
+            for name, width in zip(likelihood.names, likelihood.prefit, strict=True)
+            if width > 0
+        },
     )
 
 

@@ -15,6 +15,7 @@ from agc_ml import saved
 if TYPE_CHECKING:
     from agc_ml.checking import CheckedFile
     from agc_ml.datasets import Fileset
+    from agc_ml.fitresult import FitResult
     from agc_ml.generate.check import Checked
     from agc_ml.generate.manifest import Manifest
     from agc_ml.planning import Plan
@@ -208,9 +209,11 @@ def checked(found: Sequence[CheckedFile]) -> Page:
     return Page([asdict(file) for file in found], [table, summary] if bad else [summary])
 
 
-def run(record: RunRecord) -> Page:
-    """What ``agc-ml show`` tells of a run."""
+def run(record: RunRecord, fit: FitResult | None = None) -> Page:
+    """What ``agc-ml show`` tells of a run, and of its fit."""
     parts: list[Table | str] = [f"status: {record.status}"]
+    if fit is not None:
+        parts += [str(fit), *fit.facts, *(f"note on the fit: {note}" for note in fit.notes)]
     parts += [f"warning: {warning}" for warning in record.warnings]
     parts += [f"missing: {name}" for name in record.missing[:MAX_ROWS]]
     if len(record.missing) > MAX_ROWS:
@@ -221,7 +224,7 @@ def run(record: RunRecord) -> Page:
         for process, y in processes.items()
     ]
     if yields:
-        parts.append(Table("yields", ("region", "process", "events", "uncertainty"), yields))
+        parts.append(Table("yields", ("region", "process", "yield", "uncertainty"), yields))
     if any(row[-1] is None for row in yields):
         parts.append("'-': filled with weights or scaled, in a storage that keeps no variances")
     if record.cutflow:
@@ -241,7 +244,11 @@ def run(record: RunRecord) -> Page:
     ]
     parts.append(Table("metrics", ("metric", "value", "meaning"), metrics))
     parts.append(Table("provenance", ("what", "value"), list(_provenance(record))))
-    return Page(record.model_dump(mode="json", by_alias=True), parts)
+    facts = record.model_dump(mode="json", by_alias=True)
+    if fit is not None:
+        name, value, beside = fit.measured
+        facts["fit"] = {"measured": f"{name} = {value}", "beside": beside, "poi": fit.poi._asdict()}
+    return Page(facts, parts)
 
 
 def _cutflow(cutflow: dict[str, dict[str, float]]) -> Table:

@@ -148,7 +148,8 @@ def _model(path: Path) -> str:
     found = cards.load_model(path)
     first, *others = found.members
     parts = f"two models of {first.n_features}" if others else f"{first.n_features}"
-    return f"{found.name}, version {found.version}: {parts} features"
+    told = "".join(f"; {note}" for note in cards.remarks(found))
+    return f"{found.name}, version {found.version}: {parts} features{told}"
 
 
 def _training_set(path: Path) -> str:

@@ -367,5 +367,6 @@ def fit_result(**values: Any) -> FitResult:
         "workspace": {},
         "inputs": {"histograms.root": "sha256:templates"},
         "notes": ("single top is missing from the pseudodata",),
+        "widths": {p.name: 0.02 if "staterror" in p.name else 1.0 for p in parameters[1:]},
     }
     return FitResult(**{**defaults, **values})

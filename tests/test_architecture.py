@@ -36,6 +36,7 @@ ORDER = [
     {"histfactory"},
     {"prediction"},
     {"carryover"},
+    {"modelbands"},
     {"stats"},
     {"plots", "report"},
     {"tables"},

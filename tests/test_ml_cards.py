@@ -16,6 +16,7 @@ from models import forest, linear_onnx
 from agc_ml.errors import ModelError
 from agc_ml.ml import cards, hook
 from agc_ml.ml.hook import Bundle, Model
+from agc_ml.validation import validate
 
 
 def card(folder: Path, **changes: Any) -> Path:
@@ -117,7 +118,7 @@ PICKLE = pickle.dumps({"a": "model"})
         ("m.json", PICKLE, r"m\.json: a pickle"),
         ("m.keras", b"PK\x03\x04", r"m\.keras: \.keras: not a format; .*model\.export"),
         ("m", b"x", "no ending: not a format"),
-        ("m.onnx", linear_onnx([1])[:40], "ONNX Runtime can't read it .*export it anew"),
+        ("m.onnx", linear_onnx([1])[:40], "not an ONNX model, or cut off; export it anew"),
         ("m.onnx", b"", "ONNX Runtime can't read it"),
         ("m.onnx", linear_onnx([1], rows=32), "it takes 32 rows at a time, not any number"),
         ("m.json", b"", "it is empty; train or copy it anew"),
@@ -324,3 +325,121 @@ def test_a_forest_is_checked_with_the_golden_rows_of_its_card(off: int, tmp_path
     model = cards.load_model(card(tmp_path, models=[entry])).members[0]
     np.testing.assert_array_equal(model(rows), booster.inplace_predict(rows))
     assert any("other margins" in note for note in hook.notes([model.sha256])) == bool(off)
+
+
+def with_outer_weights(place: str) -> bytes:
+    """Make a model that takes its weights from another file: its own, or those of a branch."""
+    import onnx  # noqa: PLC0415 - heavy
+    from onnx import TensorProto, helper  # noqa: PLC0415 - heavy
+
+    weights = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[2, 1], data_location=TensorProto.EXTERNAL
+    )
+    for key, value in (("location", "w.bin"), ("offset", "0"), ("length", "8")):
+        entry = weights.external_data.add()
+        entry.key, entry.value = key, value
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    score = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])
+    rows = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])
+    if place == "initializer":
+        graph = helper.make_graph([product], "g", [rows], [score], [weights])
+    elif place == "constant":
+        constant = helper.make_node("Constant", [], ["w"])
+        attribute = onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR)
+        attribute.t.CopyFrom(weights)
+        constant.attribute.append(attribute)
+        graph = helper.make_graph([constant, product], "g", [rows], [score])
+    else:
+        inner = helper.make_graph([product], "inner", [], [score], [weights])
+        yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+        branch = helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)
+        graph = helper.make_graph([branch], "g", [rows], [score], [yes])
+    opset = helper.make_opsetid("", 17)
+    content: bytes = helper.make_model(
+        graph, opset_imports=[opset], ir_version=9
+    ).SerializeToString()
+    return content
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant", "branch"])
+def test_weights_in_another_file_are_refused(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which would be the one in the working directory, whatever the model's sha256 says."""
+    (tmp_path / "m.onnx").write_bytes(with_outer_weights(place))
+    np.array([1, 2], np.float32).tofile(tmp_path / "w.bin")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=r"m\.onnx: it takes weights from another file \(w\.bin\)"):
+        cards.load_model(tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="takes weights from another file"):
+        cards.load_model(card(tmp_path, models=[{"file": "m.onnx"}]))
+
+
+def test_which_of_two_columns_is_the_score_is_said(tmp_path: Path) -> None:
+    (tmp_path / "two.onnx").write_bytes(linear_onnx([3.0], columns=2))
+    (tmp_path / "one.onnx").write_bytes(linear_onnx([3.0]))
+    two, one = (cards.load_model(tmp_path / f"{name}.onnx") for name in ("two", "one"))
+    (note,) = cards.remarks(two)
+    assert note.endswith(
+        "of its output's two columns the second is the score, as of the second class"
+    )
+    assert cards.remarks(one) == ()
+    assert "two columns the second is the score" in validate(tmp_path / "two.onnx").summary
+
+
+@pytest.fixture(params=["json", "ubj"])
+def named(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Train a forest on a table with names, which xgboost keeps."""
+    import pandas as pd  # noqa: PLC0415 - heavy
+    import xgboost  # noqa: PLC0415 - heavy
+
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame(rng.normal(size=(300, 3)), columns=["mass", "pt", "eta"])
+    label = table.mass + 0.5 * table.pt > 0
+    rows = xgboost.DMatrix(table, label.astype(int), nthread=1)
+    booster = xgboost.train({"objective": "binary:logistic", "nthread": 1}, rows, 3)
+    path = tmp_path / f"named.{request.param}"
+    booster.save_model(path)
+    return path
+
+
+def test_names_that_a_file_of_xgboost_carries_are_compared(named: Path) -> None:
+    import pandas as pd  # noqa: PLC0415 - heavy
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+
+    model = cards.load_model(named)
+    assert isinstance(model, Model)
+    assert model.features == ("mass", "pt", "eta")
+    table = pd.DataFrame(np.random.default_rng(2).normal(size=(5, 3)), columns=model.features)
+    scores = model(table)
+    np.testing.assert_array_equal(scores, model(table.to_numpy()))
+    np.testing.assert_array_equal(scores, model(pa.Table.from_pandas(table)))
+    for other in (table[["pt", "mass", "eta"]], table.rename(columns={"eta": "phi"})):
+        for form in (other, pa.Table.from_pandas(other)):
+            with pytest.raises(ModelError, match="it takes mass, pt, eta, in this order"):
+                model(form)
+    with pytest.raises(ModelError, match="can't be taken as rows of numbers"):
+        model(table.to_records(index=False))
+
+
+def test_names_of_card_and_file_have_to_agree(named: Path, tmp_path: Path) -> None:
+    entry = {"models": [{"file": named.name}]}
+    agreed = cards.load_model(card(tmp_path, **entry, features=["mass", "pt", "eta"]))
+    assert agreed.members[0].features == ("mass", "pt", "eta")
+    taken = cards.load_model(card(tmp_path, **entry, features=[]))
+    assert taken.members[0].features == ("mass", "pt", "eta")
+    with pytest.raises(ModelError, match="its features are mass, pt, eta, but its card names pt,"):
+        cards.load_model(card(tmp_path, **entry, features=["pt", "mass", "eta"]))
+
+
+def test_names_that_only_number_features_are_none(tmp_path: Path) -> None:
+    import pandas as pd  # noqa: PLC0415 - heavy
+    import xgboost  # noqa: PLC0415 - heavy
+
+    values = np.random.default_rng(1).normal(size=(300, 2))
+    rows = xgboost.DMatrix(values, values[:, 0] > 0, feature_names=["f0", "f1"], nthread=1)
+    booster = xgboost.train({"objective": "binary:logistic", "nthread": 1}, rows, 2)
+    booster.save_model(tmp_path / "m.json")
+    model = cards.load_model(tmp_path / "m.json")
+    assert model.members[0].features == ()
+    assert model.members[0](pd.DataFrame(values, columns=["a", "b"])).shape == (300,)

@@ -25,9 +25,8 @@ from agc_ml.plots import (
     style,
     templates,
 )
-from agc_ml.plots.fit import pull_uncertainty
 from agc_ml.results import DatasetSummary
-from agc_ml.stats import GoodnessOfFit, Parameter
+from agc_ml.stats import GoodnessOfFit
 
 
 def is_drawn(figure: FigureInfo) -> bool:
@@ -172,7 +171,7 @@ def test_unknown_variances_are_drawn_without_a_band(tmp_path):
     assert not any("hatched" in figure.caption or "grey" in figure.caption for figure in figures)
     content = templates._stack(
         templates.Region("4j2b", templates._processes("4j2b", hists["4j2b"], result.templates)),
-        templates._Points({}, "pseudodata", ()),
+        templates._Points({}, "pseudodata", (), {}),
         style.Label(None, simulation=True),
     )
     assert content.uncertainty is None
@@ -195,7 +194,7 @@ def test_recorded_weights_have_no_error_bars(tmp_path):
         name="d", process="d", variation="nominal", is_data=True, xsec=None, files=1, events=4,
     )  # fmt: skip
     provenance = factories.provenance(datasets=(dataset,))
-    for weight, says in ((None, "square root"), (100, "without uncertainty")):
+    for weight, says in ((None, "with their statistical uncertainty"), (100, "without unc")):
         axes = hist.axis.StrCategory(["d"], name="process"), hist.axis.Regular(2, 0, 2, name="x")
         spectrum = hist.Hist(*axes).fill("d", [0.5, 1.5, 1.5, 1.5], weight=weight)
         made = {"mass": spectrum}
@@ -344,19 +343,6 @@ def test_failed_fit_is_drawn_without_a_warning(tmp_path):
         postfit=tuple(r._replace(uncertainty=nan * r.uncertainty) for r in fit.postfit),
     )
     assert names(draw_fit(broken, tmp_path, None))[-2:] == ["pulls", "ranking"]
-
-
-@pytest.mark.parametrize(
-    ("parameter", "expected"),
-    [
-        (Parameter("JES", 0.3, 0.4, 0.3), 0.4),
-        (Parameter("JES", 0.0, 0.4, 0.0), 0.4),
-        (Parameter("staterror_4j1b[0]", 1.01, 0.015, 0.5), 0.75),
-        (Parameter("staterror_4j1b[0]", 1.0, 0.015, 0.0), None),
-    ],
-)
-def test_pull_uncertainty_is_in_units_of_the_prefit_one(parameter, expected):
-    assert pull_uncertainty(parameter) == (None if expected is None else pytest.approx(expected))
 
 
 def test_processes_keep_their_colours_and_others_differ():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +18,7 @@ Backend = Callable[[Array], Any]
 Note = Callable[[str], Any]
 
 GOLDEN_ROWS: Final = 256
+SECOND_COLUMN: Final = "of its output's two columns the second is the score, as of the second class"
 
 
 def open_model(model: Model, content: Content, note: Note) -> Backend:
@@ -98,7 +99,7 @@ def _booster(data: bytes, name: str) -> Any:
     return booster
 
 
-def _open_onnx(model: Model, content: Content, note: Note) -> Backend:  # noqa: ARG001 - as others
+def _open_onnx(model: Model, content: Content, note: Note) -> Backend:
     session, name, output = _session(content.data, str(model))
 
     def score(rows: Array) -> Array:
@@ -112,7 +113,49 @@ def _open_onnx(model: Model, content: Content, note: Note) -> Backend:  # noqa: 
             scores = scores[:, -1]
         return np.asarray(scores)
 
+    if has_two_columns(session):
+        note(f"{model}: {SECOND_COLUMN}")
     return score
+
+
+def has_two_columns(session: Any) -> bool:
+    """Whether the output of an ONNX session has the scores of two classes."""
+    return any(one.shape[1:] == [2] for one in session.get_outputs())
+
+
+def external_data(data: bytes) -> str | None:
+    """The first other file that an ONNX model takes weights from, None if there is none.
+
+    Raises
+    ------
+    ModelError
+        The package onnx is not installed, or it is no ONNX model.
+    """
+    try:
+        import onnx  # noqa: PLC0415 - heavy
+        from google.protobuf.message import DecodeError  # noqa: PLC0415 - comes with onnx
+    except ImportError as error:
+        raise ModelError("onnx is needed to check it: pip install 'agc-ml[ml]'") from error
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise ModelError("it is not an ONNX model, or cut off; export it anew") from error
+    for tensor in _messages(model, onnx.TensorProto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            return str(where.get("location", "a file without a name"))
+    return None
+
+
+def _messages(message: Any, kind: type) -> Iterator[Any]:
+    """All messages of a kind inside of a protobuf message, at any depth."""
+    if isinstance(message, kind):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if hasattr(value, "add") else [value]:  # several, or one
+                yield from _messages(inner, kind)
 
 
 def _session(data: bytes, label: str) -> tuple[Any, str, str]:
@@ -196,6 +239,7 @@ def n_features(data: bytes, format: Format, label: str) -> int:  # noqa: A002 - 
         The content can't be read.
     """
     if format == "onnx":
+        _check_alone(data, label)
         session, name, _ = _session(data, label)
         size = next(one.shape[1] for one in session.get_inputs() if one.name == name)
         if not isinstance(size, int):
@@ -213,6 +257,39 @@ def n_features(data: bytes, format: Format, label: str) -> int:  # noqa: A002 - 
     if number < 1:
         raise ModelError(f"{label}: it takes {number} features; train or copy it anew")
     return number
+
+
+def _check_alone(data: bytes, label: str) -> None:
+    """Make sure that an ONNX model has its weights in itself, and not in the working directory."""
+    try:
+        other = external_data(data)
+    except ModelError as error:
+        raise ModelError(f"{label}: {error}") from error
+    if other is not None:
+        raise ModelError(
+            f"{label}: it takes weights from another file ({other}), which its sha256 does not "
+            "cover; save it whole: onnx.save(onnx.load(FILE), FILE, save_as_external_data=False)"
+        )
+
+
+def feature_names(data: bytes, format: Format, label: str) -> tuple[str, ...]:  # noqa: A002
+    """Names of the features that a file of xgboost carries, in order; none of other formats.
+
+    Those that only number them (f0, f1, ...) are no names.
+
+    Raises
+    ------
+    ModelError
+        The content can't be read.
+    """
+    if format != "xgboost":
+        return ()
+    try:
+        names = json.loads(data)["learner"].get("feature_names") or ()
+    except (ValueError, KeyError, TypeError, AttributeError):  # binary JSON
+        names = _booster(data, label).feature_names or ()
+    found = tuple(map(str, names))
+    return () if found == tuple(f"f{index}" for index in range(len(found))) else found
 
 
 def probe(model: Model, content: Content) -> None:

@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from agc_ml.errors import ModelError
 from agc_ml.ml import backends
-from agc_ml.ml.hook import Bundle, Content, DeltaPhi, Format, Golden, Model, Parity, provide
+from agc_ml.ml.hook import (
+    Bundle,
+    Content,
+    DeltaPhi,
+    Format,
+    Golden,
+    Model,
+    Parity,
+    content_of,
+    provide,
+)
 
 CARD: Final = ("model.yaml", "model.yml", "model.json")
 """What the card in a folder is called."""
@@ -105,6 +115,16 @@ def load_model(spec: str | Path) -> Model | Bundle:
     if path.suffix in {".yaml", ".yml"} or _is_card(data):
         return _from_card(_card(path, data), path)
     return _from_file(path, data)
+
+
+def remarks(model: Model | Bundle) -> tuple[str, ...]:
+    """What a user should know of how a model scores, before it is used."""
+    found: list[str] = []
+    for member in model.members:
+        content = content_of(member.sha256)
+        if content is not None and member.format != _KSERVE:
+            backends.open_model(member, content, found.append)
+    return tuple(dict.fromkeys(found))
 
 
 def _read(path: Path) -> bytes:
@@ -213,7 +233,7 @@ def _member(card: Card, entry: CardEntry, path: Path) -> Model:
         sha256=sha256,
         format=format,
         n_features=_checked_number(label, data, format, len(card.features)),
-        features=card.features,
+        features=_checked_names(label, data, format, card.features),
         trained_on=entry.trained_on,
         task=card.task,
         delta_phi=card.delta_phi,
@@ -241,6 +261,21 @@ def _checked_number(label: str, data: bytes, format: Format, named: int) -> int:
     return number
 
 
+def _checked_names(
+    label: str,
+    data: bytes,
+    format: Format,  # noqa: A002
+    named: tuple[str, ...],
+) -> tuple[str, ...]:
+    own = backends.feature_names(data, format, label)
+    if own and named and own != named:
+        raise ModelError(
+            f"{label}: its features are {', '.join(own)}, but its card names {', '.join(named)}; "
+            "mend the card: order counts"
+        )
+    return named or own
+
+
 def _from_file(path: Path, data: bytes) -> Model:
     format = _format(path, data)  # noqa: A001 - as in Model
     sha256 = hashlib.sha256(data).hexdigest()
@@ -251,6 +286,7 @@ def _from_file(path: Path, data: bytes) -> Model:
         sha256=sha256,
         format=format,
         n_features=backends.n_features(data, format, label),
+        features=backends.feature_names(data, format, label),
     )
     return _pinned(model, data, None)
 

@@ -68,7 +68,7 @@ class Model:
     n_features
         Number of features k.
     features
-        Their names, where they are known.
+        Their names, where they are known: from the card, or from a file of xgboost.
     trained_on
         The parity of the numbers of the events it was trained on, None if of both.
     task
@@ -133,7 +133,13 @@ class Model:
             or masked values.
         """
         self._check_kind(features)
-        rows = np.ascontiguousarray(features, dtype=np.float32)
+        try:
+            rows = np.ascontiguousarray(features, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ModelError(
+                f"{self}: its features can't be taken as rows of numbers "
+                f"({' '.join(str(error).split())[:200]}); give it an array of shape (n, k)"
+            ) from error
         if rows.shape[1:] != (self.n_features,):
             raise ModelError(
                 f"{self}: it takes rows of {self.n_features} features, not an array of shape "
@@ -153,7 +159,8 @@ class Model:
         if np.ma.isMaskedArray(features) or np.iscomplexobj(features):
             kind = "complex" if np.iscomplexobj(features) else "masked"
             raise ModelError(f"{self}: its features are {kind}; give it plain numbers, all valid")
-        names = tuple(getattr(features, "columns", ()))  # a table's: numbers name nothing
+        # a table's, of pandas or pyarrow: numbers name nothing
+        names = tuple(getattr(features, "column_names", getattr(features, "columns", ())))
         is_named = names and all(isinstance(name, str) for name in names)
         if is_named and self.features and names != self.features:
             raise ModelError(

@@ -59,6 +59,7 @@ def draw(carried: CarriedOver, points: str, label: style.Label) -> Figure:
 
 def _stack(yields: RegionYields, note: str, points: str) -> stack.Stack:
     is_empty = yields.total < EMPTY
+    data = np.where(yields.data < EMPTY, 0, yields.data)
     return stack.Stack(
         note=note,
         label=yields.label,
@@ -66,8 +67,9 @@ def _stack(yields: RegionYields, note: str, points: str) -> stack.Stack:
         samples={name: np.where(is_empty, 0, v) for name, v in yields.samples.items()},
         uncertainty=np.where(is_empty, 0, yields.uncertainty),
         uncertainty_label="uncertainty",
-        data=np.where(yields.data < EMPTY, 0, yields.data),
+        data=data,
         data_label=points,
+        errors=np.sqrt(data),
     )
 
 

@@ -13,7 +13,7 @@ from agc_ml.plots import carryover, stack, style
 from agc_ml.stats import CarriedOver, FitResult, Impact, Parameter, RegionYields
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 RANKED: Final = 20
 UNCORRELATED: Final = 0.05
-BIN_BY_BIN: Final = "staterror"  # pyhf's prefix; such a parameter multiplies a bin, nominally by 1
 
 
 def draw_fit(
@@ -72,12 +71,13 @@ def _region(
         uncertainty_label="uncertainty",
         data=region.data,
         data_label=fit.kind,
+        errors=np.sqrt(region.data),
     )
     caption = (
         f"{region.region}, {when}: the model with its total uncertainty (hatched), and "
         f"{fit.kind} with the square root of their number as uncertainty. All bins of the fit "
-        "are shown."
-    )
+        f"are shown. {fit.closure}"
+    ).rstrip()
     name = f"{region.region}_{when}"
     figure = stack.draw(content, label)
     return style.save(figure, directory, name, f"{region.region}: {when}", caption)
@@ -91,24 +91,12 @@ def _carried_over(
         f"{name}, which was not fitted: the model with its total uncertainty (hatched) before the "
         f"fit and with its result, and {fit.kind} with the square root of their number as "
         "uncertainty. The tests take neighbouring bins with few events together, and count the "
-        "uncertainty of the model with its correlations."
-    )
+        f"uncertainty of the model with its correlations. {fit.closure}"
+    ).rstrip()
     figure = carryover.draw(carried, fit.kind, label)
     return style.save(
         figure, directory, f"{name}_carried_over", f"{name}: before and after the fit", caption
     )
-
-
-def pull_uncertainty(parameter: Parameter) -> float | None:
-    """Post-fit over pre-fit uncertainty; None where that can't be told.
-
-    A pull is (value - initial) / pre-fit uncertainty; initial is 0 for parameters in units of
-    their pre-fit uncertainty, and 1 for those that multiply a bin.
-    """
-    shift = parameter.value - (1 if parameter.name.startswith(BIN_BY_BIN) else 0)
-    if parameter.pull is None or shift == 0:
-        return None if parameter.name.startswith(BIN_BY_BIN) else parameter.uncertainty
-    return abs(parameter.uncertainty * parameter.pull / shift)
 
 
 def _save_pulls(fit: FitResult, directory: Path, label: style.Label) -> FigureInfo:
@@ -118,10 +106,10 @@ def _save_pulls(fit: FitResult, directory: Path, label: style.Label) -> FigureIn
     axes = _names_axes(figure, label, [p.name for p in parameters], (0.33, 0.75 / height), 0.45)
     for width, color in ((2, "#fff3c4"), (1, "#cfe8cf")):
         axes.axvspan(-width, width, color=color, zorder=0, linewidth=0)
-    _draw_pulls(axes, parameters)
-    reach = max(2.5, _reach(parameters))
+    _draw_pulls(axes, parameters, fit.widths)
+    reach = max(2.5, _reach(parameters, fit.widths))
     axes.set_xlim(-reach, reach)
-    axes.set_xlabel(r"(fitted $-$ initial value) / pre-fit uncertainty")
+    axes.set_xlabel(r"(fitted $-$ nominal value) / pre-fit uncertainty")
     caption = (
         "Pulls of the constrained parameters: a point at 0 with a bar of 1 is one that the data "
         "leave as it was; a shorter bar is one that they constrain. Bands: 1 (green) and 2 "
@@ -131,17 +119,23 @@ def _save_pulls(fit: FitResult, directory: Path, label: style.Label) -> FigureIn
     return style.save(figure, directory, "pulls", "Pulls", caption)
 
 
-def _reach(parameters: Sequence[Parameter]) -> float:
+def _reach(parameters: Sequence[Parameter], widths: Mapping[str, float]) -> float:
     """Largest distance from 0 that the pulls' bars have, and a bit."""
-    return 1.1 * style.largest([abs(p.pull or 0) + (pull_uncertainty(p) or 0) for p in parameters])
+    return 1.1 * style.largest([abs(p.pull or 0) + _bar(p, widths) for p in parameters])
 
 
-def _draw_pulls(axes: Axes, parameters: list[Parameter]) -> None:
+def _bar(parameter: Parameter, widths: Mapping[str, float]) -> float:
+    """Post-fit over pre-fit uncertainty; 0 where there is no constraint."""
+    width = widths.get(parameter.name, 0.0)
+    return parameter.uncertainty / width if width > 0 else 0.0
+
+
+def _draw_pulls(axes: Axes, parameters: list[Parameter], widths: Mapping[str, float]) -> None:
     rows = [row for row, parameter in enumerate(parameters) if parameter.pull is not None]
     axes.errorbar(
         [parameters[row].pull or 0 for row in rows],
         rows,
-        xerr=[pull_uncertainty(parameters[row]) or 0 for row in rows],
+        xerr=[_bar(parameters[row], widths) for row in rows],
         fmt="o",
         color="black",
         markersize=5,
@@ -209,8 +203,8 @@ def _overlay_pulls(axes: Axes, fit: FitResult, names: list[str]) -> None:
     by_name = {parameter.name: parameter for parameter in fit.parameters}
     unknown = Parameter("", 0.0, 0.0, None)
     upper = axes.twiny()
-    _draw_pulls(upper, [by_name.get(name, unknown) for name in names])
-    reach = max(2, _reach(fit.parameters))
+    _draw_pulls(upper, [by_name.get(name, unknown) for name in names], fit.widths)
+    reach = max(2, _reach(fit.parameters, fit.widths))
     upper.set_xlim(-reach, reach)
     upper.set_xlabel("Pull", fontsize="small")
     upper.tick_params(axis="x", which="both", bottom=False)

@@ -34,7 +34,7 @@ class Facts(NamedTuple):
     standard error, events; ``variations`` by name: AUC and jet score; ``confusion`` of kinds of
     quarks, rows are the true ones; ``importance`` by feature: loss of AUC and its spread;
     ``curve`` by parity: events, AUC and jet score; ``history`` by parity: jet score of each trial,
-    and whether it ran to its end.
+    and whether it ran to its end; ``events_of`` whose events they are, None if not known.
     """
 
     roc: Mapping[str, tuple[Array, Array]]
@@ -45,6 +45,7 @@ class Facts(NamedTuple):
     importance: Mapping[str, tuple[float, float]]
     curve: Mapping[str, Sequence[tuple[int, float, float]]]
     history: Mapping[str, Sequence[tuple[float, bool]]]
+    events_of: str | None = None
 
 
 def draw(facts: Facts, directory: Path) -> list[FigureInfo]:
@@ -69,6 +70,7 @@ def _saved(one: _Drawn, facts: Facts, directory: Path) -> FigureInfo:
     axes = figure.add_subplot()
     one.fill(axes, facts)
     figure.tight_layout()
+    style.experiment(axes, style.Label(None, simulation=True, source=facts.events_of))
     return style.save(figure, directory, one.name, one.title, one.caption)
 
 

@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 RELEVANT: Final = 0.01  # bins below this share of the fullest one don't set the range of a ratio
 LEGEND_COLUMNS: Final = 7
+TOTAL: Final = "total uncertainty"
 SPIKY: Final = 100  # largest over median bin, from where only a logarithmic axis shows both
 
 
 class Stack(NamedTuple):
     """What a stacked plot shows; arrays of shape ``(n_bins,)``, edges ``(n_bins + 1,)``.
 
-    ``uncertainty`` is that of the sum, None where it is not known; ``note`` stands in the plot,
-    ``data`` may be None. Without ``is_counted`` they have no error bars: they are no counts.
-    ``unit`` is what is counted: "Events", or "Entries" where that is not known.
+    ``uncertainty`` is that of the sum, None where it is not known, and ``total_uncertainty`` a
+    larger one that is shown beside it; ``note`` stands in the plot. ``data`` may be None, and so
+    may their ``errors``. ``unit`` is what is counted: "Events", or "Entries" if that is not known.
     """
 
     note: str
@@ -41,7 +42,8 @@ class Stack(NamedTuple):
     uncertainty_label: str
     data: Array | None
     data_label: str
-    is_counted: bool = True
+    errors: Array | None = None
+    total_uncertainty: Array | None = None
     unit: str = "Events"
 
     @property
@@ -63,10 +65,14 @@ class Stack(NamedTuple):
         return np.zeros(len(self.edges) - 1) if self.uncertainty is None else self.uncertainty
 
     @property
+    def widest(self) -> Array:
+        """Half the height of the wider band."""
+        return self.band if self.total_uncertainty is None else self.total_uncertainty
+
+    @property
     def error_bars(self) -> Array:
-        """Square root of the data, 0 for negative ones and those that are not counted."""
-        data = np.zeros(len(self.edges) - 1) if self.data is None else self.data
-        return np.sqrt(np.maximum(data, 0)) * self.is_counted
+        """Uncertainties of the data; 0 where there are none."""
+        return np.zeros(len(self.edges) - 1) if self.errors is None else self.errors
 
 
 def draw(stack: Stack, label: style.Label) -> Figure:
@@ -114,6 +120,17 @@ def draw_samples(axes: Axes, stack: Stack) -> None:
             label=style.process_label(name),
         )
         below = above
+    if stack.samples and stack.total_uncertainty is not None:
+        axes.stairs(
+            total + stack.widest,
+            edges,
+            baseline=total - stack.widest,
+            fill=True,
+            facecolor="black",
+            alpha=0.22,
+            linewidth=0,
+            label=TOTAL,
+        )
     if stack.samples and stack.uncertainty is not None:
         axes.stairs(
             total + stack.band,
@@ -160,8 +177,8 @@ def set_range(panels: Sequence[Axes], stacks: Sequence[Stack], room: float) -> N
     It is logarithmic where the largest bin would hide the others.
     """
     points = [np.zeros(1) if s.data is None else s.data + s.error_bars for s in stacks]
-    highest = style.largest(*(s.total + s.band for s in stacks), *points)
-    lowest = -style.largest(*(s.band - s.total for s in stacks))
+    highest = style.largest(*(s.total + s.widest for s in stacks), *points)
+    lowest = -style.largest(*(s.widest - s.total for s in stacks))
     floor = _logarithmic_floor(stacks)
     for axes, stack in zip(panels, stacks, strict=True):
         axes.set_xlim(stack.edges[0], stack.edges[-1])
@@ -187,6 +204,7 @@ def _logarithmic_floor(stacks: Sequence[Stack]) -> float | None:
 def legend_height(stack: Stack) -> float:
     """Inches that `legend_above` needs."""
     entries = len(stack.samples) + (stack.data is not None) + bool(stack.samples)
+    entries += stack.total_uncertainty is not None
     return 0.27 * -(-entries // LEGEND_COLUMNS)
 
 
@@ -209,7 +227,7 @@ def _legend_entries(axes: Axes, stack: Stack) -> tuple[list[Artist], list[str]]:
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
     samples = [style.process_label(name) for name in reversed(stack.order)]
-    wanted = [stack.data_label, *samples, stack.uncertainty_label]
+    wanted = [stack.data_label, *samples, stack.uncertainty_label, TOTAL]
     shown = [label for label in wanted if label in entries]
     return [entries[label] for label in shown], shown
 
@@ -221,6 +239,9 @@ def draw_ratio(axes: Axes, stack: Stack) -> float:
     ratio = style.divide(data, total)
     errors = style.divide(stack.error_bars, total)
     band = np.nan_to_num(style.divide(stack.band, total))
+    widest = np.nan_to_num(style.divide(stack.widest, total))
+    if stack.total_uncertainty is not None:
+        style.band(axes, widest, edges, light=True)
     if stack.uncertainty is not None:
         style.band(axes, band, edges)
     axes.axhline(1, color="black", linewidth=0.8)
@@ -228,7 +249,7 @@ def draw_ratio(axes: Axes, stack: Stack) -> float:
     axes.set_xlim(edges[0], edges[-1])
     axes.set_ylabel("Data / pred.", loc="center")
     relevant = total > RELEVANT * style.largest(total)
-    return style.largest(np.abs(ratio - 1)[relevant] + errors[relevant], band[relevant])
+    return style.largest(np.abs(ratio - 1)[relevant] + errors[relevant], widest[relevant])
 
 
 def set_ratio_range(axes: Axes, largest: float) -> None:

@@ -154,9 +154,10 @@ def divide(values: Array, by: Array) -> Array:
     return quotient
 
 
-def band(axes: Axes, size: Array, edges: Array) -> None:
-    """Draw a relative uncertainty around 1."""
-    axes.stairs(1 + size, edges, baseline=1 - size, fill=True, color=BAND, alpha=0.4, lw=0)
+def band(axes: Axes, size: Array, edges: Array, *, light: bool = False) -> None:
+    """Draw a relative uncertainty around 1; ``light`` for a wider one behind another."""
+    alpha = 0.2 if light else 0.4
+    axes.stairs(1 + size, edges, baseline=1 - size, fill=True, color=BAND, alpha=alpha, lw=0)
 
 
 def largest(*values: ArrayLike) -> float:

@@ -48,11 +48,15 @@ class Region(NamedTuple):
 
 
 class _Points(NamedTuple):
-    """What is drawn as points, what it is, and which histograms count events."""
+    """What is drawn as points, what it is, and which histograms count events.
+
+    ``totals`` are the total uncertainties of a model, of the histograms that have one.
+    """
 
     data: Mapping[str, Histogram]
     label: str
     of_events: Collection[str]
+    totals: Mapping[str, Array]
 
 
 def draw_run(
@@ -63,6 +67,7 @@ def draw_run(
     *,
     data_label: str = "pseudodata",
     of_events: Collection[str] = (),
+    totals: Mapping[str, Array] | None = None,
 ) -> list[FigureInfo]:
     """Draw the histograms of a run: stacked plots, and the shapes of its variations.
 
@@ -83,6 +88,8 @@ def draw_run(
         What ``data`` are.
     of_events
         Names of the histograms with an entry an event; what others count is not known.
+    totals
+        Total uncertainties of the fit's model, by histogram, shape ``(n_bins,)``.
 
     Raises
     ------
@@ -104,7 +111,7 @@ def draw_run(
         result.luminosity, data is not None or not recorded, result.provenance.label
     )
     what = data_label if data is not None else "data"
-    return _draw(regions, directory, _Points(points, what, of_events), label, large)
+    return _draw(regions, directory, _Points(points, what, of_events, totals or {}), label, large)
 
 
 def draw_templates(
@@ -154,7 +161,7 @@ def draw_templates(
             *(len(others), ", ".join(others[:NAMED]), more),
         )
     label = style.Label(luminosity, simulation=True, source=source)
-    return _draw(found.values(), directory, _Points(data or {}, data_label, of_events), label)
+    return _draw(found.values(), directory, _Points(data or {}, data_label, of_events, {}), label)
 
 
 def _processes(
@@ -244,15 +251,23 @@ def _stack(region: Region, given: _Points, label: style.Label) -> stack.Stack | 
         data=None if points is None else _values(points),
         data_label=given.label,
         unit=_unit(region, given),
-        # pseudodata stand for events that were counted
-        is_counted=label.simulation or points is None or variances.of(points) is not None,
+        errors=None if points is None else _errors(points, is_pseudo=label.simulation),
+        total_uncertainty=given.totals.get(region.name),
     )
+
+
+def _errors(points: Histogram, *, is_pseudo: bool) -> Array | None:
+    """Uncertainties of data: their own, or what as many counted events would have."""
+    if is_pseudo:
+        return np.sqrt(np.maximum(_values(points), 0))
+    variance = variances.of(points)
+    return None if variance is None else np.sqrt(np.maximum(variance, 0))
 
 
 def _save_stack(
     content: stack.Stack, region: Region, directory: Path, label: style.Label
 ) -> FigureInfo:
-    parts = [f"{content.unit} in {region.name}.", *_legend_in_words(content)]
+    parts = [f"{content.unit} in {region.name}.", *_legend_in_words(content, label)]
     parts.append(_flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v]))
     figure = stack.draw(content, label)
     name = f"{region.name}_stack"
@@ -261,7 +276,7 @@ def _save_stack(
 
 def _save_overview(small: Sequence[stack.Stack], directory: Path, label: style.Label) -> FigureInfo:
     names = ", ".join(content.note for content in small)
-    parts = [f"Row by row: {names}.", *_legend_in_words(small[0])]
+    parts = [f"Row by row: {names}.", *_legend_in_words(small[0], label)]
     unknown = [content.note for content in small if content.uncertainty is None]
     if unknown:
         parts.append(f"No band, as variances are not known: {', '.join(unknown)}.")
@@ -271,7 +286,7 @@ def _save_overview(small: Sequence[stack.Stack], directory: Path, label: style.L
     return style.save(figure, directory, "overview", title, " ".join(parts))
 
 
-def _legend_in_words(content: stack.Stack) -> Iterator[str]:
+def _legend_in_words(content: stack.Stack, label: style.Label) -> Iterator[str]:
     if content.samples and content.uncertainty is not None:
         yield (
             "The processes are on top of each other, the hatched band is the statistical "
@@ -279,10 +294,17 @@ def _legend_in_words(content: stack.Stack) -> Iterator[str]:
         )
     elif content.samples:
         yield f"The processes are on top of each other. {_NO_BAND}"
-    if content.data is not None and content.is_counted:
-        yield f"Points: {content.data_label}, with the square root of their number as uncertainty."
-    elif content.data is not None:
+    if content.total_uncertainty is not None:
+        yield "The grey band is the total uncertainty of the fit's model before the fit."
+    if content.data is not None and content.errors is None:
         yield f"Points: {content.data_label}, without uncertainty: they were filled with weights."
+    elif content.data is not None and label.simulation:
+        yield (
+            f"Points: {content.data_label}, mixed from the templates themselves, with the square "
+            "root of their number as uncertainty."
+        )
+    elif content.data is not None:
+        yield f"Points: {content.data_label}, with their statistical uncertainty."
 
 
 def _flow_note(histograms: Sequence[Histogram]) -> str:

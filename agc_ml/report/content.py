@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -79,8 +78,11 @@ def page(
         (details if fit else main).append(_yields(result, large))
         details += [*_cutflow(result), *_completeness(result), _metrics(result), *_outputs(result)]
         details += _provenance(result.provenance)
-    if fit is not None and fit.inputs:
-        details.append(Table("Inputs of the fit", ("input", "digest"), list(fit.inputs.items()), 2))
+    if fit is not None:
+        made_of = [*fit.inputs.items(), *fit.versions.items()]
+        details.append(
+            Table("What decides the fit", ("input or package", "digest or version"), made_of, 2)
+        )
     complete = result is None or result.status == "complete"
     converged = fit is None or fit.converged
     return Page(
@@ -93,14 +95,6 @@ def page(
         result=[table for table in main if table.rows],
         details=[table for table in details if table.rows],
     )
-
-
-def number_with_uncertainty(value: float, uncertainty: float) -> str:
-    """Value ± uncertainty, with four significant digits of the uncertainty."""
-    if not math.isfinite(uncertainty) or uncertainty <= 0:
-        return f"{value:.6g} ± {uncertainty:.4g}"
-    decimals = min(max(3 - math.floor(math.log10(uncertainty)), 0), 12)
-    return f"{value:.{decimals}f} ± {uncertainty:.{decimals}f}"
 
 
 def _status(result: RunResult | None, fit: FitResult | None) -> Iterable[str]:
@@ -140,9 +134,13 @@ def _fit_notices(fit: FitResult) -> Iterable[Notice]:
 
 
 def _headline(fit: FitResult) -> tuple[str, str, str]:
-    value = number_with_uncertainty(fit.poi.value, fit.poi.uncertainty)
-    which = "" if fit.points == "data" else f": {fit.pseudodata}"
-    return fit.poi.name, value, f"fitted to {fit.points}{which}"
+    name, value, beside = fit.measured
+    lines = (beside, f"fitted to {fit.kind}")
+    return (
+        name.replace("sigma", "\N{GREEK SMALL LETTER SIGMA}"),
+        value,
+        "; ".join(line for line in lines if line),
+    )
 
 
 def _fit_quality(fit: FitResult) -> Table:
@@ -153,9 +151,10 @@ def _fit_quality(fit: FitResult) -> Table:
         ("twice the negative log-likelihood", f"{fit.twice_nll:.5f}"),
         ("minimizer", fit.minimizer),
         ("converged", "yes" if fit.converged else "no"),
-        ("fitted to", fit.pseudodata),
+        ("fitted to", fit.kind),
     ]
-    return Table("Quality of the fit", ("", ""), rows, text=2)
+    note = " ".join(line for line in (fit.closure, fit.definition) if line)
+    return Table("Quality of the fit", ("", ""), rows, text=2, note=note)
 
 
 def _carried_over(fit: FitResult) -> Table:
@@ -192,12 +191,12 @@ def _parameters(fit: FitResult) -> Table:
         (
             p.name,
             f"{p.value:.4f}",
-            f"{p.uncertainty:.4f}",
+            fit.states.get(p.name, f"{p.uncertainty:.4f}"),
             NONE if p.pull is None else f"{p.pull:.3f}",
         )
         for p in fit.parameters
     ]
-    note = "A pull is (value − initial value) / pre-fit uncertainty."  # noqa: RUF001 - a minus
+    note = "A pull is (value − nominal value) / pre-fit uncertainty."  # noqa: RUF001 - a minus
     return Table(
         "Fitted parameters", ("parameter", "value", "uncertainty", "pull"), rows, note=note
     )
@@ -214,12 +213,16 @@ def _yields(result: RunResult, large: Collection[str] | None) -> Table:
         )
         for process in processes
     ]
-    note = "Nominal, with underflow and overflow; uncertainties are those of the event numbers."
+    what = "expected events" if result.is_scaled else "sums of weights, not scaled to a luminosity"
+    note = (
+        f"Nominal, with underflow and overflow: {what}, one for each entry of the histogram; "
+        "uncertainties are those of the simulated numbers."
+    )
     if any(y.variance is None for row in yields.values() for y in row.values()):
         note += " “?”: filled with weights or scaled, in a storage that keeps no variances."
     if len(yields) < len(found):
         note += f" Those of {len(found) - len(yields)} more histograms are in run.json."
-    return Table("Yields in events", ("process", *yields), rows, note=note)
+    return Table("Yields", ("process", *yields), rows, note=note)
 
 
 def _cutflow(result: RunResult) -> Iterable[Table]:

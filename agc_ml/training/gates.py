@@ -66,6 +66,7 @@ class Seen(BaseModel):
     variations: dict[str, Quality]
     confusion: Any
     importance: dict[str, tuple[float, float]]
+    events_of: str | None = None
 
 
 def score(bundle: Bundle, data: TrainingSet) -> Array:
@@ -124,14 +125,7 @@ def judge(
     multiplicity = _by_multiplicity(mine, nominal)
     gates += [
         _gap(folder, bundle, nominal, limits),
-        Gate(
-            name="calibration",
-            title="Scores are probabilities",
-            passed=calibration.error <= limits.max_calibration,
-            value=calibration.error,
-            limit=limits.max_calibration,
-            detail="mean distance of score and fraction of right permutations",
-        ),
+        _calibration(calibration, limits),
         _multiplicity(multiplicity, quality, limits),
         _variations(by_variation, limits),
         *_same_scores(folder, bundle, remote or {}, limits),
@@ -154,6 +148,7 @@ def judge(
         variations=by_variation,
         confusion=scores.confusion(mine, nominal.right),
         importance=_importance(bundle, nominal, quality.auc),
+        events_of=nominal.events_of,
     )
 
 
@@ -237,6 +232,20 @@ def _gap(folder: Path, bundle: Bundle, data: TrainingSet, limits: Limits) -> Gat
         limit=limits.max_gap,
         detail="AUC of validation less that of the other parity: "
         + ", ".join(f"trained on {parity} {gap:+.4f}" for parity, gap in gaps.items()),
+    )
+
+
+def _calibration(found: scores.Calibration, limits: Limits) -> Gate:
+    worst = found.worst
+    return Gate(
+        name="calibration",
+        title="Scores are probabilities",
+        passed=found.error <= limits.max_calibration,
+        value=found.error,
+        limit=limits.max_calibration,
+        detail=f"worst of ten parts of the scores: of {found.number[worst]:,} permutations with "
+        f"{found.score[worst]:.3f} in the mean {found.fraction[worst]:.1%} are right; the number "
+        "is their distance beyond two standard errors",
     )
 
 

@@ -34,6 +34,7 @@ def write(
     judged, seen = found
     facts = judgement.Facts(
         roc=seen.roc,
+        events_of=seen.events_of,
         calibration=(seen.calibration.score, seen.calibration.fraction, seen.calibration.number),
         multiplicity=seen.multiplicity,
         variations={name: (one.auc, one.jet_score) for name, one in seen.variations.items()},
@@ -46,10 +47,10 @@ def write(
         },
     )
     figures = judgement.draw(facts, folder / "figures")
-    write_page(_page(name, judged, trained), figures, folder / REPORT)
+    write_page(_page(name, judged, trained, seen.events_of), figures, folder / REPORT)
 
 
-def _page(name: str, judged: Judged, trained: Trained) -> Page:
+def _page(name: str, judged: Judged, trained: Trained, events_of: str | None) -> Page:
     failed = [gate for gate in judged.gates if not gate.passed]
     notices = [
         Notice(
@@ -67,8 +68,8 @@ def _page(name: str, judged: Judged, trained: Trained) -> Page:
         title=f"{name}: {trained.kind}",
         status="passes all gates" if judged.passed else f"fails {len(failed)} gates",
         good=judged.passed,
-        subtitle=f"judged on {judged.events:,} events, each scored by the model that never saw it; "
-        f"{against}",
+        subtitle=f"judged on {judged.events:,} events{f' ({events_of})' if events_of else ''}, "
+        f"each scored by the model that never saw it; {against}",
         notices=notices if failed else [],
         headline=("jet score", f"{jet:.4f}", f"AUC {auc:.4f}; all four jets right: {right:.1%}"),
         result=[_gates(judged), _comparison(judged)] if judged.champion else [_gates(judged)],

@@ -135,9 +135,23 @@ class Calibration(NamedTuple):
     number: Array
 
     @property
+    def _excess(self) -> Array:
+        """Distance of score and fraction beyond two standard errors of the fraction."""
+        spread = np.sqrt(self.score * (1 - self.score) / self.number)
+        return np.asarray(np.maximum(np.abs(self.score - self.fraction) - 2 * spread, 0))
+
+    @property
+    def worst(self) -> int:
+        """The bin that is farthest off."""
+        return int(self._excess.argmax())
+
+    @property
     def error(self) -> float:
-        """Expected calibration error: mean distance of score and fraction, by number."""
-        return float((np.abs(self.score - self.fraction) * self.number).sum() / self.number.sum())
+        """Distance of score and fraction in the worst bin, beyond two standard errors.
+
+        Not the mean over all permutations: nearly all are wrong, and score near zero.
+        """
+        return float(self._excess.max())
 
 
 def calibration(scores: Array, right: Array, bins: int = 10) -> Calibration:

@@ -51,7 +51,10 @@ class Limits(BaseModel):
         default=0.02, ge=0, description="most that the validation's AUC may be above the test's"
     )
     max_calibration: FiniteFloat = Field(
-        default=0.05, ge=0, description="largest expected calibration error"
+        default=0.05,
+        ge=0,
+        description="most that score and fraction of right permutations may differ, beyond two "
+        "standard errors, in the worst of ten parts of the scores",
     )
     max_multiplicity: FiniteFloat = Field(
         default=0.1,

@@ -50,6 +50,8 @@ class TrainingSet:
         The kinematic variation of the jets.
     inputs
         How the features are distributed in all events of the selection: process, feature, counts.
+    events_of
+        Whose events they are, None where that is not known.
     """
 
     digest: str
@@ -63,6 +65,7 @@ class TrainingSet:
     njet: Array
     variation: str
     inputs: Mapping[str, Mapping[str, list[int]]]
+    events_of: str | None = None
 
     def __len__(self) -> int:
         return len(self.right)
@@ -123,7 +126,7 @@ def of_table(table: Table, variation: str = NOMINAL) -> TrainingSet:
             f"are: {there}"
         )
     _check_events(table, columns, k)
-    label = columns["label"].reshape(-1, k)
+    is_right = columns["label"].reshape(-1, k)
     event = columns["event"][::k]
     found = TrainingSet(
         digest=table.digest,
@@ -131,12 +134,13 @@ def of_table(table: Table, variation: str = NOMINAL) -> TrainingSet:
         names=names,
         delta_phi=delta_phi,
         features=np.stack([columns[name] for name in names], axis=1).reshape(n // k, k, -1),
-        right=label.argmax(axis=1),
+        right=is_right.argmax(axis=1),
         is_even=event % 2 == 0,
         part=_parts(*(columns[name][::k] for name in IDENTITY)),
         njet=columns["njet"][::k],
         variation=variation,
         inputs=inputs,
+        events_of=None if (label := table.provenance.get("label")) is None else str(label),
     )
     _check_size(found)
     return found
