@@ -279,9 +279,12 @@ def _compared(likelihood: lk.Likelihood, ours: Minimum, theirs: Any) -> tuple[st
     value = float(np.max(np.abs(values - ours.values[free]) / widths))
     uncertainty = float(np.max(np.abs(np.array(theirs.errors)[free] - widths) / widths))
     mirrored = np.max(np.abs(np.abs(values) - np.abs(ours.values[free])) / widths)
-    if value <= VALUE and uncertainty <= UNCERTAINTY:
+    is_same = uncertainty <= UNCERTAINTY
+    if value <= VALUE and is_same:
         verdict = "agrees"
-    elif value <= VALUE and np.max(_by_differences(likelihood, ours)) <= UNCERTAINTY:
+    elif not is_same and np.max(_by_differences(likelihood, ours)) > UNCERTAINTY:
+        verdict = "differs"
+    elif value <= VALUE:
         verdict = "covariance"
     elif abs(theirs.fval - ours.twice_nll) <= SAME and mirrored <= VALUE:
         verdict = "mirrored"

@@ -83,6 +83,28 @@ def test_calibration() -> None:
     assert scores.calibration(honest, right).number.sum() == 600_000
 
 
+def test_calibration_is_judged_where_permutations_are_chosen() -> None:
+    """Eleven of twelve are wrong and score zero: their mean would hide that the best are off."""
+    rng = np.random.default_rng(4)
+    n = 4000
+    found = np.zeros((n, 12))
+    found[:, 0] = 0.75
+    right = np.where(rng.random(n) < 0.55, 0, rng.integers(1, 12, n))
+    off = scores.calibration(found, right)
+    assert off.error == pytest.approx(0.2, abs=0.03)
+    assert off.score[off.worst] == pytest.approx(0.75)
+    mean = np.sum(np.abs(off.score - off.fraction) * off.number) / off.number.sum()
+    assert mean < 0.06
+    # by chance alone it is nearly never off
+    honest = []
+    for _ in range(50):
+        some = np.clip(rng.random((300, 12)) ** 3, 0, 1)
+        some /= some.sum(axis=1, keepdims=True)
+        hit = (rng.random(300)[:, None] < some.cumsum(axis=1)).argmax(axis=1)
+        honest.append(scores.calibration(some, hit).error)
+    assert np.quantile(honest, 0.9) < 0.05
+
+
 def test_confusion() -> None:
     found, right = made(2, power=4)
     table = scores.confusion(found, right)

@@ -1,0 +1,269 @@
+"""pyhf workspaces as files: reading, patching, fitting."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import cabinetry
+import numpy as np
+import pyhf
+import pytest
+from commandline import agc
+
+from agc_ml import histfactory, stats
+from agc_ml.errors import FitError, UsageError
+from agc_ml.likelihood import quiet
+from agc_ml.validation import validate
+
+
+def workspace(*, signal: bool = True, kinds: bool = False) -> dict[str, Any]:
+    """Make a workspace of two channels; ``kinds`` gives it every kind of modifier."""
+    channels = []
+    for name, scale in (("one", 1.0), ("two", 2.0)):
+        background: dict[str, Any] = {
+            "name": "background",
+            "data": [50.0 * scale, 60.0 * scale],
+            "modifiers": [{"name": "b", "type": "normsys", "data": {"hi": 1.1, "lo": 0.9}}],
+        }
+        if kinds:
+            background["modifiers"] += [
+                {"name": "lumi", "type": "lumi", "data": None},
+                {"name": f"free_{name}", "type": "shapesys", "data": [5.0, 7.0]},
+                {"name": f"staterror_{name}", "type": "staterror", "data": [2.0, 3.0]},
+                {
+                    "name": "shape",
+                    "type": "histosys",
+                    "data": {
+                        "hi_data": [55.0 * scale, 58.0 * scale],
+                        "lo_data": [46.0 * scale, 61.0 * scale],
+                    },
+                },
+            ]
+        samples = [background]
+        if signal:
+            samples.insert(
+                0,
+                {
+                    "name": "signal",
+                    "data": [12.0, 11.0],
+                    "modifiers": [{"name": "mu", "type": "normfactor", "data": None}],
+                },
+            )
+        channels.append({"name": name, "samples": samples})
+    parameters: list[dict[str, Any]] = []
+    if kinds:
+        parameters.append(
+            {
+                "name": "lumi",
+                "auxdata": [1.0],
+                "sigmas": [0.02],
+                "bounds": [[0.5, 1.5]],
+                "inits": [1.0],
+            }
+        )
+    return {
+        "version": "1.0.0",
+        "channels": channels,
+        "observations": [
+            {"name": "one", "data": [62.0, 69.0]},
+            {"name": "two", "data": [115.0, 131.0]},
+        ],
+        "measurements": [{"name": "m", "config": {"poi": "mu", "parameters": parameters}}],
+    }
+
+
+def written(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+def patch() -> list[dict[str, Any]]:
+    """Make the patch that adds the signal to a workspace of background only."""
+    whole = workspace()["channels"]
+    return [
+        {"op": "add", "path": f"/channels/{index}/samples/0", "value": channel["samples"][0]}
+        for index, channel in enumerate(whole)
+    ]
+
+
+def patch_set(background: dict[str, Any]) -> dict[str, Any]:
+    """Make a set of two patches for a workspace, as HEPData has them."""
+    half = copy.deepcopy(patch())
+    for one in half:
+        one["value"]["data"] = [value / 2 for value in one["value"]["data"]]
+    return {
+        "metadata": {
+            "references": {"hepdata": "ins1234567"},
+            "description": "made up",
+            "digests": {"sha256": pyhf.utils.digest(background, algorithm="sha256")},
+            "labels": ["mass"],
+        },
+        "patches": [
+            {"metadata": {"name": "whole", "values": [1]}, "patch": patch()},
+            {"metadata": {"name": "half", "values": [2]}, "patch": half},
+        ],
+        "version": "1.0.0",
+    }
+
+
+@pytest.mark.parametrize("kinds", [False, True])
+def test_is_fitted_as_cabinetry_does(kinds: bool, tmp_path: Path) -> None:
+    path = written(tmp_path / "ws.json", workspace(kinds=kinds))
+    result = stats.fit(path)
+    with quiet():
+        model, data = cabinetry.model_utils.model_and_data(workspace(kinds=kinds))
+        expected = cabinetry.fit.fit(model, data, strategy=2)
+    for parameter in result.parameters:
+        index = expected.labels.index(parameter.name)
+        width = expected.uncertainty[index]
+        assert parameter.value == pytest.approx(expected.bestfit[index], abs=5e-3 * width)
+        assert parameter.uncertainty == pytest.approx(width, rel=0.02)
+    assert result.twice_nll == pytest.approx(expected.best_twice_nll, abs=1e-3)
+    assert (result.poi.name, result.pseudodata, result.cross_section) == ("mu", "data", None)
+    assert [region.edges.tolist() for region in result.postfit] == [[0, 1, 2]] * 2
+    assert result.workspace == workspace(kinds=kinds)
+    if kinds:  # in units of what each is uncertain by before the fit
+        lumi = next(p for p in result.parameters if p.name == "lumi")
+        assert lumi.pull == pytest.approx((lumi.value - 1) / 0.02)
+        assert result.widths["lumi"] == pytest.approx(0.02)
+
+
+def test_patches(tmp_path: Path) -> None:
+    background = workspace(signal=False)
+    base = written(tmp_path / "bkgonly.json", background)
+    single = written(tmp_path / "patch.json", patch())
+    several = written(tmp_path / "set.json", patch_set(background))
+    whole = stats.fit(written(tmp_path / "whole.json", workspace()))
+    for given in (str(single), f"{several}:whole"):
+        found = stats.fit(base, patch=given)
+        assert found.poi == whole.poi
+        assert set(found.inputs) == {"workspace", "patch"}
+    half = stats.fit(base, patch=f"{several}:half")
+    assert half.poi.value == pytest.approx(2 * whole.poi.value, rel=1e-6)
+
+
+def test_wrong_patches(tmp_path: Path) -> None:
+    background = workspace(signal=False)
+    base = written(tmp_path / "bkgonly.json", background)
+    several = written(tmp_path / "set.json", patch_set(background))
+    with pytest.raises(
+        UsageError, match=r"a set of patches; say which: .*:NAME, one of whole, half"
+    ):
+        stats.fit(base, patch=str(several))
+    with pytest.raises(UsageError, match=r"no patch 'third' in it; there are whole, half"):
+        stats.fit(base, patch=f"{several}:third")
+    with pytest.raises(UsageError, match=r"gone.json: no such file; a patch is a JSON file"):
+        stats.fit(base, patch=str(tmp_path / "gone.json"))
+    single = written(tmp_path / "patch.json", patch())
+    with pytest.raises(UsageError, match="one patch, not a set with names such as 'whole'"):
+        stats.fit(base, patch=f"{single}:whole")
+    lost = written(tmp_path / "lost.json", [{"op": "remove", "path": "/nothing"}])
+    with pytest.raises(FitError, match=r"lost.json: can't be applied to .*bkgonly.json"):
+        stats.fit(base, patch=str(lost))
+    other = written(tmp_path / "other.json", {**background, "version": "1.0.0", "more": 1})
+    with pytest.raises(FitError, match="made for another workspace than"):
+        stats.fit(other, patch=f"{several}:whole")
+    damaged = written(tmp_path / "damaged.json", {**patch_set(background), "patches": [1]})
+    with pytest.raises(FitError, match=r"damaged.json: not a set of patches"):
+        stats.fit(base, patch=f"{damaged}:whole")
+
+
+def test_of_background_only_there_is_nothing_to_measure(tmp_path: Path) -> None:
+    base = written(tmp_path / "bkgonly.json", workspace(signal=False))
+    with pytest.raises(FitError, match=r"interest 'mu' changes nothing: .*--patch FILE\[:NAME\]"):
+        stats.fit(base)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"observations": []}, "not a workspace that pyhf takes|has no observations"),
+        ({"measurements": []}, "not a workspace that pyhf takes"),
+        ({"channels": [{"name": "one"}]}, "not a workspace that pyhf takes"),
+        (
+            {
+                "observations": [
+                    {"name": "one", "data": [62.0]},
+                    {"name": "two", "data": [1.0, 2.0]},
+                ]
+            },
+            r"channel 'one': samples and observations have \[1, 2\] bins",
+        ),
+        (
+            {
+                "observations": [
+                    {"name": "one", "data": [62.0, -1.0]},
+                    {"name": "two", "data": [1.0, 2.0]},
+                ]
+            },
+            "channel 'one': the data are -1 in a bin",
+        ),
+    ],
+)
+def test_what_is_no_good_workspace(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "ws.json", {**workspace(), **change})
+    with pytest.raises(FitError, match=message) as caught:
+        histfactory.read(path)
+    assert "\n" not in str(caught.value)
+    verdict = validate(path)
+    assert verdict.kind == "pyhf workspace"
+    assert verdict.problem is not None
+
+
+def test_what_it_does_not_take(tmp_path: Path) -> None:
+    path = written(tmp_path / "ws.json", workspace())
+    for given in ({"config": {}}, {"pseudodata": "complete"}):
+        with pytest.raises(UsageError, match="a pyhf workspace says itself what is fitted"):
+            stats.fit(path, **given)
+    (tmp_path / "cut.json").write_text(json.dumps(workspace())[:-20])
+    called = agc("fit", tmp_path / "cut.json", "-o", tmp_path / "out")
+    assert called.code == 1
+    assert "cut.json" in called.error
+    with pytest.raises(UsageError, match="only a pyhf workspace can be patched"):
+        stats.fit({}, patch="p.json")
+
+
+def test_other_measurements_and_settings_are_told(tmp_path: Path) -> None:
+    content = workspace()
+    content["measurements"] *= 2
+    content["measurements"][1] = {**content["measurements"][1], "name": "other"}
+    content["measurements"][0]["config"]["parameters"].append({"name": "alpha_b", "fixed": True})
+    notes = stats.fit(written(tmp_path / "ws.json", content)).notes
+    assert "fitted is the measurement m, the first of 2: the others are other" in notes
+    assert "settings of parameters that the model does not have: alpha_b" in notes
+
+
+def test_an_empty_bin_is_left_out_and_told(tmp_path: Path) -> None:
+    content = workspace()
+    for channel in content["channels"]:
+        for sample in channel["samples"]:
+            sample["data"].append(0.0)
+    for one in content["observations"]:
+        one["data"].append(3.0)
+    result = stats.fit(written(tmp_path / "ws.json", content))
+    assert (
+        "one: left out, since no parameter can predict events there: the bins [2, 3) with 3 in the "
+        "data" in result.notes
+    )
+    assert result.workspace["channels"] == workspace()["channels"]
+    assert result.poi == stats.fit(written(tmp_path / "whole.json", workspace())).poi
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    base = written(tmp_path / "bkgonly.json", workspace(signal=False))
+    several = written(tmp_path / "set.json", patch_set(workspace(signal=False)))
+    called = agc("fit", base, "--patch", f"{several}:whole", "-o", tmp_path / "out")
+    assert called.code == 0, called.err
+    assert called.out.splitlines()[0].startswith("mu = ")
+    assert "compiling the likelihood of 4 bins" in called.err
+    assert (tmp_path / "out" / "figures" / "one_post-fit.png").exists()
+    assert agc("fit", base, "-o", tmp_path / "none").code == 1
+    assert agc("fit", base, "--patch", several, "-o", tmp_path / "none").code == 2
+    assert agc("report", tmp_path / "out").code == 0
+    called = agc("validate", base, several)
+    assert "set.json: pyhf patch, good: 2 patches: whole, half" in called.out
+    assert "bkgonly.json: pyhf workspace, bad: " in called.out
+    assert np.isclose(stats.load(tmp_path / "out").poi.value, 0.7, atol=0.5)
