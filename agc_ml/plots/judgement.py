@@ -69,8 +69,8 @@ def _saved(one: _Drawn, facts: Facts, directory: Path) -> FigureInfo:
     figure: Figure = style.new_figure(_SIZE[0], one.height)
     axes = figure.add_subplot()
     one.fill(axes, facts)
-    figure.tight_layout()
     style.experiment(axes, style.Label(None, simulation=True, source=facts.events_of))
+    figure.tight_layout()
     return style.save(figure, directory, one.name, one.title, one.caption)
 
 
