@@ -15,14 +15,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from agc_ml import agc, catalogue, folders
-from agc_ml.errors import AgcError, FitError, HistogramError, RunDirectoryError, UsageError
+from agc_ml import agc, catalogue, choices, folders
+from agc_ml.errors import AgcError, FitError, HistogramError, UsageError
 from agc_ml.results import RunResult, write
 from agc_ml.running import run
 
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 PROCESSOR: Final = "ttbar"
 INDEX: Final = "figures.json"
-CHOICES: Final = "measurement.json"
 FEW: Final = 6
 """So many histograms of a run are all shown large."""
 
@@ -46,18 +44,6 @@ class Measurement(NamedTuple):
     run: RunResult
     fit: FitResult
     report: Path
-
-
-class _Choices(BaseModel):
-    """The content of ``measurement.json``: what later commands go on with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1] = Field(1, alias="schema")
-    pseudodata: Literal["published", "complete"] = Field(description="kind of the run's pseudodata")
-    drawn: Literal["published", "complete"] | None = Field(
-        default=None, description="kind in figures/, if there are any"
-    )
 
 
 def measure(
@@ -77,8 +63,8 @@ def measure(
     if result.path is None:
         raise UsageError("the run has no directory to report in")
     # Figures and fit take about as long, and one core each.
-    kind = pseudodata or _choices(result.path).pseudodata
-    _choose(result.path, pseudodata=kind)
+    kind = pseudodata or choices.load(result.path).pseudodata
+    choices.change(result.path, pseudodata=kind)
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         drawn = pool.submit(plot, result.path, pseudodata=kind)
         try:
@@ -89,35 +75,6 @@ def measure(
             raise type(error)(f"{error} (the run without a fit is reported in {page})") from error
         drawn.result()
     return Measurement(result, fitted, report(result.path))
-
-
-def _choices(run: Path) -> _Choices:
-    """What earlier commands were told of a run.
-
-    Raises
-    ------
-    RunDirectoryError
-        The record of it is damaged.
-    """
-    path = run / CHOICES
-    if not path.is_file():
-        return _Choices(schema=1, pseudodata="published")
-    try:
-        return _Choices.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(
-            f"{path}: damaged ({' '.join(str(error).split())}); remove it, and say again which "
-            "pseudodata: agc-ml fit RUN --pseudodata KIND"
-        ) from error
-
-
-def _choose(run: Path, **changes: str) -> None:
-    """Change what later commands of a run go on with."""
-    before = _choices(run)
-    after = before.model_copy(update=changes)
-    if after != before or not (run / CHOICES).exists():
-        text = after.model_dump_json(by_alias=True) + "\n"
-        write(run / CHOICES, lambda path: path.write_text(text))
 
 
 def plot(
@@ -140,14 +97,14 @@ def plot(
         Histograms are damaged, none can be drawn, or the folder can't be written.
     """
     folder = _output(source, output) / "figures"
-    kind = pseudodata or _choices(source).pseudodata
+    kind = pseudodata or choices.load(source).pseudodata
     if source.is_dir():
         result = _labelled(RunResult.load(source), label)
         figures = _draw_run(result, folder, kind, config)
         if not figures:
             raise HistogramError(f"{source}: {_why_nothing_is_drawn(result)}")
         if output is None:
-            _choose(source, pseudodata=kind, drawn=kind)
+            choices.change(source, pseudodata=kind, drawn=kind)
     else:
         figures = _draw_file(source, folder, kind, config, label)
     _write_index(folder, figures)
@@ -323,7 +280,7 @@ def fit(
     folder = fit_folder(source, output, ml_uncertainty)
     described = stats.load_config(config) if config is not None else None
     made = RunResult.load(source) if is_run else None
-    kind = (pseudodata or _choices(source).pseudodata) if is_run else pseudodata
+    kind = (pseudodata or choices.load(source).pseudodata) if is_run else pseudodata
     with progress.steps(quiet=quiet) as tell:
         result = stats.fit(
             made or source,
@@ -338,7 +295,7 @@ def fit(
         figures = plots.draw_fit(result, folder / "figures", *_figure_label(source, made, label))
     _write_index(folder / "figures", figures)
     if made is not None and output is None and not ml_uncertainty and kind is not None:
-        _choose(source, pseudodata=kind)
+        choices.change(source, pseudodata=kind)
     return result
 
 
@@ -380,7 +337,7 @@ def report(source: Path, output: Path | None = None) -> Path:
         pages.write_report(None, bare, figures, page)
         return page
     result = RunResult.load(source)
-    kind, drawn_kind = _choices(source).pseudodata, _choices(source).drawn
+    kind, drawn_kind = choices.load(source).pseudodata, choices.load(source).drawn
     fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
     if fitted is not None and fitted.pseudodata not in {"data", kind}:
         raise FitError(
@@ -392,7 +349,7 @@ def report(source: Path, output: Path | None = None) -> Path:
         drawn = _draw_run(result, source / "figures", kind, None)
         if drawn:
             _write_index(source / "figures", drawn)
-            _choose(source, drawn=kind)
+            choices.change(source, drawn=kind)
     figures = [*_read_index(source / "figures"), *_read_index(source / "fit" / "figures")]
     page = _page(source, output)
     pages.write_report(result, fitted, figures, page, _large(result))

@@ -186,6 +186,20 @@ class RunRecord(_Record):
     )
     provenance: Provenance
 
+    @property
+    def luminosity(self) -> float | None:
+        """Integrated luminosity as in `RunResult`."""
+        return _luminosity(self.provenance, self.scales)
+
+
+def _luminosity(provenance: Provenance, scales: Mapping[str, float | None] | None) -> float | None:
+    is_recorded = any(dataset.is_data for dataset in provenance.datasets)
+    return provenance.luminosity if _is_scaled(provenance, scales) or is_recorded else None
+
+
+def _is_scaled(provenance: Provenance, scales: Mapping[str, float | None] | None) -> bool:
+    return provenance.luminosity is not None and (scales is None or any(scales.values()))
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -227,15 +241,12 @@ class RunResult:
 
         None where it is not stated, or nothing was scaled to it.
         """
-        is_recorded = any(dataset.is_data for dataset in self.provenance.datasets)
-        return self.provenance.luminosity if self.is_scaled or is_recorded else None
+        return _luminosity(self.provenance, self.scales)
 
     @property
     def is_scaled(self) -> bool:
         """Whether simulated datasets are scaled to cross-section x luminosity."""
-        return self.provenance.luminosity is not None and (
-            self.scales is None or any(self.scales.values())
-        )
+        return _is_scaled(self.provenance, self.scales)
 
     def yields(self) -> dict[str, dict[str, Yield]]:
         """Nominal yield of each region and process, flow included; means have none."""

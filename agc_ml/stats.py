@@ -16,7 +16,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import histfactory
+from agc_ml import choices, histfactory
 from agc_ml import likelihood as lk
 from agc_ml.carryover import Unfitted, carry_over, prepare_unfitted, shipped_observables
 from agc_ml.crosssection import measured_cross_section
@@ -99,10 +99,10 @@ def fit(
     ``source`` is a run, its directory, a file of templates (`agc_ml.templates.load`), templates, or
     a pyhf workspace, to which ``patch`` may add a signal (``FILE`` or ``FILE:NAME``). ``config`` is
     a configuration in cabinetry's format or the path of one; the default is the one that the run's
-    processor ships, and for templates without a run the one of ttbar. ``pseudodata`` are the
-    published ones unless told. ``ml_uncertainty`` are runs over the same events with other models:
-    how their templates scatter becomes nuisance parameters; the default configuration then fits
-    what depends on the model. ``tell`` is told what is being done.
+    processor ships, and for templates without a run the one of ttbar. ``pseudodata`` are those of
+    the run on disk, else the published ones. ``ml_uncertainty`` are runs over the same events with
+    other models: how their templates scatter becomes nuisance parameters; the default configuration
+    then fits what depends on the model. ``tell`` is told what is being done.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def fit(
     else:
         if patch is not None:
             raise UsageError(f"--patch {patch}: only a pyhf workspace can be patched")
-        problem = _of_templates(source, config, pseudodata or "published", ml_uncertainty)
+        problem = _of_templates(source, config, pseudodata, ml_uncertainty)
     workspace = problem.workspace
     n_bins = sum(int(mask.sum()) for mask in workspace.kept.values())
     tell(f"compiling the likelihood of {n_bins} bins")
@@ -186,7 +186,7 @@ def _of_workspace(source: str | Path, patch: str | None) -> _Problem:
 def _of_templates(
     source: RunResult | str | Path | Mapping[str, hist.Hist[Any]],
     config: str | Path | Config | None,
-    kind: Pseudodata,
+    pseudodata: Pseudodata | None,
     ml_uncertainty: Sequence[RunResult | str | Path],
 ) -> _Problem:
     alternatives = [_run(one) for one in ml_uncertainty]
@@ -199,6 +199,7 @@ def _of_templates(
     is_own_source = settings is None or not names_files(settings)
     if is_own_source and isinstance(source, str | Path) and Path(source).is_dir():
         source = RunResult.load(source)
+    kind = pseudodata or _kind_of(source)
     templates, processor, notes = _templates(source, settings)
     if settings is None:
         settings = ml_config(processor) if alternatives else shipped_config(processor)
@@ -229,6 +230,13 @@ def _of_templates(
         unfitted=unfitted,
         cross_section=measured_cross_section(source, settings),
     )
+
+
+def _kind_of(source: Any) -> Pseudodata:
+    """The kind of pseudodata that a run has on disk, else the published one."""
+    if isinstance(source, RunResult) and source.path is not None:
+        return choices.load(source.path).pseudodata
+    return "published"
 
 
 def _templates(

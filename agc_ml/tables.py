@@ -265,7 +265,9 @@ def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
         yield f"model {name}", sha256
     yield "code", made.processor.code
     yield "fileset", made.fileset
-    yield "luminosity", "not stated" if made.luminosity is None else f"{made.luminosity:g} /pb"
+    unused = "" if record.luminosity is not None else ", which nothing is scaled to"
+    stated = "not stated" if made.luminosity is None else f"{made.luminosity:g} /pb{unused}"
+    yield "luminosity", stated
     yield "events of", "not known" if made.label is None else made.label
     yield "cluster", f"{made.cluster.kind}, {made.cluster.workers} workers"
     yield "chunk size", str(made.chunk_size)

@@ -233,9 +233,10 @@ def _is_known(kind: str) -> bool:
 
 
 def _configuration(path: Path) -> str:
-    from agc_ml import stats  # noqa: PLC0415 - heavy
+    from agc_ml import fitinputs, stats  # noqa: PLC0415 - heavy
 
     config = stats.load_config(path)
+    fitinputs.needs(config)
     return f"{len(config['Regions'])} regions, {len(config['Samples'])} samples"
 
 

@@ -20,7 +20,7 @@ ORDER = [
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
     {"attachments", "lasting", "opened_files", "outputs"},
     {"agc", "declarations", "delivery", "results", "shipping"},
-    {"catalogue", "checkpoints", "cluster", "endpoint", "formats", "paths"},
+    {"catalogue", "checkpoints", "choices", "cluster", "endpoint", "formats", "paths"},
     {"baskets", "instances", "pages", "reading", "records", "sources"},
     {"unchanged", "worker"},
     {"executors", "inspection"},

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from commandline import agc as command
 
-from agc_ml import agc, catalogue, measurement, running, stats
+from agc_ml import agc, catalogue, choices, measurement, running, stats
 from agc_ml.datasets import Fileset
 from agc_ml.errors import FitError, RunDirectoryError
 from agc_ml.inspection import FileInfo, inspect_file
@@ -225,7 +225,7 @@ class TestKindOfPseudodata:
         return path
 
     def test_is_the_runs_and_a_page_has_one(self, run: Path, config: Path) -> None:
-        assert measurement._choices(run).pseudodata == "published"
+        assert choices.load(run).pseudodata == "published"
         measurement.plot(run)
         assert "published pseudodata" in (run / "figures" / "figures.json").read_text()
         # what a fit is told is the default from then on, and figures of before are drawn again
@@ -234,6 +234,7 @@ class TestKindOfPseudodata:
         assert "complete pseudodata" in page
         assert "published pseudodata" not in page
         assert measurement.fit(run, config=config).pseudodata == "complete"
+        assert stats.fit(run, config).pseudodata == "complete"
         called = command("fit", run, config)
         assert "fitted to complete pseudodata: chi2" in called.out
         # figures of another kind beside a fit are refused
@@ -246,7 +247,7 @@ class TestKindOfPseudodata:
     def test_elsewhere_it_changes_nothing(self, run: Path, config: Path, tmp_path: Path) -> None:
         measurement.plot(run, tmp_path / "plots", pseudodata="complete")
         measurement.fit(run, tmp_path / "fit", config=config, pseudodata="complete")
-        assert measurement._choices(run).pseudodata == "published"
+        assert choices.load(run).pseudodata == "published"
 
     def test_a_damaged_record_is_refused(self, run: Path) -> None:
         (run / "measurement.json").write_text('{"schema": 1, "pseudodata": "mine"}')

@@ -77,7 +77,7 @@ def page(
     if result is not None:
         (details if fit else main).append(_yields(result, large))
         details += [*_cutflow(result), *_completeness(result), _metrics(result), *_outputs(result)]
-        details += _provenance(result.provenance)
+        details += _provenance(result)
     if fit is not None:
         made_of = [*fit.inputs.items(), *fit.versions.items()]
         details.append(
@@ -305,7 +305,9 @@ def _shortened(value: object, length: int = 300) -> str:
     return text if len(text) <= length else f"{text[:length]} …"
 
 
-def _provenance(provenance: Provenance) -> Iterable[Table]:
+def _provenance(result: RunResult) -> Iterable[Table]:
+    provenance = result.provenance
+    unused = "" if result.luminosity is not None else ", which nothing is scaled to"
     git = provenance.git
     dirty = " with uncommitted changes" if git and git.dirty else ""
     luminosity = provenance.luminosity
@@ -319,7 +321,8 @@ def _provenance(provenance: Provenance) -> Iterable[Table]:
         ("digest of the processor's code", provenance.processor.code),
         ("digest of the fileset", provenance.fileset),
         *((f"digest of model {name}", digest) for name, digest in provenance.models.items()),
-        ("luminosity", NONE if luminosity is None else f"{luminosity:,.6g} /pb"),
+        ("luminosity", NONE if luminosity is None else f"{luminosity:,.6g} /pb{unused}"),
+        ("events of", provenance.label or "not known"),
         ("git commit", f"{git.commit}{dirty}" if git else NONE),
         ("cluster", f"{cluster.kind}, {cluster.workers:,} workers"),
         ("chunk size", f"{provenance.chunk_size:,} events"),
