@@ -50,10 +50,12 @@ def book(
     label: str,
     process: str,
     variations: Iterable[str],
+    counts: str | None = None,
 ) -> hist.Hist[Any]:
     """Book an empty weighted histogram with the axes observable, process and variation.
 
-    ``start`` and ``stop`` are in the unit that ``label`` states; flow bins are kept. All of the
+    ``start`` and ``stop`` are in the unit that ``label`` states; flow bins are kept. ``counts`` is
+    what an entry is, such as "Events" or "Jets", for figures (`hist.Hist.label`). All of the
     dataset's variations are booked at once, so that a template that nothing passes is there, empty.
     """
     return hist.Hist(
@@ -61,6 +63,7 @@ def book(
         hist.axis.StrCategory([process], growth=True, name="process", label="process"),
         hist.axis.StrCategory(variations, growth=True, name="variation", label="variation"),
         storage=hist.storage.Weight(),
+        label=counts,
     )
 
 
@@ -80,7 +83,9 @@ class DenseHist:
         label: str,
         process: str,
         variations: Iterable[str],
+        counts: str | None = None,
     ) -> None:
+        self.counts = counts
         self.axis = (n_bins, float(start), float(stop))
         self.label = label
         self.process = process
@@ -133,6 +138,7 @@ class DenseHist:
             label=self.label,
             process=self.process,
             variations=self.variations,
+            counts=self.counts,
         )
         view: Any = booked.view(flow=True)
         n = len(self.variations)

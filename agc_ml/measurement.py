@@ -123,15 +123,13 @@ def _draw_run(
 ) -> list[FigureInfo]:
     from agc_ml import plots  # noqa: PLC0415 - heavy
 
-    known = _known(result, kind)
     return plots.draw_run(
         result,
         folder,
         _pseudodata(dict(result.templates), kind) if _lacks_data(result) else None,
         _large(result, config),
         data_label=f"{kind} pseudodata",
-        of_events=known.of_events,
-        totals=known.totals,
+        totals=_totals(result, kind),
     )
 
 
@@ -140,35 +138,20 @@ def _lacks_data(result: RunResult) -> bool:
     return result.is_scaled and not any(d.is_data for d in result.provenance.datasets)
 
 
-class _Known(NamedTuple):
-    """What the fit of a processor tells of its histograms.
-
-    ``of_events`` are those with an entry an event, ``totals`` uncertainties of the fit's model.
-    """
-
-    of_events: tuple[str, ...] = ()
-    totals: dict[str, NDArray[np.float64]] = {}  # noqa: RUF012 - it is a default, and frozen
-
-
-def _known(result: RunResult, kind: Pseudodata) -> _Known:
+def _totals(result: RunResult, kind: Pseudodata) -> dict[str, NDArray[np.float64]]:
+    """Total uncertainties of the model of the processor's fit, by histogram; none without one."""
     from agc_ml import carryover, modelbands, stats  # noqa: PLC0415 - heavy
 
     name = result.provenance.processor.name
     if not result.is_scaled:
-        return _Known()
+        return {}
     try:
         settings = stats.shipped_config(name)
-    except FitError as error:
-        logger.info("no histogram is known to count events: %s", error)
-        return _Known()
-    observables = carryover.shipped_observables(name)
-    of_events = (*stats.region_paths(settings), *(observables.histograms if observables else ()))
-    try:
-        totals = modelbands.total_uncertainty(result.templates, settings, observables, kind)
+        observables = carryover.shipped_observables(name)
+        return modelbands.total_uncertainty(result.templates, settings, observables, kind)
     except (FitError, HistogramError) as error:
-        logger.info("drawn without the total uncertainty of the fit's model: %s", error)
-        totals = {}
-    return _Known(of_events, totals)
+        logger.info("drawn without the total uncertainty of a fit's model: %s", error)
+        return {}
 
 
 def _why_nothing_is_drawn(result: RunResult) -> str:
@@ -202,7 +185,6 @@ def _draw_file(
         luminosity=agc.LUMINOSITY if published else None,
         data=_pseudodata(flat, kind),
         data_label=f"{kind} pseudodata",
-        of_events=regions,
     )
     if not figures:
         raise HistogramError(

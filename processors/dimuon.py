@@ -26,6 +26,7 @@ class DimuonProcessor(ProcessorABC):  # type: ignore[misc]
             label=r"$m_{\mu\mu}$ [GeV]",
             process=process,
             variations=[variation],
+            counts="Muon pairs",
         )
         spectrum.fill(observable=mass, process=process, variation=variation)
         return {"dimuon_mass": spectrum}

@@ -95,7 +95,9 @@ def ttbar_hists(processes: Iterable[str] = YIELDS) -> dict[str, hist.Hist[Any]]:
         parts = []
         for process in processes:
             names = variations_of(process)
-            part = book(25, 50, 550, label=label, process=process, variations=names)
+            part = book(
+                *(25, 50, 550), label=label, process=process, variations=names, counts="Events"
+            )
             for index, name in enumerate(names):
                 values = shape(process, name)
                 part.view(flow=True)["value"][1:-1, 0, index] = values

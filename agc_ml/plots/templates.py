@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 Histogram = hist.Hist[Any]
 
+ENTRIES: Final = "Entries"
 NAMED: Final = 5  # histograms in a line that says what was not drawn
 
 
@@ -48,14 +49,14 @@ class Region(NamedTuple):
 
 
 class _Points(NamedTuple):
-    """What is drawn as points, what it is, and which histograms count events.
+    """What is drawn as points, what it is, and what an entry of each histogram is.
 
     ``totals`` are the total uncertainties of a model, of the histograms that have one.
     """
 
     data: Mapping[str, Histogram]
     label: str
-    of_events: Collection[str]
+    units: Mapping[str, str]
     totals: Mapping[str, Array]
 
 
@@ -66,7 +67,6 @@ def draw_run(
     large: Collection[str] | None = None,
     *,
     data_label: str = "pseudodata",
-    of_events: Collection[str] = (),
     totals: Mapping[str, Array] | None = None,
 ) -> list[FigureInfo]:
     """Draw the histograms of a run: stacked plots, and the shapes of its variations.
@@ -86,8 +86,6 @@ def draw_run(
         one overview, without their variations.
     data_label
         What ``data`` are.
-    of_events
-        Names of the histograms with an entry an event; what others count is not known.
     totals
         Total uncertainties of the fit's model, by histogram, shape ``(n_bins,)``.
 
@@ -111,7 +109,15 @@ def draw_run(
         result.luminosity, data is not None or not recorded, result.provenance.label
     )
     what = data_label if data is not None else "data"
-    return _draw(regions, directory, _Points(points, what, of_events, totals or {}), label, large)
+    units = {name: _unit(histogram, result) for name, histogram in result.hists.items()}
+    return _draw(regions, directory, _Points(points, what, units, totals or {}), label, large)
+
+
+def _unit(histogram: Histogram, result: RunResult) -> str:
+    """What an entry is, as the histogram says; weights that are scaled to nothing are no events."""
+    stated = getattr(histogram, "label", None)
+    is_known = bool(stated) and (stated != "Events" or result.luminosity is not None)
+    return str(stated) if is_known else ENTRIES
 
 
 def draw_templates(
@@ -124,11 +130,11 @@ def draw_templates(
     source: str | None = None,
     data: Mapping[str, Histogram] | None = None,
     data_label: str = "pseudodata",
-    of_events: Collection[str] = (),
 ) -> list[FigureInfo]:
     """Draw histograms named ``{region}_{process}[_{variation}]``, as `draw_run` does.
 
-    ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known.
+    They are those of regions of a fit, which counts events. ``luminosity`` in 1/pb and ``source``
+    (whose events they are): None when they are not known.
 
     Raises
     ------
@@ -161,7 +167,12 @@ def draw_templates(
             *(len(others), ", ".join(others[:NAMED]), more),
         )
     label = style.Label(luminosity, simulation=True, source=source)
-    return _draw(found.values(), directory, _Points(data or {}, data_label, of_events, {}), label)
+    return _draw(
+        found.values(),
+        directory,
+        _Points(data or {}, data_label, dict.fromkeys(regions, "Events"), {}),
+        label,
+    )
 
 
 def _processes(
@@ -209,7 +220,7 @@ def _draw(
     with style.applied():
         for region in regions:
             content = _stack(region, points, label)
-            unit = _unit(region, points)
+            unit = points.units.get(region.name, ENTRIES)
             if large is not None and region.name not in large:
                 small += [] if content is None else [content]
                 continue
@@ -223,10 +234,6 @@ def _draw(
         if small:
             stacks.append(_save_overview(small, directory, label))
     return stacks + shapes
-
-
-def _unit(region: Region, points: _Points) -> str:
-    return "Events" if region.name in points.of_events else "Entries"
 
 
 def _stack(region: Region, given: _Points, label: style.Label) -> stack.Stack | None:
@@ -250,7 +257,7 @@ def _stack(region: Region, given: _Points, label: style.Label) -> stack.Stack | 
         uncertainty_label="stat. uncertainty",
         data=None if points is None else _values(points),
         data_label=given.label,
-        unit=_unit(region, given),
+        unit=given.units.get(region.name, ENTRIES),
         errors=None if points is None else _errors(points, is_pseudo=label.simulation),
         total_uncertainty=given.totals.get(region.name),
     )

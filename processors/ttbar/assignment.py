@@ -191,6 +191,7 @@ def book(process: str, variations: list[str]) -> dict[str, DenseHist]:
             label=feature.label,
             process=process,
             variations=variations,
+            counts="Events",
         )
         for name, feature in FEATURES.items()
     }

@@ -39,7 +39,11 @@ class Filling:
         names = [*self._kinematic, *self._factors]
         self._hists = {
             region: DenseHist(
-                *observable.bins, label=observable.label, process=process, variations=names
+                *observable.bins,
+                label=observable.label,
+                process=process,
+                variations=names,
+                counts="Events",
             )
             for region, observable in OBSERVABLES.items()
         }
