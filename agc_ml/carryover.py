@@ -54,6 +54,7 @@ class Observables(BaseModel):
 
     region: str = Field(description="RegionPath of the region whose events they are of")
     histograms: tuple[str, ...] = Field(min_length=1, description="names, in order of appearance")
+    drawn: tuple[str, ...] = Field((), description="others of these events, which are not tested")
 
 
 class Unfitted(NamedTuple):

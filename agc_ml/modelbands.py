@@ -33,7 +33,7 @@ def total_uncertainty(
     """Total pre-fit uncertainty of each region and observable of a fit, by its name in histograms.
 
     Shape ``(n_bins,)``, in events: all systematic uncertainties and the statistics of the
-    simulation. Observables are those that a fit may be carried over to.
+    simulation.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def total_uncertainty(
     if observables is not None:
         there = [
             name
-            for name in observables.histograms
+            for name in (*observables.histograms, *observables.drawn)
             if name not in paths and any(key.startswith(f"{name}_") for key in templates)
         ]
         added = [{"Name": name, "RegionPath": name} for name in there]

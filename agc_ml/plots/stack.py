@@ -205,7 +205,12 @@ def legend_height(stack: Stack) -> float:
     """Inches that `legend_above` needs."""
     entries = len(stack.samples) + (stack.data is not None) + bool(stack.samples)
     entries += stack.total_uncertainty is not None
-    return 0.27 * -(-entries // LEGEND_COLUMNS)
+    return 0.27 * _rows(entries)
+
+
+def _rows(entries: int) -> int:
+    """Rows of a legend above all panels."""
+    return -(-entries // LEGEND_COLUMNS)
 
 
 def legend_above(figure: Figure, axes: Axes, stack: Stack) -> None:
@@ -215,7 +220,7 @@ def legend_above(figure: Figure, axes: Axes, stack: Stack) -> None:
         *(handles, labels),
         loc="lower center",
         bbox_to_anchor=(0.52, axes.get_position().y1),
-        ncols=min(len(labels), LEGEND_COLUMNS),
+        ncols=-(-len(labels) // _rows(len(labels))),
         fontsize="small",
         columnspacing=1.2,
         borderaxespad=0.2,
