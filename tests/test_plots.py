@@ -67,7 +67,7 @@ def test_run_gives_a_stack_and_the_variations_of_each_process(tmp_path):
     ]
     assert all(is_drawn(figure) for figure in figures)
     assert "pseudodata" in figures[0].caption
-    assert "Not shown: 25 entries" in figures[0].caption  # 12.5 in each overflow bin
+    assert "Not shown: 25 events" in figures[0].caption  # 12.5 in each overflow bin
 
 
 def test_many_histograms_share_an_overview(tmp_path):

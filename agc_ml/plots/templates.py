@@ -275,7 +275,9 @@ def _save_stack(
     content: stack.Stack, region: Region, directory: Path, label: style.Label
 ) -> FigureInfo:
     parts = [f"{content.unit} in {region.name}.", *_legend_in_words(content, label)]
-    parts.append(_flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v]))
+    parts.append(
+        _flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v], content.unit)
+    )
     figure = stack.draw(content, label)
     name = f"{region.name}_stack"
     return style.save(figure, directory, name, f"{region.name}: stacked", " ".join(parts).strip())
@@ -314,13 +316,14 @@ def _legend_in_words(content: stack.Stack, label: style.Label) -> Iterator[str]:
         yield f"Points: {content.data_label}, with their statistical uncertainty."
 
 
-def _flow_note(histograms: Sequence[Histogram]) -> str:
+def _flow_note(histograms: Sequence[Histogram], unit: str) -> str:
     """Say how much is outside of the axis, where anything is."""
     inside = sum(float(np.sum(_values(h))) for h in histograms)
     outside = sum(float(np.sum(h.values(flow=True))) for h in histograms) - inside
     if abs(outside) <= 1e-9 * abs(inside):
         return ""
-    return f"Not shown: {outside:,.4g} entries below or above the axis (underflow and overflow)."
+    what = f"{outside:,.4g} {unit.lower()}"
+    return f"Not shown: {what} below or above the axis (underflow and overflow)."
 
 
 def _save_shapes(
