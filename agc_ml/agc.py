@@ -36,6 +36,19 @@ CROSS_SECTIONS: Final[dict[str, float]] = {
 """Cross-section of each process, in pb."""
 
 
+def whose(label: str | None, *, generated: str) -> str | None:
+    """Label of events of which files say that they are ``generated`` ("all", "some" or "none").
+
+    They are never CMS's, whatever they are called.
+    """
+    if generated == "none":
+        return label
+    said = GENERATED if generated == "all" else f"partly {GENERATED}"
+    if label is None or label == LABEL or GENERATED in label:
+        return said if label is None or GENERATED not in label else label
+    return f"{label}, {said}"
+
+
 @cache
 def _published() -> dict[str, dict[str, tuple[int, ...]]]:
     file = importlib.resources.files("agc_ml") / "data" / "agc_entries.json"

@@ -126,10 +126,7 @@ def prepare_unfitted(
         for name, own in found.items()
     )
     content = {key: h for own in found.values() for key, h in own.items()}
-    raised = {
-        key: variances.filled(h.axes, h.values(flow=True), variances.of(h, flow=True)) + OFFSET
-        for key, h in content.items()
-    }
+    raised = {key: raised_by_offset(h) for key, h in content.items()}
     config = extended(settings, regions, observables.region)
     workspace = prepare({**templates, **raised}, config, kind, found)
     lacking = [name for name in names if name not in found]
@@ -139,6 +136,14 @@ def prepare_unfitted(
     )
     entering = {key: content[key] for key in workspace.templates}
     return Unfitted(workspace, regions, entering, (*workspace.notes, *([note] if lacking else [])))
+
+
+def raised_by_offset(histogram: hist.Hist[Any]) -> hist.Hist[Any]:
+    """Add OFFSET to each bin, so that none is empty."""
+    values, spread = histogram.values(flow=True), variances.of(histogram, flow=True)
+    raised = variances.filled(histogram.axes, values, spread) + OFFSET
+    raised.label = getattr(histogram, "label", None)
+    return raised
 
 
 def extended(settings: Config, added: Sequence[Config], region: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml.errors import RunDirectoryError
 from agc_ml.results import write
@@ -19,7 +19,9 @@ class Choices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = Field(1, alias="schema")
-    pseudodata: Literal["published", "complete"] = Field(description="kind of the run's pseudodata")
+    pseudodata: Literal["published", "complete"] = Field(
+        default="published", description="kind of the run's pseudodata"
+    )
     drawn: Literal["published", "complete"] | None = Field(
         default=None, description="kind in figures/, if there are any"
     )
@@ -35,13 +37,14 @@ def load(run: Path) -> Choices:
     """
     path = run / FILE_NAME
     if not path.is_file():
-        return Choices(schema=1, pseudodata="published")
+        return Choices(schema=1)
     try:
         return Choices.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise RunDirectoryError(
-            f"{path}: damaged ({' '.join(str(error).split())}); remove it, and say again which "
-            "pseudodata: agc-ml fit RUN --pseudodata KIND"
+            f"{path}: damaged ({reason}); remove it, and say again which pseudodata: agc-ml fit "
+            "RUN --pseudodata KIND"
         ) from error
 
 

@@ -19,25 +19,48 @@ SYMBOLS: Final = {"ttbar": "tt"}
 def measured_cross_section(source: Any, settings: Config) -> CrossSection | None:
     """The predicted cross-section that the parameter of interest multiplies; None if not known.
 
-    It is known where that parameter scales the sample of one process alone, whose templates were
+    It is known where that parameter alone scales the sample of one process, in all of its regions,
+    whose templates were
     scaled to a stated cross-section: in a run (`RunResult.scales`), or the published histograms.
     """
     poi = settings["General"]["POI"]
-    factor = next(item for item in settings["NormFactors"] if item["Name"] == poi)
-    given = factor.get("Samples", [])
-    names = [given] if isinstance(given, str) else given
-    scaled = {
-        str(sample.get("SamplePath"))
+    scaled = [
+        sample
         for sample in settings["Samples"]
-        if not sample.get("Data", False) and (not names or sample["Name"] in names)
-    }
+        if not sample.get("Data", False)
+        and any(poi == factor["Name"] for factor in _factors(settings, sample))
+    ]
     if len(scaled) != 1:
         return None
-    process = scaled.pop()
+    (sample,), process = scaled, str(scaled[0].get("SamplePath"))
+    # nothing else may scale it, and nowhere may it stay as it was
+    everywhere = [_names(one, "Regions") for one in _factors(settings, sample)]
+    if len(everywhere) > 1 or not _covers(everywhere[0], _names(sample, "Regions"), settings):
+        return None
     predicted = _predicted(source).get(process)
     if predicted is None:
         return None
     return CrossSection(process, SYMBOLS.get(process, process), predicted)
+
+
+def _names(item: Config, field: str) -> list[str]:
+    given = item.get(field, [])
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _factors(settings: Config, sample: Config) -> list[Config]:
+    """Normalisation factors that act on a sample."""
+    return [
+        factor
+        for factor in settings["NormFactors"]
+        if sample["Name"] in (_names(factor, "Samples") or [sample["Name"]])
+    ]
+
+
+def _covers(factor: list[str], sample: list[str], settings: Config) -> bool:
+    """Whether a factor acts in all regions that a sample is in; no names mean all of them."""
+    every = [region["Name"] for region in settings["Regions"]]
+    return set(sample or every) <= set(factor or every)
 
 
 def _predicted(source: Any) -> Mapping[str, float]:

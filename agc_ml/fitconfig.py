@@ -20,6 +20,10 @@ from agc_ml.likelihood import quiet
 FILE_NAME: Final = "fit.yml"
 """Name of the file with its fit configuration that a processor ships beside its code."""
 
+FACTOR_BOUNDS: Final = (0.0, 10.0)
+"""Bounds that pyhf gives to a factor without its own."""
+SYSTEMATIC_BOUNDS: Final = (-5.0, 5.0)
+"""Bounds that pyhf gives to a systematic uncertainty, in standard deviations."""
 PATHS: Final = ("RegionPath", "SamplePath", "VariationPath")
 """Fields of a systematic's templates that lead to their histograms."""
 
@@ -43,7 +47,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
         twice = next(_keys_twice(yaml.compose(text, yaml.SafeLoader)), None)
         config = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise FitError(f"{file}: can't be read as YAML ({reason})") from error
     if twice is not None:
@@ -96,13 +100,14 @@ def _problems(config: Config) -> Iterator[str]:
     """What the schema of cabinetry lets pass, but what would go wrong or be ignored."""
     for kind in ("Regions", "Samples", "Systematics"):
         for item in config.get(kind, []):
-            if set(item["Name"]) & set("./\\"):  # cabinetry makes file names of them
-                yield f"{kind} -> {item['Name']}: names can't have '.', '/' or '\\' in them"
+            if set(item["Name"]) & set("./\\\0"):  # cabinetry makes file names of them
+                yield f"{kind} -> {item['Name']}: names can't have '.', '/', '\\' or NUL in them"
     for field in ("Regions", "Samples"):
         for kind in ("Samples", "NormFactors", "Systematics"):
             yield from _unknown(config, kind, field)
     for item in config.get("Systematics", []):
-        yield from _bad_sides(item)
+        yield from _bad_sides(item, str(config["General"]["InputPath"]))
+    yield from _bad_data(config)
     yield from _bad_parameters(config)
 
 
@@ -111,14 +116,7 @@ def _bad_parameters(config: Config) -> Iterator[str]:
     if config["General"].get("POI") not in factors:
         yield f"General -> POI: name what is to be measured, one of {', '.join(factors)}"
     for name, item in factors.items():
-        low, high = item.get("Bounds", (-np.inf, np.inf))
-        if not low < high:
-            yield f"NormFactors -> {name} -> Bounds: {low:g} is not below {high:g}"
-        if not low <= item.get("Nominal", low) <= high:
-            yield (
-                f"NormFactors -> {name} -> Nominal: {item['Nominal']:g} is not within its Bounds "
-                f"[{low:g}, {high:g}]"
-            )
+        yield from _bad_factor(name, item)
     own = _own_names(config)
     seen: dict[str, str] = {}
     for item in config["General"].get("Fixed", []):
@@ -129,8 +127,28 @@ def _bad_parameters(config: Config) -> Iterator[str]:
             yield f"{where}: the parameter is fixed twice, by {seen[own[item['Name']]]} too"
         elif factors.get(item["Name"], {}).get("Nominal", item["Value"]) != item["Value"]:
             yield f"{where}: cabinetry would take its Nominal in NormFactors; make them equal"
+        elif not _is_within(item["Value"], factors.get(item["Name"])):
+            yield f"{where}: {item['Value']:g} is out of the parameter's bounds; state wider Bounds"
         else:
             seen[own[item["Name"]]] = item["Name"]
+
+
+def _bad_factor(name: str, item: Config) -> Iterator[str]:
+    where = f"NormFactors -> {name}"
+    low, high = bounds = item.get("Bounds", FACTOR_BOUNDS)
+    if not (np.isfinite(bounds).all() and low < high):
+        yield f"{where} -> Bounds: {low:g} is not below {high:g}, or one is not finite"
+    nominal = item.get("Nominal", 1.0)
+    if not low <= nominal <= high:
+        stated = "" if "Nominal" in item else " (the default)"
+        own = "its Bounds" if "Bounds" in item else "the default Bounds"
+        yield f"{where} -> Nominal: {nominal:g}{stated} is not within {own} [{low:g}, {high:g}]"
+
+
+def _is_within(value: float, factor: Config | None) -> bool:
+    """Whether a fixed value is in the bounds of its parameter, a factor or a systematic."""
+    low, high = SYSTEMATIC_BOUNDS if factor is None else factor.get("Bounds", FACTOR_BOUNDS)
+    return bool(low <= value <= high)
 
 
 def _own_names(config: Config) -> dict[str, str]:
@@ -159,13 +177,25 @@ def _unknown(config: Config, kind: str, field: str) -> Iterator[str]:
     """Regions or samples that an item is restricted to, but that there are none of."""
     names = [item["Name"] for item in config[field]]
     for item in config.get(kind, []):
-        given = item.get(field, [])
-        for name in [given] if isinstance(given, str) else given:
-            if name not in names:
-                yield f"{kind} -> {item['Name']} -> {field}: {name!r} is none of {names}"
+        for part, where in ((item, ""), (item.get("Smoothing", {}), "Smoothing -> ")):
+            given = part.get(field, [])
+            for name in [given] if isinstance(given, str) else given:
+                if name not in names:
+                    yield f"{kind} -> {item['Name']} -> {where}{field}: {name!r} is none of {names}"
 
 
-def _bad_sides(systematic: Config) -> Iterator[str]:
+def _bad_data(config: Config) -> Iterator[str]:
+    """Data of some regions only: the others would be fitted to nothing."""
+    regions = [region["Name"] for region in config["Regions"]]
+    for sample in config["Samples"]:
+        given = sample.get("Regions", regions)
+        lacking = set(regions) - {*([given] if isinstance(given, str) else given)}
+        if sample.get("Data", False) and lacking:
+            where = f"Samples -> {sample['Name']} -> Regions"
+            yield f"{where}: data are needed in {sorted(lacking)}, too"
+
+
+def _bad_sides(systematic: Config, input_path: str) -> Iterator[str]:
     """Fields of Up and Down that would be ignored, or that are missing."""
     where = f"Systematics -> {systematic['Name']}"
     if systematic["Up"].get("Symmetrize", False):
@@ -186,6 +216,12 @@ def _bad_sides(systematic: Config) -> Iterator[str]:
                 f"{where} -> {side} -> {field}: not used, since templates are histograms; "
                 f"give its histogram by one of {', '.join(PATHS)}"
             )
+        for field in PATHS:
+            if field in systematic[side] and f"{{{field}}}" not in input_path:
+                yield (
+                    f"{where} -> {side} -> {field}: not used, since InputPath ({input_path!r}) "
+                    f"has no {{{field}}}"
+                )
         if "Symmetrize" not in given and not systematic[side].keys() & set(PATHS):
             yield (
                 f"{where} -> {side}: no template; give one of {', '.join(PATHS)}"
@@ -196,10 +232,10 @@ def _bad_sides(systematic: Config) -> Iterator[str]:
 def _bad_normalization(template: Config, given: set[str], where: str) -> Iterator[str]:
     if "Normalization" not in template:
         yield f"{where}: Normalization is missing"
-    elif template["Normalization"] <= -1:
+    elif not -1 < template["Normalization"] < np.inf:
         yield (
             f"{where} -> Normalization: {template['Normalization']:g} takes all events away; "
-            "it must be above -1"
+            "it must be above -1, and finite"
         )
     for field in sorted(given - {"Normalization"}):
         yield f"{where} -> {field}: not used, since the Type is Normalization"

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import hist
 
 from agc_ml import templates
 from agc_ml.errors import FitError, UsageError
 from agc_ml.fitconfig import Config
+
+LONGEST: Final = 255
+"""Bytes that the name of a file may have."""
 
 
 class Need(NamedTuple):
@@ -73,7 +76,10 @@ def needs(config: Config) -> list[Need]:
 
     cabinetry.route.apply_to_all_templates(config, note)
     names = [need.cabinetry for need in found]
+    names += [f"{name}_modified" for name in names]  # what cabinetry calls smoothed ones
     for need in found:
+        if len(f"{need.cabinetry}_modified.npz".encode()) > LONGEST:
+            raise FitError(f"fit configuration: {need}: names are too long to be those of a file")
         if names.count(need.cabinetry) > 1:
             raise FitError(
                 f"fit configuration: {need}: cabinetry calls it {need.cabinetry}, and another one "
@@ -112,7 +118,7 @@ def _paths(
             )
         path = path.replace(f"{{{field}}}", value)
     file, _, histogram = path.rpartition(":")
-    return (file if names_files(config) else ""), histogram
+    return (file if names_files(config) else ""), histogram.lstrip("/")
 
 
 def _shared(found: list[Need], config: Config) -> Iterator[str]:
@@ -186,10 +192,11 @@ def _base(source: Path, files: set[str], input_path: str) -> Path:
         )
     if source.is_dir():
         return source
-    here = source.absolute()
-    for folder in here.parents:
-        if here in {(folder / file).absolute() for file in files}:
-            return folder
+    if source.is_file():
+        for folder in source.absolute().parents:
+            named = [folder / file for file in files]
+            if any(one.is_file() and one.samefile(source) for one in named):
+                return folder
     raise UsageError(
         f"{source}: none of the files that InputPath ({input_path!r}) names, such as "
         f"{min(files)}; give one of them, or the folder they are relative to"

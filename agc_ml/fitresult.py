@@ -80,10 +80,14 @@ def chi2_test(chi2: float, ndof: int) -> GoodnessOfFit:
     return GoodnessOfFit(chi2, ndof, float(gammaincc(ndof / 2, chi2 / 2)) if ndof > 0 else None)
 
 
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"  # noqa: PLR2004 - digits shown
+
+
 class RegionYields(NamedTuple):
     """Model and data of one region: arrays of shape ``(n_bins,)``, edges ``(n_bins + 1,)``.
 
-    ``uncertainty`` is the one of the total prediction, with correlations.
+    ``uncertainty`` is the one of the total prediction, with correlations; ``unit`` what is counted.
     """
 
     region: str
@@ -92,6 +96,7 @@ class RegionYields(NamedTuple):
     samples: dict[str, NDArray[np.float64]]
     uncertainty: NDArray[np.float64]
     data: NDArray[np.float64]
+    unit: str = "Entries"
 
     @property
     def total(self) -> NDArray[np.float64]:
@@ -134,7 +139,8 @@ class FitResult(NamedTuple):
     ``carried_over`` is empty where there are no observables for it. ``states`` says by name which
     parameters are "fixed" or "at its lower bound" (or upper), and have no uncertainty.
     ``cross_section`` is None where the fit does not measure a known one. ``widths`` are pre-fit
-    uncertainties of constrained parameters, by name.
+    uncertainties of constrained parameters, by name. ``is_closure``: all that the pseudodata are
+    made of is in the model.
     """
 
     poi: Parameter
@@ -156,6 +162,7 @@ class FitResult(NamedTuple):
     cross_section: CrossSection | None = None
     versions: Mapping[str, str] = {}
     widths: Mapping[str, float] = {}
+    is_closure: bool = False
 
     @property
     def points(self) -> str:
@@ -170,7 +177,7 @@ class FitResult(NamedTuple):
     @property
     def closure(self) -> str:
         """One sentence where pseudodata are made of the templates, else nothing."""
-        if self.pseudodata == "data":
+        if not self.is_closure:
             return ""
         return (
             f"This is a closure test: the {self.kind} are mixed from the model's own templates, so "
@@ -191,7 +198,7 @@ class FitResult(NamedTuple):
     def facts(self) -> tuple[str, ...]:
         """What stands beside the result: what was fitted, how well, and what its numbers mean."""
         test = self.goodness_of_fit
-        p_value = "" if test.p_value is None else f", p = {test.p_value:.3f}"
+        p_value = "" if test.p_value is None else f", p = {_p(test.p_value)}"
         quality = f"chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"
         lines = (f"fitted to {self.kind}: {quality}", self.closure, self.definition)
         return tuple(line for line in lines if line)
@@ -293,6 +300,7 @@ class RegionRecord(_Record):
     samples: dict[str, list[float]]
     uncertainty: list[float] = Field(description="of the sum of the samples")
     data: list[float]
+    unit: str = Field(default="Entries", description="what is counted")
 
 
 class CarriedOverRecord(_Record):
@@ -335,6 +343,9 @@ class FitRecord(_Record):
     )
     widths: dict[str, float] = Field(
         default_factory=dict, description="pre-fit uncertainties of constrained parameters"
+    )
+    is_closure: bool = Field(
+        default=False, description="all that the pseudodata are made of is in the model"
     )
 
 
@@ -419,8 +430,14 @@ def load(path: str | Path) -> FitResult:
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     record = _load_record(Path(path) / "fit.json" if Path(path).is_dir() else Path(path))
     workspace = _load_json(folder / "workspace.json")
+    poi = next((p for p in _loaded_parameters(record) if p.name == record.poi.name), None)
+    if poi is None:
+        raise FitError(
+            f"{folder / 'fit.json'}: {record.poi.name!r} is none of its parameters; run 'agc-ml "
+            "fit' again"
+        )
     return FitResult(
-        poi=next(p for p in _loaded_parameters(record) if p.name == record.poi.name),
+        poi=poi,
         parameters=_loaded_parameters(record),
         correlation=np.array(record.correlation, dtype=np.float64),
         goodness_of_fit=_loaded_test(record.goodness_of_fit),
@@ -444,6 +461,7 @@ def load(path: str | Path) -> FitResult:
         ),
         versions=record.versions,
         widths=record.widths,
+        is_closure=record.is_closure,
         carried_over=tuple(
             CarriedOver(
                 prefit=_loaded_region(carried.prefit),
@@ -492,4 +510,5 @@ def _loaded_region(region: RegionRecord) -> RegionYields:
         samples={name: np.array(v, dtype=np.float64) for name, v in region.samples.items()},
         uncertainty=np.array(region.uncertainty, dtype=np.float64),
         data=np.array(region.data, dtype=np.float64),
+        unit=region.unit,
     )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agc_ml.errors import FitError, UsageError
-from agc_ml.likelihood import quiet
+from agc_ml.likelihood import model_and_data, quiet
 from agc_ml.unreachable import without_unreachable
 from agc_ml.workspace import Workspace
 
@@ -70,13 +70,18 @@ def read(path: str | Path, patch: str | None = None) -> Brought:
     """
     file = Path(path)
     spec = _json(file, "a pyhf workspace")
-    if not isinstance(spec, dict):
-        raise FitError(f"{file}: not a pyhf workspace, which is an object of JSON")
-    inputs = {"workspace": _digest(file)}
+    inputs, what = {"workspace": _digest(file)}, str(file)
     if patch is not None:
         spec = _patched(spec, patch, file)
         inputs["patch"] = _digest(_split(patch)[0])
-    _check(spec, file)
+        what = f"{file} with {patch}"
+    check(spec, what)
+    poi = spec["measurements"][0]["config"]["poi"]
+    if poi not in _modifiers(spec):
+        raise FitError(
+            f"{what}: its parameter of interest {poi!r} changes nothing: a workspace of background "
+            "only, to which --patch FILE[:NAME] adds a signal"
+        )
     edges = {
         channel["name"]: np.arange(len(channel["samples"][0]["data"]) + 1.0)
         for channel in spec["channels"]
@@ -89,16 +94,36 @@ def read(path: str | Path, patch: str | None = None) -> Brought:
             edges=edges,
             observed=observed,
             kept=reachable.kept,
+            units=dict.fromkeys(edges, "Events"),
             templates={},
             data="data",
+            is_closure=False,
             notes=(*_notes(spec), *reachable.notes),
         ),
         inputs,
     )
 
 
-def patch_names(path: Path) -> list[str]:
-    """Names of the patches of a set; empty for a single patch.
+def describe(path: Path) -> str:
+    """Check a workspace, and say what is in it.
+
+    Raises
+    ------
+    FitError
+        pyhf does not take it.
+    """
+    spec = _json(path, "a pyhf workspace")
+    check(spec, str(path))
+    n_bins = sum(len(one["data"]) for one in spec["observations"])
+    poi = spec["measurements"][0]["config"]["poi"]
+    measures = f"measures {poi}"
+    if poi not in _modifiers(spec):
+        measures = f"of background only: a patch has to add what {poi} scales"
+    return f"{len(spec['channels'])} regions, {n_bins} bins, {measures}"
+
+
+def describe_patch(path: Path) -> str:
+    """Check a patch or a set of them, and say what is in it.
 
     Raises
     ------
@@ -107,21 +132,38 @@ def patch_names(path: Path) -> list[str]:
     """
     content = _json(path, "a patch")
     if isinstance(content, list):
-        return []
-    return [patch.name for patch in _patch_set(content, path)]
+        _patch(content, path)
+        return f"one patch of {len(content)} operations"
+    patches = list(_patch_set(content, path))
+    for one in patches:
+        _patch(one.patch, path)
+    return f"{len(patches)} patches: {', '.join(one.name for one in patches)}"
 
 
-def _patched(spec: Mapping[str, Any], patch: str, file: Path) -> dict[str, Any]:
+def _patch(operations: Any, path: Path) -> Any:
+    import jsonpatch  # noqa: PLC0415 - comes with pyhf
+
+    try:
+        patch = jsonpatch.JsonPatch(operations)
+        for operation in patch.patch:
+            jsonpatch.JsonPointer(operation["path"])
+    except (
+        jsonpatch.JsonPatchException,
+        jsonpatch.JsonPointerException,
+        TypeError,
+        KeyError,
+    ) as error:
+        raise FitError(f"{path}: not a JSON patch ({_line(error)})") from error
+    return patch
+
+
+def _patched(spec: Any, patch: str, file: Path) -> Any:
     import jsonpatch  # noqa: PLC0415 - comes with pyhf
     import pyhf.exceptions as problems  # noqa: PLC0415 - heavy
 
     path, name = _split(patch)
     content = _json(path, "a patch")
-    if isinstance(content, list):
-        if name:
-            raise UsageError(f"{path}: one patch, not a set with names such as {name!r}")
-        chosen = jsonpatch.JsonPatch(content)
-    else:
+    if isinstance(content, dict):
         patches = _patch_set(content, path)
         known = ", ".join(one.name for one in patches)
         if not name:
@@ -137,12 +179,21 @@ def _patched(spec: Mapping[str, Any], patch: str, file: Path) -> dict[str, Any]:
             raise FitError(
                 f"{path}: made for another workspace than {file}: its digest is another one"
             ) from error
+        chosen = _patch(chosen.patch, path)
+    elif name:
+        raise UsageError(f"{path}: one patch, not a set with names such as {name!r}")
+    else:
+        chosen = _patch(content, path)
     try:
-        patched: dict[str, Any] = chosen.apply(spec)
-    except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
-        reason = " ".join(str(error).split())
-        raise FitError(f"{path}: can't be applied to {file} ({reason})") from error
-    return patched
+        return chosen.apply(spec)
+    except (
+        jsonpatch.JsonPatchException,
+        jsonpatch.JsonPointerException,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
+        raise FitError(f"{path}: can't be applied to {file} ({_line(error)})") from error
 
 
 def _split(patch: str) -> tuple[Path, str]:
@@ -163,39 +214,106 @@ def _patch_set(content: Any, path: Path) -> Any:
         raise FitError(f"{path}: not a set of patches ({_line(error)})") from error
 
 
-def _check(spec: Mapping[str, Any], file: Path) -> None:
-    """Make sure that pyhf takes the workspace, and that it has something to measure."""
+def check(spec: Any, what: str) -> None:
+    """Make sure that pyhf makes a model of a workspace, and that nothing in it is ignored.
+
+    Raises
+    ------
+    FitError
+        The first thing that is wrong; ``what`` is what the workspace is called.
+    """
     import pyhf  # noqa: PLC0415 - heavy
 
+    if not isinstance(spec, dict):
+        raise FitError(f"{what}: not a pyhf workspace, which is an object of JSON")
     try:
         with quiet():
-            workspace = pyhf.Workspace(spec)
-            workspace.get_measurement()
+            pyhf.Workspace(spec).get_measurement()
     except (
         pyhf.exceptions.InvalidSpecification,
         pyhf.exceptions.InvalidMeasurement,
         pyhf.exceptions.InvalidNameReuse,
+        pyhf.exceptions.InvalidWorkspaceOperation,
+        IndexError,
     ) as error:
-        raise FitError(f"{file}: not a workspace that pyhf takes ({_line(error)})") from error
+        raise FitError(f"{what}: not a workspace that pyhf takes ({_line(error)})") from error
+    except pyhf.exceptions.SchemaNotFound as error:
+        version = spec.get("version")
+        raise FitError(f"{what}: pyhf knows no workspaces of version {version!r}") from error
+    problem = next(_problems(spec), None)
+    if problem is not None:
+        raise FitError(f"{what}: {problem}")
+    if spec["measurements"][0]["config"]["poi"] in _modifiers(spec):
+        _check_model(spec, what)
+
+
+def _check_model(spec: Mapping[str, Any], what: str) -> None:
+    try:
+        model_and_data(spec)
+    except FitError as error:
+        raise FitError(f"{what}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FitError(f"{what}: pyhf makes no model of it ({_line(error)})") from error
+
+
+def _problems(spec: Mapping[str, Any]) -> Iterator[str]:
+    """What pyhf's schema lets pass, but what would be ignored or go wrong later."""
+    names = [channel["name"] for channel in spec["channels"]]
+    observed = [one["name"] for one in spec["observations"]]
+    for name in dict.fromkeys((*names, *observed)):
+        if names.count(name) != 1 or observed.count(name) != 1:
+            yield (
+                f"channel {name!r} is there {names.count(name)} times, and observations of it "
+                f"{observed.count(name)} times; once each is needed"
+            )
     data = {one["name"]: one["data"] for one in spec["observations"]}
     for channel in spec["channels"]:
-        name = channel["name"]
-        if name not in data:
-            raise FitError(f"{file}: channel {name!r} has no observations")
-        sizes = {len(sample["data"]) for sample in channel["samples"]} | {len(data[name])}
-        if len(sizes) > 1:
-            raise FitError(
-                f"{file}: channel {name!r}: samples and observations have {sorted(sizes)} bins"
-            )
-        bad = [count for count in data[name] if not count >= 0]
-        if bad:
-            raise FitError(f"{file}: channel {name!r}: the data are {bad[0]:g} in a bin")
-    poi = spec["measurements"][0]["config"]["poi"]
-    if poi not in _modifiers(spec):
-        raise FitError(
-            f"{file}: its parameter of interest {poi!r} changes nothing: a workspace of background "
-            "only, to which --patch FILE[:NAME] adds a signal"
-        )
+        yield from _bad_channel(channel, data[channel["name"]])
+    yield from _bad_settings(spec["measurements"][0]["config"]["parameters"])
+
+
+def _bad_channel(channel: Mapping[str, Any], data: list[float]) -> Iterator[str]:
+    where = f"channel {channel['name']!r}"
+    sizes = {len(sample["data"]) for sample in channel["samples"]} | {len(data)}
+    if len(sizes) > 1:
+        yield f"{where}: samples and observations have {sorted(sizes)} bins"
+    for count in data:
+        if not 0 <= count < np.inf:
+            yield f"{where}: the data are {count:g} in a bin"
+    for sample in channel["samples"]:
+        yield from _bad_sample(sample, f"{where}, sample {sample['name']!r}")
+
+
+def _bad_settings(parameters: list[Mapping[str, Any]]) -> Iterator[str]:
+    names = [parameter["name"] for parameter in parameters]
+    for parameter in parameters:
+        name = parameter["name"]
+        for low, high in parameter.get("bounds", []):
+            if not low < high:
+                yield f"parameter {name!r}: bounds {low:g} to {high:g} don't rise"
+        if names.count(name) > 1:
+            yield f"parameter {name!r} has settings twice"
+
+
+def _bad_sample(sample: Mapping[str, Any], where: str) -> Iterator[str]:
+    size = len(sample["data"])
+    kinds = [(one["type"], one["name"]) for one in sample["modifiers"]]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            yield f"{where}: {kind[0]} {kind[1]!r} is there twice, and one would be ignored"
+    if not np.isfinite(sample["data"]).all():
+        yield f"{where}: its yields are not all finite"
+    for modifier in sample["modifiers"]:
+        what = f"{where}, {modifier['type']} {modifier['name']!r}"
+        given = modifier["data"]
+        parts = list(given.values()) if isinstance(given, Mapping) else [given]
+        for part in parts:
+            if isinstance(part, list) and len(part) != size:
+                yield f"{what}: {len(part)} bins, and the sample has {size}"
+            if part is not None and not np.isfinite(part).all():
+                yield f"{what}: its numbers are not all finite"
+        if modifier["type"] == "normsys" and min(parts) <= 0:
+            yield f"{what}: {min(parts):g} takes all events away; it must be above 0"
 
 
 def _modifiers(spec: Mapping[str, Any]) -> set[str]:

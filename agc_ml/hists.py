@@ -207,15 +207,44 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
     return flat
 
 
-def nominal_names(hists: Mapping[str, hist.Hist[Any]]) -> set[str]:
-    """Names that `flatten` gives to what no axis called variation varies."""
-    found = set()
-    for name, histogram in hists.items():
-        axes = [axis for _, axis in _categories(histogram)]
-        if all(NOMINAL in axis for axis in axes if axis.name == "variation"):
-            labels = [map(str, axis) for axis in axes if axis.name != "variation"]
-            found |= {"_".join([name, *chosen]) for chosen in itertools.product(*labels)}
-    return found
+def booked(hists: Mapping[str, hist.Hist[Any]]) -> set[str]:
+    """Names, as `flatten` gives them, of the templates that were filled or meant to be.
+
+    Left out are variations of a process that are empty in all histograms: another process has
+    them. Nominal templates stay, and so do all where no label of the variation is "nominal".
+    """
+    parts = [
+        (name, labels, part.empty(flow=True))
+        for name, histogram in hists.items()
+        for labels, part in _parts(histogram)
+    ]
+    filled = {labels for _, labels, is_empty in parts if not is_empty}
+    there = {labels for _, labels, _ in parts}
+    return {
+        "_".join([name, *_suffixes(labels)])
+        for name, labels, _ in parts
+        if labels in filled or labels == _nominal(labels) or _nominal(labels) not in there
+    }
+
+
+def _parts(histogram: hist.Hist[Any]) -> Iterator[tuple[tuple[tuple[str, str], ...], Any]]:
+    """Category by category: names of axes with their labels, and the part of the histogram."""
+    categories = _categories(histogram)
+    for labels in itertools.product(*(axis for _, axis in categories)):
+        chosen: dict[int, Any] = dict(zip((i for i, _ in categories), labels, strict=True))
+        names = [str(axis.name) for _, axis in categories]
+        yield (
+            tuple(zip(names, map(str, labels), strict=True)),
+            histogram[{i: hist.loc(label) for i, label in chosen.items()}],
+        )
+
+
+def _suffixes(labels: Iterable[tuple[str, str]]) -> list[str]:
+    return [label for axis, label in labels if (axis, label) != ("variation", NOMINAL)]
+
+
+def _nominal(labels: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((axis, NOMINAL if axis == "variation" else label) for axis, label in labels)
 
 
 def _categories(histogram: hist.Hist[Any]) -> list[tuple[int, Any]]:

@@ -12,7 +12,7 @@ from agc_ml.errors import FitError
 from agc_ml.likelihood import Derivatives, Likelihood
 from agc_ml.minimum import Minimum, descend, newton_step
 
-MAX_STEPS: Final = 50
+MAX_STEPS: Final = 200
 """Steps for each of the many fits behind the impacts, which start close by."""
 MAX_STAGES: Final = 10
 """In how many moves a parameter gets to where its impact is wanted, at most."""

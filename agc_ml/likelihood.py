@@ -131,7 +131,10 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
         n_bins = sum(model.config.channel_nbins.values())
         observed = data[:n_bins]
         lower, upper = np.asarray(model.config.suggested_bounds(), dtype=np.float64).T
-        start = _start(model, observed, np.clip(model.config.suggested_init(), lower, upper))
+        fixed = np.asarray(model.config.suggested_fixed(), dtype=np.bool_)
+        initial = np.asarray(model.config.suggested_init(), dtype=np.float64)
+        start = np.where(fixed, initial, np.clip(initial, lower, upper))
+        start = _start(model, observed, start)
         terms = _Terms(
             model=model,
             observed=observed,
@@ -148,7 +151,7 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
         centre=terms.centre,
         lower=lower,
         upper=upper,
-        fixed=np.asarray(model.config.suggested_fixed(), dtype=np.bool_),
+        fixed=fixed,
         prefit=np.asarray(prefit, dtype=np.float64),
         observed=observed,
         saturated=terms.saturated(),
@@ -290,7 +293,7 @@ def _with_numpy(terms: _Terms) -> Callable[[_Array], float]:
     offset = terms.offset()
 
     def value(parameters: _Array) -> float:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             t = float(terms.poisson(parameters, np) + terms.constraints(parameters)) - offset
         return t if np.isfinite(t) else np.inf
 

@@ -59,12 +59,20 @@ def measure(
     AgcError
         What went wrong. Without a fit there is still a report of the run.
     """
-    result = run(PROCESSOR, fileset, **options)
+    # what was chosen is kept from the beginning, for a resume
+    folder = Path(options.get("output") or "")
+    before = choices.load(folder) if options.get("resume") else choices.Choices(schema=1)
+    kind = pseudodata or before.pseudodata
+    try:
+        result = run(PROCESSOR, fileset, **options)
+    except BaseException:
+        if (folder / "chunks").is_dir():
+            choices.change(folder, pseudodata=kind)
+        raise
     if result.path is None:
         raise UsageError("the run has no directory to report in")
-    # Figures and fit take about as long, and one core each.
-    kind = pseudodata or choices.load(result.path).pseudodata
     choices.change(result.path, pseudodata=kind)
+    # Figures and fit take about as long, and one core each.
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         drawn = pool.submit(plot, result.path, pseudodata=kind)
         try:
@@ -96,8 +104,13 @@ def plot(
     AgcError
         Histograms are damaged, none can be drawn, or the folder can't be written.
     """
+    output = _elsewhere(source, output)
     folder = _output(source, output) / "figures"
-    kind = pseudodata or choices.load(source).pseudodata
+    before = choices.load(source).pseudodata
+    kind = pseudodata or before
+    if output is not None and (output / "fit.json").exists():
+        raise UsageError(f"{output}: the folder of a fit; name another one with -o")
+    _begin(folder)
     if source.is_dir():
         result = _labelled(RunResult.load(source), label)
         figures = _draw_run(result, folder, kind, config)
@@ -111,11 +124,28 @@ def plot(
     return folder
 
 
+def _elsewhere(source: Path, output: Path | None) -> Path | None:
+    """Where to write, None for the run directory itself, also if it is named."""
+    if output is None or not output.exists() or not source.is_dir():
+        return output
+    return None if output.samefile(source) else output
+
+
+def _begin(folder: Path) -> None:
+    """Take the list of figures away while new ones are drawn: of two kinds none may be shown."""
+    with folders.store_errors(folder):
+        (folder / INDEX).unlink(missing_ok=True)
+
+
 def _labelled(result: RunResult, label: str | None) -> RunResult:
     """A run with another label for its figures, if one is given."""
     if label is None:
         return result
-    return replace(result, provenance=result.provenance.model_copy(update={"label": label}))
+    before = result.provenance.label or ""
+    partly = f"partly {agc.GENERATED}"
+    generated = "some" if partly in before else "all" if agc.GENERATED in before else "none"
+    update = {"label": agc.whose(label, generated=generated)}
+    return replace(result, provenance=result.provenance.model_copy(update=update))
 
 
 def _draw_run(
@@ -129,7 +159,7 @@ def _draw_run(
         _pseudodata(dict(result.templates), kind) if _lacks_data(result) else None,
         _large(result, config),
         data_label=f"{kind} pseudodata",
-        totals=_totals(result, kind),
+        totals=_totals(result, kind, config),
     )
 
 
@@ -138,17 +168,32 @@ def _lacks_data(result: RunResult) -> bool:
     return result.is_scaled and not any(d.is_data for d in result.provenance.datasets)
 
 
-def _totals(result: RunResult, kind: Pseudodata) -> dict[str, NDArray[np.float64]]:
-    """Total uncertainties of the model of the processor's fit, by histogram; none without one."""
-    from agc_ml import carryover, modelbands, stats  # noqa: PLC0415 - heavy
+def _totals(
+    result: RunResult, kind: Pseudodata, config: Path | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Total uncertainties of the model of a fit, by histogram; none without one.
 
-    name = result.provenance.processor.name
+    The fit is that of ``config``, or the one that the processor ships.
+    """
+    from agc_ml import carryover, stats  # noqa: PLC0415 - heavy
+
     if not result.is_scaled:
         return {}
+    name = result.provenance.processor.name
     try:
-        settings = stats.shipped_config(name)
-        observables = carryover.shipped_observables(name)
-        return modelbands.total_uncertainty(result.templates, settings, observables, kind)
+        settings = stats.shipped_config(name) if config is None else stats.load_config(config)
+    except FitError:
+        return {}  # without a fit there is no model
+    return _model_totals(result.templates, settings, carryover.shipped_observables(name), kind)
+
+
+def _model_totals(
+    templates: Any, settings: Any, observables: Any, kind: Pseudodata
+) -> dict[str, NDArray[np.float64]]:
+    from agc_ml import modelbands  # noqa: PLC0415 - heavy
+
+    try:
+        return modelbands.total_uncertainty(templates, settings, observables, kind)
     except (FitError, HistogramError) as error:
         logger.info("drawn without the total uncertainty of a fit's model: %s", error)
         return {}
@@ -185,6 +230,7 @@ def _draw_file(
         luminosity=agc.LUMINOSITY if published else None,
         data=_pseudodata(flat, kind),
         data_label=f"{kind} pseudodata",
+        totals=_model_totals(flat, described, None, kind),
     )
     if not figures:
         raise HistogramError(
@@ -259,19 +305,21 @@ def fit(
     from agc_ml import plots, progress, stats  # noqa: PLC0415 - heavy
 
     is_run = (source / "run.json").exists()
+    output = _elsewhere(source, output)
     folder = fit_folder(source, output, ml_uncertainty)
     described = stats.load_config(config) if config is not None else None
     made = RunResult.load(source) if is_run else None
-    kind = (pseudodata or choices.load(source).pseudodata) if is_run else pseudodata
+    kind = (pseudodata or choices.load(source).pseudodata) if is_run else None
     with progress.steps(quiet=quiet) as tell:
         result = stats.fit(
             made or source,
             described,
-            pseudodata=kind,
+            pseudodata=pseudodata,
             ml_uncertainty=ml_uncertainty,
             patch=patch,
             tell=tell,
         )
+        _begin(folder / "figures")
         stats.save(result, folder)
         tell("drawing")
         figures = plots.draw_fit(result, folder / "figures", *_figure_label(source, made, label))
@@ -288,7 +336,7 @@ def _figure_label(
     from agc_ml import templates  # noqa: PLC0415 - heavy
 
     if made is not None:
-        return made.luminosity, label or made.provenance.label
+        return made.luminosity, _labelled(made, label).provenance.label
     if templates.is_published(source):
         return agc.LUMINOSITY, label or agc.LABEL
     return None, label
@@ -296,6 +344,7 @@ def _figure_label(
 
 def fit_folder(source: Path, output: Path | None, ml_uncertainty: Sequence[Path]) -> Path:
     """Where a fit is written to."""
+    output = _elsewhere(source, output)
     folder = _output(source, output)
     if output is not None:
         return folder
@@ -313,29 +362,59 @@ def report(source: Path, output: Path | None = None) -> Path:
     from agc_ml import report as pages  # noqa: PLC0415 - heavy
     from agc_ml import stats  # noqa: PLC0415 - heavy
 
-    if (source / "fit.json").exists():
-        bare, figures = stats.load(source), _read_index(source / "figures")
+    if (source / "fit.json").exists() and not (source / "run.json").exists():
+        bare = stats.load(source)
+        figures = _fit_figures(source, bare, (None, None))
         page = _page(source, output)
         pages.write_report(None, bare, figures, page)
         return page
-    result = RunResult.load(source)
-    kind, drawn_kind = choices.load(source).pseudodata, choices.load(source).drawn
+    result, chosen = RunResult.load(source), choices.load(source)
     fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
-    if fitted is not None and fitted.pseudodata not in {"data", kind}:
+    if fitted is not None and fitted.pseudodata not in {"data", chosen.pseudodata}:
         raise FitError(
-            f"{source / 'fit'}: fitted to {fitted.pseudodata} pseudodata, and the run has {kind} "
-            f"ones now; fit these: agc-ml fit {shlex.quote(str(source))}"
+            f"{source / 'fit'}: fitted to {fitted.pseudodata} pseudodata, and the run has "
+            f"{chosen.pseudodata} ones now; fit these: agc-ml fit {shlex.quote(str(source))}"
         )
-    is_drawn = (source / "figures" / INDEX).exists() and drawn_kind == kind
-    if result.templates and not is_drawn:
-        drawn = _draw_run(result, source / "figures", kind, None)
-        if drawn:
-            _write_index(source / "figures", drawn)
-            choices.change(source, drawn=kind)
-    figures = [*_read_index(source / "figures"), *_read_index(source / "fit" / "figures")]
+    figures = _run_figures(source, result, chosen)
+    if fitted is not None:
+        label = result.luminosity, result.provenance.label
+        figures += _fit_figures(source / "fit", fitted, label)
     page = _page(source, output)
     pages.write_report(result, fitted, figures, page, _large(result))
     return page
+
+
+def _run_figures(source: Path, result: RunResult, chosen: choices.Choices) -> list[FigureInfo]:
+    """Figures of a run, drawn again if there are none, or those of other pseudodata."""
+    folder = source / "figures"
+    if chosen.drawn == chosen.pseudodata and (drawn := _read_index(folder)):
+        return drawn
+    if not result.templates:
+        return []
+    drawn = _draw_run(result, folder, chosen.pseudodata, None)
+    if drawn:
+        _write_index(folder, drawn)
+        choices.change(source, drawn=chosen.pseudodata)
+    return drawn
+
+
+def _fit_figures(
+    folder: Path, fitted: FitResult, known: tuple[float | None, str | None]
+) -> list[FigureInfo]:
+    """Figures of a fit, drawn again if some are not there: an interrupted command left them."""
+    from agc_ml import plots  # noqa: PLC0415 - heavy
+    from agc_ml.report import is_whole  # noqa: PLC0415 - heavy
+
+    try:
+        drawn = _read_index(folder / "figures")
+    except AgcError as error:
+        logger.info("drawn again: %s", error)
+        drawn = []
+    if drawn and all(is_whole(figure.png) for figure in drawn):
+        return drawn
+    drawn = plots.draw_fit(fitted, folder / "figures", *known)
+    _write_index(folder / "figures", drawn)
+    return drawn
 
 
 def _page(source: Path, output: Path | None) -> Path:

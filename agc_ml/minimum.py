@@ -6,7 +6,8 @@ derivatives are differences, and uncertainties approximate.
 
 A point without gradient is a minimum only where the Hessian is positive: from a saddle the way goes
 on along the direction of negative curvature. A systematic uncertainty whose variations up and down
-act alike makes such saddles, and pairs of minima: the other one is looked for, too.
+act alike makes such saddles, and pairs of minima; so may any whose effect is not linear: the other
+ones are looked for, too.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ FLAT: Final = 1e-9
 
 It makes an uncertainty 30,000 times what it is with all other parameters fixed.
 """
-MOST_PAIRED: Final = 6
-"""Up to so many one-sided parameters are turned round in pairs, more of them one by one."""
+BENT: Final = 1.0
+"""By how much of a chi2 the effects up and down must differ from a line to be followed."""
+MOST_PAIRED: Final = 3
+"""Up to so many of such parameters are turned round in pairs, more of them one by one."""
 DEEPER: Final = 1e-6
 """By how much t must be lower at another minimum to count as lower."""
 AS_GOOD: Final = 1.0
@@ -85,17 +88,17 @@ def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: Non
     local = _minuit if likelihood.derivatives is None else _exact
     best = local(likelihood, tell)
     others: list[Minimum] = []
-    one_sided = _one_sided(likelihood, best.values)
-    if one_sided:
-        tell(f"looking for another minimum: {_named(likelihood, one_sided)} act on one side only")
-    is_lower = bool(one_sided)
+    bent = _bent(likelihood, best.values)
+    if bent:
+        tell(f"looking for other minima: {_named(likelihood, bent)} act differently up and down")
+    is_lower = bool(bent)
     while is_lower:
         is_lower = False
-        for start in _turned(likelihood, best.values, one_sided):
+        for start in _turned(likelihood, best.values, bent):
             if not np.isfinite(likelihood.value(start)):
                 continue
             other = local(replace(likelihood, start=start), tell)
-            if other.converged >= best.converged and _is_better(other, best, one_sided):
+            if other.converged >= best.converged and _is_better(other, best, bent):
                 best, other, is_lower = other, best, True
             others.append(other)
             if is_lower:
@@ -103,16 +106,20 @@ def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: Non
     return best._replace(notes=(*best.notes, *_rivals(likelihood, best, others)))
 
 
-def _is_better(one: Minimum, other: Minimum, one_sided: list[int]) -> bool:
-    """Whether a minimum is lower, or as low and further up in what acts on one side."""
+def _is_better(one: Minimum, other: Minimum, bent: list[int]) -> bool:
+    """Whether a minimum is lower, or as low and further up in what acts differently."""
     if abs(one.chi2 - other.chi2) > DEEPER:
         return one.chi2 < other.chi2
-    upwards = np.sum((one.values - other.values)[one_sided])
-    return bool(upwards > APART * np.min(other.uncertainties[one_sided]))
+    upwards = np.sum((one.values - other.values)[bent])
+    return bool(upwards > APART * np.min(other.uncertainties[bent]))
 
 
-def _one_sided(likelihood: Likelihood, values: _Array) -> list[int]:
-    """Indices of free parameters that change predictions alike, up and down, at ``values``."""
+def _bent(likelihood: Likelihood, values: _Array) -> list[int]:
+    """Indices of free parameters whose effect is not linear, by more than the data's fluctuations.
+
+    Predictions that are linear in the parameters have one minimum; others may have several, above
+    all where a variation acts alike up and down.
+    """
     model = likelihood.model
     found = []
     with backend("numpy"):
@@ -127,29 +134,29 @@ def _one_sided(likelihood: Likelihood, values: _Array) -> list[int]:
                 moved = values.copy()
                 moved[index] = move
                 rates.append(np.asarray(model.expected_actualdata(moved)))
-            up, down = rates[1] - rates[0], rates[2] - rates[0]
-            if np.sum(up * down / np.maximum(np.abs(rates[0]), 1e-9)) > 0:
+            bend = rates[1] + rates[2] - 2 * rates[0]
+            if np.sum(bend**2 / np.maximum(np.abs(rates[0]), 1.0)) > BENT:
                 found.append(index)
     return found
 
 
-def _turned(likelihood: Likelihood, values: _Array, one_sided: list[int]) -> Iterator[_Array]:
-    """Starts with one-sided parameters on the other side, alone and in pairs."""
-    far = {index: np.maximum(abs(values[index]), likelihood.prefit[index]) for index in one_sided}
-    sides = {
+def _turned(likelihood: Likelihood, values: _Array, bent: list[int]) -> Iterator[_Array]:
+    """Starts with bent parameters on the other side, alone and in pairs.
+
+    The others stay where they are, or where the fit began.
+    """
+    sides = {}
+    for index in bent:
+        width = likelihood.prefit[index]
         # close to zero both are other sides
-        index: [
-            side * far[index]
-            for side in (1, -1)
-            if side * values[index] < 0.1 * likelihood.prefit[index]
-        ]
-        for index in one_sided
-    }
-    sizes = (1, 2) if len(one_sided) <= MOST_PAIRED else (1,)
-    for size in sizes:
-        for chosen in itertools.combinations(one_sided, size):
+        there = [side for side in (1, -1) if side * values[index] < 0.1 * width]
+        far = max(abs(values[index]), width)
+        sides[index] = [side * size for side in there for size in dict.fromkeys((width, far))]
+    sizes = (1, 2) if len(bent) <= MOST_PAIRED else (1,)
+    for size, base in itertools.product(sizes, (values, likelihood.start)):
+        for chosen in itertools.combinations(bent, size):
             for moves in itertools.product(*(sides[index] for index in chosen)):
-                start = values.copy()
+                start = base.copy()
                 start[list(chosen)] = moves
                 yield np.clip(start, likelihood.lower, likelihood.upper)
 

@@ -13,8 +13,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import variances
-from agc_ml.carryover import OFFSET, Observables, extended
+from agc_ml.carryover import Observables, extended, raised_by_offset
 from agc_ml.fitconfig import Config
 from agc_ml.likelihood import model_and_data
 from agc_ml.prediction import before
@@ -57,7 +56,7 @@ def total_uncertainty(
         config = extended(config, added, observables.region)
         names |= {name: name for name in there}
     raised = {
-        key: variances.filled(h.axes, h.values(flow=True), variances.of(h, flow=True)) + OFFSET
+        key: raised_by_offset(h)
         for key, h in templates.items()
         if key.startswith(tuple(f"{name}_" for name in names.values()))
     }

@@ -130,5 +130,6 @@ def _in_all_bins(
         # a variance of zero can come out just below it
         uncertainty=np.sqrt(np.maximum(np.diag(everywhere), 0)),
         data=workspace.observed[name],
+        unit=workspace.units[name],
     )
     return Prediction(yields, everywhere)

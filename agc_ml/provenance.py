@@ -108,11 +108,9 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _label(account: Account) -> str | None:
     """Whose events they are: as the fileset says, but never others' where files say otherwise."""
-    label = account.fileset.label
-    generated = [info.is_generated for info in account.files.values()]
-    if label not in {None, agc.LABEL} or not any(generated):
-        return label
-    return agc.GENERATED if all(generated) else f"partly {agc.GENERATED}"
+    told = [info.is_generated for info in account.files.values()]
+    generated = "none" if not any(told) else "all" if all(told) else "some"
+    return agc.whose(account.fileset.label, generated=generated)
 
 
 def collect(

@@ -193,7 +193,7 @@ class RunRecord(_Record):
 
 
 def _luminosity(provenance: Provenance, scales: Mapping[str, float | None] | None) -> float | None:
-    is_recorded = any(dataset.is_data for dataset in provenance.datasets)
+    is_recorded = all(dataset.is_data for dataset in provenance.datasets)
     return provenance.luminosity if _is_scaled(provenance, scales) or is_recorded else None
 
 

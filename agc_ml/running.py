@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 100_000
 MAX_NAMED: Final = 3
-KEPT: Final = ("chunks", "ledger.jsonl", "run.json")
+KEPT: Final = ("chunks", "ledger.jsonl", "run.json", "measurement.json")
 
 
 @dataclass(frozen=True)

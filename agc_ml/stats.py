@@ -161,6 +161,7 @@ def fit(
         states=_states(likelihood, minimum),
         cross_section=problem.cross_section,
         versions=versions(),
+        is_closure=workspace.is_closure,
         widths={
             name: float(width)
             for name, width in zip(likelihood.names, likelihood.prefit, strict=True)
@@ -207,6 +208,10 @@ def _of_templates(
         others = [one.templates for one in alternatives]
         templates, settings, more = with_spread(templates, settings, others)
         notes += more
+    if isinstance(source, RunResult) and not source.templates:
+        raise FitError(
+            f"{source.path or 'this run'}: a {source.status} run without histograms, nothing to fit"
+        )
     if isinstance(source, RunResult) and not source.is_scaled and wants_pseudodata(settings):
         raise FitError(
             f"{source.path or 'this run'}: nothing in it is scaled to cross-section x luminosity, "
@@ -214,6 +219,8 @@ def _of_templates(
             "'xsec' and 'luminosity' in the fileset"
         )
     workspace = prepare(templates, settings, kind)
+    if pseudodata is not None and workspace.data == "data":
+        notes.append(f"no {pseudodata} pseudodata are made: the configuration names data")
     # now, so that what is wrong with their histograms is told before the fit
     observables = None if alternatives else shipped_observables(processor)
     unfitted = prepare_unfitted(templates, observables, settings, kind)
@@ -294,7 +301,8 @@ def _with_starts(
     measurement = {**first, "config": {**first["config"], "parameters": parameters}}
     told = ", ".join(f"{name} = {value:g}" for name, value in moved.items())
     note = (
-        f"the fit starts at {told}: at the configured start bins with data would have no prediction"
+        f"the fit starts at {told}: the start that was given is out of bounds, or leaves bins with "
+        "data without prediction"
     )
     return {**spec, "measurements": [measurement, *others]}, [note]
 

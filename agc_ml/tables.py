@@ -129,7 +129,7 @@ def fileset(found: Fileset) -> Page:
     }
     lines = [
         f"{len(rows)} datasets, {found.n_files:,} files, {events}; luminosity {luminosity}",
-        *([f"label on figures: {found.label}"] if found.label else []),
+        *([f"label on figures: {found.label}, unless files say otherwise"] if found.label else []),
         *(f"note: {note}" for note in found.notes),
         f"digest {found.digest}",
     ]
@@ -224,7 +224,7 @@ def run(record: RunRecord, fit: FitResult | None = None) -> Page:
         for process, y in processes.items()
     ]
     if yields:
-        parts.append(Table("yields", ("region", "process", "yield", "uncertainty"), yields))
+        parts.append(Table("yields", ("region", "process", "yield", "stat. uncertainty"), yields))
     if any(row[-1] is None for row in yields):
         parts.append("'-': filled with weights or scaled, in a storage that keeps no variances")
     if record.cutflow:

@@ -6,6 +6,7 @@ Here they are loaded, checked, merged to the bins of a fit, compared, and made i
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -52,15 +53,30 @@ def load(path: str | Path) -> dict[str, hist.Hist[Any]]:
             f"{source}: no such file or folder; give a run directory, a ROOT file, a zip of "
             "histograms, or the published reference JSON"
         )
-    kept = {name: h for name, h in found.items() if not name.endswith(f"_{PSEUDODATA}")}
+    others = [name for name in found if not name.endswith(f"_{PSEUDODATA}")]
+    regions = [name.removesuffix(PSEUDODATA) for name in found.keys() - set(others)]
+    made = {
+        f"{region}{PSEUDODATA}"
+        for region in regions
+        if not others or any(name.startswith(region) for name in others)
+    }
+    kept = {name: h for name, h in found.items() if name not in made}
     if not kept:
         raise HistogramError(f"{source}: no templates in it")
     return kept
 
 
 def is_published(path: Path) -> bool:
-    """Whether a file of templates is the published reference JSON, good or bad."""
-    return path.is_file() and path.suffix.lower() == ".json"
+    """Whether a file is the published reference JSON."""
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(one, dict) and "contents" in one for one in content.values())
+    )
 
 
 def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
@@ -74,14 +90,16 @@ def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
         return hists.read_root(path)
     if start[:2] == b"PK":
         content, listed = hists.read_zip(path), hists.templates_in(path)
-        flat, nominal = hists.flatten(content), hists.nominal_names(content)
-        if listed is not None:
-            return {name: h for name, h in flat.items() if name in set(listed)}
-        return {name: h for name, h in flat.items() if name in nominal or not h.empty(flow=True)}
-    return {
+        flat = hists.flatten(content)
+        kept = hists.booked(content) if listed is None else set(listed)
+        return {name: h for name, h in flat.items() if name in kept}
+    found = {
         name: variances.filled([hist.axis.Variable(edges, name="observable")], values, spread)
         for name, (edges, values, spread) in reference.read(path).items()
     }
+    for histogram in found.values():
+        histogram.label = "Events"
+    return found
 
 
 def check(templates: Mapping[str, hist.Hist[Any]]) -> None:
@@ -132,15 +150,13 @@ def merge(
         raise HistogramError(
             f"{name}: bin edges {wanted.tolist()} are not two or more rising numbers"
         )
-    tolerance = 1e-9 * np.max(np.abs(own))  # edges of regular axes are rounded
-    same = np.abs(own[:, np.newaxis] - wanted) <= tolerance
-    if not np.all(same.any(axis=0)):
-        lacking = wanted[~same.any(axis=0)][0]
+    index = np.array([place(own, edge) for edge in wanted])
+    if np.any(index < 0):
+        lacking = wanted[index < 0][0]
         raise HistogramError(
             f"{name}: {lacking:g} is not among its bin edges ({len(own) - 1} bins from {own[0]:g} "
             f"to {own[-1]:g}); choose the Binning from them"
         )
-    index = same.argmax(axis=0)
     first, last = index[0], index[-1]
     values, spread = (
         None if array is None else np.add.reduceat(array[first:last], index[:-1] - first)
@@ -165,17 +181,19 @@ def pseudodata(
     HistogramError
         A region lacks one of the templates that are added, or their axes differ.
     """
-    parts = {"ttbar_ME_var": 0.5, "ttbar_PS_var": 0.5, "wjets": 1.0}
-    if kind == "complete":
-        parts |= dict.fromkeys(SINGLE_TOP, 1.0)
-    mark = "_ttbar_ME_var"
-    regions = [name.removesuffix(mark) for name in templates if name.endswith(mark)]
+    parts = ingredients(kind)
     return {
         f"{region}_{PSEUDODATA}": _sum(
             templates, {f"{region}_{part}": factor for part, factor in parts.items()}, kind
         )
-        for region in regions
+        for region in _regions(templates)
     }
+
+
+def _regions(templates: Iterable[str]) -> list[str]:
+    """Regions of which there are templates that pseudodata are made of."""
+    mark = "_ttbar_ME_var"
+    return [name.removesuffix(mark) for name in templates if name.endswith(mark)]
 
 
 def _sum(
@@ -195,6 +213,26 @@ def _sum(
     spreads = [f**2 * v for f, v in zip(parts.values(), known, strict=True) if v is not None]
     total = np.sum(spreads, axis=0) if len(spreads) == len(parts) else None
     return variances.filled(templates[first].axes, values, total)
+
+
+def place(edges: _Array, edge: float) -> int:
+    """Find an edge among others, -1 if it is none: edges of regular axes are rounded."""
+    same = np.flatnonzero(edges == edge)
+    if len(same):
+        return int(same[0])
+    if not np.isfinite(edge):
+        return -1
+    nearest = int(np.argmin(np.abs(edges - edge)))
+    widths = np.diff(edges)[max(nearest - 1, 0) : nearest + 1]
+    tolerance = 1e-6 * np.min(widths)
+    is_near = np.isfinite(tolerance) and abs(edges[nearest] - edge) <= tolerance
+    return nearest if is_near else -1
+
+
+def ingredients(kind: Pseudodata) -> dict[str, float]:
+    """What pseudodata are made of, ``{process}[_{variation}]``, and how much of it."""
+    parts = {"ttbar_ME_var": 0.5, "ttbar_PS_var": 0.5, "wjets": 1.0}
+    return parts | dict.fromkeys(SINGLE_TOP if kind == "complete" else (), 1.0)
 
 
 class Difference(NamedTuple):

@@ -36,7 +36,8 @@ def without_unreachable(
     """Take out the bins of a pyhf workspace in which nothing can be predicted.
 
     A sample can predict events where its nominal yield or a variation of it is not zero, unless it
-    is scaled by a factor that is fixed at zero. ``edges`` name the bins, shape ``(n_bins + 1,)``.
+    is scaled by a factor, or varied by a parameter, that is fixed at zero. ``edges`` name the bins,
+    shape ``(n_bins + 1,)``.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def without_unreachable(
 
 
 def _switched_off(spec: Mapping[str, Any]) -> set[str]:
-    """Factors that are fixed at zero in the measurement that is fitted, the first one."""
+    """Parameters that are fixed at zero in the measurement that is fitted, the first one."""
     parameters = spec["measurements"][0]["config"]["parameters"]
     return {one["name"] for one in parameters if one.get("fixed") and one.get("inits") == [0]}
 
@@ -82,7 +83,7 @@ def _reachable(channel: _Channel, off: set[str]) -> _Mask:
             continue
         yields = [sample["data"]]
         for modifier in sample["modifiers"]:
-            if modifier["type"] == "histosys":
+            if modifier["type"] == "histosys" and modifier["name"] not in off:
                 yields += [modifier["data"]["hi_data"], modifier["data"]["lo_data"]]
         found |= np.any(np.asarray(yields) != 0, axis=0)
     return found

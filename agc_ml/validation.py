@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from agc_ml import choices
 from agc_ml.account import file_label
 from agc_ml.catalogue import is_described, is_list, read_mapping
 from agc_ml.datasets import File, Fileset
@@ -133,6 +134,7 @@ def _is_fileset(path: Path) -> bool:
 
 def _run(path: Path) -> str:
     result = RunResult.load(path)
+    choices.load(path)
     return f"{result.status}, {result.metrics.events:,} events, {len(result.templates)} histograms"
 
 
@@ -243,17 +245,13 @@ def _configuration(path: Path) -> str:
 def _workspace(path: Path) -> str:
     from agc_ml import histfactory  # noqa: PLC0415 - heavy
 
-    found = histfactory.read(path).workspace
-    n_bins = sum(len(kept) for kept in found.kept.values())
-    poi = found.spec["measurements"][0]["config"]["poi"]
-    return f"{len(found.kept)} regions, {n_bins} bins, measures {poi}"
+    return histfactory.describe(path)
 
 
 def _patch(path: Path) -> str:
     from agc_ml import histfactory  # noqa: PLC0415 - heavy
 
-    names = histfactory.patch_names(path)
-    return f"{len(names)} patches: {', '.join(names)}" if names else "one patch"
+    return histfactory.describe_patch(path)
 
 
 def _fit(path: Path) -> str:

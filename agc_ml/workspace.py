@@ -23,11 +23,13 @@ from agc_ml.errors import FitError
 from agc_ml.fitconfig import Config, check_config, fixed_parameters
 from agc_ml.fitinputs import Need, names_files, needs
 from agc_ml.likelihood import quiet
-from agc_ml.templates import PSEUDODATA, Pseudodata, check, merge, pseudodata
+from agc_ml.templates import PSEUDODATA, Pseudodata, check, ingredients, merge, place, pseudodata
 from agc_ml.unreachable import without_unreachable
 
 _log = logging.getLogger(__name__)
 
+LEAST_SMOOTHED: Final = 3
+"""Bins that cabinetry's smoothing needs."""
 MOST_NAMED: Final = 4
 
 
@@ -36,16 +38,19 @@ class Workspace(NamedTuple):
 
     ``edges`` are those of each region by name, shape ``(n_bins + 1,)``, ``observed`` the data in
     all of its bins, and ``kept`` says which of them are in the workspace, shape ``(n_bins,)``.
-    ``templates`` are the histograms that entered, as they came; ``data`` is the kind of pseudodata,
-    or "data".
+    ``units`` say what an entry is in each region. ``templates`` are the histograms that entered, as
+    they came; ``data`` is the kind of pseudodata, or "data"; ``is_closure``: all that pseudodata
+    are made of is in the model, too.
     """
 
     spec: dict[str, Any]
     edges: dict[str, NDArray[np.float64]]
     observed: dict[str, NDArray[np.float64]]
     kept: dict[str, NDArray[np.bool_]]
+    units: dict[str, str]
     templates: dict[str, hist.Hist[Any]]
     data: str
+    is_closure: bool
     notes: tuple[str, ...]
 
 
@@ -94,7 +99,7 @@ def prepare(
     # the data: real ones, or made of the templates
     is_pseudo = wants_pseudodata(config)
     made = _pseudodata(templates, config, kind) if is_pseudo else {}
-    data = _entering(of_data, {**templates, **made})
+    data = _entering(of_data, made if is_pseudo else templates)
     # one binning a region
     edges: dict[str, NDArray[np.float64]] = {}
     content = {**model, **data}
@@ -106,6 +111,7 @@ def prepare(
         *_not_applied(config),
         *_negative_data(spec, edges, is_pseudo=is_pseudo),
         *_take_out_empty(spec),
+        *_without_effect(spec, config),
     ]
     _check_something_left(spec, config)
     observed = {one["name"]: np.asarray(one["data"], np.float64) for one in spec["observations"]}
@@ -115,9 +121,25 @@ def prepare(
         edges=edges,
         observed=observed,
         kept=reachable.kept,
+        units={need.region: unit_of(content[need.key]) for need in reversed(of_model)},
         templates=model if is_pseudo else content,
         data=kind if is_pseudo else "data",
+        is_closure=is_pseudo and _is_closure(config, model, kind),
         notes=(*notes, *reachable.notes),
+    )
+
+
+def unit_of(histogram: hist.Hist[Any]) -> str:
+    """What an entry of a histogram is, as it says itself; else nothing but an entry."""
+    return str(getattr(histogram, "label", None) or "Entries")
+
+
+def _is_closure(config: Config, model: Mapping[str, Any], kind: Pseudodata) -> bool:
+    """Whether all templates that pseudodata are made of enter the model."""
+    return all(
+        f"{region['RegionPath']}_{part}" in model
+        for region in config["Regions"]
+        for part in ingredients(kind)
     )
 
 
@@ -186,8 +208,8 @@ def _merged(
         wanted = region.get("Binning", histogram.axes[0].edges)
         edges[need.region] = np.asarray(wanted, dtype=np.float64)
     elif "Binning" not in region and histogram.ndim == 1:
-        own, first = histogram.axes[0].edges, edges[need.region]
-        if not np.allclose([own[0], own[-1]], [first[0], first[-1]], rtol=1e-9):
+        own, first = np.asarray(histogram.axes[0].edges), edges[need.region]
+        if (place(own, first[0]), place(own, first[-1])) != (0, len(own) - 1):
             raise FitError(
                 f"{name}: ranges from {own[0]:g} to {own[-1]:g}, and the region's first histogram "
                 f"from {first[0]:g} to {first[-1]:g}; what is outside would be dropped: give "
@@ -289,12 +311,44 @@ def _build(merged: Mapping[Need, hist.Hist[Any]], config: Config) -> dict[str, A
     # cabinetry fixes parameters by the names of systematics, which a ModifierName is another than
     fixed = fixed_parameters(config)
     own = spec["measurements"][0]["config"]
-    systematics = {item["Name"] for item in config.get("Systematics", [])}
+    factors = {item["Name"] for item in config["NormFactors"]}
     own["parameters"] = [
-        *(one for one in own["parameters"] if one["name"] not in systematics | fixed.keys()),
+        *(one for one in own["parameters"] if one["name"] in factors),
         *({"name": name, "inits": [value], "fixed": True} for name, value in fixed.items()),
     ]
+    _check_once(spec)
     return spec
+
+
+def _check_once(spec: Mapping[str, Any]) -> None:
+    """Make sure that no two systematics give a sample one modifier: pyhf takes the last."""
+    for channel in spec["channels"]:
+        for sample in channel["samples"]:
+            kinds = [(one["type"], one["name"]) for one in sample["modifiers"]]
+            twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+            if twice is not None:
+                raise FitError(
+                    f"{channel['name']}, {sample['name']}: two systematics with the ModifierName "
+                    f"{twice[1]!r} act on it, of which one would be ignored; combine them, or "
+                    "restrict them to other Samples or Regions"
+                )
+
+
+def _without_effect(spec: Mapping[str, Any], config: Config) -> Iterator[str]:
+    """Tell of what is configured and changes nothing."""
+    there = {
+        modifier["name"]
+        for channel in spec["channels"]
+        for sample in channel["samples"]
+        for modifier in sample["modifiers"]
+    }
+    for item in (*config.get("Systematics", []), *config["NormFactors"]):
+        if item.get("ModifierName", item["Name"]) not in there:
+            yield f"{item['Name']}: acts on no sample of any region"
+    smoothed = [item["Name"] for item in config.get("Systematics", []) if "Smoothing" in item]
+    few = [one["name"] for one in spec["observations"] if len(one["data"]) < LEAST_SMOOTHED]
+    if smoothed and few:
+        yield f"not smoothed in {', '.join(few)}, which has too few bins: {', '.join(smoothed)}"
 
 
 def _negative_data(

@@ -178,9 +178,85 @@ def test_of_background_only_there_is_nothing_to_measure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("modifier", "message"),
+    [
+        (
+            {"name": "s", "type": "histosys", "data": {"hi_data": [1.0], "lo_data": [1.0, 2]}},
+            "histosys 's': 1 bins, and the sample has 2",
+        ),
+        ({"name": "e", "type": "staterror", "data": [1.0, 2, 3]}, "staterror 'e': 3 bins, and the"),
+        ({"name": "n", "type": "normsys", "data": {"hi": 1.1, "lo": 0.0}}, "0 takes all events"),
+        (
+            {"name": "n", "type": "normsys", "data": {"hi": float("inf"), "lo": 0.9}},
+            "its numbers are not all finite",
+        ),
+        ({"name": "lumi", "type": "lumi", "data": None}, "pyhf makes no model of it"),
+        ({"name": "mu", "type": "normsys", "data": {"hi": 1.1, "lo": 0.9}}, "pyhf makes no model"),
+    ],
+)
+def test_modifiers_that_make_no_model(
+    modifier: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    content = workspace()
+    content["channels"][0]["samples"][0]["modifiers"].append(modifier)
+    path = written(tmp_path / "ws.json", content)
+    with pytest.raises(FitError, match=message) as caught:
+        stats.fit(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert validate(path).problem == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([{"name": "mu", "bounds": [[5.0, 0.0]]}], "parameter 'mu': bounds 5 to 0 don't rise"),
+        (
+            [{"name": "mu", "inits": [1.0]}] * 2,
+            "parameter 'mu' has settings twice|InvalidNameReuse",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense(
+    settings: list[dict[str, Any]], message: str, tmp_path: Path
+) -> None:
+    content = workspace()
+    content["measurements"][0]["config"]["parameters"] = settings
+    with pytest.raises(FitError, match=message):
+        histfactory.read(written(tmp_path / "ws.json", content))
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [{"op": "nonsense", "path": "/channels", "value": 1}],
+        [{"path": "/channels"}],
+        [1, 2],
+        [{"op": "add", "path": 5, "value": 1}],
+        [{"op": "add", "path": "channels", "value": 1}],
+        [{"op": "replace", "path": "", "value": []}],
+        [{"op": "replace", "path": "", "value": None}],
+        "text",
+    ],
+)
+def test_patches_that_make_no_sense(operations: Any, tmp_path: Path) -> None:
+    base = written(tmp_path / "bkgonly.json", workspace(signal=False))
+    given = written(tmp_path / "patch.json", operations)
+    with pytest.raises(FitError, match=r"patch\.json") as caught:
+        stats.fit(base, patch=str(given))
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"observations": []}, "not a workspace that pyhf takes|has no observations"),
+        ({"observations": []}, "not a workspace that pyhf takes|observations of it 0 times"),
+        ({"version": "2.0.0"}, "pyhf knows no workspaces of version '2.0.0'"),
+        ({"channels": workspace()["channels"] * 2}, "channel 'one' is there 2 times"),
+        (
+            {"observations": [*workspace()["observations"], {"name": "three", "data": [1.0]}]},
+            "channel 'three' is there 0 times, and observations of it 1 times",
+        ),
         ({"measurements": []}, "not a workspace that pyhf takes"),
         ({"channels": [{"name": "one"}]}, "not a workspace that pyhf takes"),
         (
@@ -265,5 +341,5 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert agc("report", tmp_path / "out").code == 0
     called = agc("validate", base, several)
     assert "set.json: pyhf patch, good: 2 patches: whole, half" in called.out
-    assert "bkgonly.json: pyhf workspace, bad: " in called.out
+    assert "bkgonly.json: pyhf workspace, good: 2 regions, 4 bins, of background only" in called.out
     assert np.isclose(stats.load(tmp_path / "out").poi.value, 0.7, atol=0.5)

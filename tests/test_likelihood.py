@@ -426,6 +426,33 @@ class TestSaddles:
             point = mn._exact(replace(likelihood, start=start), lambda _: None)
             assert found.chi2 <= point.chi2 + 2 * mn.DEEPER
 
+    def test_a_large_shape_may_have_two_minima(self) -> None:
+        """Up and down act on opposite sides, but not by the same: the deeper one is far away."""
+        spec = workspace(
+            data=[792, 770, 498, 479],
+            signal=[102.32, 84.61, 59.36, 43.74],
+            background=[565.1, 429.4, 403.33, 368.5],
+            tilt=[1] * 4,
+            spread=None,
+            bounds=[0, 10],
+        )
+        shape = {
+            "hi_data": [754.05, 1022.13, 406.08, 488.7],
+            "lo_data": [1, 360.75, 39.31, 394.11],
+        }
+        modifiers = spec["channels"][0]["samples"][1]["modifiers"]
+        modifiers[:] = [{"name": "a", "type": "histosys", "data": shape}]
+        likelihood = lk.build(spec)
+        found = mn.minimise(likelihood)
+        near = mn._exact(likelihood, lambda _: None)
+        assert near.chi2 > found.chi2 + 10
+        # on a grid of all there is nothing deeper
+        index, poi = found.names.index("a"), found.names.index("mu")
+        x = found.values.copy()
+        for x[index] in np.linspace(-5, 5, 101):
+            for x[poi] in np.linspace(0, 10, 101):
+                assert likelihood.value(x) > found.chi2 - 1e-6
+
     def test_without_jax(self, monkeypatch: pytest.MonkeyPatch) -> None:
         exact = mn.minimise(lk.build(alike()))
         monkeypatch.setitem(sys.modules, "jax", None)

@@ -171,8 +171,7 @@ def test_unknown_variances_are_drawn_without_a_band(tmp_path):
     assert not any("hatched" in figure.caption or "grey" in figure.caption for figure in figures)
     content = templates._stack(
         templates.Region("4j2b", templates._processes("4j2b", hists["4j2b"], result.templates)),
-        templates._Points({}, "pseudodata", {}, {}),
-        style.Label(None, simulation=True),
+        templates._Points({}, "pseudodata", {}, {}, is_pseudo=True),
     )
     assert content.uncertainty is None
     figure = stack.draw(content, style.Label(None, simulation=True))

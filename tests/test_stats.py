@@ -378,6 +378,18 @@ class TestWorkspace:
         assert len(spec["observations"][0]["data"]) == 25
         assert len(spec["observations"][1]["data"]) == 11
 
+    @pytest.mark.parametrize("scale", [1, 1e-9, 1e9])
+    @pytest.mark.parametrize("last", [2.0, 1e9, np.inf])
+    def test_edges_are_found_at_any_size(self, scale: float, last: float) -> None:
+        edges = scale * np.array([0, 0.5, 1.0, last])
+        axis = hist.axis.Variable(edges, name="x")
+        made = variances.filled([axis], np.array([0, 5.0, 10, 20, 0]), np.ones(5))
+        assert templates.merge(made, edges).values().tolist() == [5, 10, 20]
+        assert templates.merge(made, edges[:3]).values().tolist() == [5, 10]
+        assert templates.merge(made, edges[[0, 2, 3]]).values().tolist() == [15, 20]
+        with pytest.raises(HistogramError, match="is not among its bin edges"):
+            templates.merge(made, [0, 0.7 * scale])
+
     def test_two_regions_may_have_parts_of_a_histogram(self, made_up: dict[str, Any]) -> None:
         def parts(config: dict[str, Any]) -> None:
             config["Regions"][1].update(RegionPath="4j1b", Binning=[50, 110])
@@ -630,7 +642,7 @@ class TestAskedFor:
             ),
             (
                 lambda c: c["General"].update(InputPath="x.root:{RegionPath}_{SamplePath}"),
-                "lead to one histogram, 4j1b_ttbar: the variation is the nominal one; give Up a",
+                "ME variation -> Up -> VariationPath: not used, since InputPath ('x.root:{Region",
             ),
             (
                 lambda c: c["Samples"][2].update(SamplePath="ttbar"),
@@ -668,6 +680,46 @@ class TestAskedFor:
                 lambda c: c["NormFactors"][0].update(Bounds=[3, 1]),
                 "ttbar_norm -> Bounds: 3 is not below 1",
             ),
+            (
+                lambda c: c["NormFactors"].append({"Name": "k", "Samples": "tW", "Nominal": 20}),
+                "k -> Nominal: 20 is not within the default Bounds [0, 10]",
+            ),
+            (
+                lambda c: c["NormFactors"].append({"Name": "k", "Samples": "tW", "Bounds": [2, 9]}),
+                "k -> Nominal: 1 (the default) is not within its Bounds [2, 9]",
+            ),
+            (
+                lambda c: c["General"].update(Fixed=[{"Name": "ME variation", "Value": 7}]),
+                "Fixed -> ME variation: 7 is out of the parameter's bounds; state wider Bounds",
+            ),
+            (
+                lambda c: c["Systematics"][1]["Up"].update(Normalization=float("nan")),
+                "Luminosity -> Up -> Normalization: nan takes all events away",
+            ),
+            (
+                lambda c: c["Systematics"][0].update(
+                    Smoothing={"Algorithm": "353QH, twice", "Regions": "typo"}
+                ),
+                "ME variation -> Smoothing -> Regions: 'typo' is none of",
+            ),
+            (
+                lambda c: c["Samples"][0].update(Regions="4j1b CR"),
+                "Samples -> Pseudodata -> Regions: data are needed in ['4j2b SR'], too",
+            ),
+            (
+                lambda c: c["Systematics"].append(
+                    {**c["Systematics"][1], "Name": "copy", "ModifierName": "Luminosity"}
+                ),
+                "4j1b CR, ttbar: two systematics with the ModifierName 'Luminosity' act on it",
+            ),
+            (
+                lambda c: c["Samples"].append({"Name": "tW_modified", "SamplePath": "wjets_2"}),
+                "cabinetry calls it 4j1b-CR_tW_modified, and another one too",
+            ),
+            (
+                lambda c: c["Regions"][0].update(Name="r" * 250),
+                "names are too long to be those of a file",
+            ),
         ],
     )
     def test_or_refused(self, made_up: dict[str, Any], edit: Edit, message: str) -> None:
@@ -704,6 +756,26 @@ class TestAskedFor:
         assert (alpha.value, alpha.uncertainty) == (1.0, 0.0)
         assert result.states == {"alpha": "fixed"}
         assert "alpha" not in {impact.parameter for impact in result.impacts}
+
+    def test_a_factor_keeps_its_bounds_beside_a_systematic_of_its_name(
+        self, made_up: dict[str, Any]
+    ) -> None:
+        def named(config: dict[str, Any]) -> None:
+            config["Systematics"][1].update(Name="ttbar_norm", ModifierName="lumi")
+            config["NormFactors"][0].update(Nominal=0.2, Bounds=[0, 0.3])
+
+        spec = self.fitted(made_up, named)
+        (parameter,) = spec["measurements"][0]["config"]["parameters"]
+        assert parameter == {"name": "ttbar_norm", "inits": [0.2], "bounds": [[0, 0.3]]}
+
+    def test_what_acts_on_nothing_is_told(self, made_up: dict[str, Any]) -> None:
+        def idle(config: dict[str, Any]) -> None:
+            simple(config)
+            config["Samples"][1]["Regions"] = "4j2b SR"
+            config["Systematics"][0]["Regions"] = "4j1b CR"
+
+        notes = prepare(made_up, shipped(idle)).notes
+        assert "ME variation: acts on no sample of any region" in notes
 
     def test_fixed_twice(self, made_up: dict[str, Any]) -> None:
         def twice(config: dict[str, Any]) -> None:

@@ -299,6 +299,32 @@ class TestLoad:
         found = set(templates.load(tmp_path / "h.zip"))
         assert found == {"r_ttbar", "r_wjets", "r_wjets_scale_var_up"}
 
+    def test_zip_keeps_what_is_empty_in_one_region_only(self, tmp_path: Path) -> None:
+        regions = {
+            name: hists.book(4, 0, 4, label="x", process="bkg", variations=["nominal", "up"])
+            for name in ("SR", "CR")
+        }
+        for variation in ("nominal", "up"):
+            regions["SR"].fill(observable=[1.0], process="bkg", variation=variation)
+        hists.write_zip(tmp_path / "h.zip", regions)
+        assert set(templates.load(tmp_path / "h.zip")) == {
+            *("SR_bkg", "SR_bkg_up"),
+            *("CR_bkg", "CR_bkg_up"),
+        }
+
+    def test_pseudodata_of_another_name_are_data(self, tmp_path: Path) -> None:
+        made = {name: make([1]) for name in ("SR_sig", "SR_pseudodata", "SR_my_pseudodata")}
+        hists.write_root(tmp_path / "h.root", made)
+        assert set(templates.load(tmp_path / "h.root")) == {"SR_sig", "SR_my_pseudodata"}
+
+    def test_only_the_published_json_is_published(self, real_data: Path, tmp_path: Path) -> None:
+        assert templates.is_published(real_data / "reference/histos_1_file_per_process.json")
+        hists.write_root(tmp_path / "h.json", {"a": make([1])})
+        (tmp_path / "ws.json").write_text('{"channels": [], "observations": []}')
+        assert not templates.is_published(tmp_path / "h.json")
+        assert not templates.is_published(tmp_path / "ws.json")
+        assert not templates.is_published(tmp_path / "gone.json")
+
     def test_zip_of_a_run_has_its_empty_templates(self, tmp_path: Path) -> None:
         booked = hists.book(4, 0, 4, label="x", process="ttbar", variations=["nominal", "up"])
         booked.fill(observable=[1.0], process="ttbar", variation="nominal")

@@ -76,6 +76,13 @@ def test_a_factor_fixed_at_zero_reaches_nothing() -> None:
     assert without_unreachable(spec, EDGES).kept["r"].tolist() == [True, False, True, True]
 
 
+def test_a_variation_fixed_at_zero_reaches_nothing() -> None:
+    spec = copy.deepcopy(SPEC)
+    parameter = {"name": "shape", "inits": [0.0], "fixed": True}
+    spec["measurements"][0]["config"]["parameters"] = [parameter]
+    assert without_unreachable(spec, EDGES).kept["r"].tolist() == [True, False, True, False]
+
+
 def test_where_all_is_reached_nothing_changes() -> None:
     spec = copy.deepcopy(SPEC)
     spec["channels"][0]["samples"][0]["data"][1] = 0.5

@@ -70,6 +70,7 @@ def _stack(yields: RegionYields, note: str, points: str) -> stack.Stack:
         data=data,
         data_label=points,
         errors=np.sqrt(data),
+        unit=yields.unit,
     )
 
 

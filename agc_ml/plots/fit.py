@@ -72,6 +72,7 @@ def _region(
         data=region.data,
         data_label=fit.kind,
         errors=np.sqrt(region.data),
+        unit=region.unit,
     )
     caption = (
         f"{region.region}, {when}: the model with its total uncertainty (hatched), and "

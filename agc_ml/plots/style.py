@@ -194,7 +194,9 @@ def experiment(axes: Axes, label: Label) -> None:
         text = plain(label.source)
     else:
         text = "Simulation" if label.simulation else ""
-    has_energy = label.luminosity is not None and label.source in {agc.LABEL, agc.GENERATED}
+    # of other events of CMS the energy is another one, such as 8 TeV
+    has_energy = label.source == agc.GENERATED or (is_cms and label.luminosity == agc.LUMINOSITY)
+    has_energy = has_energy and label.luminosity is not None
     mplhep.label.exp_label(
         exp="CMS" if is_cms else "",
         text=text,

@@ -34,9 +34,9 @@ ENTRIES: Final = "Entries"
 NAMED: Final = 5  # histograms in a line that says what was not drawn
 
 
-_GREY_BAND: Final = "The grey band is the statistical uncertainty of the nominal simulation."
+_GREY_BAND: Final = "The grey band is the statistical uncertainty of the nominal one."
 _NO_BAND: Final = (
-    "There is no band for the statistical uncertainty of the simulation, which is not known: "
+    "There is no band for their statistical uncertainty, which is not known: "
     "histograms were filled with weights or scaled, in a storage that keeps no variances."
 )
 
@@ -58,6 +58,7 @@ class _Points(NamedTuple):
     label: str
     units: Mapping[str, str]
     totals: Mapping[str, Array]
+    is_pseudo: bool
 
 
 def draw_run(
@@ -105,12 +106,18 @@ def draw_run(
         if measured and name not in points:
             points[name] = variances.total(measured)
         regions.append(region)
-    label = style.Label(
-        result.luminosity, data is not None or not recorded, result.provenance.label
-    )
+    simulated = [d for d in result.provenance.datasets if not d.is_data and d.xsec is not None]
+    is_simulation = data is not None or (bool(simulated) and not recorded)
+    label = style.Label(result.luminosity, is_simulation, result.provenance.label)
     what = data_label if data is not None else "data"
     units = {name: _unit(histogram, result) for name, histogram in result.hists.items()}
-    return _draw(regions, directory, _Points(points, what, units, totals or {}), label, large)
+    return _draw(
+        regions,
+        directory,
+        _Points(points, what, units, totals or {}, data is not None),
+        label,
+        large,
+    )
 
 
 def _unit(histogram: Histogram, result: RunResult) -> str:
@@ -130,11 +137,12 @@ def draw_templates(
     source: str | None = None,
     data: Mapping[str, Histogram] | None = None,
     data_label: str = "pseudodata",
+    totals: Mapping[str, Array] | None = None,
 ) -> list[FigureInfo]:
     """Draw histograms named ``{region}_{process}[_{variation}]``, as `draw_run` does.
 
-    They are those of regions of a fit, which counts events. ``luminosity`` in 1/pb and ``source``
-    (whose events they are): None when they are not known.
+    ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known.
+    ``totals`` are total uncertainties of the fit's model, by region.
 
     Raises
     ------
@@ -167,10 +175,15 @@ def draw_templates(
             *(len(others), ", ".join(others[:NAMED]), more),
         )
     label = style.Label(luminosity, simulation=True, source=source)
+    units = {
+        region: str(getattr(histogram, "label", None) or ENTRIES)
+        for region, owned in found.items()
+        for histogram in owned.processes.get(next(iter(owned.processes), ""), {}).values()
+    }
     return _draw(
         found.values(),
         directory,
-        _Points(data or {}, data_label, dict.fromkeys(regions, "Events"), {}),
+        _Points(data or {}, data_label, units, totals or {}, is_pseudo=True),
         label,
     )
 
@@ -219,24 +232,24 @@ def _draw(
     stacks, small, shapes = [], [], []
     with style.applied():
         for region in regions:
-            content = _stack(region, points, label)
+            content = _stack(region, points)
             unit = points.units.get(region.name, ENTRIES)
             if large is not None and region.name not in large:
                 small += [] if content is None else [content]
                 continue
             if content is not None:
-                stacks.append(_save_stack(content, region, directory, label))
+                stacks.append(_save_stack(content, region, points, directory, label))
             for process, variations in region.processes.items():
                 if NOMINAL not in variations:
                     logger.info("%s: %s has no nominal histogram, not drawn", region.name, process)
                 elif len(variations) > 1:
                     shapes.append(_save_shapes(region, process, directory, label, unit))
         if small:
-            stacks.append(_save_overview(small, directory, label))
+            stacks.append(_save_overview(small, points, directory, label))
     return stacks + shapes
 
 
-def _stack(region: Region, given: _Points, label: style.Label) -> stack.Stack | None:
+def _stack(region: Region, given: _Points) -> stack.Stack | None:
     """Collect the stacked plot of a region; None when it has neither nominal samples nor data."""
     points = given.data.get(region.name)
     nominal = {p: v[NOMINAL] for p, v in region.processes.items() if NOMINAL in v}
@@ -258,7 +271,7 @@ def _stack(region: Region, given: _Points, label: style.Label) -> stack.Stack | 
         data=None if points is None else _values(points),
         data_label=given.label,
         unit=given.units.get(region.name, ENTRIES),
-        errors=None if points is None else _errors(points, is_pseudo=label.simulation),
+        errors=None if points is None else _errors(points, is_pseudo=given.is_pseudo),
         total_uncertainty=given.totals.get(region.name),
     )
 
@@ -272,9 +285,9 @@ def _errors(points: Histogram, *, is_pseudo: bool) -> Array | None:
 
 
 def _save_stack(
-    content: stack.Stack, region: Region, directory: Path, label: style.Label
+    content: stack.Stack, region: Region, points: _Points, directory: Path, label: style.Label
 ) -> FigureInfo:
-    parts = [f"{content.unit} in {region.name}.", *_legend_in_words(content, label)]
+    parts = [f"{content.unit} in {region.name}.", *_legend_in_words(content, points, label)]
     parts.append(
         _flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v], content.unit)
     )
@@ -283,9 +296,11 @@ def _save_stack(
     return style.save(figure, directory, name, f"{region.name}: stacked", " ".join(parts).strip())
 
 
-def _save_overview(small: Sequence[stack.Stack], directory: Path, label: style.Label) -> FigureInfo:
+def _save_overview(
+    small: Sequence[stack.Stack], points: _Points, directory: Path, label: style.Label
+) -> FigureInfo:
     names = ", ".join(content.note for content in small)
-    parts = [f"Row by row: {names}.", *_legend_in_words(small[0], label)]
+    parts = [f"Row by row: {names}.", *_legend_in_words(small[0], points, label)]
     unknown = [content.note for content in small if content.uncertainty is None]
     if unknown:
         parts.append(f"No band, as variances are not known: {', '.join(unknown)}.")
@@ -295,11 +310,11 @@ def _save_overview(small: Sequence[stack.Stack], directory: Path, label: style.L
     return style.save(figure, directory, "overview", title, " ".join(parts))
 
 
-def _legend_in_words(content: stack.Stack, label: style.Label) -> Iterator[str]:
+def _legend_in_words(content: stack.Stack, points: _Points, label: style.Label) -> Iterator[str]:
     if content.samples and content.uncertainty is not None:
         yield (
-            "The processes are on top of each other, the hatched band is the statistical "
-            "uncertainty of the simulation."
+            "The processes are on top of each other, the hatched band is their statistical "
+            "uncertainty."
         )
     elif content.samples:
         yield f"The processes are on top of each other. {_NO_BAND}"
@@ -307,13 +322,15 @@ def _legend_in_words(content: stack.Stack, label: style.Label) -> Iterator[str]:
         yield "The grey band is the total uncertainty of the fit's model before the fit."
     if content.data is not None and content.errors is None:
         yield f"Points: {content.data_label}, without uncertainty: they were filled with weights."
-    elif content.data is not None and label.simulation:
+    elif content.data is not None and points.is_pseudo:
         yield (
             f"Points: {content.data_label}, mixed from the templates themselves, with the square "
             "root of their number as uncertainty."
         )
     elif content.data is not None:
         yield f"Points: {content.data_label}, with their statistical uncertainty."
+        if content.samples and label.luminosity is None:
+            yield "The simulation is not scaled to them."
 
 
 def _flow_note(histograms: Sequence[Histogram], unit: str) -> str:

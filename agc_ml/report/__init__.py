@@ -7,7 +7,7 @@ network and no script, so that it can be mailed, archived and printed.
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agc_ml._version import __version__
 from agc_ml.errors import RunDirectoryError
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from agc_ml.results import RunResult
     from agc_ml.stats import FitResult
 
-__all__ = ["write_page", "write_report"]
+__all__ = ["is_whole", "write_page", "write_report"]
+
+PNG_END: Final = b"IEND\xaeB`\x82"
+"""With what a PNG file ends."""
 
 
 class _Image(NamedTuple):
@@ -84,6 +87,11 @@ def write_page(page: content.Page, figures: Sequence[FigureInfo], path: Path) ->
     write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def is_whole(image: Path) -> bool:
+    """Whether a PNG file is there, and not cut off."""
+    return image.is_file() and image.read_bytes().endswith(PNG_END)
+
+
 def _image(figure: FigureInfo) -> _Image:
     try:
         data = figure.png.read_bytes()
@@ -91,6 +99,8 @@ def _image(figure: FigureInfo) -> _Image:
         raise RunDirectoryError(
             f"{figure.png}: can't be read ({error.strerror}); draw it again with 'agc-ml plot'"
         ) from error
+    if not data.endswith(PNG_END):
+        raise RunDirectoryError(f"{figure.png}: cut off; draw it again with 'agc-ml plot'")
     return _Image(
         title=figure.title,
         caption=figure.caption,
