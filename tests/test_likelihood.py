@@ -436,12 +436,15 @@ class TestSaddles:
             spread=None,
             bounds=[0, 10],
         )
-        shape = {
-            "hi_data": [754.05, 1022.13, 406.08, 488.7],
-            "lo_data": [1, 360.75, 39.31, 394.11],
-        }
+        nominal = sum(spec["channels"][0]["samples"][1]["data"])
+        sides = {"hi": [754.05, 1022.13, 406.08, 488.7], "lo": [1, 360.75, 39.31, 394.11]}
+        sizes = {side: sum(values) / nominal for side, values in sides.items()}
+        shape = {f"{s}_data": [v / sizes[s] for v in values] for s, values in sides.items()}
         modifiers = spec["channels"][0]["samples"][1]["modifiers"]
-        modifiers[:] = [{"name": "a", "type": "histosys", "data": shape}]
+        modifiers[:] = [
+            {"name": "a", "type": "normsys", "data": sizes},
+            {"name": "a", "type": "histosys", "data": shape},
+        ]
         likelihood = lk.build(spec)
         found = mn.minimise(likelihood)
         near = mn._exact(likelihood, lambda _: None)

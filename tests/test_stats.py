@@ -19,6 +19,7 @@ import yaml
 from factories import partial_run, run_result, true_templates, ttbar_hists
 
 from agc_ml import agc, hists, stats, templates, variances
+from agc_ml.crosssection import measured_cross_section
 from agc_ml.errors import AgcError, FitError, HistogramError, StoreError, UsageError
 from agc_ml.likelihood import quiet
 from agc_ml.workspace import prepare
@@ -907,6 +908,57 @@ class TestFilesOfTheConfiguration:
         )
         with pytest.raises(FitError, match="makes data of the templates of one file"):
             stats.fit(folder, config)
+
+
+class TestWhatIsMeasured:
+    @pytest.mark.parametrize(
+        ("edit", "is_known"),
+        [
+            (lambda c: None, True),
+            (lambda c: c["NormFactors"][0].update(Regions=["4j1b CR", "4j2b SR"]), True),
+            (lambda c: c["NormFactors"].append({"Name": "k", "Samples": "W+jets"}), True),
+            # another factor scales the sample, or the parameter not everywhere, or others too
+            (lambda c: c["NormFactors"].append({"Name": "k", "Samples": ["ttbar", "tW"]}), False),
+            (lambda c: c["NormFactors"].append({"Name": "k"}), False),
+            (lambda c: c["NormFactors"][0].update(Regions="4j2b SR"), False),
+            (lambda c: c["NormFactors"][0].update(Samples=["ttbar", "tW"]), False),
+            (lambda c: c["NormFactors"][0].pop("Samples"), False),
+        ],
+    )
+    def test_is_a_cross_section_only_if_nothing_else_scales_it(
+        self, edit: Edit, is_known: bool, real_data: Path
+    ) -> None:
+        published = real_data / "reference/histos_1_file_per_process.json"
+        for source in (published, run_result()):
+            found = measured_cross_section(source, shipped(edit))
+            assert found == (stats.CrossSection("ttbar", "tt", 729.84) if is_known else None)
+
+    def test_of_what_is_not_scaled_there_is_none(self, made_up: dict[str, Any]) -> None:
+        for source in (made_up, run_result(scales=None), run_result(scales={})):
+            assert measured_cross_section(source, shipped()) is None
+
+    def test_a_factor_of_the_yield_is_none_of_the_process(self) -> None:
+        result = run_result()
+        datasets = tuple(
+            d.model_copy(update={"xsec": d.xsec / 1.12, "process_xsec": d.xsec})
+            if d.xsec is not None
+            else d
+            for d in result.provenance.datasets
+        )
+        made = result.provenance.model_copy(update={"datasets": datasets})
+        found = measured_cross_section(run_result(provenance=made), shipped())
+        assert found is not None
+        assert found.predicted == 729.84
+
+    def test_a_closure_test_has_all_in_the_model(self, made_up: dict[str, Any]) -> None:
+        config = stats.shipped_config("ttbar")
+        assert prepare(made_up, config).is_closure
+        assert prepare(made_up, config, "complete").is_closure
+
+        def without(config: dict[str, Any]) -> None:
+            del config["Systematics"][1]
+
+        assert not prepare(made_up, shipped(without)).is_closure
 
 
 class TestSources:

@@ -47,7 +47,7 @@ def test_the_loop(folder: Path, training_run: Path) -> None:
     record = json.loads((folder / "run" / "run.json").read_text())
     assert record["provenance"]["model"] == {"asked": f"{NAME}@champion", "found": f"{NAME}@1"}
     fit = agc("fit", str(folder / "run"), "--pseudodata", "complete")
-    assert "ttbar_norm = " in fit.out
+    assert "sigma(tt) = " in fit.out
     drift = agc("models", "drift", str(folder / "run"), *local)
     assert (drift.code, "0 of 20 features drifted" in drift.out) == (0, True)
     listed = agc("models", "list", *local)

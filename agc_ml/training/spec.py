@@ -51,7 +51,7 @@ class Limits(BaseModel):
         default=0.02, ge=0, description="most that the validation's AUC may be above the test's"
     )
     max_calibration: FiniteFloat = Field(
-        default=0.05,
+        default=0.1,
         ge=0,
         description="most that score and fraction of right permutations may differ, beyond two "
         "standard errors, in the worst of ten parts of the scores",
