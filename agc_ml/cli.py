@@ -225,10 +225,10 @@ def plan(**given: Any) -> None:
 @options.logging_options
 def show(run: Path, as_json: bool, **_: Any) -> None:
     """Show the fit, yields, cutflow, gaps, metrics and provenance of a run directory."""
-    from agc_ml import fitresult, results, tables  # noqa: PLC0415 - on demand
+    from agc_ml import fitrecord, results, tables  # noqa: PLC0415 - on demand
 
     record = results.load_record(run)
-    fitted = fitresult.load(run / "fit") if (run / "fit" / "fit.json").exists() else None
+    fitted = fitrecord.load(run / "fit") if (run / "fit" / "fit.json").exists() else None
     tables.run(record, fitted).print(as_json=as_json)
 
 

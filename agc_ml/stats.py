@@ -23,18 +23,16 @@ from agc_ml.crosssection import measured_cross_section
 from agc_ml.errors import FitError, UsageError
 from agc_ml.fitconfig import Config, check_config, load_config, region_paths, shipped_config
 from agc_ml.fitinputs import collect, names_files
+from agc_ml.fitrecord import FitRecord, load, save
 from agc_ml.fitresult import (
     CarriedOver,
     CrossSection,
-    FitRecord,
     FitResult,
     GoodnessOfFit,
     Impact,
     Parameter,
     RegionYields,
     chi2_test,
-    load,
-    save,
     versions,
 )
 from agc_ml.impacts import impacts
@@ -137,11 +135,12 @@ def fit(
     if problem.unfitted is not None:
         notes += problem.unfitted.notes
     notes += _doubts(likelihood, minimum, problem.poi, moved)
-    for note in notes:
-        _log.info(note)
     parameters = _parameters(likelihood, minimum)
     predictions = before_and_after(likelihood.model, minimum, workspace, problem.regions)
     prefit, postfit = (tuple(one.yields for one in regions) for regions in predictions)
+    notes += _negative(postfit)
+    for note in notes:
+        _log.info(note)
     return FitResult(
         poi=next(parameter for parameter in parameters if parameter.name == problem.poi),
         parameters=parameters,
@@ -156,7 +155,7 @@ def fit(
         postfit=postfit,
         workspace=spec,
         inputs=problem.inputs,
-        notes=(*notes, *_negative(postfit)),
+        notes=tuple(notes),
         carried_over=() if problem.unfitted is None else carry_over(problem.unfitted, minimum),
         states=_states(likelihood, minimum),
         cross_section=problem.cross_section,
@@ -195,8 +194,8 @@ def _of_templates(
         source = _run(source)
         check_alternatives(source, alternatives)
     settings = load_config(config) if isinstance(config, str | Path) else config
-    if settings is not None:
-        check_config(settings, "fit configuration" if isinstance(config, Mapping) else str(config))
+    if isinstance(config, Mapping):
+        check_config(config, "fit configuration")
     is_own_source = settings is None or not names_files(settings)
     if is_own_source and isinstance(source, str | Path) and Path(source).is_dir():
         source = RunResult.load(source)

@@ -290,7 +290,7 @@ def _compared(likelihood: lk.Likelihood, ours: Minimum, theirs: Any) -> tuple[st
         verdict = "mirrored"
     else:
         verdict = "differs"
-    return verdict, value, uncertainty
+    return verdict, float(mirrored) if verdict == "mirrored" else value, uncertainty
 
 
 def _minuit(likelihood: lk.Likelihood, spec: _Spec, ours: Minimum, start: _Array) -> Any:
@@ -353,12 +353,16 @@ def figure(outcomes: list[Outcome], path: Path) -> None:
     colours = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2")
     for panel, (field, limit, label) in zip(axes, panels, strict=True):
         sizes = [
-            [max(getattr(one, field), 1e-12) for one in compared if one.shape == shape.__name__]
+            [
+                min(max(getattr(one, field), 1e-8), 99)
+                for one in compared
+                if one.shape == shape.__name__
+            ]
             for shape in SHAPES
         ]
         panel.hist(
             sizes,
-            bins=np.logspace(-12, 1, 27).tolist(),
+            bins=np.logspace(-8, 2, 31).tolist(),
             stacked=True,
             color=colours,
             label=[shape.__name__.replace("_", " ") for shape in SHAPES],

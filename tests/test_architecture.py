@@ -30,7 +30,7 @@ ORDER = [
     {"execution", "progress", "provenance", "reduction", "remarks"},
     {"running"},
     {"checking", "planning", "reference", "templates"},
-    {"fitconfig", "fitresult", "impacts", "likelihood", "minimum"},
+    {"fitconfig", "fitrecord", "fitresult", "impacts", "likelihood", "minimum"},
     {"crosssection", "fitinputs", "spread", "unreachable"},
     {"workspace"},
     {"histfactory"},

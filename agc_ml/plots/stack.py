@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -106,7 +106,7 @@ def draw(stack: Stack, label: style.Label) -> Figure:
 
 def draw_samples(axes: Axes, stack: Stack) -> None:
     """Draw samples on top of each other, the uncertainty of their sum, and the data."""
-    total, edges = stack.total, stack.edges
+    edges = stack.edges
     colors = style.process_colors(stack.samples)
     below = np.zeros(len(edges) - 1)
     for name in stack.order:
@@ -121,31 +121,18 @@ def draw_samples(axes: Axes, stack: Stack) -> None:
         )
         below = above
     if stack.samples and stack.total_uncertainty is not None:
-        axes.stairs(
-            total + stack.widest,
-            edges,
-            baseline=total - stack.widest,
-            fill=True,
-            facecolor="black",
-            alpha=0.22,
-            linewidth=0,
-            label=TOTAL,
-        )
+        _band(axes, stack, stack.widest, facecolor="black", alpha=0.22, label=TOTAL)
     if stack.samples and stack.uncertainty is not None:
-        axes.stairs(
-            total + stack.band,
-            edges,
-            baseline=total - stack.band,
-            fill=True,
-            facecolor="none",
-            edgecolor="black",
-            alpha=0.6,
-            linewidth=0,
-            hatch="//////",
-            label=stack.uncertainty_label,
-        )
+        look = {"facecolor": "none", "edgecolor": "black", "alpha": 0.6, "hatch": "//////"}
+        _band(axes, stack, stack.band, **look, label=stack.uncertainty_label)
     if stack.data is not None:
         _points(axes, edges, stack.data, stack.error_bars, stack.data_label)
+
+
+def _band(axes: Axes, stack: Stack, half: Array, **look: Any) -> None:
+    """Draw an uncertainty of the sum, of which ``half`` is the half height."""
+    total = stack.total
+    axes.stairs(total + half, stack.edges, baseline=total - half, fill=True, linewidth=0, **look)
 
 
 def _points(axes: Axes, edges: Array, values: Array, errors: Array, label: str | None) -> None:
