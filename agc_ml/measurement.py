@@ -60,13 +60,14 @@ def measure(
         What went wrong. Without a fit there is still a report of the run.
     """
     # what was chosen is kept from the beginning, for a resume
-    folder = Path(options.get("output") or "")
-    before = choices.load(folder) if options.get("resume") else choices.Choices(schema=1)
+    folder = Path(options["output"]) if options.get("output") else None
+    resumed = folder if options.get("resume") else None
+    before = choices.load(resumed) if resumed else choices.Choices(schema=1)
     kind = pseudodata or before.pseudodata
     try:
         result = run(PROCESSOR, fileset, **options)
     except BaseException:
-        if (folder / "chunks").is_dir():
+        if folder and (folder / "chunks").is_dir():
             choices.change(folder, pseudodata=kind)
         raise
     if result.path is None:
