@@ -19,9 +19,9 @@ SYMBOLS: Final = {"ttbar": "tt"}
 def measured_cross_section(source: Any, settings: Config) -> CrossSection | None:
     """The predicted cross-section that the parameter of interest multiplies; None if not known.
 
-    It is known where that parameter alone scales the sample of one process, in all of its regions,
-    whose templates were
-    scaled to a stated cross-section: in a run (`RunResult.scales`), or the published histograms.
+    It is known where that parameter alone scales the sample of one process in all of its regions,
+    and the process's templates were scaled to a stated cross-section: in a run
+    (`RunResult.scales`), or in the published histograms.
     """
     poi = settings["General"]["POI"]
     scaled = [
