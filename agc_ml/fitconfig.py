@@ -105,10 +105,52 @@ def _problems(config: Config) -> Iterator[str]:
     for field in ("Regions", "Samples"):
         for kind in ("Samples", "NormFactors", "Systematics"):
             yield from _unknown(config, kind, field)
+    yield from _bad_binning(config)
     for item in config.get("Systematics", []):
         yield from _bad_sides(item, str(config["General"]["InputPath"]))
     yield from _bad_data(config)
+    yield from _shared_names(config)
     yield from _bad_parameters(config)
+    yield from _nothing_to_measure(config)
+
+
+def _bad_binning(config: Config) -> Iterator[str]:
+    for region in config["Regions"]:
+        edges = np.asarray(region.get("Binning", [0, 1]), dtype=np.float64)
+        if len(edges) < 2 or not (np.isfinite(edges).all() and np.all(np.diff(edges) > 0)):  # noqa: PLR2004 - of a bin
+            yield f"Regions -> {region['Name']} -> Binning: edges must be finite and rise"
+
+
+def _shared_names(config: Config) -> Iterator[str]:
+    """Systematics whose parameter would be another one, too."""
+    # as cabinetry calls those of the bins
+    of_bins = [f"staterror_{item['Name'].replace(' ', '-')}" for item in config["Regions"]]
+    factors = [item["Name"] for item in config["NormFactors"]]
+    for item in config.get("Systematics", []):
+        field = "ModifierName" if "ModifierName" in item else "Name"
+        for names, what in ((factors, "a NormFactor"), (of_bins, "the statistics of bins")):
+            if item[field] in names:
+                where = f"Systematics -> {item['Name']} -> {field}"
+                yield f"{where}: {item[field]!r} is the parameter of {what}; choose another name"
+
+
+def _nothing_to_measure(config: Config) -> Iterator[str]:
+    """A parameter of interest that is configured to scale nothing."""
+    import cabinetry.configuration as asked  # noqa: PLC0415 - heavy
+
+    poi = next(one for one in config["NormFactors"] if one["Name"] == config["General"]["POI"])
+    if not any(
+        asked.region_contains_sample(region, sample)
+        and asked.region_contains_modifier(region, poi)
+        and asked.sample_contains_modifier(sample, poi)
+        for region in config["Regions"]
+        for sample in config["Samples"]
+        if not sample.get("Data", False)
+    ):
+        yield (
+            f"NormFactors -> {poi['Name']}: the parameter of interest scales no sample in any "
+            "region; look at its Samples and Regions, and those of the samples"
+        )
 
 
 def _bad_parameters(config: Config) -> Iterator[str]:
@@ -185,8 +227,15 @@ def _unknown(config: Config, kind: str, field: str) -> Iterator[str]:
 
 
 def _bad_data(config: Config) -> Iterator[str]:
-    """Data of some regions only: the others would be fitted to nothing."""
+    """Data of some regions only, of which others would be fitted to nothing, or that are scaled."""
     regions = [region["Name"] for region in config["Regions"]]
+    data = {sample["Name"] for sample in config["Samples"] if sample.get("Data", False)}
+    for kind in ("NormFactors", "Systematics"):
+        for item in config.get(kind, []):
+            given = item.get("Samples", [])
+            for name in data & {*([given] if isinstance(given, str) else given)}:
+                where = f"{kind} -> {item['Name']} -> Samples"
+                yield f"{where}: {name!r} are the data, which stay as they are"
     for sample in config["Samples"]:
         given = sample.get("Regions", regions)
         lacking = set(regions) - {*([given] if isinstance(given, str) else given)}

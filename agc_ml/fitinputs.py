@@ -7,6 +7,7 @@ that a fit is given.
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -118,7 +119,7 @@ def _paths(
             )
         path = path.replace(f"{{{field}}}", value)
     file, _, histogram = path.rpartition(":")
-    return (file if names_files(config) else ""), histogram.lstrip("/")
+    return (os.path.normpath(file) if names_files(config) else ""), histogram.lstrip("/")
 
 
 def _shared(found: list[Need], config: Config) -> Iterator[str]:
@@ -165,7 +166,8 @@ def collect(config: Config, source: Path) -> dict[str, hist.Hist[Any]]:
     Raises
     ------
     FitError
-        The configuration is wrong, or pseudodata are to be made, which takes one source.
+        The configuration is wrong, two of its files are one, or pseudodata are to be made, which
+        takes one source.
     HistogramError
         A file can't be read.
     UsageError
@@ -175,7 +177,14 @@ def collect(config: Config, source: Path) -> dict[str, hist.Hist[Any]]:
     base = _base(source, {need.file for need in wanted}, str(config["General"]["InputPath"]))
     content: dict[str, Mapping[str, hist.Hist[Any]]] = {}
     found = {}
+    names: dict[tuple[Path, str], str] = {}
     for need in wanted:
+        first = names.setdefault(((base / need.file).resolve(), need.histogram), need.key)
+        if first != need.key:
+            raise FitError(
+                f"fit configuration: {need}: {need.key} is the same as {first}, by another name of "
+                "its file; give each a path of its own"
+            )
         if need.file not in content:
             content[need.file] = templates.load(base / need.file)
         if need.histogram in content[need.file]:

@@ -201,7 +201,7 @@ class FitResult(NamedTuple):
         state = self.states.get(self.poi.name)
         if state is None:
             return with_uncertainty(self.poi.value, self.poi.uncertainty)
-        return f"{self.poi.value:.6g} ({state}, without an uncertainty)"
+        return f"{self.poi.value + 0.0:.6g} ({state}, without an uncertainty)"
 
     @property
     def measured(self) -> tuple[str, str, str]:
@@ -209,7 +209,7 @@ class FitResult(NamedTuple):
         sigma = self.cross_section
         if sigma is None:
             return self.poi.name, self.value, ""
-        value = f"{sigma.predicted * self.poi.value:.6g}"
+        value = f"{sigma.predicted * self.poi.value + 0.0:.6g}"
         if self.poi.name not in self.states:
             uncertainty = sigma.predicted * self.poi.uncertainty
             value = with_uncertainty(sigma.predicted * self.poi.value, uncertainty)

@@ -20,6 +20,8 @@ from agc_ml.workspace import Workspace
 
 WORKSPACE = {"channels", "measurements", "observations"}
 """Fields of a pyhf workspace."""
+OF_LUMI = ("inits", "bounds", "auxdata", "sigmas")
+"""Settings of a parameter of the luminosity, of which pyhf has none."""
 
 
 class Brought(NamedTuple):
@@ -252,7 +254,14 @@ def _check_model(spec: Mapping[str, Any], what: str) -> None:
         model_and_data(spec)
     except FitError as error:
         raise FitError(f"{what}: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise FitError(f"{what}: pyhf makes no model of it ({_line(error)})") from error
 
 
@@ -269,7 +278,26 @@ def _problems(spec: Mapping[str, Any]) -> Iterator[str]:
     data = {one["name"]: one["data"] for one in spec["observations"]}
     for channel in spec["channels"]:
         yield from _bad_channel(channel, data[channel["name"]])
-    yield from _bad_settings(spec["measurements"][0]["config"]["parameters"])
+    parameters = spec["measurements"][0]["config"]["parameters"]
+    yield from _bad_settings(parameters)
+    yield from _lacking_settings(parameters, _modifiers(spec))
+    yield from _badly_shared(spec)
+
+
+def _badly_shared(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Parameters of single bins that are those of several channels."""
+    sizes: dict[tuple[str, str], dict[str, int]] = {}
+    for channel in spec["channels"]:
+        for sample in channel["samples"]:
+            for one in sample["modifiers"]:
+                where = sizes.setdefault((one["type"], one["name"]), {})
+                where[channel["name"]] = len(sample["data"])
+    for (kind, name), where in sizes.items():
+        channels = ", ".join(where)
+        if kind == "staterror" and len(where) > 1:
+            yield f"staterror {name!r} is that of channels {channels}; give each one of its own"
+        if kind == "shapefactor" and len(set(where.values())) > 1:
+            yield f"shapefactor {name!r} is that of channels {channels}, of different sizes"
 
 
 def _bad_channel(channel: Mapping[str, Any], data: list[float]) -> Iterator[str]:
@@ -291,8 +319,27 @@ def _bad_settings(parameters: list[Mapping[str, Any]]) -> Iterator[str]:
         for low, high in parameter.get("bounds", []):
             if not low < high:
                 yield f"parameter {name!r}: bounds {low:g} to {high:g} don't rise"
+        for field in ("inits", "auxdata", "sigmas", "factors"):
+            if not np.isfinite(parameter.get(field, [])).all():
+                yield f"parameter {name!r}: its {field} are not all finite"
+        for field in ("sigmas", "factors"):
+            if not all(value > 0 for value in parameter.get(field, [])):
+                yield f"parameter {name!r}: its {field} are not all above 0"
         if names.count(name) > 1:
             yield f"parameter {name!r} has settings twice"
+
+
+def _lacking_settings(
+    parameters: list[Mapping[str, Any]], modifiers: Mapping[str, set[str]]
+) -> Iterator[str]:
+    stated = {parameter["name"]: parameter for parameter in parameters}
+    for name in (name for name, kinds in modifiers.items() if "lumi" in kinds):
+        lacking = [field for field in OF_LUMI if field not in stated.get(name, {})]
+        if lacking:
+            yield (
+                f"parameter {name!r}: the settings of a luminosity have no defaults; state its "
+                f"{', '.join(lacking)}"
+            )
 
 
 def _bad_sample(sample: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -316,13 +363,14 @@ def _bad_sample(sample: Mapping[str, Any], where: str) -> Iterator[str]:
             yield f"{what}: {min(parts):g} takes all events away; it must be above 0"
 
 
-def _modifiers(spec: Mapping[str, Any]) -> set[str]:
-    return {
-        modifier["name"]
-        for channel in spec["channels"]
-        for sample in channel["samples"]
-        for modifier in sample["modifiers"]
-    }
+def _modifiers(spec: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Types of modifiers that there are, by name."""
+    found: dict[str, set[str]] = {}
+    for channel in spec["channels"]:
+        for sample in channel["samples"]:
+            for one in sample["modifiers"]:
+                found.setdefault(one["name"], set()).add(one["type"])
+    return found
 
 
 def _notes(spec: Mapping[str, Any]) -> Iterator[str]:

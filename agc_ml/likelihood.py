@@ -57,11 +57,13 @@ class Likelihood:
         Where the minimiser starts, within which bounds, and what it leaves alone. It starts
         elsewhere than the workspace says where bins with data had no prediction.
     centre
-        Values that the constraint terms prefer; where a parameter has none, its initial one.
+        Nominal values, as `nominal` gives them.
     prefit
         Pre-fit uncertainties; 0 for parameters without a constraint and fixed ones.
     observed
         The data, shape ``(n_bins,)``.
+    soft
+        Events below zero over which the likelihood of a bin without data bends, of this shape.
     saturated
         Twice the negative log-likelihood of the saturated model.
     value
@@ -79,6 +81,7 @@ class Likelihood:
     fixed: _Mask
     prefit: _Array
     observed: _Array
+    soft: _Array
     saturated: float
     value: Callable[[_Array], float]
     derivatives: Derivatives | None
@@ -124,8 +127,6 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
     FitError
         The workspace is not valid, or predicts no events at all.
     """
-    import cabinetry  # noqa: PLC0415 - heavy
-
     with backend("numpy"), quiet():
         model, data = model_and_data(workspace)
         n_bins = sum(model.config.channel_nbins.values())
@@ -140,9 +141,8 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
             observed=observed,
             auxdata=data[n_bins:],
             soft=SOFT * _sizes(model),
-            centre=np.asarray(cabinetry.model_utils.asimov_parameters(model), dtype=np.float64),
+            centre=nominal(model),
         )
-        prefit = cabinetry.model_utils.prefit_uncertainties(model)
     value, derivatives = _compile(terms, start)
     return Likelihood(
         model=model,
@@ -152,12 +152,47 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
         lower=lower,
         upper=upper,
         fixed=fixed,
-        prefit=np.asarray(prefit, dtype=np.float64),
+        prefit=widths(model),
         observed=observed,
+        soft=terms.soft,
         saturated=terms.saturated(),
         value=value,
         derivatives=derivatives,
     )
+
+
+def nominal(model: Any) -> _Array:
+    """Nominal values of a pyhf model's parameters: what the auxiliary measurements found.
+
+    Where there is none, and where a parameter is fixed, it is the initial value. (cabinetry's own
+    ones ignore auxiliary data that a workspace states.)
+    """
+    found: list[float] = []
+    for parameters in map(model.config.param_set, model.config.par_order):
+        values = parameters.suggested_init
+        if parameters.constrained:
+            scales = parameters.factors if parameters.pdf_type == "poisson" else [1.0] * len(values)
+            measured = (aux / scale for aux, scale in zip(parameters.auxdata, scales, strict=True))
+            fixed = parameters.suggested_fixed
+            values = [v if f else m for v, m, f in zip(values, measured, fixed, strict=True)]
+        found += values
+    return np.asarray(found, dtype=np.float64)
+
+
+def widths(model: Any) -> _Array:
+    """Pre-fit uncertainties of a pyhf model's parameters; 0 without a constraint and if fixed."""
+    found: list[float] = []
+    for parameters in map(model.config.param_set, model.config.par_order):
+        sizes = [0.0] * parameters.n_parameters
+        if parameters.constrained:
+            sizes = parameters.width()
+            if parameters.pdf_type == "poisson":
+                pairs = zip(parameters.auxdata, parameters.factors, strict=True)
+                sizes = [np.sqrt(aux) / factor for aux, factor in pairs]
+            fixed = parameters.suggested_fixed
+            sizes = [0.0 if f else size for size, f in zip(sizes, fixed, strict=True)]
+        found += sizes
+    return np.asarray(found, dtype=np.float64)
 
 
 def _sizes(model: Any) -> _Array:

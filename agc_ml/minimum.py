@@ -35,6 +35,12 @@ It makes an uncertainty 30,000 times what it is with all other parameters fixed.
 """
 BENT: Final = 1.0
 """By how much of a chi2 the effects up and down must differ from a line to be followed."""
+FAR: Final = 3.0
+"""How many pre-fit uncertainties from zero other minima are looked for, besides other places.
+
+The constraint alone makes t about the square of it there: a fit of less has no lower minimum so far
+out.
+"""
 MOST_PAIRED: Final = 3
 """Up to so many of such parameters are turned round in pairs, more of them one by one."""
 DEEPER: Final = 1e-6
@@ -44,6 +50,11 @@ AS_GOOD: Final = 1.0
 APART: Final = 0.1
 """By how many uncertainties a parameter differs between minima that are told apart."""
 MOST_TOLD: Final = 3
+LOST: Final = 4.0
+"""How often the events over which the likelihood bends a prediction may be below zero.
+
+There the slope is a thousandth of what it is above zero.
+"""
 
 APPROXIMATE: Final = (
     "uncertainties are approximate (Minuit's, from differences) and impacts those of a parabola: "
@@ -88,13 +99,15 @@ def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: Non
     local = _minuit if likelihood.derivatives is None else _exact
     best = local(likelihood, tell)
     others: list[Minimum] = []
-    bent = _bent(likelihood, best.values)
+    # at the start, too: where a factor ends at zero, what it scales shows no effect
+    ends = (likelihood.start, best.values)
+    bent = sorted({index for values in ends for index in _bent(likelihood, values)})
     if bent:
         tell(f"looking for other minima: {_named(likelihood, bent)} act differently up and down")
     is_lower = bool(bent)
     while is_lower:
         is_lower = False
-        for start in _turned(likelihood, best.values, bent):
+        for start in _turned(likelihood, best, bent):
             if not np.isfinite(likelihood.value(start)):
                 continue
             other = local(replace(likelihood, start=start), tell)
@@ -140,25 +153,32 @@ def _bent(likelihood: Likelihood, values: _Array) -> list[int]:
     return found
 
 
-def _turned(likelihood: Likelihood, values: _Array, bent: list[int]) -> Iterator[_Array]:
-    """Starts with bent parameters on the other side, alone and in pairs.
+def _turned(likelihood: Likelihood, best: Minimum, bent: list[int]) -> Iterator[_Array]:
+    """Starts with bent parameters on the other side, alone and in pairs, or far out, alone.
 
     The others stay where they are, or where the fit began.
     """
-    sides = {}
+    places: dict[tuple[int, ...], list[tuple[float, ...]]] = {}
     for index in bent:
-        width = likelihood.prefit[index]
+        value, width = best.values[index], likelihood.prefit[index]
         # close to zero both are other sides
-        there = [side for side in (1, -1) if side * values[index] < 0.1 * width]
-        far = max(abs(values[index]), width)
-        sides[index] = [side * size for side in there for size in dict.fromkeys((width, far))]
-    sizes = (1, 2) if len(bent) <= MOST_PAIRED else (1,)
-    for size, base in itertools.product(sizes, (values, likelihood.start)):
-        for chosen in itertools.combinations(bent, size):
-            for moves in itertools.product(*(sides[index] for index in chosen)):
-                start = base.copy()
-                start[list(chosen)] = moves
-                yield np.clip(start, likelihood.lower, likelihood.upper)
+        sides = [side for side in (1, -1) if side * value < 0.1 * width]
+        sizes = dict.fromkeys((width, max(abs(value), width)))
+        places[(index,)] = [(side * size,) for side in sides for size in sizes]
+    if len(bent) <= MOST_PAIRED:
+        for one, other in itertools.combinations(bent, 2):
+            both = itertools.product(places[(one,)], places[(other,)])
+            places[one, other] = [(*first, *second) for first, second in both]
+    if best.chi2 > FAR**2:
+        for index in bent:
+            far = FAR * likelihood.prefit[index]
+            places[(index,)] += [(far,), (-far,)]
+    for chosen, base in itertools.product(places, (best.values, likelihood.start)):
+        where = list(chosen)
+        for moves in places[chosen]:
+            start = base.copy()
+            start[where] = np.clip(moves, likelihood.lower[where], likelihood.upper[where])
+            yield start
 
 
 def _rivals(likelihood: Likelihood, best: Minimum, others: list[Minimum]) -> Iterator[str]:
@@ -166,14 +186,14 @@ def _rivals(likelihood: Likelihood, best: Minimum, others: list[Minimum]) -> Ite
     poi = likelihood.model.config.poi_index
     for other in sorted(others, key=lambda one: one.chi2):
         higher = other.chi2 - best.chi2
-        apart = np.abs(other.values - best.values) > APART * best.uncertainties
-        if higher < AS_GOOD and other.converged and apart[best.uncertainties > 0].any():
-            indices = np.flatnonzero(apart & (best.uncertainties > 0)).tolist()
+        # at a bound a parameter has no uncertainty
+        sizes = np.where(likelihood.prefit > 0, likelihood.prefit, np.abs(best.values))
+        sizes = np.where(best.uncertainties > 0, best.uncertainties, sizes)
+        apart = np.abs(other.values - best.values) > APART * sizes
+        if higher < AS_GOOD and other.converged and apart.any():
+            indices = np.flatnonzero(apart).tolist()
             indices.sort(key=lambda index: index != poi)
-            told = ", ".join(
-                f"{best.names[i]} = {other.values[i]:.4g} ± {other.uncertainties[i]:.2g}"
-                for i in indices[:MOST_TOLD]
-            )
+            told = ", ".join(_told(other, i) for i in indices[:MOST_TOLD])
             how = (
                 "as good"
                 if higher < DEEPER
@@ -183,6 +203,11 @@ def _rivals(likelihood: Likelihood, best: Minimum, others: list[Minimum]) -> Ite
                 f"another minimum is {how}: {told}; uncertainties are those of the one given alone"
             )
             return
+
+
+def _told(minimum: Minimum, index: int) -> str:
+    value, size = minimum.values[index], minimum.uncertainties[index]
+    return f"{minimum.names[index]} = {value:.4g}{f' ± {size:.2g}' if size > 0 else ''}"
 
 
 def _named(likelihood: Likelihood, indices: list[int]) -> str:
@@ -197,17 +222,23 @@ def _exact(likelihood: Likelihood, tell: Callable[[str], None]) -> Minimum:
     )
     notes = []
     if not point.converged:
-        notes.append(
-            f"the minimiser did not converge (distance to the minimum {point.edm:.1g} after "
-            f"{point.steps} steps): values and uncertainties can't be relied upon"
+        where = (
+            f"distance to the minimum {point.edm:.1g} after {point.steps} steps"
+            if point.edm >= EDM
+            else "it ended at a saddle, from which no step led down"
         )
-    at_bound = [
-        name
-        for name, free, fixed in zip(likelihood.names, point.free, likelihood.fixed, strict=True)
-        if not free and not fixed
-    ]
-    if at_bound:
-        notes.append(f"at their bound, without uncertainty: {', '.join(at_bound)}")
+        notes.append(
+            f"the minimiser did not converge ({where}): values and uncertainties can't be relied "
+            "upon"
+        )
+    is_at_bound = ~point.free & ~likelihood.fixed
+    if is_at_bound.any():
+        names = [likelihood.names[index] for index in np.flatnonzero(is_at_bound)]
+        notes.append(f"at their bound, without uncertainty: {', '.join(names)}")
+        if point.converged:
+            _check_determined(
+                likelihood, point._replace(free=point.free | _unpressed(likelihood, point))
+            )
     return _minimum(
         likelihood,
         values=point.values,
@@ -218,6 +249,17 @@ def _exact(likelihood: Likelihood, tell: Callable[[str], None]) -> Minimum:
         converged=point.converged,
         notes=notes,
     )
+
+
+def _unpressed(likelihood: Likelihood, point: Point) -> _Mask:
+    """Parameters at a bound that t pushes them against by no more than rounding.
+
+    It may be chance that they ended there: along a direction that nothing determines.
+    """
+    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
+    _, gradient, hessian = likelihood.derivatives(point.values)
+    gain = 0.5 * gradient**2 / np.maximum(np.abs(np.diag(hessian)), np.finfo(np.float64).tiny)
+    return np.asarray(~point.free & ~likelihood.fixed & (gain < 1e3 * EDM))
 
 
 class Point(NamedTuple):
@@ -255,7 +297,7 @@ def descend(
         if not (np.isfinite(t) and np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise FitError(
                 "the likelihood is not finite where the fit starts: a bin with data has no "
-                "prediction there; look at the initial and fixed values of the configuration"
+                "prediction there, or numbers are too large; look at the initial and fixed values"
             )
         free = ~fixed & ~((x <= lower) & (gradient > 0)) & ~((x >= upper) & (gradient < 0))
         step, edm = newton_step(gradient[free], hessian[np.ix_(free, free)])
@@ -351,6 +393,8 @@ def _covariance(likelihood: Likelihood, point: Point) -> _Array:
     covariance = np.zeros_like(point.hessian)
     inverse = (vectors / np.maximum(np.abs(eigenvalues), np.finfo(np.float64).tiny)) @ vectors.T
     covariance[np.ix_(free, free)] = 2 * inverse / np.outer(scale, scale)
+    if point.converged:
+        _check_floor(likelihood, point, covariance)
     return covariance
 
 
@@ -383,11 +427,12 @@ def _check_determined(likelihood: Likelihood, point: Point) -> None:
     widths = likelihood.prefit[free]
     of_constraints = np.where(widths > 0, 2 / np.where(widths > 0, widths, 1) ** 2, 0) / scale**2
     supported = of_constraints @ vectors**2
-    flat = (eigenvalues < FLAT) & (supported < 0.5 * np.abs(eigenvalues))
+    flat = (eigenvalues < FLAT) & (supported <= 0.5 * np.abs(eigenvalues))
     if not flat.any():
         return
-    vector = vectors[:, flat.argmax()]
-    names = [likelihood.names[i] for i in free[np.abs(vector) > 0.3]]  # noqa: PLR2004 - takes part
+    names = _taking_part(likelihood, free, vectors[:, flat.argmax()])
+    if _lost(likelihood, x).any():
+        raise FitError(_without_floor(names))
     if len(names) == 1:
         raise FitError(
             f"the data do not determine {names[0]}: no prediction depends on it; fix it (General: "
@@ -397,6 +442,61 @@ def _check_determined(likelihood: Likelihood, point: Point) -> None:
         f"the data determine only a combination of {', '.join(names)}, not each of them: they "
         "change the predictions in the same way; fix one (General: Fixed) or take it out"
     )
+
+
+def _taking_part(likelihood: Likelihood, free: NDArray[np.intp], vector: _Array) -> list[str]:
+    """Names of the parameters that move along a direction of length 1, in scaled parameters."""
+    return [likelihood.names[i] for i in free[np.abs(vector) > 0.3]]  # noqa: PLR2004 - takes part
+
+
+def _lost(likelihood: Likelihood, values: _Array) -> _Mask:
+    """Bins without data so far below zero that they no longer say anything of a parameter."""
+    with backend("numpy"):
+        rates = np.asarray(likelihood.model.expected_actualdata(values))
+    return np.asarray((likelihood.observed == 0) & (rates < -LOST * likelihood.soft))
+
+
+def _without_floor(names: list[str]) -> str:
+    return (
+        f"the data don't say how low {', '.join(names)} may be: bins without data are predicted "
+        "less than no events, which is as good as none; give bounds within which predictions are "
+        "above zero (NormFactors: Bounds, or the parameter's bounds in a workspace)"
+    )
+
+
+def _check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> None:
+    """Make sure that no parameter is determined by bins far below zero alone.
+
+    Raises
+    ------
+    FitError
+        More than half of the curvature along a direction is that of their bend.
+    """
+    lost = _lost(likelihood, point.values)
+    if not lost.any():
+        return
+    free = np.flatnonzero(point.free)
+    slopes = []
+    with backend("numpy"):
+        for index in free:
+            step = np.zeros_like(point.values)
+            step[index] = 1e-4 * max(abs(point.values[index]), 1.0)
+            up, down = (
+                np.asarray(likelihood.model.expected_actualdata(point.values + side * step))[lost]
+                for side in (1, -1)
+            )
+            slopes.append((up - down) / (2 * step[index]))
+        rates = np.asarray(likelihood.model.expected_actualdata(point.values))[lost]
+    # second derivative of 2 s tanh(r / s)
+    soft = likelihood.soft[lost]
+    bend = 4 / soft * np.abs(np.tanh(rates / soft)) / np.cosh(rates / soft) ** 2
+    of_bend = (np.array(slopes) * bend) @ np.array(slopes).T
+    shares, vectors = np.linalg.eig(covariance[np.ix_(free, free)] / 2 @ of_bend)
+    if shares.real.max(initial=0) < 0.5:  # noqa: PLR2004 - more than half
+        return
+    vector = np.abs(vectors[:, shares.real.argmax()]) / np.sqrt(np.diag(covariance)[free])
+    names = _taking_part(likelihood, free, vector / np.linalg.norm(vector))
+    raise FitError(_without_floor(names))
 
 
 def _minimum(

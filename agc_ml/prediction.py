@@ -60,14 +60,8 @@ class _Point(NamedTuple):
 
 
 def _nominal(model: Any) -> _Point:
-    import cabinetry  # noqa: PLC0415 - heavy
-
-    values = np.asarray(cabinetry.model_utils.asimov_parameters(model), dtype=np.float64)
-    return _Point(
-        values,
-        np.asarray(cabinetry.model_utils.prefit_uncertainties(model), dtype=np.float64),
-        np.eye(len(values)),
-    )
+    values = lk.nominal(model)
+    return _Point(values, lk.widths(model), np.eye(len(values)))
 
 
 def _fitted(model: Any, minimum: Minimum) -> _Point:

@@ -27,14 +27,16 @@ def pdg(value: float, uncertainty: float) -> tuple[str, str]:
     ('0.96', '0.10')
     """
     if not (math.isfinite(value) and math.isfinite(uncertainty) and uncertainty > 0):
-        return f"{value:.6g}", f"{uncertainty:.3g}"
+        return f"{value + 0.0:.6g}", f"{uncertainty:.3g}"
     place = math.floor(math.log10(uncertainty))
     digits = round(uncertainty / 10.0 ** (place - 2))
     if digits >= ROUNDED_UP:
         place, uncertainty = place + 1, 10.0 ** (place + 1)
     decimals = (1 if digits < TWO_DIGITS or digits >= ROUNDED_UP else 0) - place
     shown = max(decimals, 0)
-    return tuple(f"{round(number, decimals):.{shown}f}" for number in (value, uncertainty))  # type: ignore[return-value]
+    # adding 0.0 makes 0 of -0
+    rounded = (f"{round(one, decimals) + 0.0:.{shown}f}" for one in (value, uncertainty))
+    return tuple(rounded)  # type: ignore[return-value]
 
 
 def with_uncertainty(value: float, uncertainty: float) -> str:

@@ -64,7 +64,7 @@ __all__ = [
 DEFAULT_PROCESSOR: Final = "ttbar"
 """Whose configuration is taken for templates that come without a run."""
 MOST: Final = 6
-"""Bins that are named at once."""
+"""Bins or parameters that are named at once."""
 POOR: Final = 1e-3
 """Below this p-value of the goodness of fit the result says so."""
 
@@ -76,7 +76,6 @@ class _Problem(NamedTuple):
 
     workspace: Workspace
     regions: Sequence[Config]
-    poi: str
     inputs: dict[str, str]
     notes: list[str]
     unfitted: Unfitted | None
@@ -130,11 +129,12 @@ def fit(
     spec, moved_starts = _with_starts(workspace.spec, likelihood)
     n_free = int(np.sum(~likelihood.fixed))
     minimum = minimise(likelihood, lambda text: tell(f"fitting {n_free} parameters: {text}"))
-    moved = impacts(likelihood, minimum, problem.poi, tell)
+    poi = likelihood.names[likelihood.model.config.poi_index]
+    moved = impacts(likelihood, minimum, poi, tell)
     notes = [*problem.notes, *workspace.notes, *moved_starts, *minimum.notes]
     if problem.unfitted is not None:
         notes += problem.unfitted.notes
-    notes += _doubts(likelihood, minimum, problem.poi, moved)
+    notes += _doubts(likelihood, minimum, poi, moved)
     parameters = _parameters(likelihood, minimum)
     predictions = before_and_after(likelihood.model, minimum, workspace, problem.regions)
     prefit, postfit = (tuple(one.yields for one in regions) for regions in predictions)
@@ -142,7 +142,7 @@ def fit(
     for note in notes:
         _log.info(note)
     return FitResult(
-        poi=next(parameter for parameter in parameters if parameter.name == problem.poi),
+        poi=next(parameter for parameter in parameters if parameter.name == poi),
         parameters=parameters,
         correlation=minimum.correlation,
         goodness_of_fit=_goodness_of_fit(likelihood, minimum),
@@ -175,7 +175,6 @@ def _of_workspace(source: str | Path, patch: str | None) -> _Problem:
     return _Problem(
         workspace=brought.workspace,
         regions=[{"Name": one["name"], "Variable": "bin"} for one in spec["channels"]],
-        poi=spec["measurements"][0]["config"]["poi"],
         inputs=brought.inputs,
         notes=[],
         unfitted=None,
@@ -226,7 +225,6 @@ def _of_templates(
     return _Problem(
         workspace=workspace,
         regions=settings["Regions"],
-        poi=settings["General"]["POI"],
         inputs={
             "templates": digest(workspace.templates),
             "config": _digest_of_config(settings),
@@ -293,15 +291,22 @@ def _with_starts(
     }
     if not moved:
         return spec, []
+    # a setting is of all bins' parameters at once
+    inits = {
+        name: likelihood.start[config.par_slice(name)].tolist()
+        for name in config.par_order
+        if (likelihood.start != before)[config.par_slice(name)].any()
+    }
     first, *others = spec["measurements"]
     given = {one["name"]: one for one in first["config"]["parameters"]}
-    starts = {name: {**given.get(name, {"name": name}), "inits": [v]} for name, v in moved.items()}
+    starts = {name: {**given.get(name, {"name": name}), "inits": v} for name, v in inits.items()}
     parameters = [*({**given, **starts}.values())]
     measurement = {**first, "config": {**first["config"], "parameters": parameters}}
-    told = ", ".join(f"{name} = {value:g}" for name, value in moved.items())
+    told = ", ".join(f"{name} = {value:g}" for name, value in list(moved.items())[:MOST])
+    more = f" and {len(moved) - MOST} more" if len(moved) > MOST else ""
     note = (
-        f"the fit starts at {told}: the start that was given is out of bounds, or leaves bins with "
-        "data without prediction"
+        f"the fit starts at {told}{more}: the start that was given is out of bounds, or leaves "
+        "bins with data without prediction"
     )
     return {**spec, "measurements": [measurement, *others]}, [note]
 

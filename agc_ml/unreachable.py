@@ -42,7 +42,7 @@ def without_unreachable(
     Raises
     ------
     FitError
-        No bin of a region is left.
+        No bin of a region is left, or different ones of regions that share parameters bin by bin.
     """
     off = _switched_off(spec)
     kept = {channel["name"]: _reachable(channel, off) for channel in spec["channels"]}
@@ -56,6 +56,7 @@ def without_unreachable(
     notes = tuple(_notes(kept, data, edges))
     if not notes:
         return Reachable(dict(spec), kept, ())
+    _check_shared(spec["channels"], kept)
     return Reachable(
         {
             **spec,
@@ -71,9 +72,37 @@ def without_unreachable(
 
 
 def _switched_off(spec: Mapping[str, Any]) -> set[str]:
-    """Parameters that are fixed at zero in the measurement that is fitted, the first one."""
+    """Parameters that are fixed at zero in the measurement that is fitted, the first one.
+
+    A variation is at zero, a factor at one, if no value is stated.
+    """
     parameters = spec["measurements"][0]["config"]["parameters"]
-    return {one["name"] for one in parameters if one.get("fixed") and one.get("inits") == [0]}
+    fixed = {one["name"]: one.get("inits") for one in parameters if one.get("fixed")}
+    modifiers = [
+        modifier
+        for channel in spec["channels"]
+        for sample in channel["samples"]
+        for modifier in sample["modifiers"]
+    ]
+    varied = {one["name"] for one in modifiers if one["type"] in ("histosys", "normsys")}
+    return {name for name, at in fixed.items() if at == [0] or (at is None and name in varied)}
+
+
+def _check_shared(channels: Sequence[_Channel], kept: Mapping[str, _Mask]) -> None:
+    """Make sure that shape factors stay those of the bins that they were of."""
+    first: dict[str, str] = {}
+    for channel in channels:
+        for sample in channel["samples"]:
+            for modifier in sample["modifiers"]:
+                if modifier["type"] != "shapefactor":
+                    continue
+                other = first.setdefault(modifier["name"], channel["name"])
+                if not np.array_equal(kept[other], kept[channel["name"]]):
+                    raise FitError(
+                        f"shapefactor {modifier['name']!r} is that of regions {other!r} and "
+                        f"{channel['name']!r}, in which different bins can't be filled; take such "
+                        "bins out of both"
+                    )
 
 
 def _reachable(channel: _Channel, off: set[str]) -> _Mask:

@@ -190,7 +190,10 @@ def test_of_background_only_there_is_nothing_to_measure(tmp_path: Path) -> None:
             {"name": "n", "type": "normsys", "data": {"hi": float("inf"), "lo": 0.9}},
             "its numbers are not all finite",
         ),
-        ({"name": "lumi", "type": "lumi", "data": None}, "pyhf makes no model of it"),
+        (
+            {"name": "lumi", "type": "lumi", "data": None},
+            "parameter 'lumi': the settings of a luminosity have no defaults; state its inits, b",
+        ),
         ({"name": "mu", "type": "normsys", "data": {"hi": 1.1, "lo": 0.9}}, "pyhf makes no model"),
     ],
 )
@@ -214,6 +217,10 @@ def test_modifiers_that_make_no_model(
             [{"name": "mu", "inits": [1.0]}] * 2,
             "parameter 'mu' has settings twice|InvalidNameReuse",
         ),
+        ([{"name": "mu", "inits": [float("nan")]}], "parameter 'mu': its inits are not all finite"),
+        ([{"name": "b", "auxdata": [float("inf")]}], "'b': its auxdata are not all finite"),
+        ([{"name": "b", "sigmas": [0.0]}], "parameter 'b': its sigmas are not all above 0"),
+        ([{"name": "b", "sigmas": [-1.0]}], "parameter 'b': its sigmas are not all above 0"),
     ],
 )
 def test_settings_that_make_no_sense(
@@ -287,6 +294,83 @@ def test_what_is_no_good_workspace(change: dict[str, Any], message: str, tmp_pat
     verdict = validate(path)
     assert verdict.kind == "pyhf workspace"
     assert verdict.problem is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "message"),
+    [
+        ("staterror", (2, 2), "staterror 'f' is that of channels one, two; give each one of its"),
+        ("shapefactor", (2, 3), "shapefactor 'f' is that of channels one, two, of different sizes"),
+    ],
+)
+def test_parameters_of_bins_are_those_of_a_channel(
+    kind: str, sizes: tuple[int, int], message: str, tmp_path: Path
+) -> None:
+    content = workspace()
+    pairs = zip(content["channels"], content["observations"], sizes, strict=True)
+    for channel, observed, size in pairs:
+        added = [1.0] * (size - 2)
+        observed["data"] += added
+        for sample in channel["samples"]:
+            sample["data"] += added
+        data = [1.0] * size if kind == "staterror" else None
+        channel["samples"][1]["modifiers"].append({"name": "f", "type": kind, "data": data})
+    path = written(tmp_path / "ws.json", content)
+    with pytest.raises(FitError, match=message):
+        stats.fit(path)
+    assert validate(path).problem is not None
+
+
+def test_shape_factors_stay_those_of_their_bins(tmp_path: Path) -> None:
+    """The first bin of one channel and the last of the other can't be filled."""
+    content = workspace()
+    for channel, observed, empty in zip(
+        content["channels"], content["observations"], (0, 2), strict=True
+    ):
+        observed["data"].append(50.0)
+        for sample in channel["samples"]:
+            sample["data"].append(10.0)
+            sample["data"][empty] = 0.0
+        channel["samples"][1]["modifiers"] = [{"name": "f", "type": "shapefactor", "data": None}]
+    path = written(tmp_path / "ws.json", content)
+    with pytest.raises(FitError, match="shapefactor 'f' is that of regions 'one' and 'two', in wh"):
+        stats.fit(path)
+    for channel in content["channels"]:  # where the same one can't, all is well
+        for sample in channel["samples"]:
+            sample["data"] = [0.0, 30.0, 20.0]
+    content["channels"][0]["samples"][0]["data"] = [0.0, 5.0, 9.0]
+    content["channels"][1]["samples"][0]["data"] = [0.0, 9.0, 5.0]
+    result = stats.fit(written(tmp_path / "same.json", content))
+    assert [region.total[0] for region in result.postfit] == [0, 0]
+
+
+def test_a_factor_of_one_bin_may_be_measured(tmp_path: Path) -> None:
+    content = workspace()
+    for channel, observed in zip(content["channels"], content["observations"], strict=True):
+        observed["data"].pop()
+        for sample in channel["samples"]:
+            sample["data"].pop()
+        channel["samples"][0]["modifiers"][0]["type"] = "shapefactor"
+    result = stats.fit(written(tmp_path / "ws.json", content))
+    assert result.poi.name == "mu[0]"
+    stats.save(result, tmp_path / "fit")
+    assert str(stats.load(tmp_path / "fit")) == str(result)
+
+
+def test_what_is_written_starts_where_the_fit_did(tmp_path: Path) -> None:
+    """Settings of a shape factor are of all its bins at once."""
+    content = workspace()
+    content["channels"][0]["samples"][1]["modifiers"] = [
+        {"name": "f", "type": "shapefactor", "data": None}
+    ]
+    content["measurements"][0]["config"]["parameters"] = [{"name": "f", "inits": [1.0, 20.0]}]
+    result = stats.fit(written(tmp_path / "ws.json", content))
+    assert any(note.startswith("the fit starts at f[1] = 10") for note in result.notes)
+    (settings,) = result.workspace["measurements"][0]["config"]["parameters"]
+    assert settings == {"name": "f", "inits": [1.0, 10.0]}
+    again = stats.fit(written(tmp_path / "again.json", result.workspace))
+    assert again.notes == ()
+    assert again.poi == result.poi
 
 
 def test_what_it_does_not_take(tmp_path: Path) -> None:

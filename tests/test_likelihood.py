@@ -293,6 +293,64 @@ class TestMinimise:
         with pytest.raises(FitError, match=r"determine only a combination of .*mu"):
             mn.minimise(lk.build(spec))
 
+    @pytest.mark.parametrize("data", [[58, 53, 33], [70, 70, 45]])
+    @pytest.mark.parametrize("signal", [[5.0, 10, 5], [4.0, 8, 2]])
+    def test_two_factors_of_one_template(self, data: list[float], signal: list[float]) -> None:
+        """The curvature is exactly zero here, not nearly."""
+        other = {"name": "other", "type": "normfactor", "data": None}
+        spec = workspace(data=data, signal=signal, background=[50.0, 40, 30], spread=None)
+        spec["channels"][0]["samples"][1]["modifiers"].clear()
+        spec["channels"][0]["samples"].append(
+            {"name": "same", "data": signal, "modifiers": [other]}
+        )
+        with pytest.raises(FitError, match=r"determine only a combination of .*, "):
+            mn.minimise(lk.build(spec))
+
+    @pytest.mark.parametrize("most", [1.0, 0.5])
+    def test_a_bound_that_was_met_by_chance(self, most: float) -> None:
+        """Along a direction that nothing determines a parameter may end anywhere."""
+        other = {"name": "other", "type": "normfactor", "data": None}
+        signal = [5.0, 10, 5]
+        spec = workspace(data=[70, 70, 45], signal=signal, background=[50.0, 40, 30], spread=None)
+        spec["channels"][0]["samples"][1]["modifiers"].clear()
+        spec["channels"][0]["samples"].append(
+            {"name": "same", "data": signal, "modifiers": [other]}
+        )
+        settings = {"name": "other", "inits": [most / 2], "bounds": [[0, most]]}
+        spec["measurements"][0]["config"]["parameters"].append(settings)
+        with pytest.raises(FitError, match="determine only a combination of "):
+            mn.minimise(lk.build(spec))
+
+    @pytest.mark.parametrize("lowest", [-10.0, -25.0, -1e4])
+    def test_without_data_nothing_says_how_low_a_factor_is(self, lowest: float) -> None:
+        spec = workspace(data=[0, 0, 0], bounds=[lowest, 10])
+        with pytest.raises(FitError, match="the data don't say how low mu may be: bins without"):
+            mn.minimise(lk.build(spec))
+        # within bounds where something is predicted all is well
+        bounds = [-0.9, 10]
+        found = mn.minimise(lk.build(workspace(data=[0, 0, 0], bounds=bounds)))
+        assert found.values[found.names.index("mu")] == pytest.approx(-0.9)
+
+    def test_a_fixed_value_stays_where_it_is(self) -> None:
+        """Also out of bounds, and where other minima are looked for."""
+        spec = alike()
+        spec["channels"][0]["samples"][0]["modifiers"].append(
+            {"name": "k", "type": "normfactor", "data": None}
+        )
+        settings = {"name": "k", "inits": [12.0], "fixed": True}
+        spec["measurements"][0]["config"]["parameters"].append(settings)
+        likelihood = lk.build(spec)
+        for start in mn._turned(likelihood, mn._exact(likelihood, lambda _: None), [0]):
+            assert start[likelihood.names.index("k")] == 12
+        found = mn.minimise(likelihood)
+        assert found.values[found.names.index("k")] == 12
+
+    def test_a_saddle_that_can_not_be_left_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mn, "_escape", lambda *_: None)
+        found = mn._exact(lk.build(alike()), lambda _: None)
+        assert not found.converged
+        assert "it ended at a saddle, from which no step led down" in found.notes[0]
+
     def test_a_constraint_determines_what_the_data_do_not(self) -> None:
         """Two uncertainties of the same effect, whose sum the data know well."""
         huge = [1e8, 8e7, 3e7]
@@ -382,6 +440,72 @@ def alike(
     return spec
 
 
+class TestAuxiliaryData:
+    """What was measured beside the data need not be what a model calls nominal."""
+
+    def test_nominal_values_are_the_measured_ones(self) -> None:
+        spec = workspace(
+            more=[
+                {"name": "lumi", "type": "lumi", "data": None},
+                {"name": "bins", "type": "shapesys", "data": [4.0, 3.0, 2.0]},
+            ]
+        )
+        spec["measurements"][0]["config"]["parameters"] += [
+            {
+                "name": "lumi",
+                "inits": [1.0],
+                "bounds": [[0.5, 1.5]],
+                "auxdata": [0.9],
+                "sigmas": [0.02],
+            },
+            {"name": "tilt", "auxdata": [0.7]},
+            {"name": "bins", "auxdata": [90.0, 110.0, 20.0]},
+        ]
+        likelihood = lk.build(spec)
+        nominal = dict(zip(likelihood.names, likelihood.centre, strict=True))
+        width = dict(zip(likelihood.names, likelihood.prefit, strict=True))
+        assert (nominal["lumi"], width["lumi"]) == (0.9, 0.02)
+        assert (nominal["tilt"], width["tilt"]) == (0.7, 1.0)
+        # Poisson: (40 / 4)^2 = 100 expected, 90 measured
+        assert nominal["bins[0]"] == pytest.approx(0.9)
+        assert width["bins[0]"] == pytest.approx(np.sqrt(90) / 100)
+        # twice the negative log-likelihood has its lowest possible value there
+        index = likelihood.names.index("bins[0]")
+        with lk.backend("numpy"):
+            model = likelihood.model
+            auxdata = np.asarray(model.config.auxdata)
+            step = 1e-3 * np.eye(len(likelihood.names))[index]
+            constraint = [
+                np.ravel(model.constraint_logpdf(auxdata, likelihood.centre + side * step))[0]
+                for side in (-1, 0, 1)
+            ]
+        assert constraint[1] == max(constraint)
+
+    def test_the_goodness_of_fit_knows_them(self) -> None:
+        spec = counting(20.0)
+        spec["channels"][0]["samples"][1]["modifiers"] = [
+            {"name": "size", "type": "normsys", "data": {"hi": 1.1, "lo": 0.9}}
+        ]
+        settings = spec["measurements"][0]["config"]["parameters"]
+        settings.append({"name": "size", "auxdata": [1.5]})
+        found = mn.minimise(lk.build(spec))
+        # one free factor for one bin: all is as measured
+        assert found.chi2 == pytest.approx(0, abs=1e-9)
+        assert found.values[found.names.index("size")] == pytest.approx(1.5)
+
+    def test_a_fixed_parameter_costs_nothing(self) -> None:
+        spec = counting(20.0)
+        spec["channels"][0]["samples"][1]["modifiers"] = [
+            {"name": "size", "type": "normsys", "data": {"hi": 1.1, "lo": 0.9}}
+        ]
+        settings = spec["measurements"][0]["config"]["parameters"]
+        settings.append({"name": "size", "inits": [4.0], "fixed": True})
+        found = mn.minimise(lk.build(spec))
+        assert found.chi2 == pytest.approx(0, abs=1e-9)
+        index = found.names.index("mu")
+        assert found.values[index] == pytest.approx((20 - 5 * 1.1**4) / 10)
+
+
 class TestSaddles:
     """Systematics whose variations up and down act alike: no gradient where they start."""
 
@@ -455,6 +579,57 @@ class TestSaddles:
         for x[index] in np.linspace(-5, 5, 101):
             for x[poi] in np.linspace(0, 10, 101):
                 assert likelihood.value(x) > found.chi2 - 1e-6
+
+    def test_a_minimum_far_out(self) -> None:
+        """The lower one is at nearly four standard deviations, on the side of the higher one."""
+        spec = workspace(
+            data=[130, 77, 130, 0, 70],
+            signal=[19.54, 10.72, 21.08, 17.63, 4.2],
+            background=[71.02, 46.92, 69.79, 28.16, 75.84],
+            tilt=[1] * 5,
+            spread=None,
+        )
+        sides = {
+            "signal": ([24.46, 10.4, 13.75, 20.64, 6.39], [27.18, 13.52, 17.17, 13.03, 5.02]),
+            "other": ([34.79, 14.55, 24.25, 8.73, 8.2], [26.62, 16.37, 42.48, 4.97, 4.96]),
+            "background": (
+                [44.64, 53.89, 39.57, 40.37, 85.28],
+                [47.79, 44.46, 39.73, 23.15, 33.16],
+            ),
+        }
+        shapes = {
+            name: {
+                "name": "c" if name == "background" else "a",
+                "type": "histosys",
+                "data": {"hi_data": up, "lo_data": down},
+            }
+            for name, (up, down) in sides.items()
+        }
+        signal, background = spec["channels"][0]["samples"]
+        signal["modifiers"].append(shapes["signal"])
+        size = {"name": "a", "type": "normsys", "data": {"hi": 1.107, "lo": 0.652}}
+        background["modifiers"] = [shapes["background"], size]
+        spec["channels"][0]["samples"].append(
+            {
+                "name": "other",
+                "data": [22.57, 13.9, 29.8, 6.63, 5.94],
+                "modifiers": [{"name": "k", "type": "normfactor", "data": None}, shapes["other"]],
+            }
+        )
+        likelihood = lk.build(spec)
+        found, near = mn.minimise(likelihood), mn._exact(likelihood, lambda _: None)
+        assert near.converged
+        assert near.values[near.names.index("mu")] == 0
+        assert near.chi2 > found.chi2 + 3
+        assert found.values[found.names.index("a")] == pytest.approx(-3.9, abs=0.1)
+
+    def test_another_minimum_at_a_bound_is_told(self) -> None:
+        spec = alike()
+        settings = {"name": "gen0", "inits": [0.0], "bounds": [[-0.5, 0.5]]}
+        spec["measurements"][0]["config"]["parameters"].append(settings)
+        found = mn.minimise(lk.build(spec))
+        assert found.values[found.names.index("gen0")] == 0.5
+        assert any("another minimum is as good: gen0 = -0.5;" in note for note in found.notes)
 
     def test_without_jax(self, monkeypatch: pytest.MonkeyPatch) -> None:
         exact = mn.minimise(lk.build(alike()))

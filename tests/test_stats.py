@@ -718,6 +718,37 @@ class TestAskedFor:
                 "cabinetry calls it 4j1b-CR_tW_modified, and another one too",
             ),
             (
+                lambda c: c["Systematics"][1].update(ModifierName="ttbar_norm"),
+                "Luminosity -> ModifierName: 'ttbar_norm' is the parameter of a NormFactor",
+            ),
+            (
+                lambda c: c["Systematics"][1].update(ModifierName="staterror_4j1b-CR"),
+                "Luminosity -> ModifierName: 'staterror_4j1b-CR' is the parameter of the statisti",
+            ),
+            (
+                lambda c: c["Regions"][0].update(Binning=[150, 110, 190]),
+                "Regions -> 4j1b CR -> Binning: edges must be finite and rise",
+            ),
+            (
+                lambda c: c["Regions"][0].update(Binning=[110, float("nan"), 190]),
+                "Regions -> 4j1b CR -> Binning: edges must be finite and rise",
+            ),
+            (
+                lambda c: c["Systematics"][0].update(Samples=["ttbar", "Pseudodata"]),
+                "ME variation -> Samples: 'Pseudodata' are the data, which stay as they are",
+            ),
+            (
+                lambda c: c["NormFactors"][0].update(Samples="Pseudodata"),
+                "NormFactors -> ttbar_norm -> Samples: 'Pseudodata' are the data",
+            ),
+            (
+                lambda c: (
+                    c["NormFactors"][0].update(Regions="4j1b CR"),
+                    c["Samples"][1].update(Regions="4j2b SR"),
+                ),
+                "NormFactors -> ttbar_norm: the parameter of interest scales no sample in any reg",
+            ),
+            (
                 lambda c: c["Regions"][0].update(Name="r" * 250),
                 "names are too long to be those of a file",
             ),
@@ -899,6 +930,15 @@ class TestFilesOfTheConfiguration:
     ) -> None:
         config["Systematics"][0]["Up"]["VariationPath"] = "_upwards"
         with pytest.raises(FitError, match=r"histogram hist/bkg.root:SR_upwards is missing"):
+            stats.fit(folder, config)
+
+    def test_a_histogram_by_two_names_is_one(self, folder: Path, config: dict[str, Any]) -> None:
+        (folder / "hist" / "linked.root").symlink_to("bkg.root")
+        config["Samples"].append({"Name": "Other", "SamplePath": "linked"})
+        with pytest.raises(FitError, match=r"hist/linked.root:SR is the same as hist/bkg.root:SR"):
+            stats.fit(folder, config)
+        config["Samples"][-1]["SamplePath"] = "../hist/bkg"
+        with pytest.raises(FitError, match=r"lead to one histogram, hist/bkg.root:SR, by"):
             stats.fit(folder, config)
 
     def test_pseudodata_need_one_source(self, folder: Path, config: dict[str, Any]) -> None:

@@ -81,6 +81,12 @@ def test_a_variation_fixed_at_zero_reaches_nothing() -> None:
     parameter = {"name": "shape", "inits": [0.0], "fixed": True}
     spec["measurements"][0]["config"]["parameters"] = [parameter]
     assert without_unreachable(spec, EDGES).kept["r"].tolist() == [True, False, True, False]
+    # where it is by itself if nothing is stated
+    del parameter["inits"]
+    assert without_unreachable(spec, EDGES).kept["r"].tolist() == [True, False, True, False]
+    # and a factor is at one
+    parameter["name"] = "mu"
+    assert without_unreachable(spec, EDGES).kept["r"].tolist() == [True, False, True, True]
 
 
 def test_where_all_is_reached_nothing_changes() -> None:

@@ -247,7 +247,7 @@ def save(figure: Figure, directory: Path, name: str, title: str, caption: str) -
     StoreError
         The folder can't be written.
     """
-    stem = re.sub(r"[^\w.+-]", "_", name)
+    stem = re.sub(r"[^\w.+-]|^\.", "_", name)
     if stem != name:
         stem += f"-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
     png, pdf = directory / f"{stem}.png", directory / f"{stem}.pdf"
