@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from agc_ml.errors import FitError
 from agc_ml.likelihood import Derivatives, Likelihood
-from agc_ml.minimum import Minimum, descend, newton_step
+from agc_ml.minimum import Minimum
+from agc_ml.newton import descend, newton_step
 
 MAX_STEPS: Final = 200
 """Steps for each of the many fits behind the impacts, which start close by."""

@@ -1,13 +1,10 @@
 """The minimum of a likelihood, and the covariance there.
 
-With jax's gradient and Hessian the minimiser is Newton's method with the absolute eigenvalues of
-the Hessian, and a line search: exact, in some ten steps. Without jax it is Minuit, whose
-derivatives are differences, and uncertainties approximate.
+With jax's gradient and Hessian the minimiser is Newton's method (`agc_ml.newton`). Without jax it
+is Minuit, whose derivatives are differences, and uncertainties approximate.
 
-A point without gradient is a minimum only where the Hessian is positive: from a saddle the way goes
-on along the direction of negative curvature. A systematic uncertainty whose variations up and down
-act alike makes such saddles, and pairs of minima; so may any whose effect is not linear: the other
-ones are looked for, too.
+A systematic uncertainty whose variations up and down act alike makes pairs of minima; so may any
+whose effect is not linear: the other ones are looked for, too.
 """
 
 from __future__ import annotations
@@ -20,19 +17,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from agc_ml.determined import check_determined, check_floor, hardly_determined, unpressed
 from agc_ml.errors import FitError
-from agc_ml.likelihood import Derivatives, Likelihood, backend
+from agc_ml.likelihood import Likelihood, backend
+from agc_ml.newton import EDM, NEARLY_FLAT, Point, descend, scaled
 
-EDM: Final = 1e-12
-"""Estimated distance to the minimum of t at which the minimiser stops."""
-MAX_STEPS: Final = 500
-NEARLY_FLAT: Final = 1e-5
-"""Eigenvalue of the Hessian, scaled to a diagonal of ones, below which it is looked at closely."""
-FLAT: Final = 1e-9
-"""Such an eigenvalue below which nothing determines that combination of parameters.
-
-It makes an uncertainty 30,000 times what it is with all other parameters fixed.
-"""
 BENT: Final = 1.0
 """By how much of a chi2 the effects up and down must differ from a line to be followed."""
 FAR: Final = 3.0
@@ -50,11 +39,6 @@ AS_GOOD: Final = 1.0
 APART: Final = 0.1
 """By how many uncertainties a parameter differs between minima that are told apart."""
 MOST_TOLD: Final = 3
-LOST: Final = 4.0
-"""How often the events over which the likelihood bends a prediction may be below zero.
-
-There the slope is a thousandth of what it is above zero.
-"""
 
 APPROXIMATE: Final = (
     "uncertainties are approximate (Minuit's, from differences) and impacts those of a parabola: "
@@ -236,8 +220,8 @@ def _exact(likelihood: Likelihood, tell: Callable[[str], None]) -> Minimum:
         names = [likelihood.names[index] for index in np.flatnonzero(is_at_bound)]
         notes.append(f"at their bound, without uncertainty: {', '.join(names)}")
         if point.converged:
-            _check_determined(
-                likelihood, point._replace(free=point.free | _unpressed(likelihood, point))
+            check_determined(
+                likelihood, point._replace(free=point.free | unpressed(likelihood, point))
             )
     return _minimum(
         likelihood,
@@ -251,252 +235,19 @@ def _exact(likelihood: Likelihood, tell: Callable[[str], None]) -> Minimum:
     )
 
 
-def _unpressed(likelihood: Likelihood, point: Point) -> _Mask:
-    """Parameters at a bound that t pushes them against by no more than rounding.
-
-    It may be chance that they ended there: along a direction that nothing determines.
-    """
-    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
-    _, gradient, hessian = likelihood.derivatives(point.values)
-    gain = 0.5 * gradient**2 / np.maximum(np.abs(np.diag(hessian)), np.finfo(np.float64).tiny)
-    return np.asarray(~point.free & ~likelihood.fixed & (gain < 1e3 * EDM))
-
-
-class Point(NamedTuple):
-    """Where Newton's method ended; ``free`` are neither fixed nor pushed against their bound."""
-
-    values: _Array
-    hessian: _Array
-    free: _Mask
-    edm: float
-    steps: int
-    converged: bool
-
-
-def descend(
-    derivatives: Derivatives,
-    likelihood: Likelihood,
-    start: _Array,
-    fixed: _Mask,
-    *,
-    max_steps: int = MAX_STEPS,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Point:
-    """Newton steps with absolute eigenvalues and a line search, within the bounds, to a minimum.
-
-    Raises
-    ------
-    FitError
-        The likelihood is not finite at ``start``.
-    """
-    lower = np.where(fixed, -np.inf, likelihood.lower)
-    upper = np.where(fixed, np.inf, likelihood.upper)
-    x = np.clip(start, lower, upper)
-    for steps in range(max_steps):
-        t, gradient, hessian = derivatives(x)
-        if not (np.isfinite(t) and np.isfinite(gradient).all() and np.isfinite(hessian).all()):
-            raise FitError(
-                "the likelihood is not finite where the fit starts: a bin with data has no "
-                "prediction there, or numbers are too large; look at the initial and fixed values"
-            )
-        free = ~fixed & ~((x <= lower) & (gradient > 0)) & ~((x >= upper) & (gradient < 0))
-        step, edm = newton_step(gradient[free], hessian[np.ix_(free, free)])
-        tell(f"step {steps + 1}: distance to the minimum {edm:.2g}")
-        downwards = _downwards(hessian, free) if edm < EDM else None
-        point = Point(x, hessian, free, edm, steps, converged=edm < EDM and downwards is None)
-        direction = np.zeros_like(x)
-        direction[free] = step
-        if point.converged:
-            return point
-        found = (
-            _search(likelihood, x, direction, t, gradient)
-            if downwards is None
-            else _escape(likelihood, x, downwards, t)
-        )
-        if found is None:
-            return point
-        x = np.clip(found, lower, upper)
-    return point
-
-
-def newton_step(gradient: _Array, hessian: _Array) -> tuple[_Array, float]:
-    """Newton step that always leads down, and the decrease of t that it promises.
-
-    Where the Hessian is not positive definite its eigenvalues are taken as absolute ones.
-    """
-    try:
-        np.linalg.cholesky(hessian)
-        step = np.asarray(-np.linalg.solve(hessian, gradient), dtype=np.float64)
-    except np.linalg.LinAlgError:
-        eigenvalues, vectors = np.linalg.eigh(hessian)
-        sizes = np.abs(eigenvalues)
-        # a direction without curvature has no gradient either, but for rounding
-        sizes = np.maximum(sizes, 1e-12 * sizes.max(initial=1.0))
-        step = -(vectors @ ((vectors.T @ gradient) / sizes))
-    return step, float(-0.5 * gradient @ step)
-
-
-def _scaled(hessian: _Array) -> tuple[_Array, _Array]:
-    """Hessian with a diagonal of ones (or minus ones), and the square roots of its own."""
-    scale = np.sqrt(np.abs(np.diag(hessian)))
-    scale = np.where(scale > 0, scale, 1.0)
-    return hessian / np.outer(scale, scale), scale
-
-
-def _downwards(hessian: _Array, free: _Mask) -> _Array | None:
-    """Direction of the most negative curvature, None where no curvature is negative.
-
-    Its length is that of a standard deviation if the curvature were positive; it leads up in the
-    parameter that moves most, so that of two equal minima the one there is found.
-    """
-    scaled, scale = _scaled(hessian[np.ix_(free, free)])
-    eigenvalues, vectors = np.linalg.eigh(scaled)
-    if not len(eigenvalues) or eigenvalues[0] > -NEARLY_FLAT:
-        return None
-    vector = vectors[:, 0] * np.sign(vectors[np.abs(vectors[:, 0]).argmax(), 0])
-    direction = np.zeros(len(free))
-    direction[free] = vector / scale / np.sqrt(-eigenvalues[0])
-    return direction
-
-
-def _escape(likelihood: Likelihood, x: _Array, direction: _Array, t: float) -> _Array | None:
-    """Go from a saddle along ``direction`` or against it, as far as t falls, halving the way."""
-    lower, upper = np.minimum(likelihood.lower, x), np.maximum(likelihood.upper, x)
-    for halvings in range(30):
-        trials = [np.clip(x + side * direction / 2**halvings, lower, upper) for side in (1, -1)]
-        values = [likelihood.value(trial) for trial in trials]
-        if min(values) < t - 1e-12 * (1 + abs(t)):
-            return np.asarray(trials[int(np.argmin(values))])
-    return None
-
-
-def _search(
-    likelihood: Likelihood, x: _Array, direction: _Array, t: float, gradient: _Array
-) -> _Array | None:
-    """Go along ``direction`` as far as t falls as it should (Armijo), halving the way."""
-    rounding = 1e-12 * (1 + abs(t))
-    lower, upper = np.minimum(likelihood.lower, x), np.maximum(likelihood.upper, x)
-    for halvings in range(50):
-        trial: _Array = np.clip(x + direction / 2**halvings, lower, upper)
-        if likelihood.value(trial) <= t + 1e-4 * float(gradient @ (trial - x)) + rounding:
-            return trial
-    return None
-
-
 def _covariance(likelihood: Likelihood, point: Point) -> _Array:
     """Twice the inverse Hessian of t; zero for parameters that are not free."""
     free = np.flatnonzero(point.free)
-    scaled, scale = _scaled(point.hessian[np.ix_(free, free)])
-    eigenvalues, vectors = np.linalg.eigh(scaled)
+    unit, scale = scaled(point.hessian[np.ix_(free, free)])
+    eigenvalues, vectors = np.linalg.eigh(unit)
     if point.converged and np.any(eigenvalues < NEARLY_FLAT):
-        _check_determined(likelihood, point)
+        check_determined(likelihood, point)
     covariance = np.zeros_like(point.hessian)
     inverse = (vectors / np.maximum(np.abs(eigenvalues), np.finfo(np.float64).tiny)) @ vectors.T
     covariance[np.ix_(free, free)] = 2 * inverse / np.outer(scale, scale)
     if point.converged:
-        _check_floor(likelihood, point, covariance)
+        check_floor(likelihood, point, covariance)
     return covariance
-
-
-def _check_determined(likelihood: Likelihood, point: Point) -> None:
-    """Make sure that data or constraints determine each combination of the free parameters.
-
-    Where only a product of parameters matters, the curvature along it is as small as the gradient
-    that is left; so the minimum is approached further, but for the directions in question.
-
-    Raises
-    ------
-    FitError
-        One of them is not determined.
-    """
-    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
-    free = np.flatnonzero(point.free)
-    x = point.values.copy()
-    for _ in range(2):
-        _, gradient, hessian = likelihood.derivatives(x)
-        scaled, scale = _scaled(hessian[np.ix_(free, free)])
-        eigenvalues, vectors = np.linalg.eigh(scaled)
-        is_steep = eigenvalues > NEARLY_FLAT
-        along = vectors[:, is_steep]
-        x[free] -= along @ (along.T @ (gradient[free] / scale) / eigenvalues[is_steep]) / scale
-        x = np.clip(x, likelihood.lower, likelihood.upper)
-    _, _, hessian = likelihood.derivatives(x)
-    scaled, scale = _scaled(hessian[np.ix_(free, free)])
-    eigenvalues, vectors = np.linalg.eigh(scaled)
-    # the curvature that constraint terms give, which needs no data
-    widths = likelihood.prefit[free]
-    of_constraints = np.where(widths > 0, 2 / np.where(widths > 0, widths, 1) ** 2, 0) / scale**2
-    supported = of_constraints @ vectors**2
-    flat = (eigenvalues < FLAT) & (supported <= 0.5 * np.abs(eigenvalues))
-    if not flat.any():
-        return
-    names = _taking_part(likelihood, free, vectors[:, flat.argmax()])
-    if _lost(likelihood, x).any():
-        raise FitError(_without_floor(names))
-    if len(names) == 1:
-        raise FitError(
-            f"the data do not determine {names[0]}: no prediction depends on it; fix it (General: "
-            "Fixed) or take it out of the configuration"
-        )
-    raise FitError(
-        f"the data determine only a combination of {', '.join(names)}, not each of them: they "
-        "change the predictions in the same way; fix one (General: Fixed) or take it out"
-    )
-
-
-def _taking_part(likelihood: Likelihood, free: NDArray[np.intp], vector: _Array) -> list[str]:
-    """Names of the parameters that move along a direction of length 1, in scaled parameters."""
-    return [likelihood.names[i] for i in free[np.abs(vector) > 0.3]]  # noqa: PLR2004 - takes part
-
-
-def _lost(likelihood: Likelihood, values: _Array) -> _Mask:
-    """Bins without data so far below zero that they no longer say anything of a parameter."""
-    with backend("numpy"):
-        rates = np.asarray(likelihood.model.expected_actualdata(values))
-    return np.asarray((likelihood.observed == 0) & (rates < -LOST * likelihood.soft))
-
-
-def _without_floor(names: list[str]) -> str:
-    return (
-        f"the data don't say how low {', '.join(names)} may be: bins without data are predicted "
-        "less than no events, which is as good as none; give bounds within which predictions are "
-        "above zero (NormFactors: Bounds, or the parameter's bounds in a workspace)"
-    )
-
-
-def _check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> None:
-    """Make sure that no parameter is determined by bins far below zero alone.
-
-    Raises
-    ------
-    FitError
-        More than half of the curvature along a direction is that of their bend.
-    """
-    lost = _lost(likelihood, point.values)
-    if not lost.any():
-        return
-    free = np.flatnonzero(point.free)
-    slopes = []
-    with backend("numpy"):
-        for index in free:
-            step = np.zeros_like(point.values)
-            step[index] = 1e-4 * max(abs(point.values[index]), 1.0)
-            up, down = (
-                np.asarray(likelihood.model.expected_actualdata(point.values + side * step))[lost]
-                for side in (1, -1)
-            )
-            slopes.append((up - down) / (2 * step[index]))
-        rates = np.asarray(likelihood.model.expected_actualdata(point.values))[lost]
-    # second derivative of 2 s tanh(r / s)
-    soft = likelihood.soft[lost]
-    bend = 4 / soft * np.abs(np.tanh(rates / soft)) / np.cosh(rates / soft) ** 2
-    of_bend = (np.array(slopes) * bend) @ np.array(slopes).T
-    shares, vectors = np.linalg.eig(covariance[np.ix_(free, free)] / 2 @ of_bend)
-    if shares.real.max(initial=0) < 0.5:  # noqa: PLR2004 - more than half
-        return
-    vector = np.abs(vectors[:, shares.real.argmax()]) / np.sqrt(np.diag(covariance)[free])
-    names = _taking_part(likelihood, free, vector / np.linalg.norm(vector))
-    raise FitError(_without_floor(names))
 
 
 def _minimum(
@@ -544,7 +295,10 @@ def _minuit(likelihood: Likelihood, _: Callable[[str], None]) -> Minimum:
         minuit.strategy = 2
         minuit.tol = 1e-3  # of an EDM of 0.002: its default stops 0.001 off in ttbar_norm
         minuit.fixed = likelihood.fixed
-        minuit.limits = list(zip(likelihood.lower, likelihood.upper, strict=True))
+        # it would move fixed ones into theirs
+        lower = np.where(likelihood.fixed, -np.inf, likelihood.lower)
+        upper = np.where(likelihood.fixed, np.inf, likelihood.upper)
+        minuit.limits = list(zip(lower, upper, strict=True))
         minuit.migrad(ncall=100_000)
         if minuit.covariance is None or not np.isfinite(minuit.covariance).all():
             minuit.hesse()
@@ -563,7 +317,11 @@ def _minuit(likelihood: Likelihood, _: Callable[[str], None]) -> Minimum:
             steps=int(minuit.nfcn),
             minimizer="minuit",
             converged=bool(minuit.valid and not minuit.fmin.has_made_posdef_covar),
-            notes=[APPROXIMATE, *_minuit_problems(minuit)],
+            notes=[
+                APPROXIMATE,
+                *_minuit_problems(minuit),
+                *hardly_determined(likelihood, np.array(minuit.covariance, dtype=np.float64)),
+            ],
         )
 
 

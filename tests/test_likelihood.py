@@ -19,7 +19,7 @@ import pytest
 from agc_ml import impacts as ip
 from agc_ml import likelihood as lk
 from agc_ml import minimum as mn
-from agc_ml import stats
+from agc_ml import newton, stats
 from agc_ml.errors import FitError
 from agc_ml.templates import load
 from agc_ml.workspace import prepare
@@ -234,7 +234,7 @@ class TestMinimise:
         np.testing.assert_allclose(
             found.covariance @ hessian / 2, np.eye(len(found.names)), atol=1e-6
         )
-        assert found.edm < mn.EDM
+        assert found.edm < newton.EDM
         assert found.steps < 20
 
     def test_starts_anywhere(self, measured: lk.Likelihood) -> None:
@@ -346,7 +346,7 @@ class TestMinimise:
         assert found.values[found.names.index("k")] == 12
 
     def test_a_saddle_that_can_not_be_left_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(mn, "_escape", lambda *_: None)
+        monkeypatch.setattr(newton, "_escape", lambda *_: None)
         found = mn._exact(lk.build(alike()), lambda _: None)
         assert not found.converged
         assert "it ended at a saddle, from which no step led down" in found.notes[0]
@@ -409,8 +409,8 @@ class TestMinimise:
     def test_stops_when_it_does_not_converge(
         self, small: lk.Likelihood, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        defaults = {**(mn.descend.__kwdefaults__ or {}), "max_steps": 2}
-        monkeypatch.setattr(mn.descend, "__kwdefaults__", defaults)
+        defaults = {**(newton.descend.__kwdefaults__ or {}), "max_steps": 2}
+        monkeypatch.setattr(newton.descend, "__kwdefaults__", defaults)
         found = mn.minimise(small)
         assert not found.converged
         assert "did not converge" in found.notes[0]
@@ -720,6 +720,27 @@ class TestWithoutJax:
         found = mn.minimise(lk.build(workspace(fixed=["tilt"])))
         index = found.names.index("tilt")
         assert (found.values[index], found.uncertainties[index]) == (0, 0)
+
+    def test_they_stay_out_of_bounds_too(self) -> None:
+        spec = workspace()
+        settings = {"name": "mu", "inits": [12.0], "fixed": True}
+        spec["measurements"][0]["config"]["parameters"][0] = settings
+        found = mn.minimise(lk.build(spec))
+        assert found.values[found.names.index("mu")] == 12
+
+    @pytest.mark.parametrize("data", [[58, 53, 33], [70, 70, 45], [60, 60, 40]])
+    def test_what_is_not_determined_is_told(self, data: list[float]) -> None:
+        """Minuit may say so itself; its rounding decides."""
+        other = {"name": "other", "type": "normfactor", "data": None}
+        signal = [5.0, 10, 5]
+        spec = workspace(data=data, signal=signal, background=[50.0, 40, 30], spread=None)
+        spec["channels"][0]["samples"][1]["modifiers"].clear()
+        spec["channels"][0]["samples"].append(
+            {"name": "same", "data": signal, "modifiers": [other]}
+        )
+        found = mn.minimise(lk.build(spec))
+        doubts = [note for note in found.notes if note.startswith("the data hardly determine")]
+        assert doubts or not found.converged
 
     def test_no_minimum(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(iminuit.Minuit, "covariance", None)

@@ -1,0 +1,154 @@
+"""Whether data or constraints determine each parameter of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml.errors import FitError
+from agc_ml.likelihood import Likelihood, backend
+from agc_ml.newton import EDM, NEARLY_FLAT, Point, scaled
+
+FLAT: Final = 1e-9
+"""Such an eigenvalue below which nothing determines that combination of parameters.
+
+It makes an uncertainty 30,000 times what it is with all other parameters fixed.
+"""
+DEGENERATE: Final = 1e-4
+"""Eigenvalue of a correlation below which Minuit's uncertainties are doubted."""
+LOST: Final = 4.0
+"""How often the events over which the likelihood bends a prediction may be below zero.
+
+There the slope is a thousandth of what it is above zero.
+"""
+
+_Array = NDArray[np.float64]
+_Mask = NDArray[np.bool_]
+
+
+def check_determined(likelihood: Likelihood, point: Point) -> None:
+    """Make sure that data or constraints determine each combination of the free parameters.
+
+    Where only a product of parameters matters, the curvature along it is as small as the gradient
+    that is left; so the minimum is approached further, but for the directions in question.
+
+    Raises
+    ------
+    FitError
+        One of them is not determined.
+    """
+    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
+    free = np.flatnonzero(point.free)
+    x = point.values.copy()
+    for _ in range(2):
+        _, gradient, hessian = likelihood.derivatives(x)
+        unit, scale = scaled(hessian[np.ix_(free, free)])
+        eigenvalues, vectors = np.linalg.eigh(unit)
+        is_steep = eigenvalues > NEARLY_FLAT
+        along = vectors[:, is_steep]
+        x[free] -= along @ (along.T @ (gradient[free] / scale) / eigenvalues[is_steep]) / scale
+        x = np.clip(x, likelihood.lower, likelihood.upper)
+    _, _, hessian = likelihood.derivatives(x)
+    unit, scale = scaled(hessian[np.ix_(free, free)])
+    eigenvalues, vectors = np.linalg.eigh(unit)
+    # the curvature that constraint terms give, which needs no data
+    widths = likelihood.prefit[free]
+    of_constraints = np.where(widths > 0, 2 / np.where(widths > 0, widths, 1) ** 2, 0) / scale**2
+    supported = of_constraints @ vectors**2
+    flat = (eigenvalues < FLAT) & (supported <= 0.5 * np.abs(eigenvalues))
+    if not flat.any():
+        return
+    names = _taking_part(likelihood, free, vectors[:, flat.argmax()])
+    if _lost(likelihood, x).any():
+        raise FitError(_without_floor(names))
+    if len(names) == 1:
+        raise FitError(
+            f"the data do not determine {names[0]}: no prediction depends on it; fix it (General: "
+            "Fixed) or take it out of the configuration"
+        )
+    raise FitError(
+        f"the data determine only a combination of {', '.join(names)}, not each of them: they "
+        "change the predictions in the same way; fix one (General: Fixed) or take it out"
+    )
+
+
+def unpressed(likelihood: Likelihood, point: Point) -> _Mask:
+    """Parameters at a bound that t pushes them against by no more than rounding.
+
+    It may be chance that they ended there: along a direction that nothing determines.
+    """
+    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
+    _, gradient, hessian = likelihood.derivatives(point.values)
+    gain = 0.5 * gradient**2 / np.maximum(np.abs(np.diag(hessian)), np.finfo(np.float64).tiny)
+    return np.asarray(~point.free & ~likelihood.fixed & (gain < 1e3 * EDM))
+
+
+def _taking_part(likelihood: Likelihood, free: NDArray[np.intp], vector: _Array) -> list[str]:
+    """Names of the parameters that move along a direction of length 1, in scaled parameters."""
+    return [likelihood.names[i] for i in free[np.abs(vector) > 0.3]]  # noqa: PLR2004 - takes part
+
+
+def check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> None:
+    """Make sure that no parameter is determined by bins far below zero alone.
+
+    Raises
+    ------
+    FitError
+        More than half of the curvature along a direction is that of their bend.
+    """
+    lost = _lost(likelihood, point.values)
+    if not lost.any():
+        return
+    free = np.flatnonzero(point.free)
+    slopes = []
+    with backend("numpy"):
+        for index in free:
+            step = np.zeros_like(point.values)
+            step[index] = 1e-4 * max(abs(point.values[index]), 1.0)
+            up, down = (
+                np.asarray(likelihood.model.expected_actualdata(point.values + side * step))[lost]
+                for side in (1, -1)
+            )
+            slopes.append((up - down) / (2 * step[index]))
+        rates = np.asarray(likelihood.model.expected_actualdata(point.values))[lost]
+    # second derivative of 2 s tanh(r / s)
+    soft = likelihood.soft[lost]
+    bend = 4 / soft * np.abs(np.tanh(rates / soft)) / np.cosh(rates / soft) ** 2
+    of_bend = (np.array(slopes) * bend) @ np.array(slopes).T
+    shares, vectors = np.linalg.eig(covariance[np.ix_(free, free)] / 2 @ of_bend)
+    if shares.real.max(initial=0) < 0.5:  # noqa: PLR2004 - more than half
+        return
+    vector = np.abs(vectors[:, shares.real.argmax()]) / np.sqrt(np.diag(covariance)[free])
+    names = _taking_part(likelihood, free, vector / np.linalg.norm(vector))
+    raise FitError(_without_floor(names))
+
+
+def _lost(likelihood: Likelihood, values: _Array) -> _Mask:
+    """Bins without data so far below zero that they no longer say anything of a parameter."""
+    with backend("numpy"):
+        rates = np.asarray(likelihood.model.expected_actualdata(values))
+    return np.asarray((likelihood.observed == 0) & (rates < -LOST * likelihood.soft))
+
+
+def _without_floor(names: list[str]) -> str:
+    return (
+        f"the data don't say how low {', '.join(names)} may be: bins without data are predicted "
+        "less than no events, which is as good as none; give bounds within which predictions are "
+        "above zero (NormFactors: Bounds, or the parameter's bounds in a workspace)"
+    )
+
+
+def hardly_determined(likelihood: Likelihood, covariance: _Array) -> Iterator[str]:
+    """Tell of free factors that are degenerate, as far as differences can tell."""
+    factors = np.flatnonzero(~likelihood.fixed & (likelihood.prefit == 0))
+    own = covariance[np.ix_(factors, factors)]
+    sizes = np.sqrt(np.diag(own))
+    if len(factors) < 2 or not np.all(sizes > 0):  # noqa: PLR2004 - of which there are combinations
+        return
+    eigenvalues, vectors = np.linalg.eigh(own / np.outer(sizes, sizes))
+    if eigenvalues[0] < DEGENERATE:
+        names = ", ".join(_taking_part(likelihood, factors, vectors[:, 0]))
+        yield f"the data hardly determine {names} apart from each other, if at all"
