@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from agc_ml.errors import FitError
 from agc_ml.likelihood import Likelihood, backend
-from agc_ml.newton import EDM, NEARLY_FLAT, Point, scaled
+from agc_ml.newton import NEARLY_FLAT, Point, scaled
 
 FLAT: Final = 1e-9
 """Such an eigenvalue below which nothing determines that combination of parameters.
@@ -75,17 +75,6 @@ def check_determined(likelihood: Likelihood, point: Point) -> None:
     )
 
 
-def unpressed(likelihood: Likelihood, point: Point) -> _Mask:
-    """Parameters at a bound that t pushes them against by no more than rounding.
-
-    It may be chance that they ended there: along a direction that nothing determines.
-    """
-    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
-    _, gradient, hessian = likelihood.derivatives(point.values)
-    gain = 0.5 * gradient**2 / np.maximum(np.abs(np.diag(hessian)), np.finfo(np.float64).tiny)
-    return np.asarray(~point.free & ~likelihood.fixed & (gain < 1e3 * EDM))
-
-
 def _taking_part(likelihood: Likelihood, free: NDArray[np.intp], vector: _Array) -> list[str]:
     """Names of the parameters that move along a direction of length 1, in scaled parameters."""
     return [likelihood.names[i] for i in free[np.abs(vector) > 0.3]]  # noqa: PLR2004 - takes part
@@ -128,9 +117,12 @@ def check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> Non
 
 def _lost(likelihood: Likelihood, values: _Array) -> _Mask:
     """Bins without data so far below zero that they no longer say anything of a parameter."""
+    is_empty = np.asarray(likelihood.observed == 0)
+    if not is_empty.any():
+        return is_empty
     with backend("numpy"):
         rates = np.asarray(likelihood.model.expected_actualdata(values))
-    return np.asarray((likelihood.observed == 0) & (rates < -LOST * likelihood.soft))
+    return np.asarray(is_empty & (rates < -LOST * likelihood.soft))
 
 
 def _without_floor(names: list[str]) -> str:

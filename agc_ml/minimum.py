@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml.determined import check_determined, check_floor, hardly_determined, unpressed
+from agc_ml.determined import check_determined, check_floor, hardly_determined
 from agc_ml.errors import FitError
 from agc_ml.likelihood import Likelihood, backend
 from agc_ml.newton import EDM, NEARLY_FLAT, Point, descend, scaled
@@ -217,12 +217,8 @@ def _exact(likelihood: Likelihood, tell: Callable[[str], None]) -> Minimum:
         )
     is_at_bound = ~point.free & ~likelihood.fixed
     if is_at_bound.any():
-        names = [likelihood.names[index] for index in np.flatnonzero(is_at_bound)]
-        notes.append(f"at their bound, without uncertainty: {', '.join(names)}")
-        if point.converged:
-            check_determined(
-                likelihood, point._replace(free=point.free | unpressed(likelihood, point))
-            )
+        names = _named(likelihood, np.flatnonzero(is_at_bound).tolist())
+        notes.append(f"at their bound, without uncertainty: {names}")
     return _minimum(
         likelihood,
         values=point.values,

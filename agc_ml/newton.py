@@ -18,6 +18,8 @@ from agc_ml.likelihood import Derivatives, Likelihood
 
 EDM: Final = 1e-12
 """Estimated distance to the minimum of t at which the minimiser stops."""
+CHANCE: Final = 1e3 * EDM
+"""What t may fall by if a parameter left its bound, without its being held there."""
 MAX_STEPS: Final = 500
 NEARLY_FLAT: Final = 1e-5
 """Eigenvalue of the Hessian, scaled to a diagonal of ones, below which it is looked at closely."""
@@ -65,11 +67,15 @@ def descend(
             )
         free = ~fixed & ~((x <= lower) & (gradient > 0)) & ~((x >= upper) & (gradient < 0))
         step, edm = newton_step(gradient[free], hessian[np.ix_(free, free)])
-        tell(f"step {steps + 1}: distance to the minimum {edm:.2g}")
-        downwards = _downwards(hessian, free) if edm < EDM else None
-        point = Point(x, hessian, free, edm, steps, converged=edm < EDM and downwards is None)
         direction = np.zeros_like(x)
         direction[free] = step
+        tell(f"step {steps + 1}: distance to the minimum {edm:.2g}")
+        downwards = None
+        if edm < EDM:
+            # where rounding decides whether a bound holds a parameter, none does
+            free |= ~fixed & (0.5 * gradient**2 < CHANCE * np.abs(np.diag(hessian)))
+            downwards = _downwards(hessian, free)
+        point = Point(x, hessian, free, edm, steps, converged=edm < EDM and downwards is None)
         if point.converged:
             return point
         found = (

@@ -321,6 +321,19 @@ class TestMinimise:
         with pytest.raises(FitError, match="determine only a combination of "):
             mn.minimise(lk.build(spec))
 
+    @pytest.mark.parametrize("expected", [0.0, 1.0])
+    def test_a_minimum_at_a_bound_has_its_uncertainty(self, expected: float) -> None:
+        """Data that are as expected with the factor at its bound, which then holds nothing."""
+        data = np.array([60.0, 60, 50]) + expected * np.array([40.0, 30, 10])
+        free = mn.minimise(lk.build(workspace(data=data.tolist(), bounds=[-1, 10])))
+        for bounds in ([expected, 10.0], [-1.0, expected]):
+            spec = workspace(data=data.tolist(), bounds=bounds)
+            spec["measurements"][0]["config"]["parameters"][0]["inits"] = [np.mean(bounds)]
+            found = mn.minimise(lk.build(spec))
+            index = found.names.index("mu")
+            assert found.values[index] == pytest.approx(expected, abs=1e-6)
+            np.testing.assert_allclose(found.uncertainties, free.uncertainties, rtol=1e-5)
+
     @pytest.mark.parametrize("lowest", [-10.0, -25.0, -1e4])
     def test_without_data_nothing_says_how_low_a_factor_is(self, lowest: float) -> None:
         spec = workspace(data=[0, 0, 0], bounds=[lowest, 10])
