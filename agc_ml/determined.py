@@ -13,7 +13,7 @@ from agc_ml.likelihood import Likelihood, backend
 from agc_ml.newton import NEARLY_FLAT, Point, scaled
 
 FLAT: Final = 1e-9
-"""Such an eigenvalue below which nothing determines that combination of parameters.
+"""Eigenvalue of the Hessian, scaled to a diagonal of ones, below which a direction is not determined.
 
 It makes an uncertainty 30,000 times what it is with all other parameters fixed.
 """
@@ -50,7 +50,7 @@ def check_determined(likelihood: Likelihood, point: Point) -> None:
         is_steep = eigenvalues > NEARLY_FLAT
         along = vectors[:, is_steep]
         x[free] -= along @ (along.T @ (gradient[free] / scale) / eigenvalues[is_steep]) / scale
-        x = np.clip(x, likelihood.lower, likelihood.upper)
+        x[free] = np.clip(x, likelihood.lower, likelihood.upper)[free]
     _, _, hessian = likelihood.derivatives(x)
     unit, scale = scaled(hessian[np.ix_(free, free)])
     eigenvalues, vectors = np.linalg.eigh(unit)
