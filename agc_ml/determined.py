@@ -13,7 +13,7 @@ from agc_ml.likelihood import Likelihood, backend
 from agc_ml.newton import NEARLY_FLAT, Point, scaled
 
 FLAT: Final = 1e-9
-"""Eigenvalue of the Hessian, scaled to a diagonal of ones, below which a direction is not determined.
+"""Eigenvalue of the Hessian, scaled to a diagonal of ones, of a direction that nothing determines.
 
 It makes an uncertainty 30,000 times what it is with all other parameters fixed.
 """
