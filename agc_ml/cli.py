@@ -277,10 +277,10 @@ def plot(run: Path, config: Path | None, output: Path | None, **given: Any) -> N
 def fit(run: Path, config: Path | None, output: Path | None, as_json: bool, **given: Any) -> None:
     """Fit templates: workspace, maximum likelihood, pulls, impacts, goodness of fit.
 
-    RUN_OR_FILE is a run directory, a ROOT file with the names of the Analysis Grand Challenge, its
-    published reference JSON, or a pyhf workspace. CONFIG is in cabinetry's format; by default the
-    one that ships with the processor. If its InputPath names the files, give the folder that they
-    are relative to, or one of them.
+    RUN_OR_FILE is a run directory, a pyhf workspace, or a file of histograms: ROOT or zip, with the
+    names of the Analysis Grand Challenge or those that CONFIG asks for, or AGC's reference JSON.
+    CONFIG is in cabinetry's format; by default the one that ships with the processor. If its
+    InputPath names the files, give the folder that they are relative to, or one of them.
 
     With --ml-uncertainty the mass of the hadronic top that the model finds is fitted in the signal
     region, and the fit goes to RUN/fit_ml.

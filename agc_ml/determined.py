@@ -19,11 +19,9 @@ It makes an uncertainty 30,000 times what it is with all other parameters fixed.
 """
 DEGENERATE: Final = 1e-4
 """Eigenvalue of a correlation below which Minuit's uncertainties are doubted."""
-LOST: Final = 4.0
-"""How often the events over which the likelihood bends a prediction may be below zero.
-
-There the slope is a thousandth of what it is above zero.
-"""
+LEAST_SHARE: Final = 0.01
+"""Share of a direction with which a parameter takes part in it."""
+MOST_NAMED: Final = 6
 
 _Array = NDArray[np.float64]
 _Mask = NDArray[np.bool_]
@@ -61,34 +59,54 @@ def check_determined(likelihood: Likelihood, point: Point) -> None:
     flat = (eigenvalues < FLAT) & (supported <= 0.5 * np.abs(eigenvalues))
     if not flat.any():
         return
-    names = _taking_part(likelihood, free, vectors[:, flat.argmax()])
-    if _lost(likelihood, x).any():
+    names = _taking_part(likelihood, free, np.sum(vectors[:, flat] ** 2, axis=1))
+    if _negative(likelihood, x).any():
         raise FitError(_without_floor(names))
     if len(names) == 1:
         raise FitError(
-            f"the data do not determine {names[0]}: no prediction depends on it; fix it (General: "
-            "Fixed) or take it out of the configuration"
+            f"the data do not determine {names[0]}: no prediction depends on it where the fit "
+            "ended; fix it (General: Fixed) or take it out of the configuration"
         )
     raise FitError(
-        f"the data determine only a combination of {', '.join(names)}, not each of them: they "
-        "change the predictions in the same way; fix one (General: Fixed) or take it out"
+        f"the data determine only a combination of {_listed(names)}, not each of them: they change "
+        "the predictions in the same way, or so nearly that no fit can tell; fix one (General: "
+        "Fixed) or take it out"
     )
 
 
-def _taking_part(likelihood: Likelihood, free: NDArray[np.intp], vector: _Array) -> list[str]:
-    """Names of the parameters that move along a direction of length 1, in scaled parameters."""
-    return [likelihood.names[i] for i in free[np.abs(vector) > 0.3]]  # noqa: PLR2004 - takes part
+def _taking_part(
+    likelihood: Likelihood, free: NDArray[np.intp], weights: NDArray[np.float64]
+) -> list[str]:
+    """Names of what moves along directions, the most first; those of all bins are one.
+
+    ``weights`` are the squares of the directions' components, in scaled parameters.
+    """
+    by_index = np.zeros(len(likelihood.names))
+    by_index[free] = weights / weights.sum()
+    config = likelihood.model.config
+    shares = {name: by_index[config.par_slice(name)].sum() for name in config.par_order}
+    ranked = sorted(shares, key=lambda name: -shares[name])
+    return [ranked[0], *(name for name in ranked[1:] if shares[name] > LEAST_SHARE)]
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> None:
-    """Make sure that no parameter is determined by bins far below zero alone.
+    """Make sure that no factor is determined by bins below zero.
+
+    There the likelihood bends, by a width that is ours. What moves with a constraint is told of
+    elsewhere.
 
     Raises
     ------
     FitError
-        More than half of the curvature along a direction is that of their bend.
+        More than half of the curvature along a direction is that of the bend, and a free factor
+        takes part in it.
     """
-    lost = _lost(likelihood, point.values)
+    lost = _negative(likelihood, point.values)
     if not lost.any():
         return
     free = np.flatnonzero(point.free)
@@ -111,23 +129,25 @@ def check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> Non
     if shares.real.max(initial=0) < 0.5:  # noqa: PLR2004 - more than half
         return
     vector = np.abs(vectors[:, shares.real.argmax()]) / np.sqrt(np.diag(covariance)[free])
-    names = _taking_part(likelihood, free, vector / np.linalg.norm(vector))
-    raise FitError(_without_floor(names))
+    names = _taking_part(likelihood, free, vector**2)
+    config = likelihood.model.config
+    if any(not config.param_set(name).constrained for name in names):
+        raise FitError(_without_floor(names))
 
 
-def _lost(likelihood: Likelihood, values: _Array) -> _Mask:
-    """Bins without data so far below zero that they no longer say anything of a parameter."""
+def _negative(likelihood: Likelihood, values: _Array) -> _Mask:
+    """Bins without data for which less than no events are predicted."""
     is_empty = np.asarray(likelihood.observed == 0)
     if not is_empty.any():
         return is_empty
     with backend("numpy"):
         rates = np.asarray(likelihood.model.expected_actualdata(values))
-    return np.asarray(is_empty & (rates < -LOST * likelihood.soft))
+    return np.asarray(is_empty & (rates < 0))
 
 
 def _without_floor(names: list[str]) -> str:
     return (
-        f"the data don't say how low {', '.join(names)} may be: bins without data are predicted "
+        f"the data don't say how low {_listed(names)} may be: bins without data are predicted "
         "less than no events, which is as good as none; give bounds within which predictions are "
         "above zero (NormFactors: Bounds, or the parameter's bounds in a workspace)"
     )
@@ -142,5 +162,5 @@ def hardly_determined(likelihood: Likelihood, covariance: _Array) -> Iterator[st
         return
     eigenvalues, vectors = np.linalg.eigh(own / np.outer(sizes, sizes))
     if eigenvalues[0] < DEGENERATE:
-        names = ", ".join(_taking_part(likelihood, factors, vectors[:, 0]))
-        yield f"the data hardly determine {names} apart from each other, if at all"
+        names = _taking_part(likelihood, factors, vectors[:, 0] ** 2)
+        yield f"the data hardly determine {_listed(names)} apart from each other, if at all"

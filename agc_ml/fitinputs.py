@@ -7,7 +7,6 @@ that a fit is given.
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -119,7 +118,7 @@ def _paths(
             )
         path = path.replace(f"{{{field}}}", value)
     file, _, histogram = path.rpartition(":")
-    return (os.path.normpath(file) if names_files(config) else ""), histogram.lstrip("/")
+    return (file if names_files(config) else ""), histogram.lstrip("/")
 
 
 def _shared(found: list[Need], config: Config) -> Iterator[str]:

@@ -262,7 +262,8 @@ def _check_model(spec: Mapping[str, Any], what: str) -> None:
         TypeError,
         ValueError,
     ) as error:
-        raise FitError(f"{what}: pyhf makes no model of it ({_line(error)})") from error
+        reason = _line(error) or "channels share parameters of bins in a way that it does not know"
+        raise FitError(f"{what}: pyhf makes no model of it ({reason})") from error
 
 
 def _problems(spec: Mapping[str, Any]) -> Iterator[str]:
@@ -285,18 +286,17 @@ def _problems(spec: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _badly_shared(spec: Mapping[str, Any]) -> Iterator[str]:
-    """Parameters of single bins that are those of several channels."""
-    sizes: dict[tuple[str, str], dict[str, int]] = {}
+    """Shape factors of channels of different sizes."""
+    sizes: dict[str, dict[str, int]] = {}
     for channel in spec["channels"]:
         for sample in channel["samples"]:
             for one in sample["modifiers"]:
-                where = sizes.setdefault((one["type"], one["name"]), {})
-                where[channel["name"]] = len(sample["data"])
-    for (kind, name), where in sizes.items():
-        channels = ", ".join(where)
-        if kind == "staterror" and len(where) > 1:
-            yield f"staterror {name!r} is that of channels {channels}; give each one of its own"
-        if kind == "shapefactor" and len(set(where.values())) > 1:
+                if one["type"] == "shapefactor":
+                    where = sizes.setdefault(one["name"], {})
+                    where[channel["name"]] = len(sample["data"])
+    for name, where in sizes.items():
+        if len(set(where.values())) > 1:
+            channels = ", ".join(where)
             yield f"shapefactor {name!r} is that of channels {channels}, of different sizes"
 
 
@@ -308,7 +308,10 @@ def _bad_channel(channel: Mapping[str, Any], data: list[float]) -> Iterator[str]
     for count in data:
         if not 0 <= count < np.inf:
             yield f"{where}: the data are {count:g} in a bin"
+    names = [sample["name"] for sample in channel["samples"]]
     for sample in channel["samples"]:
+        if names.count(sample["name"]) > 1:
+            yield f"{where}: sample {sample['name']!r} is there twice, and one would be ignored"
         yield from _bad_sample(sample, f"{where}, sample {sample['name']!r}")
 
 
@@ -317,7 +320,7 @@ def _bad_settings(parameters: list[Mapping[str, Any]]) -> Iterator[str]:
     for parameter in parameters:
         name = parameter["name"]
         for low, high in parameter.get("bounds", []):
-            if not low < high:
+            if not (low < high or (low == high and parameter.get("fixed", False))):
                 yield f"parameter {name!r}: bounds {low:g} to {high:g} don't rise"
         for field in ("inits", "auxdata", "sigmas", "factors"):
             if not np.isfinite(parameter.get(field, [])).all():

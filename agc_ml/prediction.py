@@ -65,17 +65,18 @@ def _nominal(model: Any) -> _Point:
 
 
 def _fitted(model: Any, minimum: Minimum) -> _Point:
-    import cabinetry  # noqa: PLC0415 - heavy
-
-    fitted = cabinetry.fit.FitResults(
-        minimum.values,
-        minimum.uncertainties,
-        list(minimum.names),
-        minimum.correlation,
-        minimum.twice_nll,
-    )
-    matched = cabinetry.model_utils.match_fit_results(model, fitted)
-    return _Point(matched.bestfit, matched.uncertainty, matched.corr_mat)
+    """Parameters as they were fitted; others of the model stay nominal, uncorrelated."""
+    before = _nominal(model)
+    there = {name: index for index, name in enumerate(minimum.names)}
+    pairs = [
+        (index, there[name]) for index, name in enumerate(model.config.par_names) if name in there
+    ]
+    own, theirs = (list(side) for side in zip(*pairs, strict=True))
+    values, uncertainties, correlation = (array.copy() for array in before)
+    values[own] = minimum.values[theirs]
+    uncertainties[own] = minimum.uncertainties[theirs]
+    correlation[np.ix_(own, own)] = minimum.correlation[np.ix_(theirs, theirs)]
+    return _Point(values, uncertainties, correlation)
 
 
 def _predict(

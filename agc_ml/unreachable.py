@@ -65,6 +65,9 @@ def without_unreachable(
                 {**one, "data": _only(one["data"], kept[one["name"]])}
                 for one in spec["observations"]
             ],
+            "measurements": [
+                _measurement_of(one, _masks(spec["channels"], kept)) for one in spec["measurements"]
+            ],
         },
         kept,
         notes,
@@ -154,6 +157,34 @@ def _channel_of(channel: _Channel, mask: _Mask) -> dict[str, Any]:
     return {**channel, "samples": samples}
 
 
+def _masks(channels: Sequence[_Channel], kept: Mapping[str, _Mask]) -> dict[str, _Mask]:
+    """Which ones are kept of parameters that there are several of, one for each bin."""
+    found: dict[str, dict[str, _Mask]] = {}
+    for channel in sorted(channels, key=lambda one: str(one["name"])):  # pyhf's order
+        for sample in channel["samples"]:
+            for modifier in sample["modifiers"]:
+                if modifier["type"] == "staterror":
+                    own = found.setdefault(modifier["name"], {})
+                    own[channel["name"]] = kept[channel["name"]]
+                elif modifier["type"] in ("shapefactor", "shapesys"):  # shared ones are the same
+                    found[modifier["name"]] = {"": kept[channel["name"]]}
+    return {name: np.concatenate(list(masks.values())) for name, masks in found.items()}
+
+
+def _measurement_of(measurement: Mapping[str, Any], masks: Mapping[str, _Mask]) -> dict[str, Any]:
+    config = measurement["config"]
+    parameters = []
+    for parameter in config["parameters"]:
+        mask = masks.get(parameter["name"])
+        cut = {
+            field: _only(values, mask)
+            for field, values in parameter.items()
+            if mask is not None and isinstance(values, list) and len(values) == len(mask)
+        }
+        parameters.append({**parameter, **cut})
+    return {**measurement, "config": {**config, "parameters": parameters}}
+
+
 def _data_of(data: Any, mask: _Mask) -> Any:
     """Numbers of the kept bins, of a modifier that has some for each bin."""
     if isinstance(data, Mapping):
@@ -161,5 +192,5 @@ def _data_of(data: Any, mask: _Mask) -> Any:
     return _only(data, mask) if isinstance(data, list) else data
 
 
-def _only(values: Sequence[float], mask: _Mask) -> list[float]:
+def _only(values: Sequence[Any], mask: _Mask) -> list[Any]:
     return [value for value, is_kept in zip(values, mask, strict=True) if is_kept]

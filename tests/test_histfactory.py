@@ -264,6 +264,15 @@ def test_patches_that_make_no_sense(operations: Any, tmp_path: Path) -> None:
             {"observations": [*workspace()["observations"], {"name": "three", "data": [1.0]}]},
             "channel 'three' is there 0 times, and observations of it 1 times",
         ),
+        (
+            {
+                "channels": [
+                    {**channel, "samples": [*channel["samples"], channel["samples"][1]]}
+                    for channel in workspace()["channels"]
+                ]
+            },
+            "channel 'one': sample 'background' is there twice, and one would be ignored",
+        ),
         ({"measurements": []}, "not a workspace that pyhf takes"),
         ({"channels": [{"name": "one"}]}, "not a workspace that pyhf takes"),
         (
@@ -296,29 +305,85 @@ def test_what_is_no_good_workspace(change: dict[str, Any], message: str, tmp_pat
     assert verdict.problem is not None
 
 
-@pytest.mark.parametrize(
-    ("kind", "sizes", "message"),
-    [
-        ("staterror", (2, 2), "staterror 'f' is that of channels one, two; give each one of its"),
-        ("shapefactor", (2, 3), "shapefactor 'f' is that of channels one, two, of different sizes"),
-    ],
-)
-def test_parameters_of_bins_are_those_of_a_channel(
-    kind: str, sizes: tuple[int, int], message: str, tmp_path: Path
-) -> None:
+def test_shape_factors_of_channels_of_different_sizes(tmp_path: Path) -> None:
     content = workspace()
-    pairs = zip(content["channels"], content["observations"], sizes, strict=True)
-    for channel, observed, size in pairs:
-        added = [1.0] * (size - 2)
-        observed["data"] += added
+    content["observations"][1]["data"].append(1.0)
+    for channel in content["channels"]:
         for sample in channel["samples"]:
-            sample["data"] += added
-        data = [1.0] * size if kind == "staterror" else None
-        channel["samples"][1]["modifiers"].append({"name": "f", "type": kind, "data": data})
+            sample["data"] += [1.0] if channel["name"] == "two" else []
+        channel["samples"][1]["modifiers"].append(
+            {"name": "f", "type": "shapefactor", "data": None}
+        )
     path = written(tmp_path / "ws.json", content)
-    with pytest.raises(FitError, match=message):
+    with pytest.raises(FitError, match="shapefactor 'f' is that of channels one, two, of differen"):
         stats.fit(path)
     assert validate(path).problem is not None
+
+
+def test_statistics_that_channels_share(tmp_path: Path) -> None:
+    """They are those of each bin still, as pyhf has it; where it has not, that is said."""
+    shared, apart = workspace(), workspace()
+    for name, content in (("st", shared), (None, apart)):
+        for channel in content["channels"]:
+            channel["samples"][1]["modifiers"].append(
+                {"name": name or channel["name"], "type": "staterror", "data": [4.0, 6.0]}
+            )
+    one = stats.fit(written(tmp_path / "shared.json", shared))
+    other = stats.fit(written(tmp_path / "apart.json", apart))
+    assert one.poi.value == pytest.approx(other.poi.value, rel=1e-9)
+    assert one.poi.uncertainty == pytest.approx(other.poi.uncertainty, rel=1e-6)
+    shared["channels"][1]["samples"][1]["name"] = "another"
+    with pytest.raises(FitError, match="pyhf makes no model of it"):
+        stats.fit(written(tmp_path / "ws.json", shared))
+
+
+def test_settings_of_bins_go_with_them(tmp_path: Path) -> None:
+    """A bin that nothing can fill leaves settings of the others."""
+    content = workspace()
+    content["observations"][0]["data"].insert(0, 0.0)
+    for sample in content["channels"][0]["samples"]:
+        sample["data"].insert(0, 0.0)
+    content["channels"][0]["samples"][1]["modifiers"] += [
+        {"name": "st", "type": "staterror", "data": [0.0, 4.0, 6.0]},
+        {"name": "sh", "type": "shapesys", "data": [0.0, 3.0, 5.0]},
+    ]
+    content["measurements"][0]["config"]["parameters"] = [
+        {"name": "st", "inits": [1.0, 1.1, 0.9], "bounds": [[0.0, 2.0], [0.1, 3.0], [0.2, 4.0]]},
+        {"name": "sh", "auxdata": [1.0, 250.0, 160.0]},
+        {"name": "mu", "inits": [0.5], "bounds": [[0.0, 8.0]]},
+    ]
+    result = stats.fit(written(tmp_path / "ws.json", content))
+    assert result.workspace["measurements"][0]["config"]["parameters"] == [
+        {"name": "st", "inits": [1.1, 0.9], "bounds": [[0.1, 3.0], [0.2, 4.0]]},
+        {"name": "sh", "auxdata": [250.0, 160.0]},
+        {"name": "mu", "inits": [0.5], "bounds": [[0.0, 8.0]]},
+    ]
+
+
+def test_settings_may_be_whole_numbers(tmp_path: Path) -> None:
+    """What a fit predicts is not rounded to them: data that are matched are matched."""
+    content = workspace()
+    for channel in content["channels"]:
+        channel["samples"][1]["modifiers"] = [{"name": "k", "type": "normfactor", "data": None}]
+        del channel["samples"][1]["data"][1], channel["samples"][0]["data"][1]
+    for one in content["observations"]:
+        del one["data"][1]
+    settings = [{"name": name, "inits": [1], "bounds": [[0, 10]]} for name in ("mu", "k")]
+    content["measurements"][0]["config"]["parameters"] = settings
+    result = stats.fit(written(tmp_path / "ws.json", content))
+    for region in result.postfit:
+        np.testing.assert_allclose(region.total, region.data, rtol=1e-6)
+        np.testing.assert_allclose(region.uncertainty, np.sqrt(region.data), rtol=1e-3)
+
+
+def test_a_fixed_parameter_needs_no_room(tmp_path: Path) -> None:
+    content = workspace()
+    settings = {"name": "b", "inits": [0.5], "bounds": [[0.5, 0.5]], "fixed": True}
+    content["measurements"][0]["config"]["parameters"] = [settings]
+    assert stats.fit(written(tmp_path / "ws.json", content)).states == {"b": "fixed"}
+    settings["fixed"] = False
+    with pytest.raises(FitError, match=r"bounds 0.5 to 0.5 don't rise"):
+        stats.fit(written(tmp_path / "ws.json", content))
 
 
 def test_shape_factors_stay_those_of_their_bins(tmp_path: Path) -> None:

@@ -344,6 +344,32 @@ class TestMinimise:
         found = mn.minimise(lk.build(workspace(data=[0, 0, 0], bounds=bounds)))
         assert found.values[found.names.index("mu")] == pytest.approx(-0.9)
 
+    def test_nor_do_bins_without_data_beside_others(self) -> None:
+        """Where they alone hold a factor, our bend would decide its uncertainty."""
+        spec = workspace(
+            data=[10, 0], signal=[1, 5], background=[10, 0.5], tilt=[1, 1], spread=None
+        )
+        spec["measurements"][0]["config"]["parameters"][0]["bounds"] = [[-10, 10]]
+        with pytest.raises(FitError, match="the data don't say how low mu"):
+            mn.minimise(lk.build(spec))
+        spec["measurements"][0]["config"]["parameters"][0]["bounds"] = [[-0.05, 10]]
+        found = mn.minimise(lk.build(spec))
+        assert found.values[found.names.index("mu")] == -0.05
+
+    def test_all_that_is_not_determined_is_named(self) -> None:
+        """Free bins and a factor; those of all bins are one, however many there are."""
+        n = 20
+        spec = workspace(
+            data=[50 + i for i in range(n)],
+            signal=[10] * n,
+            background=[40] * n,
+            tilt=[1] * n,
+            spread=None,
+            more=[{"name": "free", "type": "shapefactor", "data": None}],
+        )
+        with pytest.raises(FitError, match=r"determine only a combination of (free, mu|mu, free),"):
+            mn.minimise(lk.build(spec))
+
     def test_a_fixed_value_stays_where_it_is(self) -> None:
         """Also out of bounds, and where other minima are looked for."""
         spec = alike()

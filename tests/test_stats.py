@@ -938,7 +938,7 @@ class TestFilesOfTheConfiguration:
         with pytest.raises(FitError, match=r"hist/linked.root:SR is the same as hist/bkg.root:SR"):
             stats.fit(folder, config)
         config["Samples"][-1]["SamplePath"] = "../hist/bkg"
-        with pytest.raises(FitError, match=r"lead to one histogram, hist/bkg.root:SR, by"):
+        with pytest.raises(FitError, match=r"hist/../hist/bkg.root:SR is the same as hist/bkg.ro"):
             stats.fit(folder, config)
 
     def test_pseudodata_need_one_source(self, folder: Path, config: dict[str, Any]) -> None:
