@@ -293,8 +293,9 @@ class TestMinimise:
         with pytest.raises(FitError, match=r"determine only a combination of .*mu"):
             mn.minimise(lk.build(spec))
 
-    @pytest.mark.parametrize("data", [[58, 53, 33], [70, 70, 45]])
-    @pytest.mark.parametrize("signal", [[5.0, 10, 5], [4.0, 8, 2]])
+    @pytest.mark.parametrize(
+        ("data", "signal"), [([58, 53, 33], [5.0, 10, 5]), ([70, 70, 45], [4.0, 8, 2])]
+    )
     def test_two_factors_of_one_template(self, data: list[float], signal: list[float]) -> None:
         """The curvature is exactly zero here, not nearly."""
         other = {"name": "other", "type": "normfactor", "data": None}
@@ -321,27 +322,25 @@ class TestMinimise:
         with pytest.raises(FitError, match="determine only a combination of "):
             mn.minimise(lk.build(spec))
 
-    @pytest.mark.parametrize("expected", [0.0, 1.0])
-    def test_a_minimum_at_a_bound_has_its_uncertainty(self, expected: float) -> None:
+    def test_a_minimum_at_a_bound_has_its_uncertainty(self) -> None:
         """Data that are as expected with the factor at its bound, which then holds nothing."""
-        data = np.array([60.0, 60, 50]) + expected * np.array([40.0, 30, 10])
-        free = mn.minimise(lk.build(workspace(data=data.tolist(), bounds=[-1, 10])))
-        for bounds in ([expected, 10.0], [-1.0, expected]):
-            spec = workspace(data=data.tolist(), bounds=bounds)
+        data = [60.0, 60, 50]
+        free = mn.minimise(lk.build(workspace(data=data, bounds=[-1, 10])))
+        for bounds in ([0.0, 10.0], [-1.0, 0.0]):
+            spec = workspace(data=data, bounds=bounds)
             spec["measurements"][0]["config"]["parameters"][0]["inits"] = [np.mean(bounds)]
             found = mn.minimise(lk.build(spec))
-            index = found.names.index("mu")
-            assert found.values[index] == pytest.approx(expected, abs=1e-6)
+            assert found.values[found.names.index("mu")] == pytest.approx(0, abs=1e-6)
             np.testing.assert_allclose(found.uncertainties, free.uncertainties, rtol=1e-5)
 
-    @pytest.mark.parametrize("lowest", [-10.0, -25.0, -1e4])
+    @pytest.mark.parametrize("lowest", [-10.0, -1e4])
     def test_without_data_nothing_says_how_low_a_factor_is(self, lowest: float) -> None:
         spec = workspace(data=[0, 0, 0], bounds=[lowest, 10])
         with pytest.raises(FitError, match="the data don't say how low mu may be: bins without"):
             mn.minimise(lk.build(spec))
-        # within bounds where something is predicted all is well
-        bounds = [-0.9, 10]
-        found = mn.minimise(lk.build(workspace(data=[0, 0, 0], bounds=bounds)))
+
+    def test_within_bounds_where_something_is_predicted_all_is_well(self) -> None:
+        found = mn.minimise(lk.build(workspace(data=[0, 0, 0], bounds=[-0.9, 10])))
         assert found.values[found.names.index("mu")] == pytest.approx(-0.9)
 
     def test_nor_do_bins_without_data_beside_others(self) -> None:
