@@ -83,8 +83,9 @@ def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: Non
     local = _minuit if likelihood.derivatives is None else _exact
     best = local(likelihood, tell)
     others: list[Minimum] = []
-    # at the start, too: where a factor ends at zero, what it scales shows no effect
-    ends = (likelihood.start, best.values)
+    ends = [best.values]
+    if np.any((best.uncertainties == 0) & ~likelihood.fixed):
+        ends.append(likelihood.start)  # what a factor scales shows no effect where it ends at zero
     bent = sorted({index for values in ends for index in _bent(likelihood, values)})
     if bent:
         tell(f"looking for other minima: {_named(likelihood, bent)} act differently up and down")
