@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.errors import FitError
-from agc_ml.likelihood import Derivatives, Likelihood
+from agc_ml.likelihood import Likelihood
 from agc_ml.minimum import Minimum
 from agc_ml.newton import descend, newton_step
 
@@ -35,6 +35,8 @@ def impacts(
     jax the changes are those of a parabola of the same covariance. ``tell`` is told how far it is.
     """
     target = likelihood.names.index(poi)
+    # the curvature at the minimum, from where all of them start
+    hessian = None if likelihood.derivatives is None else likelihood.derivatives(minimum.values)[2]
     found = {}
     for index, name in enumerate(likelihood.names):
         if index == target or likelihood.fixed[index]:
@@ -42,49 +44,59 @@ def impacts(
         tell(f"impacts: parameter {index + 1} of {len(likelihood.names)}")
         prefit, postfit = likelihood.prefit[index], minimum.uncertainties[index]
         moves = np.array([prefit, -prefit, postfit, -postfit])
-        changes = [_impact(likelihood, minimum, target, index, move) for move in moves]
+        changes = [
+            _impact(likelihood, minimum, hessian, target=target, index=index, move=move)
+            for move in moves
+        ]
         if all(change is not None for change in changes):
             found[name] = np.array(changes, dtype=np.float64)
     return found
 
 
 def _impact(
-    likelihood: Likelihood, minimum: Minimum, target: int, index: int, move: float
+    likelihood: Likelihood,
+    minimum: Minimum,
+    hessian: _Array | None,
+    *,
+    target: int,
+    index: int,
+    move: float,
 ) -> float | None:
     """Change of parameter ``target`` when parameter ``index`` moves by ``move``."""
     if move == 0:
         return 0.0
-    if likelihood.derivatives is None:
+    if hessian is None:
         return float(move * minimum.covariance[index, target] / minimum.covariance[index, index])
-    moved = _refitted(likelihood.derivatives, likelihood, minimum.values, index=index, move=move)
+    moved = _refitted(likelihood, minimum.values, hessian, index=index, move=move)
     return None if moved is None else float(moved[target] - minimum.values[target])
 
 
 def _refitted(
-    derivatives: Derivatives, likelihood: Likelihood, x: _Array, *, index: int, move: float
+    likelihood: Likelihood, x: _Array, hessian: _Array, *, index: int, move: float
 ) -> _Array | None:
     """Fit with parameter ``index`` moved from ``x``: at once as a rule, or in stages."""
+    assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
     fixed = likelihood.fixed.copy()
     fixed[index] = True
     aim = x[index] + move
     for _ in range(MAX_STAGES):
-        start = _moved(derivatives, likelihood, x, fixed=fixed, index=index, move=aim - x[index])
+        start = _moved(likelihood, x, hessian, fixed=fixed, index=index, move=aim - x[index])
         if start is None:
             return None
         try:
-            point = descend(derivatives, likelihood, start, fixed, max_steps=MAX_STEPS)
+            point = descend(likelihood.derivatives, likelihood, start, fixed, max_steps=MAX_STEPS)
         except FitError:  # it went where t is not finite
             return None
-        x = point.values
+        x, hessian = point.values, point.hessian
         if not point.converged or abs(x[index] - aim) < 1e-12 * abs(move):
             return x if point.converged else None
     return None
 
 
 def _moved(
-    derivatives: Derivatives,
     likelihood: Likelihood,
     x: _Array,
+    hessian: _Array,
     *,
     fixed: _Mask,
     index: int,
@@ -94,7 +106,6 @@ def _moved(
 
     The whole move as a rule, and less of it where a bin with data would be left without prediction.
     """
-    _, _, hessian = derivatives(x)
     free = ~fixed & (x > likelihood.lower) & (x < likelihood.upper)
     along = np.zeros_like(x)
     along[free], _ = newton_step(hessian[free, index], hessian[np.ix_(free, free)])
