@@ -58,7 +58,7 @@ def _factors(settings: Config, sample: Config) -> list[Config]:
 
 
 def _covers(factor: list[str], sample: list[str], settings: Config) -> bool:
-    """Whether a factor acts in all regions that a sample is in; no names mean all of them."""
+    """Return whether a factor acts in all regions of a sample; no names mean all of them."""
     every = [region["Name"] for region in settings["Regions"]]
     return set(sample or every) <= set(factor or every)
 

@@ -188,13 +188,13 @@ def _bad_factor(name: str, item: Config) -> Iterator[str]:
 
 
 def _is_within(value: float, factor: Config | None) -> bool:
-    """Whether a fixed value is in the bounds of its parameter, a factor or a systematic."""
+    """Return whether a fixed value is in the bounds of its parameter, a factor or a systematic."""
     low, high = SYSTEMATIC_BOUNDS if factor is None else factor.get("Bounds", FACTOR_BOUNDS)
     return bool(low <= value <= high)
 
 
 def _own_names(config: Config) -> dict[str, str]:
-    """What the model calls a parameter, by each name that a configuration may use for it."""
+    """Names of parameters in the model, by each name that a configuration may use for them."""
     systematics = config.get("Systematics", [])
     modifiers = {item.get("ModifierName", item["Name"]) for item in systematics}
     return {

@@ -39,7 +39,7 @@ class Need(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the histogram is called among the templates: with its file, if it has one."""
+        """Name of the histogram among the templates: with its file, if it has one."""
         return f"{self.file}:{self.histogram}" if self.file else self.histogram
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ def needs(config: Config) -> list[Need]:
 
 
 def names_files(config: Config) -> bool:
-    """Whether InputPath has placeholders before its colon, and so names the files."""
+    """Return whether InputPath has placeholders before its colon, and so names the files."""
     return "{" in str(config["General"]["InputPath"]).rpartition(":")[0]
 
 
@@ -147,7 +147,7 @@ def _shared(found: list[Need], config: Config) -> Iterator[str]:
 
 
 def _are_apart(config: Config, first: str, second: str) -> bool:
-    """Whether the Binning of two regions says that they share no bin."""
+    """Return whether the Binning of two regions says that they share no bin."""
     given = [
         region.get("Binning") for region in config["Regions"] if region["Name"] in (first, second)
     ]

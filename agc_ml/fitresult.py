@@ -163,7 +163,7 @@ class FitResult(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What was fitted, with the kind of pseudodata."""
+        """Data or pseudodata that were fitted, with their kind."""
         return "data" if self.pseudodata == "data" else f"{self.pseudodata} pseudodata"
 
     @property
@@ -178,7 +178,7 @@ class FitResult(NamedTuple):
 
     @property
     def definition(self) -> str:
-        """What the parameter of interest is, where it measures a known cross-section."""
+        """Definition of the parameter of interest, where it measures a known cross-section."""
         if self.cross_section is None:
             return ""
         return (
@@ -188,7 +188,7 @@ class FitResult(NamedTuple):
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What stands beside the result: what was fitted, how well, and what its numbers mean."""
+        """Lines beside the result: what was fitted, how well, and what its numbers mean."""
         test = self.goodness_of_fit
         p_value = "" if test.p_value is None else f", p = {_p(test.p_value)}"
         quality = f"chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"

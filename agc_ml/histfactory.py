@@ -15,7 +15,7 @@ import numpy as np
 
 from agc_ml.errors import FitError, UsageError
 from agc_ml.likelihood import model_and_data, quiet
-from agc_ml.unreachable import without_unreachable
+from agc_ml.unreachable import each_modifier, without_unreachable
 from agc_ml.workspace import Workspace
 
 WORKSPACE = {"channels", "measurements", "observations"}
@@ -32,13 +32,13 @@ class Brought(NamedTuple):
 
 
 def is_workspace(path: Path) -> bool:
-    """Whether a file is a pyhf workspace, good or bad."""
+    """Return whether a file is a pyhf workspace, good or bad."""
     content = _content(path)
     return isinstance(content, dict) and len(WORKSPACE & content.keys()) > 1
 
 
 def is_patch(path: Path) -> bool:
-    """Whether a file is a JSON patch, or a set of them."""
+    """Return whether a file is a JSON patch, or a set of them."""
     content = _content(path)
     if isinstance(content, dict):
         return {"patches", "metadata"} <= content.keys()
@@ -267,7 +267,7 @@ def _check_model(spec: Mapping[str, Any], what: str) -> None:
 
 
 def _problems(spec: Mapping[str, Any]) -> Iterator[str]:
-    """What pyhf's schema lets pass, but what would be ignored or go wrong later."""
+    """Problems that pyhf's schema lets pass, but that would be ignored or go wrong later."""
     names = [channel["name"] for channel in spec["channels"]]
     observed = [one["name"] for one in spec["observations"]]
     for name in dict.fromkeys((*names, *observed)):
@@ -288,12 +288,9 @@ def _problems(spec: Mapping[str, Any]) -> Iterator[str]:
 def _badly_shared(spec: Mapping[str, Any]) -> Iterator[str]:
     """Shape factors of channels of different sizes."""
     sizes: dict[str, dict[str, int]] = {}
-    for channel in spec["channels"]:
-        for sample in channel["samples"]:
-            for one in sample["modifiers"]:
-                if one["type"] == "shapefactor":
-                    where = sizes.setdefault(one["name"], {})
-                    where[channel["name"]] = len(sample["data"])
+    for channel, sample, modifier in each_modifier(spec["channels"]):
+        if modifier["type"] == "shapefactor":
+            sizes.setdefault(modifier["name"], {})[channel["name"]] = len(sample["data"])
     for name, where in sizes.items():
         if len(set(where.values())) > 1:
             channels = ", ".join(where)
@@ -369,10 +366,8 @@ def _bad_sample(sample: Mapping[str, Any], where: str) -> Iterator[str]:
 def _modifiers(spec: Mapping[str, Any]) -> dict[str, set[str]]:
     """Types of modifiers that there are, by name."""
     found: dict[str, set[str]] = {}
-    for channel in spec["channels"]:
-        for sample in channel["samples"]:
-            for one in sample["modifiers"]:
-                found.setdefault(one["name"], set()).add(one["type"])
+    for *_, modifier in each_modifier(spec["channels"]):
+        found.setdefault(modifier["name"], set()).add(modifier["type"])
     return found
 
 

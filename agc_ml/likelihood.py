@@ -187,8 +187,9 @@ def widths(model: Any) -> _Array:
         if parameters.constrained:
             sizes = parameters.width()
             if parameters.pdf_type == "poisson":
-                pairs = zip(parameters.auxdata, parameters.factors, strict=True)
-                sizes = [np.sqrt(aux) / factor for aux, factor in pairs]
+                # of the counts that were measured; where there were none, of those expected
+                counts = zip(parameters.auxdata, parameters.factors, sizes, strict=True)
+                sizes = [np.sqrt(n) / per_unit if n else size for n, per_unit, size in counts]
             fixed = parameters.suggested_fixed
             sizes = [0.0 if f else size for size, f in zip(sizes, fixed, strict=True)]
         found += sizes

@@ -126,7 +126,7 @@ def plot(
 
 
 def _elsewhere(source: Path, output: Path | None) -> Path | None:
-    """Where to write, None for the run directory itself, also if it is named."""
+    """Folder to write to, None for the run directory itself, also if it is named."""
     if output is None or not output.exists() or not source.is_dir():
         return output
     return None if output.samefile(source) else output
@@ -165,7 +165,7 @@ def _draw_run(
 
 
 def _lacks_data(result: RunResult) -> bool:
-    """Whether a run has simulation that can be compared with pseudodata, and with nothing else."""
+    """Return whether a run has simulation, and only pseudodata that it can be compared with."""
     return result.is_scaled and not any(d.is_data for d in result.provenance.datasets)
 
 

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml.determined import check_determined, check_floor, hardly_determined
+from agc_ml.degeneracy import check_determined, check_floor, hardly_determined
 from agc_ml.errors import FitError
 from agc_ml.likelihood import Likelihood, backend
 from agc_ml.newton import EDM, NEARLY_FLAT, Point, descend, scaled
@@ -95,7 +95,10 @@ def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: Non
         for start in _turned(likelihood, best, bent):
             if not np.isfinite(likelihood.value(start)):
                 continue
-            other = local(replace(likelihood, start=start), tell)
+            try:
+                other = local(replace(likelihood, start=start), tell)
+            except FitError:  # what is wrong there says nothing of the minimum that was found
+                continue
             if other.converged >= best.converged and _is_better(other, best, bent):
                 best, other, is_lower = other, best, True
             others.append(other)
@@ -105,7 +108,7 @@ def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: Non
 
 
 def _is_better(one: Minimum, other: Minimum, bent: list[int]) -> bool:
-    """Whether a minimum is lower, or as low and further up in what acts differently."""
+    """Return whether a minimum is lower, or as low and further up in what acts differently."""
     if abs(one.chi2 - other.chi2) > DEEPER:
         return one.chi2 < other.chi2
     upwards = np.sum((one.values - other.values)[bent])

@@ -29,7 +29,7 @@ _Mask = NDArray[np.bool_]
 
 
 class Point(NamedTuple):
-    """Where Newton's method ended; ``free`` are neither fixed nor pushed against their bound."""
+    """Last point of Newton's method; ``free`` are neither fixed nor pushed against their bound."""
 
     values: _Array
     hessian: _Array

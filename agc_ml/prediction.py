@@ -66,13 +66,10 @@ def _nominal(model: Any) -> _Point:
 
 def _fitted(model: Any, minimum: Minimum) -> _Point:
     """Parameters as they were fitted; others of the model stay nominal, uncorrelated."""
-    before = _nominal(model)
+    values, uncertainties, correlation = _nominal(model)
     there = {name: index for index, name in enumerate(minimum.names)}
-    pairs = [
-        (index, there[name]) for index, name in enumerate(model.config.par_names) if name in there
-    ]
-    own, theirs = (list(side) for side in zip(*pairs, strict=True))
-    values, uncertainties, correlation = (array.copy() for array in before)
+    own = [index for index, name in enumerate(model.config.par_names) if name in there]
+    theirs = [there[model.config.par_names[index]] for index in own]
     values[own] = minimum.values[theirs]
     uncertainties[own] = minimum.uncertainties[theirs]
     correlation[np.ix_(own, own)] = minimum.correlation[np.ix_(theirs, theirs)]

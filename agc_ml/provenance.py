@@ -107,7 +107,7 @@ def _git(folder: Path, *arguments: str) -> str:
 
 
 def _label(account: Account) -> str | None:
-    """Whose events they are: as the fileset says, but never others' where files say otherwise."""
+    """Label of the events: as the fileset says, but never others' where files say otherwise."""
     told = [info.is_generated for info in account.files.values()]
     generated = "none" if not any(told) else "all" if all(told) else "some"
     return agc.whose(account.fileset.label, generated=generated)

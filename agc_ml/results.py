@@ -245,7 +245,7 @@ class RunResult:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether simulated datasets are scaled to cross-section x luminosity."""
+        """True if simulated datasets are scaled to cross-section x luminosity."""
         return _is_scaled(self.provenance, self.scales)
 
     def yields(self) -> dict[str, dict[str, Yield]]:

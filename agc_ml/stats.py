@@ -72,7 +72,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Problem(NamedTuple):
-    """What is fitted: a workspace, its regions, and where it comes from."""
+    """Problem to fit: a workspace, its regions, and where it comes from."""
 
     workspace: Workspace
     regions: Sequence[Config]
@@ -317,7 +317,7 @@ def _doubts(
     poi: str,
     moved: Mapping[str, NDArray[np.float64]],
 ) -> Iterator[str]:
-    """What a reader must know of a fit before relying on it."""
+    """Notes on a fit that a reader must know before relying on it."""
     quality = _goodness_of_fit(likelihood, minimum)
     if quality.p_value is not None and quality.p_value < POOR:
         yield f"the model does not describe the data (p-value {quality.p_value:.1g})"
@@ -340,7 +340,7 @@ def _negative(regions: Sequence[RegionYields]) -> Iterator[str]:
 
 
 def _states(likelihood: lk.Likelihood, minimum: Minimum) -> dict[str, str]:
-    """Why parameters have no uncertainty of their own."""
+    """Reasons why parameters have no uncertainty of their own, by name."""
     found = {}
     for name, value, width, low, high, is_fixed in zip(
         minimum.names,

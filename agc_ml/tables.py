@@ -210,7 +210,7 @@ def checked(found: Sequence[CheckedFile]) -> Page:
 
 
 def run(record: RunRecord, fit: FitResult | None = None) -> Page:
-    """What ``agc-ml show`` tells of a run, and of its fit."""
+    """Tables that ``agc-ml show`` prints of a run, and of its fit."""
     parts: list[Table | str] = [f"status: {record.status}"]
     if fit is not None:
         parts += [str(fit), *fit.facts, *(f"note on the fit: {note}" for note in fit.notes)]

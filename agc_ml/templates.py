@@ -67,7 +67,7 @@ def load(path: str | Path) -> dict[str, hist.Hist[Any]]:
 
 
 def is_published(path: Path) -> bool:
-    """Whether a file is the published reference JSON."""
+    """Return whether a file is the published reference JSON."""
     try:
         content = json.loads(path.read_bytes()) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
@@ -230,7 +230,7 @@ def place(edges: _Array, edge: float) -> int:
 
 
 def ingredients(kind: Pseudodata) -> dict[str, float]:
-    """What pseudodata are made of, ``{process}[_{variation}]``, and how much of it."""
+    """Parts of pseudodata, ``{process}[_{variation}]``, and how much of each."""
     parts = {"ttbar_ME_var": 0.5, "ttbar_PS_var": 0.5, "wjets": 1.0}
     return parts | dict.fromkeys(SINGLE_TOP if kind == "complete" else (), 1.0)
 

@@ -6,7 +6,7 @@ are taken out of the workspace, which any other program can fit then, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,7 @@ def without_unreachable(
     if not notes:
         return Reachable(dict(spec), kept, ())
     _check_shared(spec["channels"], kept)
+    masks = _masks(spec["channels"], kept)
     return Reachable(
         {
             **spec,
@@ -65,13 +66,19 @@ def without_unreachable(
                 {**one, "data": _only(one["data"], kept[one["name"]])}
                 for one in spec["observations"]
             ],
-            "measurements": [
-                _measurement_of(one, _masks(spec["channels"], kept)) for one in spec["measurements"]
-            ],
+            "measurements": [_measurement_of(one, masks) for one in spec["measurements"]],
         },
         kept,
         notes,
     )
+
+
+def each_modifier(channels: Iterable[_Channel]) -> Iterator[tuple[_Channel, Any, Any]]:
+    """Go through the modifiers of a pyhf workspace's channels: channel, sample, modifier."""
+    for channel in channels:
+        for sample in channel["samples"]:
+            for modifier in sample["modifiers"]:
+                yield channel, sample, modifier
 
 
 def _switched_off(spec: Mapping[str, Any]) -> set[str]:
@@ -81,12 +88,7 @@ def _switched_off(spec: Mapping[str, Any]) -> set[str]:
     """
     parameters = spec["measurements"][0]["config"]["parameters"]
     fixed = {one["name"]: one.get("inits") for one in parameters if one.get("fixed")}
-    modifiers = [
-        modifier
-        for channel in spec["channels"]
-        for sample in channel["samples"]
-        for modifier in sample["modifiers"]
-    ]
+    modifiers = [modifier for *_, modifier in each_modifier(spec["channels"])]
     varied = {one["name"] for one in modifiers if one["type"] in ("histosys", "normsys")}
     return {name for name, at in fixed.items() if at == [0] or (at is None and name in varied)}
 
@@ -94,18 +96,16 @@ def _switched_off(spec: Mapping[str, Any]) -> set[str]:
 def _check_shared(channels: Sequence[_Channel], kept: Mapping[str, _Mask]) -> None:
     """Make sure that shape factors stay those of the bins that they were of."""
     first: dict[str, str] = {}
-    for channel in channels:
-        for sample in channel["samples"]:
-            for modifier in sample["modifiers"]:
-                if modifier["type"] != "shapefactor":
-                    continue
-                other = first.setdefault(modifier["name"], channel["name"])
-                if not np.array_equal(kept[other], kept[channel["name"]]):
-                    raise FitError(
-                        f"shapefactor {modifier['name']!r} is that of regions {other!r} and "
-                        f"{channel['name']!r}, in which different bins can't be filled; take such "
-                        "bins out of both"
-                    )
+    for channel, _, modifier in each_modifier(channels):
+        if modifier["type"] != "shapefactor":
+            continue
+        other = first.setdefault(modifier["name"], channel["name"])
+        if not np.array_equal(kept[other], kept[channel["name"]]):
+            raise FitError(
+                f"shapefactor {modifier['name']!r} is that of regions {other!r} and "
+                f"{channel['name']!r}, in which different bins can't be filled; take such bins out "
+                "of both"
+            )
 
 
 def _reachable(channel: _Channel, off: set[str]) -> _Mask:
@@ -158,16 +158,15 @@ def _channel_of(channel: _Channel, mask: _Mask) -> dict[str, Any]:
 
 
 def _masks(channels: Sequence[_Channel], kept: Mapping[str, _Mask]) -> dict[str, _Mask]:
-    """Which ones are kept of parameters that there are several of, one for each bin."""
+    """Masks of the parameters that are kept, where there is one for each bin."""
     found: dict[str, dict[str, _Mask]] = {}
-    for channel in sorted(channels, key=lambda one: str(one["name"])):  # pyhf's order
-        for sample in channel["samples"]:
-            for modifier in sample["modifiers"]:
-                if modifier["type"] == "staterror":
-                    own = found.setdefault(modifier["name"], {})
-                    own[channel["name"]] = kept[channel["name"]]
-                elif modifier["type"] in ("shapefactor", "shapesys"):  # shared ones are the same
-                    found[modifier["name"]] = {"": kept[channel["name"]]}
+    in_order = sorted(channels, key=lambda one: str(one["name"]))  # pyhf's
+    for channel, _, modifier in each_modifier(in_order):
+        if modifier["type"] == "staterror":
+            own = found.setdefault(modifier["name"], {})
+            own[channel["name"]] = kept[channel["name"]]
+        elif modifier["type"] in ("shapefactor", "shapesys"):  # shared ones are the same
+            found[modifier["name"]] = {"": kept[channel["name"]]}
     return {name: np.concatenate(list(masks.values())) for name, masks in found.items()}
 
 

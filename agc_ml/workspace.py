@@ -24,7 +24,7 @@ from agc_ml.fitconfig import Config, check_config, fixed_parameters
 from agc_ml.fitinputs import Need, names_files, needs
 from agc_ml.likelihood import quiet
 from agc_ml.templates import PSEUDODATA, Pseudodata, check, ingredients, merge, place, pseudodata
-from agc_ml.unreachable import without_unreachable
+from agc_ml.unreachable import each_modifier, without_unreachable
 
 _log = logging.getLogger(__name__)
 
@@ -130,12 +130,12 @@ def prepare(
 
 
 def unit_of(histogram: hist.Hist[Any]) -> str:
-    """What an entry of a histogram is, as it says itself; else nothing but an entry."""
+    """Unit of an entry of a histogram, as it says itself; else nothing but an entry."""
     return str(getattr(histogram, "label", None) or "Entries")
 
 
 def _is_closure(config: Config, model: Mapping[str, Any], kind: Pseudodata) -> bool:
-    """Whether all templates that pseudodata are made of enter the model."""
+    """Return whether all templates that pseudodata are made of enter the model."""
     return all(
         f"{region['RegionPath']}_{part}" in model
         for region in config["Regions"]
@@ -144,7 +144,7 @@ def _is_closure(config: Config, model: Mapping[str, Any], kind: Pseudodata) -> b
 
 
 def wants_pseudodata(config: Config) -> bool:
-    """Whether the data of a configuration are made of the templates."""
+    """Return whether the data of a configuration are made of the templates."""
     sample = next(sample for sample in config["Samples"] if sample.get("Data", False))
     return bool(sample.get("SamplePath") == PSEUDODATA)
 
@@ -336,12 +336,7 @@ def _check_once(spec: Mapping[str, Any]) -> None:
 
 def _without_effect(spec: Mapping[str, Any], config: Config) -> Iterator[str]:
     """Tell of what is configured and changes nothing."""
-    there = {
-        modifier["name"]
-        for channel in spec["channels"]
-        for sample in channel["samples"]
-        for modifier in sample["modifiers"]
-    }
+    there = {modifier["name"] for *_, modifier in each_modifier(spec["channels"])}
     for item in (*config.get("Systematics", []), *config["NormFactors"]):
         if item.get("ModifierName", item["Name"]) not in there:
             yield f"{item['Name']}: acts on no sample of any region"
@@ -410,8 +405,7 @@ def _check_something_left(spec: Mapping[str, Any], config: Config) -> None:
                 "take the region out of the fit configuration"
             )
     poi = config["General"]["POI"]
-    samples = [sample for channel in spec["channels"] for sample in channel["samples"]]
-    if not any(modifier["name"] == poi for sample in samples for modifier in sample["modifiers"]):
+    if not any(modifier["name"] == poi for *_, modifier in each_modifier(spec["channels"])):
         raise FitError(
             f"{poi}: the samples that it scales have no events in any region, so it can't be "
             "measured; process more events"

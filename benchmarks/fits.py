@@ -239,7 +239,7 @@ def _workspace(
 
 
 class Outcome(NamedTuple):
-    """How a fit compares with Minuit's: the largest differences, and one of VERDICTS."""
+    """Comparison of a fit with Minuit's: the largest differences, and one of VERDICTS."""
 
     shape: str
     verdict: str

@@ -31,7 +31,7 @@ ORDER = [
     {"running"},
     {"checking", "planning", "reference", "templates"},
     {"fitconfig", "fitrecord", "fitresult", "likelihood"},
-    {"determined", "impacts", "minimum", "newton"},
+    {"degeneracy", "impacts", "minimum", "newton"},
     {"crosssection", "fitinputs", "spread", "unreachable"},
     {"workspace"},
     {"histfactory"},

@@ -661,6 +661,22 @@ class TestSaddles:
         assert near.chi2 > found.chi2 + 3
         assert found.values[found.names.index("a")] == pytest.approx(-3.9, abs=0.1)
 
+    def test_what_is_wrong_elsewhere_refuses_no_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another start may lead where nothing determines a parameter."""
+        whole, exact = mn.minimise(lk.build(alike())), mn._exact
+        seen: list[int] = []
+
+        def first_only(*arguments: Any) -> mn.Minimum:
+            seen.append(1)
+            if len(seen) > 1:
+                raise FitError("the data do not determine gen0")
+            return exact(*arguments)
+
+        monkeypatch.setattr(mn, "_exact", first_only)
+        found = mn.minimise(lk.build(alike()))
+        assert len(seen) > 1
+        assert found.chi2 == pytest.approx(whole.chi2)
+
     def test_another_minimum_at_a_bound_is_told(self) -> None:
         spec = alike()
         settings = {"name": "gen0", "inits": [0.0], "bounds": [[-0.5, 0.5]]}
@@ -713,7 +729,10 @@ class TestImpacts:
         likelihood = lk.build(spec)
         found = mn.minimise(likelihood)
         index = found.names.index("tilt")
-        change = ip._impact(likelihood, found, found.names.index("mu"), index, 2.5)
+        assert likelihood.derivatives is not None
+        _, _, hessian = likelihood.derivatives(found.values)
+        poi = found.names.index("mu")
+        change = ip._impact(likelihood, found, hessian, target=poi, index=index, move=2.5)
         start, fixed = found.values.copy(), likelihood.fixed.copy()
         start[index] += 2.5
         fixed[index] = True
@@ -731,7 +750,10 @@ class TestImpacts:
         likelihood = lk.build(spec)
         found = mn.minimise(likelihood)
         index = found.names.index("tilt")
-        assert ip._impact(likelihood, found, found.names.index("mu"), index, 50) is None
+        assert likelihood.derivatives is not None
+        _, _, hessian = likelihood.derivatives(found.values)
+        poi = found.names.index("mu")
+        assert ip._impact(likelihood, found, hessian, target=poi, index=index, move=50) is None
 
 
 class TestWithoutJax:

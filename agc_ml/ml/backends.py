@@ -119,7 +119,7 @@ def _open_onnx(model: Model, content: Content, note: Note) -> Backend:
 
 
 def has_two_columns(session: Any) -> bool:
-    """Whether the output of an ONNX session has the scores of two classes."""
+    """Return whether the output of an ONNX session has the scores of two classes."""
     return any(one.shape[1:] == [2] for one in session.get_outputs())
 
 

@@ -118,7 +118,7 @@ def load_model(spec: str | Path) -> Model | Bundle:
 
 
 def remarks(model: Model | Bundle) -> tuple[str, ...]:
-    """What a user should know of how a model scores, before it is used."""
+    """Notes on how a model scores, for those who are about to use it."""
     found: list[str] = []
     for member in model.members:
         content = content_of(member.sha256)

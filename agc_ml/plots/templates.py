@@ -49,7 +49,7 @@ class Region(NamedTuple):
 
 
 class _Points(NamedTuple):
-    """What is drawn as points, what it is, and what an entry of each histogram is.
+    """Points of a figure, their name, and the unit of an entry of each histogram.
 
     ``totals`` are the total uncertainties of a model, of the histograms that have one.
     """
@@ -121,7 +121,7 @@ def draw_run(
 
 
 def _unit(histogram: Histogram, result: RunResult) -> str:
-    """What an entry is, as the histogram says; weights that are scaled to nothing are no events."""
+    """Unit of an entry, as the histogram says; weights that are scaled to nothing are no events."""
     stated = getattr(histogram, "label", None)
     is_known = bool(stated) and (stated != "Events" or result.luminosity is not None)
     return str(stated) if is_known else ENTRIES

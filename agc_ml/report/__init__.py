@@ -88,7 +88,7 @@ def write_page(page: content.Page, figures: Sequence[FigureInfo], path: Path) ->
 
 
 def is_whole(image: Path) -> bool:
-    """Whether a PNG file is there, and not cut off."""
+    """Return whether a PNG file is there, and not cut off."""
     return image.is_file() and image.read_bytes().endswith(PNG_END)
 
 

@@ -1,4 +1,4 @@
-"""Whether data or constraints determine each parameter of a fit."""
+"""Parameters of a fit that neither data nor constraints determine."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> Non
         More than half of the curvature along a direction is that of the bend, and a free factor
         takes part in it.
     """
-    lost = _negative(likelihood, point.values)
-    if not lost.any():
+    negative = _negative(likelihood, point.values)
+    if not negative.any():
         return
     free = np.flatnonzero(point.free)
     slopes = []
@@ -116,14 +116,17 @@ def check_floor(likelihood: Likelihood, point: Point, covariance: _Array) -> Non
             step = np.zeros_like(point.values)
             step[index] = 1e-4 * max(abs(point.values[index]), 1.0)
             up, down = (
-                np.asarray(likelihood.model.expected_actualdata(point.values + side * step))[lost]
+                np.asarray(likelihood.model.expected_actualdata(point.values + side * step))[
+                    negative
+                ]
                 for side in (1, -1)
             )
             slopes.append((up - down) / (2 * step[index]))
-        rates = np.asarray(likelihood.model.expected_actualdata(point.values))[lost]
+        rates = np.asarray(likelihood.model.expected_actualdata(point.values))[negative]
     # second derivative of 2 s tanh(r / s)
-    soft = likelihood.soft[lost]
-    bend = 4 / soft * np.abs(np.tanh(rates / soft)) / np.cosh(rates / soft) ** 2
+    soft = likelihood.soft[negative]
+    slope = np.tanh(rates / soft)
+    bend = 4 / soft * np.abs(slope) * (1 - slope**2)
     of_bend = (np.array(slopes) * bend) @ np.array(slopes).T
     shares, vectors = np.linalg.eig(covariance[np.ix_(free, free)] / 2 @ of_bend)
     if shares.real.max(initial=0) < 0.5:  # noqa: PLR2004 - more than half
