@@ -31,4 +31,4 @@ def test_what_is_off_is_noticed(what: str, monkeypatch: pytest.MonkeyPatch) -> N
         return minimum._replace(uncertainties=1.03 * minimum.uncertainties)
 
     monkeypatch.setattr(fits, "minimise", off)
-    assert fits.compare(1).verdict == "differs"
+    assert fits.compare(4).verdict == "differs"

@@ -44,6 +44,12 @@ class Jets(ProcessorABC):
 """
 
 
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw few pixels: many figures are drawn here, and none is looked at."""
+    monkeypatch.setattr(style, "DPI", 20)
+
+
 def run_of(folder: Path, fileset: Any, *, sumw: bool) -> RunResult:
     """Fill jets with a processor that says how many events it got, or does not."""
     script = folder / f"jets_{sumw}.py"
@@ -228,8 +234,10 @@ class TestWhatIsCounted:
             assert len(total) == 25
             assert (total >= 0.999 * statistical).all()
             assert total.max() > 1.5 * statistical.max()
+        kept = set().union(*map(_nominal, factories.REGIONS))
+        bare = factories.run_result(templates={name: result.templates[name] for name in kept})
         figures = draw_run(
-            result,
+            bare,
             tmp_path,
             factories.pseudodata(result.hists),
             data_label="complete pseudodata",
@@ -268,11 +276,6 @@ def small_config(path: Path) -> Path:
 
 
 class TestKindOfPseudodata:
-    @pytest.fixture(autouse=True)
-    def _coarse(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Draw few pixels: many figures are drawn here, and none is looked at."""
-        monkeypatch.setattr(style, "DPI", 20)
-
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
         """A run of one region with the variations that pseudodata are made of."""
@@ -287,17 +290,17 @@ class TestKindOfPseudodata:
         measurement.plot(run)
         assert "published pseudodata" in (run / "figures" / "figures.json").read_text()
         # what a fit is told is the default from then on, and figures of before are drawn again
-        assert measurement.fit(run, config=config, pseudodata="complete").pseudodata == "complete"
+        called = command("fit", run, config, "--pseudodata", "complete")
+        assert "fitted to complete pseudodata: chi2" in called.out
+        assert choices.load(run).pseudodata == "complete"
         page = measurement.report(run).read_text()
         assert "complete pseudodata" in page
         assert "published pseudodata" not in page
-        called = command("fit", run, config)
-        assert "fitted to complete pseudodata: chi2" in called.out
-        # figures of another kind beside a fit are refused
+        # figures of another kind beside a fit are refused, and the next fit follows them
         measurement.plot(run, pseudodata="published")
         with pytest.raises(FitError, match=r"fitted to complete pseudodata.*published ones now"):
             measurement.report(run)
-        measurement.fit(run, config=config)
+        assert measurement.fit(run, config=config).pseudodata == "published"
         assert "complete pseudodata" not in measurement.report(run).read_text()
 
     def test_the_run_itself_may_be_named(self, run: Path, config: Path) -> None:
@@ -307,10 +310,8 @@ class TestKindOfPseudodata:
         assert (run / "fit" / "fit.json").exists()
         assert not (run / "fit.json").exists()
 
-    def test_a_fit_of_a_file_has_a_folder_of_its_own(
-        self, run: Path, config: Path, tmp_path: Path
-    ) -> None:
-        measurement.fit(run / "histograms.root", tmp_path / "out", config=config)
+    def test_a_fit_of_a_file_has_a_folder_of_its_own(self, run: Path, tmp_path: Path) -> None:
+        stats.save(factories.fit_result(), tmp_path / "out")
         with pytest.raises(UsageError, match="the folder of a fit; name another one"):
             measurement.plot(run / "histograms.root", tmp_path / "out", pseudodata="complete")
 
@@ -348,9 +349,7 @@ class TestKindOfPseudodata:
         first = measurement.report(run).read_text()
         whole = (figures / "pulls.png").read_bytes()
         for damage in (
-            (figures / "pulls.png").unlink,
             lambda: (figures / "pulls.png").write_bytes(whole[:-20]),
-            lambda: (figures / "figures.json").write_text("[]"),
             lambda: (figures / "figures.json").write_text("{"),
         ):
             damage()
@@ -404,8 +403,6 @@ def test_a_fit_says_what_it_does(tmp_path: Path) -> None:
         "fitting 3 parameters",
     ]
     assert {"impacts", "drawing"} <= set(stages)
-    quiet = command("fit", run, config, "-o", tmp_path / "out", "-q")
-    assert quiet.err == ""
 
 
 def test_a_result_at_a_bound_says_so() -> None:

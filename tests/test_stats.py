@@ -21,6 +21,7 @@ from factories import partial_run, run_result, true_templates, ttbar_hists
 from agc_ml import agc, hists, stats, templates, variances
 from agc_ml.crosssection import measured_cross_section
 from agc_ml.errors import AgcError, FitError, HistogramError, StoreError, UsageError
+from agc_ml.fitinputs import collect
 from agc_ml.likelihood import quiet
 from agc_ml.workspace import prepare
 
@@ -905,10 +906,13 @@ class TestFilesOfTheConfiguration:
             cabinetry.templates.collect(config, method="uproot")
             cabinetry.templates.postprocess(config)
             expected = cabinetry.workspace.build(config)
-        for source in (folder, folder / "hist" / "bkg.root", "hist/data.root", "."):
-            result = stats.fit(source, config)
-            assert result.workspace["channels"] == expected["channels"]
-            assert result.workspace["observations"] == expected["observations"]
+        specs = [
+            prepare(collect(config, Path(source)), config).spec
+            for source in (folder, folder / "hist" / "bkg.root", "hist/data.root")
+        ]
+        for spec in (*specs, stats.fit(".", config).workspace):
+            assert spec["channels"] == expected["channels"]
+            assert spec["observations"] == expected["observations"]
 
     def test_what_is_none_of_its_files(
         self, folder: Path, config: dict[str, Any], made_up: dict[str, Any]
