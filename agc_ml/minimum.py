@@ -83,10 +83,7 @@ def minimise(likelihood: Likelihood, tell: Callable[[str], None] = lambda _: Non
     local = _minuit if likelihood.derivatives is None else _exact
     best = local(likelihood, tell)
     others: list[Minimum] = []
-    ends = [best.values]
-    if np.any((best.uncertainties == 0) & ~likelihood.fixed):
-        ends.append(likelihood.start)  # what a factor scales shows no effect where it ends at zero
-    bent = sorted({index for values in ends for index in _bent(likelihood, values)})
+    bent = _bent(likelihood, _in_effect(likelihood, best.values))
     if bent:
         tell(f"looking for other minima: {_named(likelihood, bent)} act differently up and down")
     is_lower = bool(bent)
@@ -113,6 +110,16 @@ def _is_better(one: Minimum, other: Minimum, bent: list[int]) -> bool:
         return one.chi2 < other.chi2
     upwards = np.sum((one.values - other.values)[bent])
     return bool(upwards > APART * np.min(other.uncertainties[bent]))
+
+
+def _in_effect(likelihood: Likelihood, values: _Array) -> _Array:
+    """Values with free factors that are at least one, or as large as at the start.
+
+    Near zero, what a factor scales does not show how it varies.
+    """
+    is_factor = ~likelihood.fixed & (likelihood.prefit == 0)
+    least = np.clip(np.maximum(likelihood.start, 1.0), likelihood.lower, likelihood.upper)
+    return np.where(is_factor & (np.abs(values) < np.abs(least)), least, values)
 
 
 def _bent(likelihood: Likelihood, values: _Array) -> list[int]:

@@ -361,6 +361,31 @@ def test_settings_of_bins_go_with_them(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_of_bins_that_regions_share(tmp_path: Path) -> None:
+    """They are in the order of the channels' names, in whichever order these are written."""
+    content = workspace()
+    content["channels"].reverse()
+    content["observations"].reverse()
+    content["observations"][1]["data"].insert(0, 0.0)
+    for channel in content["channels"]:
+        for sample in channel["samples"]:
+            sample["data"][:0] = [0.0] if channel["name"] == "one" else []
+        errors = [0.0, 4.0, 6.0] if channel["name"] == "one" else [8.0, 9.0]
+        channel["samples"][1]["modifiers"] = [{"name": "st", "type": "staterror", "data": errors}]
+    settings = {"name": "st", "inits": [1.0, 1.1, 1.2, 1.3, 1.4]}
+    content["measurements"][0]["config"]["parameters"] = [settings]
+    spec = histfactory.read(written(tmp_path / "ws.json", content)).workspace.spec
+    likelihood = build(spec)
+    assert dict(zip(likelihood.names, likelihood.start, strict=True)) == {
+        "mu": 1.0,
+        **{f"st[{index}]": value for index, value in enumerate((1.1, 1.2, 1.3, 1.4))},
+    }
+    rates = likelihood.model.expected_actualdata(likelihood.start)
+    np.testing.assert_allclose(
+        rates, [12 + 50 * 1.1, 11 + 60 * 1.2, 12 + 100 * 1.3, 11 + 120 * 1.4]
+    )
+
+
 def test_settings_may_be_whole_numbers(tmp_path: Path) -> None:
     """What a fit predicts is not rounded to them: data that are matched are matched."""
     content = workspace()

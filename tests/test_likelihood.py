@@ -663,6 +663,34 @@ class TestSaddles:
         assert near.chi2 > found.chi2 + 3
         assert found.values[found.names.index("a")] == pytest.approx(-3.9, abs=0.1)
 
+    @pytest.mark.parametrize(
+        ("lowest", "start", "first"), [(0, 1, 100), (-0.5, 1, 100), (0, 0, 100), (0, 1, 90)]
+    )
+    def test_a_minimum_where_a_factor_is_not_zero(
+        self, lowest: float, start: float, first: float
+    ) -> None:
+        """Where it ended at zero, nothing that it scales shows how it may vary."""
+        spec = workspace(
+            data=[first, 150],
+            signal=[50, 0],
+            background=[100, 100],
+            tilt=[1, 1],
+            spread=None,
+            bounds=[lowest, 10],
+        )
+        spec["measurements"][0]["config"]["parameters"][0]["inits"] = [start]
+        signal, background = spec["channels"][0]["samples"]
+        background["modifiers"].clear()
+        shape = {"hi_data": [0, 50], "lo_data": [0, 50]}
+        signal["modifiers"].append({"name": "a", "type": "histosys", "data": shape})
+        likelihood = lk.build(spec)
+        near, found = mn._exact(likelihood, lambda _: None), mn.minimise(likelihood)
+        assert near.converged
+        assert near.values[near.names.index("mu")] == pytest.approx(0, abs=1e-6)
+        assert near.chi2 > 20
+        assert found.chi2 < 2
+        assert found.values[found.names.index("mu")] == pytest.approx(1, abs=0.2)
+
     def test_what_is_wrong_elsewhere_refuses_no_fit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another start may lead where nothing determines a parameter."""
         likelihood, exact = lk.build(alike()), mn._exact
