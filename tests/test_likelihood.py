@@ -590,6 +590,35 @@ class TestSaddles:
             point = mn._exact(replace(likelihood, start=start), lambda _: None)
             assert found.chi2 <= point.chi2 + 2 * mn.DEEPER
 
+    def test_two_that_can_only_turn_together(self) -> None:
+        """They cancel each other in the first bins: either alone would leave one without events."""
+        spec = workspace(
+            data=[100, 100, 160, 160],
+            signal=[1, 1, 1, 1],
+            background=[50, 50, 50, 50],
+            tilt=[1] * 4,
+            spread=None,
+        )
+        samples = spec["channels"][0]["samples"]
+        samples[1]["modifiers"].clear()
+        settings = spec["measurements"][0]["config"]["parameters"]
+        for name, side, own in (("a", 1, 2), ("b", -1, 3)):
+            up, down = (
+                [25.0 + turn * side * 120, 25.0 - turn * side * 120, 25, 25] for turn in (1, -1)
+            )
+            up[own], down[own] = 25 + 75.0, 25 + 85.0
+            shape = {"hi_data": up, "lo_data": down}
+            modifiers = [{"name": name, "type": "histosys", "data": shape}]
+            samples.append({"name": f"of {name}", "data": [25.0] * 4, "modifiers": modifiers})
+            settings.append({"name": name, "inits": [1.0]})
+        likelihood = lk.build(spec)
+        near, found = mn._exact(likelihood, lambda _: None), mn.minimise(likelihood)
+        index = [found.names.index(name) for name in "ab"]
+        assert near.converged
+        assert (near.values[index] > 0.5).all()
+        assert (found.values[index] < -0.5).all()
+        assert found.chi2 < near.chi2
+
     def test_a_large_shape_may_have_two_minima(self) -> None:
         """Up and down act on opposite sides, but not by the same: the deeper one is far away."""
         spec = workspace(
