@@ -500,6 +500,9 @@ def test_an_empty_bin_is_left_out_and_told(tmp_path: Path) -> None:
         "data" in found.notes
     )
     assert found.spec == workspace()
+    result = stats.fit(tmp_path / "ws.json")
+    assert result.workspace == workspace()
+    assert [region.total[2] for region in result.postfit] == [0, 0]
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:

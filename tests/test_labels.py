@@ -290,17 +290,17 @@ class TestKindOfPseudodata:
         measurement.plot(run)
         assert "published pseudodata" in (run / "figures" / "figures.json").read_text()
         # what a fit is told is the default from then on, and figures of before are drawn again
-        called = command("fit", run, config, "--pseudodata", "complete")
-        assert "fitted to complete pseudodata: chi2" in called.out
-        assert choices.load(run).pseudodata == "complete"
+        assert measurement.fit(run, config=config, pseudodata="complete").pseudodata == "complete"
         page = measurement.report(run).read_text()
         assert "complete pseudodata" in page
         assert "published pseudodata" not in page
-        # figures of another kind beside a fit are refused, and the next fit follows them
+        called = command("fit", run, config)
+        assert "fitted to complete pseudodata: chi2" in called.out
+        # figures of another kind beside a fit are refused
         measurement.plot(run, pseudodata="published")
         with pytest.raises(FitError, match=r"fitted to complete pseudodata.*published ones now"):
             measurement.report(run)
-        assert measurement.fit(run, config=config).pseudodata == "published"
+        measurement.fit(run, config=config)
         assert "complete pseudodata" not in measurement.report(run).read_text()
 
     def test_the_run_itself_may_be_named(self, run: Path, config: Path) -> None:
@@ -310,8 +310,10 @@ class TestKindOfPseudodata:
         assert (run / "fit" / "fit.json").exists()
         assert not (run / "fit.json").exists()
 
-    def test_a_fit_of_a_file_has_a_folder_of_its_own(self, run: Path, tmp_path: Path) -> None:
-        stats.save(factories.fit_result(), tmp_path / "out")
+    def test_a_fit_of_a_file_has_a_folder_of_its_own(
+        self, run: Path, config: Path, tmp_path: Path
+    ) -> None:
+        measurement.fit(run / "histograms.root", tmp_path / "out", config=config)
         with pytest.raises(UsageError, match="the folder of a fit; name another one"):
             measurement.plot(run / "histograms.root", tmp_path / "out", pseudodata="complete")
 
@@ -349,7 +351,9 @@ class TestKindOfPseudodata:
         first = measurement.report(run).read_text()
         whole = (figures / "pulls.png").read_bytes()
         for damage in (
+            (figures / "pulls.png").unlink,
             lambda: (figures / "pulls.png").write_bytes(whole[:-20]),
+            lambda: (figures / "figures.json").write_text("[]"),
             lambda: (figures / "figures.json").write_text("{"),
         ):
             damage()

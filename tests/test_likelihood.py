@@ -272,7 +272,7 @@ class TestMinimise:
         with pytest.raises(FitError, match="the data do not determine idle: no prediction depends"):
             mn.minimise(lk.build(spec))
 
-    @pytest.mark.parametrize("scale", [0.02, 1000])
+    @pytest.mark.parametrize("scale", [0.02, 1, 1000])
     @pytest.mark.parametrize("is_product", [True, False])
     def test_parameters_that_only_count_together(self, is_product: bool, scale: float) -> None:
         """Two factors of one sample, or one each of two samples of the same shape."""
@@ -577,7 +577,7 @@ class TestSaddles:
         assert moved[0] > 0.5
         assert np.all(np.linalg.eigvalsh(2 * np.linalg.inv(found.covariance)) > 0)
 
-    @pytest.mark.parametrize("nearly", [1e-6, 0.05, -0.05])
+    @pytest.mark.parametrize("nearly", [1e-6, 0.01, 0.05, -0.05, 0.3])
     @pytest.mark.parametrize("number", [1, 2])
     def test_nearly_alike(self, nearly: float, number: int) -> None:
         """The lower of two minima is found, whichever side it is on."""
