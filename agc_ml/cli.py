@@ -101,14 +101,18 @@ def _fileset(
 
 
 def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
-    from agc_ml.running import default_output  # noqa: PLC0415 - on demand
+    from agc_ml import rundirs  # noqa: PLC0415 - on demand
 
-    output = Path(given["output"]) if given["output"] else default_output(name)
+    if given["output"]:
+        output = Path(given["output"])
+    else:
+        output = rundirs.new_folder(name)
+        click.get_current_context().call_on_close(lambda: rundirs.drop_if_empty(output))
     if not given["quiet"]:
         click.echo(f"run directory: {output}", err=True)
     kept = (
         *("site", "workers", "model", "schema", "via", "chunk_size", "resume", "overwrite"),
-        *("allow_missing", "verify_checksums", "quiet"),
+        *("allow_missing", "verify_checksums", "trust", "dashboard", "quiet"),
     )
     return {
         **{key: given[key] for key in kept},
@@ -154,9 +158,9 @@ def run(**given: Any) -> None:
     """
     from agc_ml import running  # noqa: PLC0415 - on demand
 
+    fileset = _chosen(given)
     arguments = _run_arguments(given, given["processor"])
     output = arguments["output"]
-    fileset = _chosen(given)
     result = options.resumable(
         output, lambda: running.run(given["processor"], fileset, **arguments), kept="chunks"
     )
@@ -178,8 +182,8 @@ def measure(**given: Any) -> None:
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
-    arguments = _run_arguments(given, measurement.PROCESSOR)
     fileset = _chosen(given)
+    arguments = _run_arguments(given, measurement.PROCESSOR)
     done = options.resumable(
         arguments["output"],
         lambda: measurement.measure(fileset, pseudodata=given["pseudodata"], **arguments),

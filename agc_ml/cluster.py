@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -18,6 +19,8 @@ LOCAL: Final = "local"
 _SCHEMES: Final = frozenset({"tcp", "tls", "ws", "wss", "ucx"})
 _CONNECT_TIMEOUT: Final = "20s"
 CLOSE_TIMEOUT_S: Final = 5
+_HOST: Final = "127.0.0.1"
+_DASHBOARD_PORT: Final = 8787  # the one that people know
 
 # A chunk that kills its worker is known after two deaths and then tried alone. A nanny whose
 # workers die again and again must never give up, or chunks stay queued for ever.
@@ -35,15 +38,26 @@ _LOCAL_SETTINGS: Final = {
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 24,
 }
 
+# Pages of Dask's web servers show the code, the data and the logs of a run, to whoever asks.
+_NO_PAGES: Final[dict[str, list[str]]] = {
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+}
 
-def check_site(site: str, workers: int | None = None) -> None:
+
+def check_site(site: str, workers: int | None = None, dashboard: int | None = None) -> None:
     """Make sure that there is such a site, without asking it.
 
     Raises
     ------
     UsageError
-        There is none, or ``workers`` makes no sense for it.
+        There is none, or ``workers`` or ``dashboard`` make no sense for it.
     """
+    if dashboard is not None and site != LOCAL:
+        own = "has none" if site == INLINE else "has its own, or none"
+        raise UsageError(f"--dashboard is for local workers; {site} {own}")
+    if site == INLINE and workers is not None:
+        raise UsageError(f"--workers is for local workers; {INLINE} has none")
     if site in {LOCAL, INLINE}:
         return
     if urlsplit(site).scheme not in _SCHEMES:
@@ -55,8 +69,13 @@ def check_site(site: str, workers: int | None = None) -> None:
         raise UsageError(f"--workers is for local workers; {site} has its own")
 
 
-def connect(site: str = LOCAL, *, workers: int | None = None) -> Client:
+def connect(
+    site: str = LOCAL, *, workers: int | None = None, dashboard: int | None = None
+) -> Client:
     """Start worker processes on this machine, or connect to a scheduler.
+
+    What local processes send each other is encrypted, and only they have the key, which is nowhere
+    on disk: other users of the machine can't connect.
 
     Parameters
     ----------
@@ -64,6 +83,9 @@ def connect(site: str = LOCAL, *, workers: int | None = None) -> Client:
         ``local``, or the address of a scheduler such as ``tcp://host:8786``.
     workers
         Number of worker processes, of one thread each; only with ``local``. Default: all cores.
+    dashboard
+        Port of 127.0.0.1 for Dask's dashboard, 0 for 8787 or a free one; only with ``local``. By
+        default there is none: it has no login, so that other users of the machine can read it.
 
     Returns
     -------
@@ -72,19 +94,19 @@ def connect(site: str = LOCAL, *, workers: int | None = None) -> Client:
     Raises
     ------
     UsageError
-        No such site, or ``workers`` makes no sense for it.
+        No such site, ``workers`` or ``dashboard`` make no sense for it, or the port is in use.
     ClusterError
         The scheduler does not answer.
     """
+    check_site(site, workers, dashboard)
     if site == LOCAL:
-        return _local(workers)
+        return _local(workers, dashboard)
     if site == INLINE:
         raise UsageError(f"{INLINE} is this process, and no cluster to connect to")
-    check_site(site, workers)
     return _address(site)
 
 
-def _local(workers: int | None) -> Client:
+def _local(workers: int | None, dashboard: int | None) -> Client:
     import dask  # noqa: PLC0415 - heavy
     from dask.system import CPU_COUNT  # noqa: PLC0415 - heavy
     from distributed import Client  # noqa: PLC0415 - heavy
@@ -95,18 +117,43 @@ def _local(workers: int | None) -> Client:
     _silence()
     # Not as a context: the scheduler and the nannies read some of it later.
     dask.config.set(_LOCAL_SETTINGS)
-    client = Client(
-        n_workers=workers or CPU_COUNT,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    )
+    port = 0 if dashboard is None else _free_port(dashboard)
+    with dask.config.set(_NO_PAGES if dashboard is None else {}):
+        client = Client(
+            n_workers=workers or CPU_COUNT,
+            threads_per_worker=1,
+            processes=True,
+            security=True,
+            dashboard_address=f"{_HOST}:{port}",
+            scheduler_kwargs={"dashboard": dashboard is not None},
+            silence_logs=logging.CRITICAL,
+        )
     # The scheduler, here in the driver, times garbage collections. Python drops a Ctrl-C that comes
     # while such a callback runs.
     disable_gc_diagnosis(force=True)
     client.register_plugin(_ignore_interrupts())
     return client
+
+
+def _free_port(dashboard: int) -> int:
+    """Return the port to show the dashboard at; 0 means any.
+
+    Raises
+    ------
+    UsageError
+        The port that was asked for is in use.
+    """
+    wanted = dashboard or _DASHBOARD_PORT
+    try:
+        socket.create_server((_HOST, wanted)).close()
+    except OSError as error:
+        if dashboard:
+            raise UsageError(
+                f"--dashboard {dashboard}: the port can't be used ({error.strerror}); name another "
+                "one, or none for any that is free"
+            ) from error
+        return 0
+    return wanted
 
 
 def _address(address: str) -> Client:
@@ -154,9 +201,14 @@ def is_private(client: Client) -> bool:
     return parts.scheme in {"tls", "wss", "inproc"} or parts.hostname in {"127.0.0.1", "::1"}
 
 
-def describe(client: Client) -> tuple[str, int, str | None]:
-    """Kind of cluster (``local`` or its address), number of workers, and link to the dashboard."""
+def describe(client: Client) -> tuple[str, int]:
+    """Kind of cluster (``local`` or its address), and number of workers."""
     info = client.scheduler_info(n_workers=-1)
     kind = LOCAL if client.cluster is not None else str(info["address"])
-    link = str(client.dashboard_link) if "dashboard" in info["services"] else None
-    return kind, len(info["workers"]), link
+    return kind, len(info["workers"])
+
+
+def dashboard_of(client: Client) -> str | None:
+    """Link to the dashboard of a client's cluster, None if it has none."""
+    info = client.scheduler_info(n_workers=0)
+    return str(client.dashboard_link) if "dashboard" in info["services"] else None

@@ -34,7 +34,8 @@ from agc_ml.ml import hook
 from agc_ml.normalisation import doubtful, kind_of, source_of, unclear
 from agc_ml.opened_files import Seen, changed, seen
 from agc_ml.outputs import add
-from agc_ml.worker import Failure, Finished, Job, offered, pack, process_packed, unpack
+from agc_ml.packing import unpack
+from agc_ml.worker import Failure, Finished, Job, offered, packed_job, process_packed
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,6 @@ def process(account: Account, executor: Executor) -> None:
     ClusterError
         The scheduler is gone.
     """
-    _recall(account, executor)
     shipment = account.shipment
     executor.provide({**hook.contents(shipment.models), **attachments.contents(shipment.files)})
     with offered(shipment.key, shipment.processor, shipment.schema):
@@ -172,26 +172,35 @@ def _in_rounds(account: Account, executor: Executor) -> None:
             return
 
 
-def _recall(account: Account, executor: Executor) -> None:
+def recall(account: Account, executor: Executor) -> int:
     """Take over what an interrupted run has finished.
+
+    Returns
+    -------
+    Number of its finished chunks that can't be used: of other parameters, code or inputs.
 
     Raises
     ------
     UsageError
-        A file that the processor opened has changed since.
+        A file that the processor opened has changed since; or a chunk is a pickle of somebody
+        else's.
     """
+    there = account.store.names()
     for chunk in account.chunks:
-        if chunk.events:
-            receipt = account.store.receipt(account.path(chunk), chunk)
+        file = account.path(chunk)
+        if chunk.events and file.name in there:
+            receipt = account.store.receipt(file, chunk)
             info = account.files[chunk.dataset, chunk.lfn]
             if receipt is not None and not is_of_another(receipt, info):
                 account.finish(chunk, receipt)
                 account.recalled.add(chunk)
+                there.discard(file.name)
     for path in compared(account.opened, executor):
         raise UsageError(
             f"{path}: changed since the run began, whose processor opens it, so that old and new "
             "would be mixed; put it back, or begin anew with --overwrite"
         )
+    return len(there)
 
 
 def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
@@ -206,7 +215,7 @@ def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
 
 def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Chunk]:
     """Process chunks once each; return those whose worker died."""
-    jobs = {str(chunk): (pack(_job(account, chunk)), executor.topic) for chunk in chunks}
+    jobs = {str(chunk): (packed_job(_job(account, chunk)), executor.topic) for chunk in chunks}
     by_key = {str(chunk): chunk for chunk in chunks}
     lost = []
     for key, outcome in executor.outcomes(process_packed, jobs):
@@ -281,7 +290,7 @@ def _accept(account: Account, chunk: Chunk, finished: Finished) -> None:
         if is_filtered and not kind_of(finished.receipt, info):
             raise InputFileError(unclear(dataset, file, info))
     try:
-        account.store.save(account.path(chunk), finished.receipt, finished.blob)
+        account.store.save(account.path(chunk), chunk, finished.receipt, finished.blob)
     except StoreError as error:
         raise StoreError(f"{error}; {len(account.done)} finished chunks are kept") from error
     account.notes |= dict.fromkeys(finished.notes)

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from agc_ml import cluster
 from agc_ml.delivery import equipment
-from agc_ml.errors import ClusterError, UsageError
+from agc_ml.errors import ClusterError
 from agc_ml.ml import hook
 from agc_ml.ml.hook import Content
 from agc_ml.results import ClusterSummary
@@ -196,7 +196,7 @@ class DaskExecutor:
 
 @contextlib.contextmanager
 def connected(
-    client: Client | None, site: str, workers: int | None
+    client: Client | None, site: str, workers: int | None, dashboard: int | None = None
 ) -> Iterator[tuple[Executor, ClusterSummary]]:
     """Give an executor on ``client``, or else on ``site``, and stop in the end what was started.
 
@@ -208,16 +208,17 @@ def connected(
         No scheduler answers.
     """
     if client is None and site == cluster.INLINE:
-        if workers is not None:
-            raise UsageError("--workers is for local workers; inline has none")
+        cluster.check_site(site, workers, dashboard)
         yield InlineExecutor(), ClusterSummary(kind=cluster.INLINE, workers=1)
         return
-    own = cluster.connect(site, workers=workers) if client is None else None
+    own = None
+    if client is None:
+        own = cluster.connect(site, workers=workers, dashboard=dashboard)
     used: Client = client if own is None else own
     try:
-        kind, n_workers, dashboard = cluster.describe(used)
+        kind, n_workers = cluster.describe(used)
         logger.info("cluster: %s, %d workers", kind, n_workers)
-        logger.info("dashboard: %s", dashboard or "none")
+        _tell_dashboard(used, is_own=own is not None and site == cluster.LOCAL, asked=dashboard)
         executor = DaskExecutor(used)
         try:
             yield executor, ClusterSummary(kind=kind, workers=n_workers)
@@ -226,6 +227,15 @@ def connected(
     finally:
         if own is not None:
             own.close(timeout=cluster.CLOSE_TIMEOUT_S)
+
+
+def _tell_dashboard(client: Client, *, is_own: bool, asked: int | None) -> None:
+    """Say where the dashboard is, and who can read it."""
+    if is_own and asked is None:
+        return
+    link = cluster.dashboard_of(client)
+    readers = " (no login: other users of this machine can read it)" if is_own else ""
+    logger.info("dashboard: %s%s", link or "none", readers)
 
 
 def _at_start(action: Callable[[], None], at_end: Callable[[], None] | None = None) -> Any:

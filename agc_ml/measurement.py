@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import agc, catalogue, choices, folders
+from agc_ml import agc, catalogue, choices, folders, rundirs
 from agc_ml.errors import AgcError, FitError, HistogramError, UsageError
 from agc_ml.results import RunResult, write
 from agc_ml.running import run
@@ -62,13 +62,14 @@ def measure(
     # what was chosen is kept from the beginning, for a resume
     folder = Path(options["output"]) if options.get("output") else None
     resumed = folder if options.get("resume") else None
-    before = choices.load(resumed) if resumed else choices.Choices(schema=1)
+    before = choices.load(rundirs.work_of(resumed)) if resumed else choices.Choices(schema=1)
     kind = pseudodata or before.pseudodata
     try:
         result = run(PROCESSOR, fileset, **options)
     except BaseException:
-        if folder and (folder / "chunks").is_dir():
-            choices.change(folder, pseudodata=kind)
+        work = rundirs.work_of(folder) if folder else None
+        if work and (work / rundirs.CHUNKS).is_dir():
+            choices.change(work, pseudodata=kind)
         raise
     if result.path is None:
         raise UsageError("the run has no directory to report in")

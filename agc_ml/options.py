@@ -33,6 +33,22 @@ def _set_level(context: click.Context, parameter: click.Parameter, value: int | 
     return value
 
 
+class Port(click.IntRange):
+    """A port that may be left out, so that what follows may be taken for it."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 65535)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        """Return the number."""
+        try:
+            return super().convert(value, param, context)
+        except click.BadParameter:
+            self.fail(f"{value} is no port; where none is meant, put the option last")
+
+
 def together(*parts: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Make one decorator of several; ``--help`` lists them in this order."""
 
@@ -69,6 +85,15 @@ cluster_options = together(
         help="local, inline (this process, for a debugger), or tcp://host:port.",
     ),
     click.option("--workers", type=click.IntRange(1), help="Local workers [all cores]."),
+)
+dashboard_option = click.option(
+    "--dashboard",
+    type=Port(),
+    is_flag=False,
+    flag_value="0",
+    metavar="[PORT]",
+    help="Open the dashboard of local workers on this machine, where its other users can read it "
+    "[8787 where free].",
 )
 via_option = click.option(
     "--via",
@@ -108,7 +133,15 @@ plan_options = together(
 run_options = together(
     click.option("-o", "--output", metavar="DIR", help="Run directory [runs/...]."),
     click.option("--resume", is_flag=True, help="Go on where DIR stopped."),
-    click.option("--overwrite", is_flag=True, help="Replace the run in DIR."),
+    click.option(
+        "--overwrite", is_flag=True, help="Replace the run in DIR, once the new results stand."
+    ),
+    click.option(
+        "--trust",
+        is_flag=True,
+        help="With --resume: read pickles that you did not write on this machine; they can run any "
+        "code.",
+    ),
     click.option(
         "--allow-missing",
         type=float,
@@ -123,6 +156,7 @@ run_options = together(
     ),
     label_option,
     plan_options,
+    dashboard_option,
 )
 logging_options = together(
     click.option("-v", "--verbose", is_flag=True, callback=_set_level, help="Tell more."),
@@ -140,7 +174,7 @@ pseudodata_option = click.option(
 def resumable(output: Path, work: Callable[[], Any], *, kept: str) -> Any:
     """Do the work; if it stops half-way, say which command goes on.
 
-    ``kept`` is the folder in ``output`` where finished parts are.
+    ``kept`` is the folder where finished parts are, in ``output`` or in one that is in it.
 
     Raises
     ------
@@ -154,10 +188,14 @@ def resumable(output: Path, work: Callable[[], Any], *, kept: str) -> Any:
     try:
         return work()
     except KeyboardInterrupt as stop:
-        hint = "what is finished is kept; " if (output / kept).is_dir() else ""
+        hint = "what is finished is kept; " if _is_kept(output, kept) else ""
         raise Interrupted(f"interrupted; {hint}go on with: {command}") from stop
     except AgcError as error:
         would_not_help = isinstance(error, ProcessorError | UsageError) or "--resume" in str(error)
-        if (output / kept).is_dir() and not would_not_help:
+        if _is_kept(output, kept) and not would_not_help:
             raise type(error)(f"{error}; go on with: {command}") from error
         raise
+
+
+def _is_kept(output: Path, kept: str) -> bool:
+    return any(path.is_dir() for path in (output / kept, *output.glob(f".*/{kept}")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import platform
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from agc_ml import agc
 from agc_ml.account import Account
+from agc_ml.datasets import Fileset
 from agc_ml.delivery.credentials import redacted
 from agc_ml.identity import version_of
 from agc_ml.ml.hook import Model
@@ -68,6 +70,56 @@ def _digests(models: Iterable[Model]) -> dict[str, str]:
 def processor_summary(shipment: Shipment) -> ProcessorSummary:
     """Name, parameters and digest of the code."""
     return ProcessorSummary(name=shipment.name, parameters=shipment.parameters, code=shipment.code)
+
+
+def differences(
+    before: Provenance, shipment: Shipment, fileset: Fileset, *, of_chunks: bool = False
+) -> list[str]:
+    """Say what a run was made with that is something else now, a few words each.
+
+    ``of_chunks``: also what decides only whether its finished chunks can be used.
+    """
+    now = processor_summary(shipment)
+    # as text, in which 1 is not 1.0, and the order of dictionaries counts
+    values = [{k: json.dumps(v, default=repr) for k, v in one.parameters.items()}
+              for one in (before.processor, now)]  # fmt: skip
+    found = []
+    if before.processor.code != now.code and before.processor.name != now.name:
+        found.append(f"processor {before.processor.name}, now {now.name}")
+    for name in dict.fromkeys([*values[0], *values[1]]):
+        old, new = (one.get(name, "not set")[:_SHOWN] for one in values)
+        if values[0].get(name) != values[1].get(name):
+            found.append(f"{name}={old}, now {new}")
+    if before.processor.code != now.code and not found:
+        found.append("the code of the processor, or of what it refers to")
+    if before.fileset != fileset.digest:
+        found.append(_other_fileset(before, fileset))
+    if of_chunks:
+        old_versions, new_versions = before.versions, versions(shipment.models)
+        names = [n for n in new_versions if old_versions.get(n) != new_versions[n]]
+        found += [f"{n} {old_versions.get(n, 'none')}, now {new_versions[n]}" for n in names]
+        if before.files != dict(shipment.files):
+            found.append("files that the processor declares")
+        if before.models != _digests(shipment.models):
+            found.append("its models")
+    return found
+
+
+_SHOWN: Final = 60
+
+
+def _other_fileset(before: Provenance, fileset: Fileset) -> str:
+    """Say in what a fileset differs from the one of a run, as far as that says what it had."""
+    old = {dataset.name: dataset.files for dataset in before.datasets}
+    new = {dataset.name: len(dataset.files) for dataset in fileset.datasets}
+    gone, come = (", ".join(sorted(a.keys() - b.keys())) for a, b in ((old, new), (new, old)))
+    if gone or come:
+        parts = [f"without {gone}" if gone else "", f"with {come}" if come else ""]
+        return f"another fileset ({', '.join(part for part in parts if part)})"
+    for name, number in new.items():
+        if old[name] != number:
+            return f"another fileset ({name}: {old[name]} files, now {number})"
+    return "another fileset (other files, numbers or metadata)"
 
 
 def deciding(shipment: Shipment) -> dict[str, Any]:

@@ -31,8 +31,8 @@ from agc_ml.outputs import (
     tables,
     warnings,
 )
+from agc_ml.packing import unpack
 from agc_ml.rows import Rows
-from agc_ml.worker import unpack
 
 MOST_NAMED: Final = 4
 
@@ -162,10 +162,16 @@ def _forget_variances(histograms: Mapping[str, hist.Hist[Any]], counts: Mapping[
 def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
     for chunk in account.chunks:
         if chunk.dataset == dataset.name and chunk in account.done:
-            found = account.store.load(account.path(chunk), chunk)
+            path = account.path(chunk)
+            found = account.store.load(path, chunk)
             if found is None:
                 raise IncompleteError(f"{chunk}: its result on disk is damaged; use --resume")
-            yield unpack(found[1])
+            try:
+                yield unpack(found[1])
+            except ValueError as error:  # it is whole, and was written by something else
+                raise IncompleteError(
+                    f"{chunk}: its result on disk is {error}; remove {path} and use --resume"
+                ) from error
 
 
 def _sum(parts: Iterable[Any], where: str, account: Account) -> Any | None:

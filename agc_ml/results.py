@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 import math
 import os
 import tempfile
@@ -25,6 +26,12 @@ from agc_ml.rows import Rows
 
 SCHEMA: Final = 1
 OUTPUTS: Final = "outputs.npz"
+NEW: Final = ".new"
+MOVING: Final = ".moving"
+"""Where in a run directory a run is that replaces it: until it stands, and while it moves."""
+
+logger = logging.getLogger(__name__)
+
 Status = Literal["complete", "partial", "failed"]
 
 
@@ -420,9 +427,21 @@ def load_record(directory: Path) -> RunRecord:
         It is missing, can't be read, is cut off, or was written by another version.
     """
     path = directory / "run.json"
+    is_replaced = any((directory / name).is_dir() for name in (NEW, MOVING))
     try:
         raw = json.loads(path.read_text())
+        if is_replaced:
+            logger.warning(
+                "%s: a run that replaces this one is unfinished, and here are the results before "
+                "it; the command that began it goes on with --resume",
+                directory,
+            )
     except (FileNotFoundError, NotADirectoryError) as error:
+        if is_replaced:
+            raise RunDirectoryError(
+                f"{directory}: a run that replaces another one was stopped while it was put in "
+                "place; the command that began it goes on with --resume"
+            ) from error
         raise RunDirectoryError(
             f"{directory}: not a run directory (no run.json in it); 'agc-ml run' makes one"
         ) from error

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from agc_ml import catalogue, cluster, execution, executors, folders, progress, provenance
+from agc_ml import (
+    catalogue,
+    cluster,
+    execution,
+    executors,
+    folders,
+    progress,
+    provenance,
+    rundirs,
+)
 from agc_ml.account import Account
 from agc_ml.checkpoints import Store
 from agc_ml.datasets import Fileset
@@ -48,7 +55,6 @@ logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 100_000
 MAX_NAMED: Final = 3
-KEPT: Final = ("chunks", "ledger.jsonl", "run.json", "measurement.json")
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ class Settings:
         Most events of a chunk; None: what an interrupted run had, else 100,000.
     allow_missing
         Largest fraction of each dataset's events that may be missing from the result.
+    trust
+        Read what an interrupted run left as pickles, whoever wrote them.
     """
 
     output: Path
@@ -68,6 +76,7 @@ class Settings:
     resume: bool = False
     overwrite: bool = False
     allow_missing: float = 0.0
+    trust: bool = False
     quiet: bool = False
     command: tuple[str, ...] = ()
     model: NamedModel | None = None
@@ -80,6 +89,7 @@ def run(
     client: Client | None = None,
     site: str = cluster.LOCAL,
     workers: int | None = None,
+    dashboard: int | None = None,
     output: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
     model: str | Path | Model | Bundle | None = None,
@@ -90,6 +100,7 @@ def run(
     overwrite: bool = False,
     allow_missing: float = 0.0,
     verify_checksums: bool = False,
+    trust: bool = False,
     quiet: bool = False,
     command: Sequence[str] = (),
 ) -> RunResult:
@@ -105,6 +116,9 @@ def run(
     client
         A Dask client to use. Without it ``site`` is: ``local`` starts ``workers`` processes,
         ``inline`` stays in this process, an address names a scheduler.
+    dashboard
+        Port of this machine for the dashboard of local workers, 0 for 8787 or a free one; by
+        default there is none. It has no login: other users of the machine can read it.
     model
         What the processor scores with, if it takes a model: where `load_model` finds one, or what
         it gives. ``name@champion`` is looked up once, when the run begins; ``resume`` goes on with
@@ -118,7 +132,8 @@ def run(
         first.
     output
         The run directory; default ``runs/<processor>-<UTC time>``. One that is not empty is refused
-        without ``resume`` (go on where it stopped) or ``overwrite``.
+        without ``resume`` (go on where it stopped) or ``overwrite`` (replace it, once the new
+        results stand).
     chunk_size
         Most events of a chunk.
     allow_missing
@@ -126,6 +141,9 @@ def run(
     verify_checksums
         Read files whole before they are processed, and compare them with the ``adler32`` that the
         fileset states: this finds damage that no checksum of a basket shows.
+    trust
+        With ``resume``: read what was kept as pickles although you did not write it on this
+        machine. They can run any code.
     quiet
         Show no progress.
 
@@ -145,43 +163,59 @@ def run(
     if chunk_size is not None and chunk_size < 1:
         raise UsageError(f"--chunk-size {chunk_size}: at least one event is needed")
     how = Settings(
-        output=Path(output) if output is not None else default_output(shipment.name),
+        output=Path(output) if output is not None else rundirs.new_folder(shipment.name),
         chunk_size=chunk_size,
         resume=resume,
         overwrite=overwrite,
         allow_missing=allow_missing,
+        trust=trust,
         quiet=quiet,
         command=tuple(command),
         model=named,
     )
-    start = time.perf_counter()
-    earlier = _earlier(how)
-    if earlier is not None:
-        how = replace(how, chunk_size=_same_chunk_size(how, earlier))
     loaded = taken(shipment, loaded)
     if verify_checksums:
         _check_verifiable(loaded)
+    _find(how)  # told before anything is asked of a service
     loaded = ways.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
-    if earlier is not None and earlier.status == "complete":
-        return _completed(how.output, earlier, shipment, loaded)
-    with ExitStack() as stack:
-        executor, where = stack.enter_context(executors.connected(client, site, workers))
-        on_tick = stack.enter_context(progress.shown(quiet=how.quiet))
-        account = Account(
-            fileset=loaded,
-            shipment=shipment,
-            store=Store(how.output / "chunks", provenance.deciding(shipment)),
-            chunk_size=how.chunk_size or CHUNK_SIZE,
-            on_tick=on_tick,
-            started=executor.started,
-            # what was finished before a file was replaced would be taken for a part of the new one
-            cache=None if how.resume else FileCache(),
-            verifies=verify_checksums,
-        )
-        try:
-            return _run(account, executor, _Begun(datetime.now(UTC), start, where, how))
-        finally:
-            settle(shipment)
+    start = time.perf_counter()
+    try:
+        done = _completed(how, shipment, loaded)
+        if done is not None:
+            return done
+        with ExitStack() as stack:
+            stack.enter_context(folders.owned(how.output))
+            found = _find(how)  # again: another run may have been at work in it
+            if found.earlier is not None:
+                how = replace(how, chunk_size=_same_chunk_size(how, found.earlier))
+            executor, where = stack.enter_context(
+                executors.connected(client, site, workers, dashboard)
+            )
+            on_tick = stack.enter_context(progress.shown(quiet=how.quiet))
+            account = Account(
+                fileset=loaded,
+                shipment=shipment,
+                store=Store(
+                    found.work / rundirs.CHUNKS,
+                    provenance.deciding(shipment),
+                    trusts_all=how.trust,
+                ),
+                chunk_size=how.chunk_size or CHUNK_SIZE,
+                on_tick=on_tick,
+                started=executor.started,
+                # what was finished before a file was replaced would be taken for a part of the new
+                cache=None if how.resume else FileCache(),
+                verifies=verify_checksums,
+            )
+            stack.callback(settle, shipment)
+            return _run(account, executor, _Begun(datetime.now(UTC), start, where, how, found))
+    finally:
+        if output is None:
+            rundirs.drop_if_empty(how.output)
+
+
+def _find(how: Settings) -> rundirs.Found:
+    return rundirs.find(how.output, resume=how.resume, overwrite=how.overwrite)
 
 
 def _check_verifiable(fileset: Fileset) -> None:
@@ -205,40 +239,15 @@ def _named_model(model: Any, earlier: str | Path | None) -> NamedModel | None:
     """
     if not isinstance(model, str) or not registry.is_named(model):
         return None
-    if earlier is not None and (Path(earlier) / "run.json").exists():
-        known = load_record(Path(earlier)).provenance.model
-        if known is not None and known.asked == model:
+    folder = None if earlier is None else rundirs.work_of(Path(earlier))
+    if folder is not None and (folder / "run.json").exists():
+        known = load_record(folder).provenance.model
+        # another model, or a path, would be the choice of whoever wrote the record
+        name, _, version = known.found.partition("@") if known is not None else ("", "", "")
+        is_of_it = version.isdigit() and name == model.partition("@")[0]
+        if known is not None and known.asked == model and is_of_it:
             return known
     return NamedModel(asked=model, found=registry.pinned(model))
-
-
-def default_output(name: str) -> Path:
-    """``runs/<processor>-<UTC time>``, with a number behind it if that is taken."""
-    stem = Path(name.rpartition(":")[2] or name).name
-    first = Path("runs") / f"{stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    others = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
-    return next(path for path in itertools.chain([first], others) if not path.exists())
-
-
-def _earlier(how: Settings) -> RunRecord | None:
-    """Record of the run that ``--resume`` goes on with; refuses to touch what it must not."""
-    folder = how.output
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
-    if folders.is_unused(folder):
-        return None
-    if how.overwrite:
-        if not (folder / "run.json").exists():
-            raise UsageError(
-                f"{folder}: not a run directory, so --overwrite leaves it alone; name another"
-            )
-        return None
-    if not how.resume:
-        raise UsageError(
-            f"{folder}: there is something in it; go on with --resume, replace it with "
-            "--overwrite, or name another folder with -o"
-        )
-    return load_record(folder)
 
 
 def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:
@@ -251,14 +260,30 @@ def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:
     return size
 
 
-def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fileset) -> RunResult:
-    made_by, asked = earlier.provenance.processor, provenance.processor_summary(shipment)
-    # as text, in which 1 is not 1.0, and the order of dictionaries counts
-    texts = [json.dumps([one.code, one.parameters]) for one in (made_by, asked)]
-    if texts[0] != texts[1] or earlier.provenance.fileset != fileset.digest:
+def _completed(how: Settings, shipment: Shipment, fileset: Fileset) -> RunResult | None:
+    """The result of a run that is complete already; None if there is something to do.
+
+    Raises
+    ------
+    UsageError
+        It is complete, but something else than what is asked for.
+    """
+    folder = how.output
+    if not how.resume:
+        return None
+    if rundirs.stands(folder):  # stopped while it took the place of an old one
+        with folders.owned(folder):
+            rundirs.put_in_place(folder)
+    earlier = _find(how).earlier
+    if earlier is None or earlier.status != "complete":
+        return None
+    _same_chunk_size(how, earlier)
+    differences = provenance.differences(earlier.provenance, shipment, fileset)
+    if differences:
         raise UsageError(
-            f"{folder}: complete, but made with another processor, parameters or fileset; replace "
-            "it with --overwrite, or name another folder with -o"
+            f"{folder}: complete, but made with other things than are asked for now "
+            f"({'; '.join(differences)}): none of its {earlier.metrics.chunks} chunks can be used; "
+            "replace it with --overwrite, or name another folder with -o"
         )
     result = RunResult.load(folder)
     problem = changed_input(fileset, result.ledger)
@@ -275,18 +300,18 @@ def _completed(folder: Path, earlier: RunRecord, shipment: Shipment, fileset: Fi
 
 
 def _run(account: Account, executor: executors.Executor, begun: _Begun) -> RunResult:
-    how = begun.how
+    how, work = begun.how, begun.found.work
     execution.open_some(account, executor)
-    with _sole_owner(how):
-        return _run_in_directory(account, executor, begun)
-
-
-def _run_in_directory(account: Account, executor: executors.Executor, begun: _Begun) -> RunResult:
-    how = begun.how
-    earlier = _earlier_ledger(how.output)
+    rundirs.prepare(begun.found, resume=how.resume)
+    earlier = _earlier_ledger(work)
     try:
         _leave(account, begun, earlier, "partial")
-        with executor.report(how.output / "performance.html"):
+        with folders.store_errors(work):
+            account.store.folder.mkdir(exist_ok=True)
+        left = execution.recall(account, executor)
+        if left:
+            _tell_useless(account, begun, left)
+        with executor.report(work / "performance.html"):
             execution.process(account, executor)
         ledger = _checked_ledger(account, how, earlier)
         reduced = reduce(account)
@@ -295,37 +320,51 @@ def _run_in_directory(account: Account, executor: executors.Executor, begun: _Be
         try:
             _leave(account, begun, earlier, "failed" if failed else "partial")
         except Exception as another:  # noqa: BLE001 - the first error is the one to tell
-            logger.debug("%s: can't be written: %r", how.output, another)
+            logger.debug("%s: can't be written: %r", work, another)
         raise
     result = _result(account, begun, ledger, reduced)
-    result.save(how.output)
+    result.save(work)
     if result.status == "complete":
-        shutil.rmtree(account.store.folder)
+        _remove(account.store.folder)
+    if work != how.output:
+        rundirs.put_in_place(how.output)
     for warning in result.warnings:
         logger.warning("%s", warning)
     return result
 
 
+def _tell_useless(account: Account, begun: _Begun, left: int) -> None:
+    """Say that finished chunks of the earlier run can't be used, and why."""
+    earlier = begun.found.earlier
+    differences = []
+    if earlier is not None:
+        differences = provenance.differences(
+            earlier.provenance, account.shipment, account.fileset, of_chunks=True
+        )
+    logger.warning(
+        "%s: %d of its %d finished chunks can't be used: %s",
+        *(begun.how.output, left, left + len(account.recalled)),
+        "; ".join(differences) or "they are damaged, or of inputs that have changed",
+    )
+
+
+def _remove(folder: Path) -> None:
+    """Remove finished chunks, which are in the results; that none can be is no reason to fail."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        logger.warning("%s: can't be removed, and is not needed any more (%s)", folder, error)
+
+
 @dataclass(frozen=True)
 class _Begun:
-    """When, where and how a run began."""
+    """When, where and how a run began, and what it goes on with."""
 
     at: datetime
     clock: float
     where: ClusterSummary
     how: Settings
-
-
-@contextmanager
-def _sole_owner(how: Settings) -> Iterator[None]:
-    """Make the run directory, clear it of old results, and keep others out while at work."""
-    folder = how.output
-    with folders.owned(folder):
-        with folders.store_errors(folder):
-            # what goes on from an earlier run makes its own results
-            folders.clear(folder, keep=() if how.overwrite else KEPT)
-            (folder / "chunks").mkdir(exist_ok=True)
-        yield
+    found: rundirs.Found
 
 
 def _earlier_ledger(folder: Path) -> Ledger:
@@ -337,7 +376,7 @@ def _leave(account: Account, begun: _Begun, earlier: Ledger, status: Status) -> 
     """Write down how far it came, without any histogram."""
     ledger = Ledger(merge_attempts(account.ledger().entries, earlier))
     empty = Reduced(hists={}, templates={}, cutflow={}, warnings=())
-    _result(account, begun, ledger, empty, status).save(begun.how.output)
+    _result(account, begun, ledger, empty, status).save(begun.found.work)
 
 
 def _checked_ledger(account: Account, how: Settings, earlier: Ledger) -> Ledger:

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 import cloudpickle
 import lz4.frame
 
-from agc_ml import attachments, instances, opened_files
+from agc_ml import attachments, instances, opened_files, packing
 from agc_ml.baskets import Directory, Dropped, EntriesPlace, in_both
 from agc_ml.checkpoints import Chunk, Receipt
 from agc_ml.datasets import File, Known
@@ -106,24 +106,16 @@ class Job:
     doubtful: tuple[float, ...] | None = ()
 
 
-def pack(output: Any) -> bytes:
-    """Pickle and compress a job, or what a processor returned."""
-    try:
-        pickled = pickle.dumps(output, protocol=5)
-    except (pickle.PicklingError, AttributeError, TypeError):  # defaultdict(lambda: ...)
-        pickled = cloudpickle.dumps(output, protocol=5)
-    packed: bytes = lz4.frame.compress(pickled)
+def packed_job(job: Job) -> bytes:
+    """A job as it travels: Dask takes bytes as they are, and objects apart."""
+    packed: bytes = lz4.frame.compress(pickle.dumps(job, protocol=5))
     return packed
 
 
-def unpack(blob: bytes) -> Any:
-    """Undo `pack`; only for what this run, its driver or its own interrupted predecessor packed."""
-    return pickle.loads(lz4.frame.decompress(blob))  # noqa: S301 - our own, checked by sha256
-
-
 def process_packed(packed: bytes, topic: str | None = None) -> Finished | Failure:
-    """`process_chunk` of a packed job: Dask takes bytes as they are, and objects apart."""
-    return process_chunk(unpack(packed), topic)
+    """`process_chunk` of a `packed_job`, which comes from this run's driver."""
+    job: Job = pickle.loads(lz4.frame.decompress(packed))  # noqa: S301 - see above
+    return process_chunk(job, topic)
 
 
 def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
@@ -153,7 +145,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
             check(output, job.chunk.dataset)
             original.check(output, job.chunk.dataset, partial(_again, original, job, clock))
             files = seen()
-            blob = pack(output)
+            blob = packing.pack(output)
             break
         except (Exception, SystemExit) as raised:  # noqa: BLE001 - the user's or the file's; told
             change = _change() if _kind(raised) in {"processor", "model"} else None

@@ -57,9 +57,10 @@ from agc_ml.hists import materialised  # noqa: E402
 from agc_ml.kernels import forest  # noqa: E402
 from agc_ml.ml import cards, hook  # noqa: E402
 from agc_ml.ml.trees import read_xgboost  # noqa: E402
+from agc_ml.packing import unpack  # noqa: E402
 from agc_ml.shipping import prepare  # noqa: E402
 from agc_ml.variations import NOMINAL  # noqa: E402
-from agc_ml.worker import Job, process_chunk, unpack  # noqa: E402
+from agc_ml.worker import Job, process_chunk  # noqa: E402
 from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
 from processors.ttbar import TtbarProcessor, assignment, systematics  # noqa: E402
 

@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Left may not import right; the rooms of one line may not import each other in a circle either.
 ORDER = [
     {"_version", "errors", "options"},
-    {"folders", "kernels", "referred", "rounding", "variances", "variations"},
+    {"folders", "kernels", "referred", "rounding", "signing", "variances", "variations"},
     {"datasets", "function_processor", "hists", "identity", "ledger", "ml", "rows", "saved"},
-    {"attachments", "lasting", "opened_files", "outputs"},
+    {"attachments", "lasting", "opened_files", "outputs", "packing"},
     {"agc", "declarations", "delivery", "results", "shipping"},
-    {"catalogue", "checkpoints", "choices", "cluster", "endpoint", "formats", "paths"},
+    {"catalogue", "checkpoints", "choices", "cluster", "endpoint", "formats", "paths", "rundirs"},
     {"baskets", "instances", "pages", "reading", "records", "sources"},
     {"unchanged", "worker"},
     {"executors", "inspection"},

@@ -14,12 +14,12 @@ from commandline import agc
 from agc_ml import catalogue
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate import samples
-from agc_ml.generate.events import Collection, Events
+from agc_ml.generate.events import Collection, Events, of_plain
 from agc_ml.generate.manifest import Manifest
 from agc_ml.generate.nanoaod import branches_of
 from agc_ml.generate.unit import Made, Unit, make, skim
+from agc_ml.packing import unpack
 from agc_ml.results import RunResult
-from agc_ml.worker import unpack
 
 FOLDER = catalogue.demo().parent
 REGENERATED = 8  # events of each dataset
@@ -60,7 +60,7 @@ def test_the_generator_gives_the_same_events(manifest: Manifest, sample: samples
         )
     )
     assert isinstance(made, Made)
-    branches = branches_of(unpack(made.blob))
+    branches = branches_of(of_plain(unpack(made.blob)))
     with uproot.open(FOLDER / f"{sample.name}.root") as file:
         there = file["Events"].arrays(entry_stop=REGENERATED)
     for name, values in branches.items():

@@ -32,10 +32,12 @@ from agc_ml.executors import InlineExecutor, Lost
 from agc_ml.generate import hooks, nanoaod, plan, production, pythia, samples, unit
 from agc_ml.generate import manifest as manifests
 from agc_ml.generate.commands import parse_events
+from agc_ml.generate.events import of_plain
 from agc_ml.generate.production import OtherRequestError
 from agc_ml.generate.pythia import Source
 from agc_ml.generate.samples import SAMPLES, Setting, sample
-from agc_ml.worker import Failure, pack, unpack
+from agc_ml.packing import pack, unpack
+from agc_ml.worker import Failure
 
 DATASETS = ("ttbar__nominal", "ttbar__scaleup", "single_top_tW__nominal")
 
@@ -298,9 +300,9 @@ def test_resume_makes_damaged_parts_again(
     first.write_bytes(first.read_bytes()[:-1])
     found = unseal(second)
     assert found is not None
-    header, blob = found
-    fewer = unpack(blob).select(np.arange(header["events"]) > 0)
-    seal(second, {**header, "events": len(fewer)}, pack(fewer))
+    header, blob = found.header, found.blob
+    fewer = of_plain(unpack(blob)).select(np.arange(header["events"]) > 0)
+    seal(second, {**header, "events": len(fewer)}, pack(fewer.plain()))
     production.generate(folder, events=EVENTS, seed=7, site="inline", quiet=True, resume=True)
     same_events(made, folder)
 
@@ -609,5 +611,5 @@ def test_files_are_whole_units(small_units: None) -> None:
 def test_unit_is_whole() -> None:
     done = unit.make(unit.Unit(sample("ttbar__nominal"), seed=1, number=3, events=2))
     assert isinstance(done, unit.Made)
-    assert len(unpack(done.blob)) == done.events == 2
+    assert len(of_plain(unpack(done.blob))) == done.events == 2
     assert unseal(Path("nowhere")) is None

@@ -19,9 +19,8 @@ from coffea.processor import ProcessorABC
 from commandline import agc as command
 
 import agc_ml as agc
-from agc_ml import execution, templates, variances
+from agc_ml import execution, rundirs, templates, variances
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError, UsageError
-from agc_ml.running import default_output
 
 
 @pytest.fixture(scope="module")
@@ -332,11 +331,7 @@ def test_one_owner_at_a_time(path: Path, tmp_path: Path) -> None:
 
 def test_default_directories_differ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    names = set()
-    for _ in range(3):
-        output = default_output("some/where.py:Mine")
-        output.mkdir(parents=True)
-        names.add(output.name)
+    names = {rundirs.new_folder("some/where.py:Mine").name for _ in range(3)}
     assert len(names) == 3
     assert all(name.startswith("Mine-2") for name in names)
 

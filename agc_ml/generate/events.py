@@ -44,6 +44,17 @@ class Events:
             {name: c.select(mask) for name, c in self.collections.items()},
         )
 
+    def plain(self) -> dict[str, Any]:
+        """The same as dictionaries of arrays, which `of_plain` takes."""
+        collections = {n: [c.counts, dict(c.fields)] for n, c in self.collections.items()}
+        return {"values": dict(self.values), "collections": collections}
+
+
+def of_plain(plain: Mapping[str, Any]) -> Events:
+    """Undo `Events.plain`."""
+    collections = {name: Collection(*parts) for name, parts in plain["collections"].items()}
+    return Events(plain["values"], collections)
+
 
 def concatenate(parts: Sequence[Events]) -> Events:
     """Events one after the other; all parts have the same columns."""

@@ -35,8 +35,9 @@ from agc_ml.generate.parameters import DETECTOR
 from agc_ml.generate.plan import PlannedFile
 from agc_ml.generate.samples import COMMON, choose
 from agc_ml.generate.unit import Made, Unit, make
+from agc_ml.packing import is_code, unpack
 from agc_ml.results import write
-from agc_ml.worker import Failure, unpack
+from agc_ml.worker import Failure
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -290,7 +291,7 @@ def _accept(state: _State, unit: Unit, file: PlannedFile, outcome: Made | Failur
         state.failures += 1
         logger.info("%s: its worker died; it is made again", unit)
         return
-    header = {"events": outcome.events, "generated": outcome.generated}
+    header = {"unit": str(unit), "events": outcome.events, "generated": outcome.generated}
     seal(state.path(unit), header, outcome.blob)
     state.have.add(unit)
     state.done(unit)
@@ -333,19 +334,22 @@ def _unit(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes]:
 
 
 def _kept(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes] | None:
-    """What is on disk of a unit; None where it is not there, not whole, or of other events."""
+    """What is on disk of a unit; None where it is not there, not whole, or something else."""
     found = unseal(state.path(unit))
-    return found if found is not None and found[0]["events"] == unit.events else None
+    if found is None or found.header.get("unit") != str(unit) or is_code(found.blob):
+        return None
+    is_whole = found.header.get("events") == unit.events and "generated" in found.header
+    return (found.header, found.blob) if is_whole else None
 
 
 def _clusters(state: _State, file: PlannedFile) -> Iterator[Events]:
     """The events of a file, in as many units at once as make a cluster."""
-    from agc_ml.generate.events import concatenate  # noqa: PLC0415 - heavy
+    from agc_ml.generate.events import concatenate, of_plain  # noqa: PLC0415 - heavy
     from agc_ml.generate.nanoaod import CLUSTER  # noqa: PLC0415 - heavy
 
     held: list[Events] = []
     for unit in file.units:
-        held.append(unpack(_unit(state, unit)[1]))
+        held.append(of_plain(unpack(_unit(state, unit)[1])))
         if sum(map(len, held)) >= CLUSTER:
             yield concatenate(held)
             held = []

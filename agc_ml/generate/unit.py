@@ -11,7 +11,8 @@ import numpy as np
 from agc_ml.errors import AgcError, GenerateError
 from agc_ml.generate.events import Array, Events, concatenate
 from agc_ml.generate.samples import Sample
-from agc_ml.worker import Failure, pack
+from agc_ml.packing import pack
+from agc_ml.worker import Failure
 
 if TYPE_CHECKING:
     from agc_ml.generate.pythia import Source
@@ -84,7 +85,7 @@ def make(unit: Unit) -> Made | Failure:
     except Exception as error:  # noqa: BLE001 - of Pythia, FastJet or ours; it is told
         trace = "".join(traceback.format_exception(error))[-6000:]
         return Failure("definite", f"{type(error).__name__}: {error}"[:300], trace)
-    return Made(blob=pack(events), events=len(events), generated=generated)
+    return Made(blob=pack(events.plain()), events=len(events), generated=generated)
 
 
 def _make(unit: Unit) -> tuple[Events, int]:

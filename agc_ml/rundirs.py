@@ -1,0 +1,139 @@
+"""Run directories as they are found: which run in one goes on, and what becomes of an old one.
+
+A run that replaces another one is in ``.new`` of its directory until its results stand: if it stops
+before that, the old ones are still there, and ``--resume`` goes on with the new ones. Then they
+take the place of the old ones: ``run.json`` goes first and comes last, so that a directory of which
+only a part is in place looks like no run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from agc_ml import folders
+from agc_ml.errors import UsageError
+from agc_ml.results import MOVING, NEW, RunRecord, load_record
+
+CHUNKS: Final = "chunks"
+_RECORD: Final = "run.json"
+KEPT: Final = (CHUNKS, "ledger.jsonl", _RECORD, "measurement.json")
+"""What a run that goes on takes over from before."""
+_BEGUN: Final = frozenset(KEPT) - {_RECORD}
+
+
+class Found(NamedTuple):
+    """Where a run is to work, and the record of the run that it goes on with."""
+
+    work: Path
+    earlier: RunRecord | None = None
+
+
+def new_folder(name: str) -> Path:
+    """Make ``runs/<processor>-<UTC time>``, with a number behind it if that is taken.
+
+    Raises
+    ------
+    StoreError
+        It can't be made.
+    """
+    stem = Path(name.rpartition(":")[2] or name).name
+    first = Path("runs") / f"{stem}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    others = (first.with_name(f"{first.name}-{n}") for n in itertools.count(2))
+    for path in itertools.chain([first], others):
+        # who makes it has it: another run may begin in the same second
+        with suppress(FileExistsError), folders.store_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+    return path
+
+
+def drop_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing came to be."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def work_of(folder: Path) -> Path:
+    """Where in a run directory the run is that ``--resume`` goes on with."""
+    return folder / NEW if (folder / NEW).is_dir() else folder
+
+
+def find(folder: Path, *, resume: bool, overwrite: bool) -> Found:
+    """Look at what is in a folder, and refuse to touch what must not be touched.
+
+    Raises
+    ------
+    UsageError
+        There is something in it, and neither ``resume`` nor ``overwrite`` says what to do with it;
+        or it is no run directory.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
+    if folders.is_unused(folder):
+        return Found(folder)
+    is_run = any((folder / name).exists() for name in (_RECORD, NEW, MOVING))
+    is_begun = {path.name for path in folder.iterdir() if path.name[0] != "."} <= _BEGUN
+    if overwrite:
+        if not is_run and not is_begun:
+            raise UsageError(
+                f"{folder}: not a run directory, so --overwrite leaves it alone; name another"
+            )
+        return Found(folder if is_begun and not is_run else folder / NEW)
+    if not resume:
+        raise UsageError(
+            f"{folder}: there is something in it; go on with --resume, replace it with "
+            "--overwrite, or name another folder with -o"
+        )
+    work = work_of(folder)
+    if not (work / _RECORD).exists() and (is_begun or work != folder):
+        return Found(work)  # killed before it could say what it is
+    return Found(work, None if (folder / MOVING).exists() else load_record(work))
+
+
+def prepare(found: Found, *, resume: bool) -> None:
+    """Make the folder to work in, and clear it of old results, which are made anew.
+
+    Raises
+    ------
+    StoreError
+        It can't be written.
+    """
+    with folders.store_errors(found.work):
+        found.work.mkdir(exist_ok=True)
+        folders.clear(found.work, keep=KEPT if resume else ())
+
+
+def put_in_place(folder: Path) -> None:
+    """Let a run in ``.new`` whose results stand replace the old one; goes on where that stopped.
+
+    Raises
+    ------
+    StoreError
+        The folder can't be written.
+    """
+    new, moving = folder / NEW, folder / MOVING
+    with folders.store_errors(folder):
+        if new.is_dir():
+            (folder / _RECORD).unlink(missing_ok=True)
+            folders.clear(folder, keep=(NEW,))
+            new.rename(moving)
+        if moving.is_dir():
+            for path in sorted(moving.iterdir(), key=lambda path: path.name == _RECORD):
+                path.rename(folder / path.name)
+            moving.rmdir()
+
+
+def stands(folder: Path) -> bool:
+    """Whether the run in ``.new`` has results that are to take the place of the old ones."""
+    if (folder / MOVING).exists():
+        return True
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return bool(json.loads((folder / NEW / _RECORD).read_text())["status"] == "complete")
+    return False
