@@ -101,18 +101,18 @@ def _fileset(
 
 
 def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
-    from agc_ml import rundirs  # noqa: PLC0415 - on demand
+    from agc_ml import folders, rundirs  # noqa: PLC0415 - on demand
 
     if given["output"]:
         output = Path(given["output"])
     else:
         output = rundirs.new_folder(name)
-        click.get_current_context().call_on_close(lambda: rundirs.drop_if_empty(output))
+        click.get_current_context().call_on_close(lambda: folders.drop_if_empty(output))
     if not given["quiet"]:
         click.echo(f"run directory: {output}", err=True)
     kept = (
         *("site", "workers", "model", "schema", "via", "chunk_size", "resume", "overwrite"),
-        *("allow_missing", "verify_checksums", "trust", "dashboard", "quiet"),
+        *("allow_missing", "verify_checksums", "trust", "dashboard", "patience", "quiet"),
     )
     return {
         **{key: given[key] for key in kept},

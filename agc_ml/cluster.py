@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+import multiprocessing
 import signal
 import socket
+import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -28,6 +32,7 @@ _LOCAL_SETTINGS: Final = {
     "distributed.scheduler.allowed-failures": 1,
     "distributed.scheduler.worker-saturation": 1.1,
     "distributed.deploy.lost-worker-timeout": "1h",
+    "distributed.scheduler.worker-ttl": None,  # `agc_ml.waiting` looks after silent workers
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.worker.profile.interval": "50ms",  # the default slows short chunks by a half
     "distributed.worker.memory.target": False,
@@ -117,22 +122,62 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
     _silence()
     # Not as a context: the scheduler and the nannies read some of it later.
     dask.config.set(_LOCAL_SETTINGS)
+    stop_if_imported()
     port = 0 if dashboard is None else _free_port(dashboard)
-    with dask.config.set(_NO_PAGES if dashboard is None else {}):
-        client = Client(
-            n_workers=workers or CPU_COUNT,
-            threads_per_worker=1,
-            processes=True,
-            security=True,
-            dashboard_address=f"{_HOST}:{port}",
-            scheduler_kwargs={"dashboard": dashboard is not None},
-            silence_logs=logging.CRITICAL,
-        )
+    try:
+        with dask.config.set(_NO_PAGES if dashboard is None else {}):
+            client = Client(
+                n_workers=workers or CPU_COUNT,
+                threads_per_worker=1,
+                processes=True,
+                security=True,
+                dashboard_address=f"{_HOST}:{port}",
+                scheduler_kwargs={"dashboard": dashboard is not None},
+                silence_logs=logging.CRITICAL,
+            )
+    except (RuntimeError, OSError) as error:
+        raise ClusterError(not_started(error)) from error
     # The scheduler, here in the driver, times garbage collections. Python drops a Ctrl-C that comes
     # while such a callback runs.
     disable_gc_diagnosis(force=True)
     client.register_plugin(_ignore_interrupts())
     return client
+
+
+def stop_if_imported() -> None:
+    """End this process, without a word, if it is a worker that only imports the user's script.
+
+    It would start workers of its own; what is wrong is told by the process that started it.
+    """
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # as multiprocessing itself finds out
+        raise SystemExit(1)
+
+
+def not_started(error: BaseException) -> str:
+    """Say why processes can't be started here, in a line."""
+    if _lacks_guard():
+        return (
+            f"{sys.modules['__main__'].__file__}: processes that help import this script, and "
+            "would run it once more; put what it does under: if __name__ == '__main__':"
+        )
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return f"processes can't be started on this machine ({reason}); see its memory, or -v"
+
+
+def _lacks_guard() -> bool:
+    """Whether the main program is a script that does its work also where it is imported."""
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return False
+    try:
+        body = ast.parse(Path(file).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return not any(
+        isinstance(node, ast.If) and "'__main__'" in ast.dump(node.test) for node in body
+    )
 
 
 def _free_port(dashboard: int) -> int:

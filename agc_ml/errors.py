@@ -10,7 +10,8 @@
     │   └── DeliveryError no replica of it can be read
     ├── ProcessorError    the processor raised, or kills its worker
     ├── IncompleteError   chunks are missing; the ones that are done are kept
-    ├── ClusterError      the Dask cluster is gone or can't be reached
+    ├── ClusterError      the Dask cluster is gone, can't be reached, or is not what is needed
+    │   └── WaitError     nothing on it goes on, for longer than there is patience
     ├── StoreError        results can't be written
     ├── RunDirectoryError a run directory is damaged or of another version
     ├── HistogramError    histograms are missing, damaged or don't fit together
@@ -76,6 +77,10 @@ class IncompleteError(AgcError):
 
 class ClusterError(AgcError):
     """The Dask cluster can't be reached or is lost; what is finished is kept."""
+
+
+class WaitError(ClusterError):
+    """No worker that answers has been at work for too long; what is finished is kept."""
 
 
 class StoreError(AgcError):

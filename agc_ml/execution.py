@@ -55,7 +55,7 @@ def open_files(account: Account, executor: Executor) -> None:
         A file is there twice in a dataset, under different names.
     """
     files = {
-        str(number): (d, f)
+        f"{file_label(d, f)} (file {number})": (d, f)
         for number, (d, f) in enumerate(account.all_files())
         if (d.name, f.lfn) not in account.files and not account.remember(d, f)
     }
@@ -165,7 +165,7 @@ def _in_rounds(account: Account, executor: Executor) -> None:
         lost = _round(account, executor, account.to_do())
         for chunk in lost:  # Dask blames all chunks of a dead worker, so each is tried alone
             is_known = (chunk.dataset, chunk.lfn) in account.files  # else it is planned anew
-            if is_known and _round(account, executor, [chunk]):
+            if is_known and _round(account, executor, [chunk], alone=True):
                 account.poison.add(chunk)
                 logger.warning("%s: the worker dies each time, also when it runs alone", chunk)
         if not account.to_do() and not account.unopened():
@@ -213,12 +213,14 @@ def compared(opened: Mapping[str, Seen], executor: Executor) -> list[str]:
     return changed(opened, now)
 
 
-def _round(account: Account, executor: Executor, chunks: list[Chunk]) -> list[Chunk]:
+def _round(
+    account: Account, executor: Executor, chunks: list[Chunk], *, alone: bool = False
+) -> list[Chunk]:
     """Process chunks once each; return those whose worker died."""
     jobs = {str(chunk): (packed_job(_job(account, chunk)), executor.topic) for chunk in chunks}
     by_key = {str(chunk): chunk for chunk in chunks}
     lost = []
-    for key, outcome in executor.outcomes(process_packed, jobs):
+    for key, outcome in executor.outcomes(process_packed, jobs, alone=alone):
         chunk = by_key[key]
         if isinstance(outcome, Finished):
             if (chunk.dataset, chunk.lfn) in account.files:  # else its file is in doubt

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
@@ -25,7 +25,7 @@ def cache() -> Path:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep others out while at work in it.
+    """Make a folder, and keep others out while at work in it; it is gone if nothing came of it.
 
     Raises
     ------
@@ -34,6 +34,7 @@ def owned(folder: Path) -> Iterator[None]:
     StoreError
         It can't be written.
     """
+    is_new = not folder.exists()
     with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
@@ -41,6 +42,14 @@ def owned(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
+            if is_new:
+                drop_if_empty(folder)
+
+
+def drop_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing came to be."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _locked(folder: Path) -> IO[str]:

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import sysconfig
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
-from agc_ml.errors import ProcessorError
+from agc_ml.errors import ProcessorError, chain
 from agc_ml.function_processor import FunctionProcessor
 from agc_ml.referred import Referred, attributes_of, cells, codes_in, form_of, parts_of
 
@@ -490,6 +491,20 @@ def _is_library(path: Path) -> bool:
 def is_of_library(path: str) -> bool:
     """Whether a file belongs to Python or an installed package, whose version stands for it."""
     return _is_library(Path(path))
+
+
+def place_in_code(error: BaseException) -> str:
+    """Where in the user's code an error came up, ", at FILE, line N"; "" if it was in none."""
+    for one in chain(error):
+        for frame, line in reversed(list(traceback.walk_tb(one.__traceback__))):
+            file = frame.f_code.co_filename
+            if not file.startswith("<frozen") and not _is_ours(file) and not is_of_library(file):
+                return f", at {file}, line {line}"
+    return ""
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).is_relative_to(Path(__file__).parent)
 
 
 def is_library(module: str) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import agc, catalogue, choices, folders, rundirs
-from agc_ml.errors import AgcError, FitError, HistogramError, UsageError
+from agc_ml import agc, catalogue, choices, cluster, folders, rundirs
+from agc_ml.errors import AgcError, ClusterError, FitError, HistogramError, UsageError
 from agc_ml.results import RunResult, write
 from agc_ml.running import run
 
@@ -75,16 +77,33 @@ def measure(
         raise UsageError("the run has no directory to report in")
     choices.change(result.path, pseudodata=kind)
     # Figures and fit take about as long, and one core each.
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
-        drawn = pool.submit(plot, result.path, pseudodata=kind)
+    with _beside(plot, result.path, pseudodata=kind) as drawn:
         try:
             fitted = fit(result.path, pseudodata=kind, quiet=bool(options.get("quiet", False)))
         except (FitError, HistogramError) as error:
-            drawn.result()
+            drawn()
             page = report(result.path)
             raise type(error)(f"{error} (the run without a fit is reported in {page})") from error
-        drawn.result()
+        drawn()
     return Measurement(result, fitted, report(result.path))
+
+
+@contextmanager
+def _beside(function: Any, *arguments: Any, **options: Any) -> Iterator[Callable[[], Any]]:
+    """Call a function in another process meanwhile; gives what waits for its result.
+
+    That raises `ClusterError` where the process can't be started, or is killed.
+    """
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        call = pool.submit(function, *arguments, **options)
+
+        def wait() -> Any:
+            try:
+                return call.result()
+            except BrokenProcessPool as error:
+                raise ClusterError(cluster.not_started(error)) from error
+
+        yield wait
 
 
 def plot(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from agc_ml.errors import AgcError, Interrupted, ProcessorError, UsageError
+from agc_ml.errors import AgcError, Interrupted, ProcessorError, UsageError, WaitError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,6 +32,12 @@ def _set_level(context: click.Context, parameter: click.Parameter, value: int | 
     if level is not None:
         logger.setLevel(level)
     return value
+
+
+def _in_seconds(_: click.Context, __: click.Parameter, minutes: float | None) -> float | None:
+    if minutes is not None and math.isnan(minutes):
+        raise click.BadParameter("a number of minutes is needed")
+    return None if minutes is None else 60 * minutes
 
 
 class Port(click.IntRange):
@@ -95,6 +102,14 @@ dashboard_option = click.option(
     help="Open the dashboard of local workers on this machine, where its other users can read it "
     "[8787 where free].",
 )
+patience_option = click.option(
+    "--patience",
+    type=click.FloatRange(0, min_open=True),
+    callback=_in_seconds,
+    metavar="MINUTES",
+    help="Stop, to go on later, if nothing finishes for so long and no worker that answers is at "
+    "work; inf: never [10; without any worker yet 5].",
+)
 via_option = click.option(
     "--via",
     metavar="WAY",
@@ -157,6 +172,7 @@ run_options = together(
     label_option,
     plan_options,
     dashboard_option,
+    patience_option,
 )
 logging_options = together(
     click.option("-v", "--verbose", is_flag=True, callback=_set_level, help="Tell more."),
@@ -191,6 +207,8 @@ def resumable(output: Path, work: Callable[[], Any], *, kept: str) -> Any:
         hint = "what is finished is kept; " if _is_kept(output, kept) else ""
         raise Interrupted(f"interrupted; {hint}go on with: {command}") from stop
     except AgcError as error:
+        if isinstance(error, WaitError):
+            error = WaitError(f"{error}; --patience waits longer")
         would_not_help = isinstance(error, ProcessorError | UsageError) or "--resume" in str(error)
         if _is_kept(output, kept) and not would_not_help:
             raise type(error)(f"{error}; go on with: {command}") from error

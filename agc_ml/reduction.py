@@ -15,7 +15,7 @@ from agc_ml.account import Account
 from agc_ml.datasets import Dataset
 from agc_ml.errors import AgcError, HistogramError, IncompleteError, ProcessorError
 from agc_ml.hists import flatten, labels_of, lost_categories, materialised
-from agc_ml.identity import is_of_library
+from agc_ml.identity import is_of_library, place_in_code
 from agc_ml.normalisation import generated
 from agc_ml.opened_files import watched
 from agc_ml.outputs import (
@@ -253,8 +253,8 @@ def _postprocessed(total: Any, account: Account) -> Any:
             account.opened |= opened()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ProcessorError(
-            f"processor {account.shipment.name}: postprocess failed: {error!r}; mend it and use "
-            "--resume: no chunk is read again"
+            f"processor {account.shipment.name}: postprocess failed: {error!r}"
+            f"{place_in_code(error)}; mend it and use --resume: no chunk is read again"
         ) from error
     return total if changed is None else changed
 

@@ -54,12 +54,6 @@ def new_folder(name: str) -> Path:
     return path
 
 
-def drop_if_empty(folder: Path) -> None:
-    """Remove a folder in which nothing came to be."""
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def work_of(folder: Path) -> Path:
     """Where in a run directory the run is that ``--resume`` goes on with."""
     return folder / NEW if (folder / NEW).is_dir() else folder

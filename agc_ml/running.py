@@ -90,6 +90,7 @@ def run(
     site: str = cluster.LOCAL,
     workers: int | None = None,
     dashboard: int | None = None,
+    patience: float | None = None,
     output: str | Path | None = None,
     settings: Mapping[str, str] | None = None,
     model: str | Path | Model | Bundle | None = None,
@@ -119,6 +120,9 @@ def run(
     dashboard
         Port of this machine for the dashboard of local workers, 0 for 8787 or a free one; by
         default there is none. It has no login: other users of the machine can read it.
+    patience
+        Seconds after which the run stops if nothing finishes and no worker that answers is at work;
+        by default ten minutes, and five if there never was a worker. What is finished is kept.
     model
         What the processor scores with, if it takes a model: where `load_model` finds one, or what
         it gives. ``name@champion`` is looked up once, when the run begins; ``resume`` goes on with
@@ -152,6 +156,7 @@ def run(
     AgcError
         One line that says what is wrong and the way out. What is finished is kept on disk.
     """
+    cluster.stop_if_imported()
     named = _named_model(model, output if resume else None)
     shipment = prepare(processor, settings, model if named is None else named.found, schema)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
@@ -189,7 +194,7 @@ def run(
             if found.earlier is not None:
                 how = replace(how, chunk_size=_same_chunk_size(how, found.earlier))
             executor, where = stack.enter_context(
-                executors.connected(client, site, workers, dashboard)
+                executors.connected(client, site, workers, dashboard=dashboard, patience=patience)
             )
             on_tick = stack.enter_context(progress.shown(quiet=how.quiet))
             account = Account(
@@ -211,7 +216,7 @@ def run(
             return _run(account, executor, _Begun(datetime.now(UTC), start, where, how, found))
     finally:
         if output is None:
-            rundirs.drop_if_empty(how.output)
+            folders.drop_if_empty(how.output)
 
 
 def _find(how: Settings) -> rundirs.Found:
@@ -281,9 +286,9 @@ def _completed(how: Settings, shipment: Shipment, fileset: Fileset) -> RunResult
     differences = provenance.differences(earlier.provenance, shipment, fileset)
     if differences:
         raise UsageError(
-            f"{folder}: complete, but made with other things than are asked for now "
-            f"({'; '.join(differences)}): none of its {earlier.metrics.chunks} chunks can be used; "
-            "replace it with --overwrite, or name another folder with -o"
+            f"{folder}: complete, but made with another processor, parameters or fileset "
+            f"({'; '.join(differences)}), so none of its {earlier.metrics.chunks} chunks can be "
+            "used; replace it with --overwrite, or name another folder with -o"
         )
     result = RunResult.load(folder)
     problem = changed_input(fileset, result.ledger)

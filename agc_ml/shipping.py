@@ -35,6 +35,7 @@ from agc_ml.identity import (
     code_of,
     is_changed,
     is_library,
+    place_in_code,
     without_postprocess,
 )
 from agc_ml.ml.cards import load_model
@@ -221,7 +222,8 @@ def load_source(where: str, source: bytes, *, anew: bool = False) -> ModuleType:
         sys.modules.pop(name)
         if before is not None:
             sys.modules[name] = before
-        raise ProcessorError(f"{where}: can't be loaded: {error!r}") from error
+        place = place_in_code(error)
+        raise ProcessorError(f"{where}: can't be loaded: {error!r}{place}") from error
     return module
 
 
@@ -255,7 +257,8 @@ def _make(processor: str, maker: Any, settings: Mapping[str, str], model: Any) -
     except AgcError:
         raise
     except (Exception, SystemExit) as error:  # a constructor may raise anything
-        raise ProcessorError(f"{processor}: can't be made: {error!r}") from error
+        place = place_in_code(error)
+        raise ProcessorError(f"{processor}: can't be made: {error!r}{place}") from error
 
 
 def _value(name: str, text: str, kind: Any) -> Any:

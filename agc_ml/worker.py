@@ -39,7 +39,7 @@ from agc_ml.errors import (
     chain,
     in_one_line,
 )
-from agc_ml.identity import differing, ensure, forget, is_of_library
+from agc_ml.identity import differing, ensure, forget, is_of_library, place_in_code
 from agc_ml.instances import Original
 from agc_ml.ml import hook
 from agc_ml.outputs import check, is_sum, kind_of_sum, ready, sum_of_weights
@@ -129,7 +129,8 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         original = _original(job)
         processor = original.copy()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code; it is told
-        return Failure("processor", f"can't be loaded on a worker: {one_line(error)}", trace(error))
+        text = f"can't be loaded on a worker: {one_line(error)}{place_in_code(error)}"
+        return Failure("processor", text, trace(error))
     clock = _ReadClock()
     _kept.failures.clear()  # those of a chunk that failed were told with it
     for others in reversed(range(len(job.file.replicas))):
@@ -339,8 +340,10 @@ def _entries(file: Any, job: Job) -> int:
 def _reason(error: BaseException, original: Original) -> str:
     """What a chunk failed with, in a line."""
     text = one_line(error)
-    is_refused = _kind(error) == "processor" and re.search("read-?only", text) is not None
-    return f"{text}; {instances.SHARED}" if is_refused and original.has_shared_arrays else text
+    if _kind(error) != "processor":
+        return text
+    is_refused = original.has_shared_arrays and re.search("read-?only", text) is not None
+    return f"{text}{place_in_code(error)}{f'; {instances.SHARED}' if is_refused else ''}"
 
 
 def _change() -> DeliveryError | None:

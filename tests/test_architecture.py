@@ -22,7 +22,7 @@ ORDER = [
     {"agc", "declarations", "delivery", "results", "shipping"},
     {"catalogue", "checkpoints", "choices", "cluster", "endpoint", "formats", "paths", "rundirs"},
     {"baskets", "instances", "pages", "reading", "records", "sources"},
-    {"unchanged", "worker"},
+    {"unchanged", "waiting", "worker"},
     {"executors", "inspection"},
     {"filecache"},
     {"account"},

@@ -25,6 +25,7 @@ import psutil
 import pytest
 import uproot
 from commandline import PROGRAM
+from services.dask import dask_cluster
 
 import agc_ml as agc
 from agc_ml import catalogue, execution, executors
@@ -207,7 +208,7 @@ def test_another_file_beside_a_dead_worker(
     """What was known of it is forgotten; the chunk whose worker died is then planned anew."""
     original, rounds = executors.InlineExecutor.outcomes, []
 
-    def outcomes(self: Any, function: Any, jobs: Any) -> Any:
+    def outcomes(self: Any, function: Any, jobs: Any, **_: Any) -> Any:
         if function is execution.process_packed and not rounds:
             rounds.append(jobs)
             first, *others = jobs
@@ -294,68 +295,6 @@ def test_resume_reuses_only_what_the_same_code_made(
 # -- whole processes: the command line, killed ----------------------------------------------------
 
 
-@contextlib.contextmanager
-def dask_cluster(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A scheduler and two workers as processes of their own."""
-    folder.mkdir()
-    contact = folder / "scheduler.json"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    common = {
-        "cwd": folder,
-        "env": environment,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-    }
-    dask = [sys.executable, "-m", "dask"]
-    scheduler = subprocess.Popen(
-        [
-            *dask,
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-            "--scheduler-file",
-            contact,
-        ],
-        **common,
-    )
-    workers = [
-        subprocess.Popen(
-            [
-                *dask,
-                "worker",
-                "--scheduler-file",
-                contact,
-                "--nthreads",
-                "1",
-                "--no-dashboard",
-                "--death-timeout",
-                "60",
-            ],
-            **common,
-        )
-        for _ in range(2)
-    ]
-    try:
-        deadline = time.monotonic() + 60
-        while not contact.exists() or not contact.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        yield json.loads(contact.read_text())["address"], scheduler
-    finally:
-        for process in (scheduler, *workers):
-            for child in (
-                psutil.Process(process.pid).children(recursive=True)
-                if process.poll() is None
-                else ()
-            ):
-                child.kill()
-            process.kill()
-            process.wait()
-
-
 def start(folder: Path, fileset_path: Path, cluster: str, *more: str) -> subprocess.Popen[str]:
     command = [
         *(PROGRAM, "run", "faulty:Spectrum", str(fileset_path)),
@@ -408,17 +347,17 @@ def test_killed_scheduler_then_resumed_on_another(
     on_disk: Path, baseline: RunResult, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    with dask_cluster(tmp_path / "one") as (address, scheduler):
-        first = start(folder, on_disk, address)
+    with dask_cluster(tmp_path / "one") as cluster:
+        first = start(folder, on_disk, cluster.address)
         wait_for_chunks(folder, 5)
-        scheduler.kill()
+        cluster.scheduler.kill()
         _, errors = first.communicate(timeout=90)
     assert first.returncode == 1, errors
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1].startswith("agc-ml: the connection to the Dask")
     assert "--resume" in errors
-    with dask_cluster(tmp_path / "two") as (address, _):
-        second = start(folder, on_disk, address, "--resume")
+    with dask_cluster(tmp_path / "two") as cluster:
+        second = start(folder, on_disk, cluster.address, "--resume")
         _, errors = second.communicate(timeout=120)
     assert second.returncode == 0, errors
     result = RunResult.load(folder)

@@ -286,7 +286,7 @@ def test_resume_makes_damaged_parts_again(
     folder = tmp_path / "set"
     outcomes = InlineExecutor.outcomes
 
-    def interrupted(executor: Any, function: Any, jobs: Any) -> Any:
+    def interrupted(executor: Any, function: Any, jobs: Any, **_: Any) -> Any:
         for count, outcome in enumerate(outcomes(executor, function, jobs)):
             yield outcome
             if count == 1:
@@ -562,7 +562,7 @@ def test_a_unit_that_is_made_in_the_last_round(
 ) -> None:
     outcomes, rounds = InlineExecutor.outcomes, []
 
-    def late(executor: Any, function: Any, jobs: Any) -> Any:
+    def late(executor: Any, function: Any, jobs: Any, **_: Any) -> Any:
         rounds.append(jobs)
         if len(rounds) < production.ROUNDS:
             return ((key, Lost()) for key in jobs)

@@ -65,6 +65,8 @@ def parse_events(text: str) -> int:
 )
 @click.option("--resume", is_flag=True, help="Go on where DIR stopped.")
 @options.cluster_options
+@options.dashboard_option
+@options.patience_option
 @options.json_option
 @options.logging_options
 @click.pass_context
@@ -85,7 +87,7 @@ def generate(context: click.Context, /, **given: Any) -> None:
     output = Path(given["output"])
     datasets = given["datasets"]
     names = ["seed", "content", "constituents", "emulate_cms2015_muon_id"]
-    names += ["site", "workers", "resume", "quiet"]
+    names += ["site", "workers", "dashboard", "patience", "resume", "quiet"]
     arguments = {
         "events": parse_events(given["events"]),
         "datasets": None if datasets is None else datasets.split(","),

@@ -106,6 +106,8 @@ def generate(
     client: Client | None = None,
     site: str = cluster.LOCAL,
     workers: int | None = None,
+    dashboard: int | None = None,
+    patience: float | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> Manifest:
@@ -132,7 +134,7 @@ def generate(
         Add the particles of jets, their impact parameters and secondary vertices.
     emulate_cms2015_muon_id
         Set all identification flags of muons to zero, as they are in CMS's 2015 files.
-    client, site, workers
+    client, site, workers, dashboard, patience
         As in `agc_ml.run`.
     resume
         Go on in a folder where the same request was begun.
@@ -146,6 +148,7 @@ def generate(
     AgcError
         One line that says what is wrong and the way out. What is finished is kept.
     """
+    cluster.stop_if_imported()
     _need_libraries()
     if isinstance(events, Mapping) and datasets is not None:
         raise UsageError("events of each dataset are given, so datasets can't be chosen beside")
@@ -167,7 +170,9 @@ def generate(
         state = _State(folder, request, files, written)
         if len(written) < len(files):
             with (
-                executors.connected(client, site, workers) as (executor, _),
+                executors.connected(
+                    client, site, workers, dashboard=dashboard, patience=patience
+                ) as (executor, _),
                 progress.shown(quiet=quiet, pieces="units") as state.on_tick,
             ):
                 _produce(state, executor)
@@ -263,10 +268,10 @@ def _produce(state: _State, executor: executors.Executor) -> None:
                 state.done(unit)
         _write_if_whole(state, file)
     state.tick()
-    for _ in range(ROUNDS):
+    for attempt in range(ROUNDS):
         missing = _missing(state)
         jobs = {key: (unit,) for key, (unit, _) in missing.items()}
-        for key, outcome in executor.outcomes(make, jobs):
+        for key, outcome in executor.outcomes(make, jobs, alone=attempt > 0):
             _accept(state, *missing[key], outcome)
     for name in _missing(state):
         raise GenerateError(f"{name}: its worker dies each time; see its memory and log")
