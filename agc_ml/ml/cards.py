@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import json
 from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
@@ -14,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from agc_ml.errors import ModelError
-from agc_ml.ml import backends
+from agc_ml.ml import backends, given
+from agc_ml.ml.backends import Described
 from agc_ml.ml.hook import (
     Bundle,
     Content,
@@ -24,6 +24,7 @@ from agc_ml.ml.hook import (
     Model,
     Parity,
     content_of,
+    is_vouched,
     provide,
 )
 
@@ -31,6 +32,15 @@ CARD: Final = ("model.yaml", "model.yml", "model.json")
 """What the card in a folder is called."""
 
 FORMATS: Final[dict[str, Format]] = {".json": "xgboost", ".ubj": "xgboost", ".onnx": "onnx"}
+MOST_PUBLISHED: Final = 10_000_000
+"""Bytes: larger than any model that was published."""
+
+MOST_CARD: Final = 30_000_000
+"""Bytes of a card, with golden rows of thousands of features."""
+
+MOST_GOLDEN: Final = 1 << 24
+"""Numbers in golden rows."""
+
 _KSERVE: Final = "kserve"
 # PyYAML lets through what Python raises of `!!int ""` and the like.
 _UNREADABLE: Final = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
@@ -129,9 +139,11 @@ def remarks(model: Model | Bundle) -> tuple[str, ...]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return given.read(path)
     except IsADirectoryError:
         raise
+    except given.NotTakenError as error:
+        raise ModelError(f"model {path}: {error}; give a model's file or a card") from error
     except (OSError, ValueError) as error:  # the path may hold a NUL
         reason = getattr(error, "strerror", None) or error
         raise ModelError(
@@ -141,13 +153,15 @@ def _read(path: Path) -> bytes:
 
 
 def _is_card(data: bytes) -> bool:
+    if b'"models"' not in data:  # which spares reading a model
+        return False
     return {"schema", "models"} <= _keys(data)
 
 
 def _keys(data: bytes) -> set[str]:
     try:
-        content = json.loads(data)
-    except (ValueError, RecursionError):
+        content = given.parse_json(data)
+    except given.NotTakenError:
         return set()
     return set(content) if isinstance(content, dict) else set()
 
@@ -160,9 +174,9 @@ def _in_folder(folder: Path) -> Model | Bundle:
             return _from_card(_card(path, data), path)
     published = published_card()
     found = {
-        hashlib.sha256(data).hexdigest(): path.name
+        hashlib.sha256(_read(path)).hexdigest(): path.name
         for path in sorted(folder.glob("*.json"))
-        if path.is_file() and not _is_card(data := _read(path))
+        if path.is_file() and path.stat().st_size <= MOST_PUBLISHED
     }
     if all(entry.sha256 in found for entry in published.models):
         entries = tuple(
@@ -184,7 +198,10 @@ def published_card() -> Card:
 
 def _card(path: Path, data: bytes) -> Card:
     try:
-        parse = json.loads if path.suffix == ".json" else yaml.safe_load  # of which one is slow
+        if len(data) > MOST_CARD:
+            raise ModelError(f"{path}: a card of more than {MOST_CARD / 1e6:g} MB; name its model")
+        # of which one is slow
+        parse = given.parse_json if path.suffix == ".json" else yaml.safe_load
         return Card.model_validate(parse(data))
     except ValidationError as error:
         first = error.errors()[0]
@@ -227,18 +244,19 @@ def _member(card: Card, entry: CardEntry, path: Path) -> Model:
             f"{label}: its sha256 is {sha256}, but {path} says {entry.sha256}; it is another model "
             "or damaged"
         )
+    about = backends.described(data, format, label)
     model = Model(
         name=f"{card.name}{parity}",
         version=card.version,
         sha256=sha256,
         format=format,
-        n_features=_checked_number(label, data, format, len(card.features)),
-        features=_checked_names(label, data, format, card.features),
+        n_features=_checked_number(label, about, len(card.features)),
+        features=_checked_names(label, about, card.features),
         trained_on=entry.trained_on,
         task=card.task,
         delta_phi=card.delta_phi,
     )
-    return _pinned(model, data, _golden(entry.golden, model, label))
+    return _pinned(model, data, about, _golden(entry.golden, model, label))
 
 
 def _golden(given: GoldenRows | None, model: Model, label: str) -> Golden | None:
@@ -252,8 +270,8 @@ def _golden(given: GoldenRows | None, model: Model, label: str) -> Golden | None
     return Golden(np.array(given.rows, np.float32), np.array(given.margins, np.float32))
 
 
-def _checked_number(label: str, data: bytes, format: Format, named: int) -> int:  # noqa: A002
-    number = backends.n_features(data, format, label)
+def _checked_number(label: str, about: Described, named: int) -> int:
+    number = about.n_features
     if named and named != number:
         raise ModelError(
             f"{label}: it takes {number} features, but its card names {named}; mend the card"
@@ -261,13 +279,8 @@ def _checked_number(label: str, data: bytes, format: Format, named: int) -> int:
     return number
 
 
-def _checked_names(
-    label: str,
-    data: bytes,
-    format: Format,  # noqa: A002
-    named: tuple[str, ...],
-) -> tuple[str, ...]:
-    own = backends.feature_names(data, format, label)
+def _checked_names(label: str, about: Described, named: tuple[str, ...]) -> tuple[str, ...]:
+    own = about.names
     if own and named and own != named:
         raise ModelError(
             f"{label}: its features are {', '.join(own)}, but its card names {', '.join(named)}; "
@@ -280,15 +293,16 @@ def _from_file(path: Path, data: bytes) -> Model:
     format = _format(path, data)  # noqa: A001 - as in Model
     sha256 = hashlib.sha256(data).hexdigest()
     label = f"model {path}"
+    about = backends.described(data, format, label)
     model = Model(
         name=path.stem,
         version=sha256[:12],
         sha256=sha256,
         format=format,
-        n_features=backends.n_features(data, format, label),
-        features=backends.feature_names(data, format, label),
+        n_features=about.n_features,
+        features=about.names,
     )
-    return _pinned(model, data, None)
+    return _pinned(model, data, about)
 
 
 def _served(uri: str) -> Model:
@@ -300,14 +314,15 @@ def _served(uri: str) -> Model:
     from agc_ml.ml.endpoint import Endpoint  # noqa: PLC0415 - on demand
 
     endpoint, data = Endpoint.parse(uri), uri.encode()
+    about = backends.described(data, _KSERVE, uri)
     model = Model(
         name=endpoint.model,
         version=endpoint.version,
         sha256=hashlib.sha256(data).hexdigest(),
         format=_KSERVE,
-        n_features=backends.n_features(data, _KSERVE, uri),
+        n_features=about.n_features,
     )
-    return _pinned(model, data, None)
+    return _pinned(model, data, about)
 
 
 def _format(path: Path, data: bytes) -> Format:
@@ -318,12 +333,12 @@ def _format(path: Path, data: bytes) -> Format:
     return FORMATS[path.suffix]
 
 
-def _pinned(model: Model, data: bytes, golden: Golden | None) -> Model:
+def _pinned(model: Model, data: bytes, about: Described, golden: Golden | None = None) -> Model:
     """Take a model's content into this process, with rows to check it."""
     if golden is None and model.format == "xgboost":
-        golden = backends.golden(data, f"model {model.name}")
+        golden = backends.golden(data, f"model {model.name}", about.learner)
     content = Content(data, golden)
     if model.format != _KSERVE:  # a server was asked already
-        backends.probe(model, content)
-    provide({model.sha256: content})
+        backends.probe(model, content, about.learner)
+    provide({model.sha256: content._replace(is_vouched=is_vouched(model.sha256))})
     return model

@@ -49,10 +49,15 @@ class Golden(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a model is made of: the bytes of its file, and rows to check it with."""
+    """What a model is made of: the bytes of its file, and rows to check it with.
+
+    ``is_vouched`` where whoever gives it has seen that it can be opened without harm: others don't
+    try it in a process of its own again.
+    """
 
     data: bytes
     golden: Golden | None = None
+    is_vouched: bool = False
 
 
 @dataclass(frozen=True)
@@ -276,6 +281,7 @@ class Batches:
 
 # What this process holds, by sha256.
 _contents: dict[str, Content] = {}
+_vouched: set[str] = set()
 _backends: dict[str, Callable[[Array], Any]] = {}
 _notes: dict[str, list[str]] = {}
 _lock: Final = threading.RLock()
@@ -295,6 +301,18 @@ def provide(contents: Mapping[str, Content]) -> None:
             if hashlib.sha256(content.data).hexdigest() != sha256:
                 raise ModelError(f"a model's content is not what its sha256 {sha256} says")
             _contents[sha256] = content
+            if content.is_vouched:
+                vouch(sha256)
+
+
+def vouch(sha256: str) -> None:
+    """Remember that a content can be opened without harm."""
+    _vouched.add(sha256)
+
+
+def is_vouched(sha256: str) -> bool:
+    """Whether a content can be opened without harm, as far as this process knows."""
+    return sha256 in _vouched
 
 
 @contextmanager

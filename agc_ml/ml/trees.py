@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.kernels.forest import CELLS, LOGISTIC, OBJECTIVES, Cuts, Forest, Trees, logit
+from agc_ml.ml.structure import Learner, read
 
 Array = NDArray[Any]
 
@@ -16,62 +16,62 @@ Array = NDArray[Any]
 def read_xgboost(content: bytes) -> Forest:
     """Read a model that xgboost saved as JSON.
 
+    Raises
+    ------
+    ValueError
+        It is no such model, or as of `forest_of`. The message says which.
+    """
+    return forest_of(read(content))
+
+
+def forest_of(learner: Learner) -> Forest:
+    """Make a forest of what is in a model of xgboost.
+
     All its trees count, also where it remembers a best iteration: so does ``inplace_predict``.
 
     Raises
     ------
     ValueError
-        It is no such model, or of a kind that can't be done here. The message says which.
+        It is of a kind that can't be done here. The message says which.
     """
-    try:
-        model = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError("it is not JSON, or cut off") from error
-    try:
-        learner = model["learner"]
-        obstacle = _obstacle(learner)
-        if not obstacle:
-            with np.errstate(all="ignore"):  # numbers out of range are refused
-                return _forest(learner)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError("it is not a model of xgboost, or a damaged one") from error
-    raise ValueError(obstacle)
+    obstacle = _obstacle(learner)
+    if obstacle:
+        raise ValueError(obstacle)
+    with np.errstate(all="ignore"):  # numbers that get out of range are noticed by golden rows
+        return _forest(learner)
 
 
-def _obstacle(learner: dict[str, Any]) -> str:
+def _obstacle(learner: Learner) -> str:
     """Why a model of xgboost can't be done here, "" if it can."""
-    booster, objective = learner["gradient_booster"]["name"], learner["objective"]["name"]
-    if booster != "gbtree":
-        return f"its booster is {booster}; only gbtree can be done"
+    objective = learner.content["objective"]["name"]
+    if learner.booster != "gbtree":
+        return f"its booster is {learner.booster}; only gbtree can be done"
     if objective not in OBJECTIVES:
         return f"its objective is {objective}; only {', '.join(OBJECTIVES)} can be done"
-    sizes = learner["learner_model_param"]
-    if int(sizes["num_class"]) > 1 or int(sizes.get("num_target", 1)) > 1:
-        return "it has several classes or targets; only one value a row can be done"
-    trees = learner["gradient_booster"]["model"]["trees"]
-    if not trees:
+    if not learner.model["trees"]:
         return "it has no trees"
-    if any(any(tree.get("split_type", ())) for tree in trees):
+    if learner.is_categorical:
         return "it has categorical features; only numbers can be compared"
+    if not learner.is_plain:
+        return "it has what is not known here"
     return ""
 
 
-def _forest(learner: dict[str, Any]) -> Forest:
-    objective, sizes = learner["objective"]["name"], learner["learner_model_param"]
-    base = np.float32(sizes["base_score"].strip("[]"))
+def _forest(learner: Learner) -> Forest:
+    objective = learner.content["objective"]["name"]
+    base = np.float32(learner.content["learner_model_param"]["base_score"].strip("[]"))
     if objective in LOGISTIC:
         base = np.float32(logit(base))
     trees = []
-    for tree in learner["gradient_booster"]["model"]["trees"]:
+    for tree in learner.model["trees"]:
         if len(tree["left_children"]) > 1 or tree["split_conditions"][0]:
             trees.append(tree)
         else:
             base += np.float32(tree["split_conditions"][0])  # makes a difference to -0
-    n_features = int(sizes["num_feature"])
-    return Forest(n_features, objective, base, *_packed(trees, n_features))
+    return Forest(learner.n_features, objective, base, *_packed(trees))
 
 
-def _packed(trees: list[dict[str, Any]], n_features: int) -> tuple[Cuts, Trees]:
+def _packed(trees: list[dict[str, Any]]) -> tuple[Cuts, Trees]:
     sizes = np.array([len(tree["left_children"]) for tree in trees], np.int64)
     root, tree = np.cumsum(sizes) - sizes, np.repeat(np.arange(len(trees)), sizes)
     left, right, feature = (
@@ -81,16 +81,10 @@ def _packed(trees: list[dict[str, Any]], n_features: int) -> tuple[Cuts, Trees]:
     value = np.array([number for tree in trees for number in tree["split_conditions"]], np.float32)
     inner = np.flatnonzero(left >= 0)
     children = np.stack([left[inner], right[inner]])
-    is_sound = (
-        len(left) == len(right) == len(feature) == len(value)
-        and ((children > 0) & (children < sizes[tree[inner]])).all()
-        and ((feature[inner] >= 0) & (feature[inner] < n_features)).all()
-        and np.isfinite(value).all()
-    )
     children += root[tree[inner]]
     reached = np.concatenate([root, children.T.ravel()])  # not those that were pruned
-    if not is_sound or len(np.unique(reached)) < len(reached):  # two ways to a node, or a circle
-        raise ValueError("not trees")
+    if len(np.unique(reached)) < len(reached):  # by ways from nodes that were pruned
+        raise ValueError("its pruned nodes are not cut off")
 
     cuts, cut = _cuts(feature[inner], value[inner])
     place = np.empty_like(left)
