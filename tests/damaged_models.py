@@ -38,7 +38,7 @@ def outcome(path: Path) -> tuple[str, str]:
         mine = model(rows)
     except ModelError as error:
         line = str(error)
-        is_one = "\n" not in line and str(path) in line or "model " in line
+        is_one = "\n" not in line and line.startswith("model ") and path.stem in line
         return ("refused" if is_one else "WRONG"), line
     theirs = np.asarray(_library(path)(rows))
     theirs = theirs[:, -1] if theirs.ndim > 1 else theirs

@@ -30,7 +30,7 @@ def variants(data: bytes, kind: str, seed: int, n: int) -> list[bytes]:
     found = []
     edits = {"json": _in_json, "ubj": _in_ubj, "protobuf": _in_protobuf}
     for number in range(n):
-        rng = random.Random(f"{kind} {seed} {number}")  # noqa: S311 - no secret
+        rng = random.Random(f"{kind} {seed} {number}")
         edit = edits.get(kind) if number % 2 else None
         variant = data
         while variant == data:
@@ -65,7 +65,7 @@ def _in_bytes(data: bytes, rng: random.Random) -> bytes:
 def _edit(tree: Any, rng: random.Random, other: Callable[[Any], Any]) -> None:
     """Change one place in a tree; ``other`` gives another value for one."""
     owner, key = tree, _place(tree, rng)
-    while rng.random() > 0.05:  # noqa: PLR2004 - seldom a whole branch
+    while rng.random() > 0.05:
         inner = owner[key]
         if not isinstance(inner, dict | list) or not inner:
             break
@@ -138,74 +138,80 @@ _UBJ = {"i": "b", "U": "B", "I": "h", "l": "i", "L": "q", "d": "f", "D": "d", "u
 
 
 def _in_ubj(data: bytes, rng: random.Random) -> bytes:
-    tree = _read_ubj(data, 0)[0]
-
-    def other(value: Any) -> Any:
-        if isinstance(value, Array):
-            values = list(value.values)
-            if not values:
-                return Array(value.marker, [1])
-            at = rng.randrange(len(values))
-            what = rng.choice(("value", "value", "value", "lost", "twice", "type"))
-            if what == "type":
-                return Array(rng.choice(list(_UBJ)), values)
-            if what == "lost":
-                del values[at]
-            elif what == "twice":
-                values.insert(at, values[at])
-            else:
-                near = [values[at] + 1, values[at] - 1, -values[at]]
-                values[at] = rng.choice([*near, *(NUMBERS if value.marker not in "dD" else REALS)])
-            return Array(value.marker, values)
-        if isinstance(value, Marked) and value.marker == "S":
-            return Marked("S", rng.choice([*TEXTS, str(rng.choice(NUMBERS))]).encode())
-        if isinstance(value, Marked) and value.marker in _UBJ:
-            return Marked(rng.choice([value.marker] * 4 + list(_UBJ)), rng.choice(NUMBERS))
-        return rng.choice((Marked("Z", b""), Marked("T", b""), Marked("L", 3), [], {}))
-
+    tree = read_ubj(data)
     for _ in range(rng.choice((1, 1, 2))):
-        _edit(tree, rng, other)
-    deep = Marked("[" * DEEP, b"]" * DEEP)
+        _edit(tree, rng, lambda value: _other_of_ubj(value, rng))
     if rng.random() < 0.03:
-        tree["deep"] = deep
-    return _as_ubj(tree)
+        tree["deep"] = Marked("[" * DEEP, b"]" * DEEP)
+    return as_ubj(tree)
 
 
-def _read_ubj(data: bytes, at: int) -> tuple[Any, int]:
+def _other_of_ubj(value: Any, rng: random.Random) -> Any:
+    if isinstance(value, Array):
+        return _other_array(value, rng)
+    if isinstance(value, Marked) and value.marker == "S":
+        return Marked("S", rng.choice([*TEXTS, str(rng.choice(NUMBERS))]).encode())
+    if isinstance(value, Marked) and value.marker in _UBJ:
+        return Marked(rng.choice([value.marker] * 4 + list(_UBJ)), rng.choice(NUMBERS))
+    return rng.choice((Marked("Z", b""), Marked("T", b""), Marked("L", 3), [], {}))
+
+
+def _other_array(array: Array, rng: random.Random) -> Array:
+    values = list(array.values)
+    at = rng.randrange(len(values)) if values else 0
+    what = rng.choice(("value", "value", "value", "lost", "twice", "type"))
+    if not values or what == "type":
+        return Array(rng.choice(list(_UBJ)), values or [1])
+    if what == "lost":
+        del values[at]
+    elif what == "twice":
+        values.insert(at, values[at])
+    else:
+        near = [values[at] + 1, values[at] - 1, -values[at]]
+        values[at] = rng.choice([*near, *(NUMBERS if array.marker not in "dD" else REALS)])
+    return Array(array.marker, values)
+
+
+def read_ubj(data: bytes) -> Any:
+    """Content of UBJ: objects and lists, and values with their types."""
+    return _value_of_ubj(data, 0)[0]
+
+
+def _value_of_ubj(data: bytes, at: int) -> tuple[Any, int]:
     marker, at = chr(data[at]), at + 1
     if marker in _UBJ:
         size = struct.calcsize(">" + _UBJ[marker])
         return Marked(marker, struct.unpack(">" + _UBJ[marker], data[at : at + size])[0]), at + size
     if marker == "S":
-        size, at = _read_ubj(data, at)
+        size, at = _value_of_ubj(data, at)
         return Marked("S", data[at : at + size.value]), at + size.value
     if marker == "{":
         found: dict[str, Any] = {}
         while data[at] != ord("}"):
-            size, at = _read_ubj(data, at)
+            size, at = _value_of_ubj(data, at)
             name, at = data[at : at + size.value].decode(), at + size.value
-            found[name], at = _read_ubj(data, at)
+            found[name], at = _value_of_ubj(data, at)
         return found, at + 1
-    if marker == "[" and data[at] == ord("$"):
+    return _read_array(data, at) if marker == "[" else (Marked(marker, b""), at)
+
+
+def _read_array(data: bytes, at: int) -> tuple[Any, int]:
+    """Items that share a type, items with their number, or items until the end."""
+    if data[at] == ord("$"):
         kind = chr(data[at + 1])
-        size, at = _read_ubj(data, at + 3)  # after the kind and #
+        size, at = _value_of_ubj(data, at + 3)  # after the kind and #
         code = f">{size.value}{_UBJ[kind]}"
         end = at + struct.calcsize(code)
         return Array(kind, list(struct.unpack(code, data[at:end]))), end
-    if marker == "[":
-        if data[at] == ord("#"):
-            size, at = _read_ubj(data, at + 1)
-            items = []
-            for _ in range(size.value):
-                item, at = _read_ubj(data, at)
-                items.append(item)
-            return items, at
-        items = []
-        while data[at] != ord("]"):
-            item, at = _read_ubj(data, at)
-            items.append(item)
-        return items, at + 1
-    return Marked(marker, b""), at
+    items: list[Any] = []
+    most = len(data)
+    if data[at] == ord("#"):
+        size, at = _value_of_ubj(data, at + 1)
+        most = size.value
+    while len(items) < most and data[at] != ord("]"):
+        item, at = _value_of_ubj(data, at)
+        items.append(item)
+    return items, at + (most == len(data))
 
 
 def _packed(marker: str, value: Any) -> bytes:
@@ -221,9 +227,10 @@ def _packed(marker: str, value: Any) -> bytes:
     return (number % 2 ** (8 * size)).to_bytes(size, "big")
 
 
-def _as_ubj(value: Any) -> bytes:
+def as_ubj(value: Any) -> bytes:
+    """Write what `read_ubj` gave."""
     if isinstance(value, dict):
-        parts = (b"L" + struct.pack(">q", len(name.encode())) + name.encode() + _as_ubj(inner)
+        parts = (b"L" + struct.pack(">q", len(name.encode())) + name.encode() + as_ubj(inner)
                  for name, inner in value.items())  # fmt: skip
         return b"{" + b"".join(parts) + b"}"
     if isinstance(value, Array):
@@ -232,7 +239,7 @@ def _as_ubj(value: Any) -> bytes:
         return b"[$" + value.marker.encode() + b"#" + size + numbers
     if isinstance(value, list):
         size = b"L" + struct.pack(">q", len(value))
-        return b"[#" + size + b"".join(map(_as_ubj, value))
+        return b"[#" + size + b"".join(map(as_ubj, value))
     if value.marker == "S":
         return b"SL" + struct.pack(">q", len(value.value)) + value.value
     if value.marker in _UBJ:
@@ -276,7 +283,7 @@ def _fields(data: bytes) -> list[tuple[int, Any]]:
             return []
         if tag & 7 == 0:
             value, at = _varint(data, at)
-        elif tag & 7 == 2:  # noqa: PLR2004 - bytes with their length
+        elif tag & 7 == 2:
             size, at = _varint(data, at)
             value, at = data[at : at + size], at + size
         elif tag & 7 in {1, 5}:
@@ -295,14 +302,14 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     number = 0
     for i, byte in enumerate(data[at : at + 10]):
         number |= (byte & 127) << (7 * i)
-        if byte < 128:  # noqa: PLR2004 - the last one
+        if byte < 128:
             return number, at + i + 1
     return 0, -1 - len(data)
 
 
 def _as_varint(number: int) -> bytes:
     found = bytearray()
-    while number > 127:  # noqa: PLR2004 - seven bits a byte
+    while number > 127:
         found.append(number & 127 | 128)
         number >>= 7
     return bytes([*found, number])

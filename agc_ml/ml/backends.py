@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from agc_ml.errors import ModelError
 from agc_ml.ml import graphs, opened_apart, structure
 from agc_ml.ml.hook import Content, Format, Golden, Model
+from agc_ml.ml.nodes import UnsoundError
 from agc_ml.ml.structure import Learner
 
 Array = NDArray[Any]
@@ -51,9 +53,7 @@ def open_model(
     return _OPENERS[model.format](model, content, note)
 
 
-def _open_xgboost(
-    model: Model, content: Content, note: Note, learner: Learner | None
-) -> Backend:
+def _open_xgboost(model: Model, content: Content, note: Note, learner: Learner | None) -> Backend:
     """Our forest kernel where it gives the very margins of xgboost, else xgboost itself."""
     from agc_ml.kernels import forest  # noqa: PLC0415 - heavy
     from agc_ml.ml.trees import forest_of  # noqa: PLC0415 - heavy
@@ -104,7 +104,7 @@ def _learner(data: bytes, label: str) -> Learner | None:
         return None
     try:
         return structure.read(data)
-    except structure.UnsoundError as error:
+    except UnsoundError as error:
         raise ModelError(f"{label}: {error}; train or copy it anew") from error
     except structure.OtherKindError as error:
         raise ModelError(f"{label}: {error}") from error
@@ -114,27 +114,28 @@ def _booster(data: bytes, learner: Learner | None, label: str) -> Any:
     """The model as xgboost has it; what is not known through and through is tried apart first."""
     if learner is None or not learner.is_plain:
         opened_apart.ensure(data, "xgboost", label)
-    xgboost = _import_xgboost(label)
-    booster = xgboost.Booster()
-    try:
+    with _told(label, "read it"):
+        booster = _import_xgboost(label).Booster()
         booster.load_model(bytearray(data))
         booster.set_param({"nthread": 1})
         booster.num_features()  # only now it looks at the objective's parameters
-    except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
-        raise ModelError(
-            f"{label}: xgboost can't read it ({graphs.short(error)}); train or copy it anew"
-        ) from error
     return booster
 
 
 def _predicted(booster: Any, rows: Array, label: str, kind: str = "value") -> Array:
     """What xgboost gives for rows: ``value``, or ``margin``."""
-    xgboost = _import_xgboost(label)
-    try:
+    with _told(label, "score with it"):
         return np.asarray(booster.inplace_predict(rows, predict_type=kind))
-    except (xgboost.core.XGBoostError, ValueError, TypeError) as error:
+
+
+@contextmanager
+def _told(label: str, what: str) -> Iterator[None]:
+    """Turn errors of xgboost into one line."""
+    try:
+        yield
+    except (_import_xgboost(label).core.XGBoostError, ValueError, TypeError) as error:
         raise ModelError(
-            f"{label}: xgboost can't score with it ({graphs.short(error)}); train or copy it anew"
+            f"{label}: xgboost can't {what} ({graphs.short(error)}); train or copy it anew"
         ) from error
 
 
@@ -271,6 +272,8 @@ def try_out(data: bytes, format: Format) -> None:  # noqa: A002 - as in Model
         graph(np.zeros((2, graph.n_features), np.float32))
         return
     booster = _booster(data, None, label)
-    learner = _learner(bytes(booster.save_raw("json")), label)
+    with _told(label, "read it"):
+        content = bytes(booster.save_raw("json"))
+    learner = _learner(content, label)
     if learner is not None:
         _predicted(booster, graphs.probe_rows(learner.n_features), label)

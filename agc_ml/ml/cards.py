@@ -5,12 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from agc_ml.errors import ModelError
 from agc_ml.ml import backends, given
@@ -36,7 +44,10 @@ MOST_PUBLISHED: Final = 10_000_000
 """Bytes: larger than any model that was published."""
 
 MOST_CARD: Final = 30_000_000
-"""Bytes of a card, with golden rows of thousands of features."""
+"""Bytes of a card of JSON, with golden rows of thousands of features."""
+
+MOST_YAML: Final = 1_000_000
+"""Bytes of a card of YAML, of which a second reads some 300 kB."""
 
 MOST_GOLDEN: Final = 1 << 24
 """Numbers in golden rows."""
@@ -60,6 +71,16 @@ class GoldenRows(_Described):
 
     rows: tuple[tuple[FiniteFloat, ...], ...] = Field(min_length=1)
     margins: tuple[FiniteFloat, ...]
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _are_not_too_many(cls, rows: Any) -> Any:
+        """Count them first: YAML can name the same row a million times."""
+        if isinstance(rows, list):
+            number = sum(len(row) for row in rows if isinstance(row, list))
+            if number > MOST_GOLDEN:
+                raise ValueError(f"{number:,} numbers; {MOST_GOLDEN:,} can be taken")
+        return rows
 
     @model_validator(mode="after")
     def _are_complete(self) -> Self:
@@ -198,11 +219,11 @@ def published_card() -> Card:
 
 def _card(path: Path, data: bytes) -> Card:
     try:
-        if len(data) > MOST_CARD:
-            raise ModelError(f"{path}: a card of more than {MOST_CARD / 1e6:g} MB; name its model")
-        # of which one is slow
-        parse = given.parse_json if path.suffix == ".json" else yaml.safe_load
-        return Card.model_validate(parse(data))
+        is_json = path.suffix == ".json"
+        most = MOST_CARD if is_json else MOST_YAML
+        if len(data) > most:
+            raise ModelError(f"{path}: a card of more than {most / 1e6:g} MB; shorten it")
+        return Card.model_validate(given.parse_json(data) if is_json else yaml.safe_load(data))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the card"
@@ -256,7 +277,7 @@ def _member(card: Card, entry: CardEntry, path: Path) -> Model:
         task=card.task,
         delta_phi=card.delta_phi,
     )
-    return _pinned(model, data, about, _golden(entry.golden, model, label))
+    return _pinned(model, data, about, label, _golden(entry.golden, model, label))
 
 
 def _golden(given: GoldenRows | None, model: Model, label: str) -> Golden | None:
@@ -302,7 +323,7 @@ def _from_file(path: Path, data: bytes) -> Model:
         n_features=about.n_features,
         features=about.names,
     )
-    return _pinned(model, data, about)
+    return _pinned(model, data, about, label)
 
 
 def _served(uri: str) -> Model:
@@ -322,7 +343,7 @@ def _served(uri: str) -> Model:
         format=_KSERVE,
         n_features=about.n_features,
     )
-    return _pinned(model, data, about)
+    return _pinned(model, data, about, f"model {uri}")
 
 
 def _format(path: Path, data: bytes) -> Format:
@@ -333,10 +354,12 @@ def _format(path: Path, data: bytes) -> Format:
     return FORMATS[path.suffix]
 
 
-def _pinned(model: Model, data: bytes, about: Described, golden: Golden | None = None) -> Model:
+def _pinned(
+    model: Model, data: bytes, about: Described, label: str, golden: Golden | None = None
+) -> Model:
     """Take a model's content into this process, with rows to check it."""
     if golden is None and model.format == "xgboost":
-        golden = backends.golden(data, f"model {model.name}", about.learner)
+        golden = backends.golden(data, label, about.learner)
     content = Content(data, golden)
     if model.format != _KSERVE:  # a server was asked already
         backends.probe(model, content, about.learner)

@@ -15,7 +15,7 @@ MOST_JSON_BYTES: Final = 500_000_000
 """Of JSON, which takes several times as much in memory."""
 
 MOST_CONTAINERS: Final = 3_000_000
-"""Arrays and objects of JSON, of which a tree of xgboost has 14 to 17: a byte of them can take 30."""
+"""Arrays and objects of JSON: a tree of xgboost has 17, and a byte of them can take 30."""
 
 MOST_STRINGS: Final = 10_000_000
 """Strings of JSON, of which a tree of xgboost has about 30."""
@@ -36,14 +36,15 @@ def read(path: Path) -> bytes:
         It can't be read: IsADirectoryError for a folder.
     """
     # a pipe without a writer would be waited for, and a terminal become ours
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
         about = os.fstat(file.fileno())
         if stat.S_ISDIR(about.st_mode):
             raise IsADirectoryError(path)
         if not stat.S_ISREG(about.st_mode):
             raise NotTakenError("it is a device or a pipe, not a file")
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
+        # a file of a size that is not known, as in /proc, is read, too
+        data = file.read(MOST_BYTES + 1) if about.st_size <= MOST_BYTES else b""
+    if max(len(data), about.st_size) > MOST_BYTES:
         raise NotTakenError(f"it is larger than {MOST_BYTES / 1e9:g} GB")
     return data
 

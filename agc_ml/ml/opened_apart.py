@@ -74,7 +74,7 @@ def _tried(data: bytes, format: Format) -> str:  # noqa: A002 - as in Model
     paths = [str(Path(place or ".").absolute()) for place in sys.path]
     given = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     try:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 - ourselves
             # -P: nothing is imported from where the user happens to be
             [sys.executable, "-P", "-m", __name__, format, str(most_cpu)],
             env={**given, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
@@ -124,7 +124,7 @@ def main() -> None:
     """Open the model that comes on standard input, and tell why it can't be, if so."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     told = os.fdopen(os.dup(1), "w")
-    with open(os.devnull, "w") as nowhere:  # libraries may print
+    with Path(os.devnull).open("w") as nowhere:  # libraries may print
         os.dup2(nowhere.fileno(), 1)
     format: Any = sys.argv[1]  # noqa: A001 - as in Model
     for name in _UNNEEDED:
@@ -153,8 +153,8 @@ def _reason(data: bytes, format: Format, most_cpu: int) -> str:  # noqa: A002 - 
     else:
         return ""
     return (
-        f"reading it and scoring a few rows takes more than {most / 1e9:.1f} GB of memory; train "
-        "or export it anew"
+        f"reading it and scoring a few rows takes more than {most / 1e9:.1f} GB of memory, "
+        "damaged perhaps; train or export it anew"
     )
 
 

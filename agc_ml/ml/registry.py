@@ -22,6 +22,7 @@ import urllib3
 import yaml
 
 from agc_ml.errors import ModelError, UsageError
+from agc_ml.ml import given
 from agc_ml.ml.cards import CARD, load_model
 from agc_ml.ml.hook import Bundle, Model
 
@@ -213,7 +214,10 @@ def fetch(service: Service, path: str) -> bytes:
             headers={"Authorization": f"Bearer {service.token}"},
             timeout=TIMEOUT_S,
             retries=urllib3.Retry(2, backoff_factor=0.3, redirect=0),
+            preload_content=False,
         )
+        body = answer.read(given.MOST_BYTES + 1, decode_content=True)
+        answer.close()
     except (urllib3.exceptions.HTTPError, ValueError) as error:
         raise ModelError(
             f"the training service {service.url} can't be reached ({_reason(error)}); start it, "
@@ -222,8 +226,13 @@ def fetch(service: Service, path: str) -> bytes:
     if HEADER not in answer.headers:
         raise ModelError(not_a_service(service.url, answer.status))
     if answer.status != 200:  # noqa: PLR2004 - HTTP's OK
-        raise ModelError(f"the training service {service.url}: {problem(answer.data)}")
-    return bytes(answer.data)
+        raise ModelError(f"the training service {service.url}: {problem(body)}")
+    if len(body) > given.MOST_BYTES:
+        raise ModelError(
+            f"the training service {service.url}: it answers with more than "
+            f"{given.MOST_BYTES / 1e9:g} GB; is that its address?"
+        )
+    return bytes(body)
 
 
 def not_a_service(url: str, status: int) -> str:
@@ -368,11 +377,12 @@ class Registry:
         if file not in version.files:
             raise ModelError(f"{label}: it has no file {file}")
         try:
-            content = (version.folder / file).read_bytes()
-        except OSError as error:
+            content = given.read(version.folder / file)
+        except (OSError, given.NotTakenError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ModelError(
-                f"{label}: {file} can't be read ({error.strerror}); restore the artefacts, or "
-                "promote another version"
+                f"{label}: {file} can't be read ({reason}); restore the artefacts, or promote "
+                "another version"
             ) from error
         found = hashlib.sha256(content).hexdigest()
         if found != version.files[file]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml.errors import ModelError, TrainingError
-from agc_ml.ml import backends
+from agc_ml.ml import backends, given
 from agc_ml.ml.cards import CARD, FORMATS, Card, CardEntry, GoldenRows, load_model
 from agc_ml.ml.hook import PARITIES, Bundle, DeltaPhi, Parity
 from agc_ml.results import write
@@ -23,6 +26,8 @@ Array = NDArray[Any]
 CARD_FILE: Final = CARD[-1]
 TRAINED: Final = "training.json"
 GOLDEN: Final = "golden_{parity}.npz"
+MOST_GOLDEN_BYTES: Final = 500_000_000
+"""Of golden rows, unpacked."""
 
 
 class _Record(BaseModel):
@@ -173,9 +178,23 @@ def read_bundle(folder: Path) -> Bundle:
 
 
 def read_golden(folder: Path, parity: Parity) -> tuple[Array, Array] | None:
-    """Rows, and what the library that trained scores them with; None if there are none."""
+    """Rows, and what the library that trained scores them with; None if there are none.
+
+    Raises
+    ------
+    ModelError
+        They are damaged, or too many.
+    """
     path = folder / GOLDEN.format(parity=parity)
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as content:
-        return content["rows"], content["scores"]
+    try:
+        data = BytesIO(given.read(path))
+        with zipfile.ZipFile(data) as packed:
+            unpacked = sum(one.file_size for one in packed.infolist())
+        if unpacked > MOST_GOLDEN_BYTES:
+            raise given.NotTakenError(f"it unpacks to {unpacked / 1e9:.1f} GB")
+        with np.load(data, allow_pickle=False) as content:
+            return content["rows"], content["scores"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"{path}: no golden rows ({error}); train it anew") from error
