@@ -20,7 +20,7 @@ from models import forest, linear_onnx
 from variants import Array, as_ubj, read_ubj
 
 from agc_ml.errors import ModelError
-from agc_ml.ml import cards, given, graphs, hook, opened_apart
+from agc_ml.ml import backends, cards, given, graphs, hook, opened_apart
 from agc_ml.ml.hook import Content, Model
 from agc_ml.ml.registry import Registry, Version
 from agc_ml.training import bundles
@@ -131,6 +131,26 @@ def test_a_constant_of_terabytes(tmp_path: Path) -> None:
     assert re.search("takes more than [24][.0]* GB of memory", refusal(tmp_path / "m.onnx"))
 
 
+@pytest.mark.parametrize("k", [0, 10**7, 2**40])
+def test_impossible_numbers_of_features(k: int, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(linear_onnx([1, 2], k=k))
+    assert re.search(
+        r"can't read it|it takes \d+ features; 1 to 1,000,000", refusal(tmp_path / "m.onnx")
+    )
+
+
+def test_words_of_a_file_are_one_line(tmp_path: Path) -> None:
+    data = linear_onnx([1], columns=3).replace(b"y", b"\n")
+    (tmp_path / "m.onnx").write_bytes(data)
+    assert "input (n, k) and output" in refusal(tmp_path / "m.onnx")
+
+
+def test_numbers_are_looked_for_in_no_time() -> None:
+    start = time.monotonic()
+    assert backends._number(b"num_treesSL" * 200_000, "num_trees") is None
+    assert time.monotonic() - start < 2
+
+
 def test_a_loop_that_only_some_rows_enter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large_rows: np.ndarray
 ) -> None:
@@ -140,6 +160,7 @@ def test_a_loop_that_only_some_rows_enter(
     model = cards.load_model(tmp_path / "m.onnx").members[0]
     assert model(np.ones((3, 4))).tolist() == [4, 4, 4]
     monkeypatch.setattr(graphs, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(graphs, "SLOWER", 0)
     with pytest.raises(ModelError, match=r"model m .*scoring 2000 rows takes more than \d+ s, a l"):
         model(large_rows)
     assert model(np.ones((3, 4))).tolist() == [4, 4, 4]
@@ -173,6 +194,7 @@ def test_one_step_that_can_not_be_stopped(
     model = cards.load_model(tmp_path / "m.onnx").members[0]
     model(np.ones((3, 4)))
     monkeypatch.setattr(graphs, "DEADLINE_S", 0.1)
+    monkeypatch.setattr(graphs, "SLOWER", 0)
     monkeypatch.setattr(graphs, "GRACE_S", 0.1)
     with pytest.raises(ModelError, match="scoring 2000 rows takes more than"):
         model(large_rows)

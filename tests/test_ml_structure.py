@@ -238,6 +238,46 @@ def test_what_is_not_its_json(
     assert message in refusal(sound.replace(old, new, 1), tmp_path)
 
 
+UNREACHED: dict[str, Any] = {
+    "left_children": [-1, 2, -1, -1],
+    "right_children": [-1, 3, -1, -1],
+    "split_indices": [0, 0, 0, 0],
+    "split_conditions": [0.25, 0.5, 1.0, 2.0],
+    "parents": [nodes.NO_PARENT, 0, 1, 1],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, ""),
+        ({"left_children": [-1, 9, -1, -1]}, NO_CHILD),
+        ({"right_children": [-1, -5, -1, -1]}, NO_CHILD),
+        ({"split_indices": [0, 10**6, 0, 0]}, "a node asks for a feature that is not there"),
+        ({"split_conditions": [0.25, float("nan"), 1.0, 2.0]}, "no number to compare with"),
+    ],
+)
+def test_nodes_that_no_way_leads_to(
+    change: dict[str, Any], message: str, sound: bytes, tmp_path: Path
+) -> None:
+    others: dict[str, Any] = {
+        **dict.fromkeys(("default_left", "split_type"), [0] * 4),
+        **dict.fromkeys(("base_weights", "loss_changes", "sum_hessian"), [0.0] * 4),
+        "tree_param": {
+            **{"num_deleted": "0", "num_feature": "4", "num_nodes": "4"},
+            "size_leaf_vector": "1",
+        },
+    }
+    data = edited(sound, of_tree(**{**UNREACHED, **others, **change}))
+    if message:
+        assert message in refusal(data, tmp_path)
+        return
+    (tmp_path / "m.json").write_bytes(data)
+    rows = np.random.default_rng(2).normal(size=(9, 4)).astype(np.float32)
+    scores = cards.load_model(tmp_path / "m.json").members[0](rows)
+    np.testing.assert_array_equal(scores, by_xgboost(tmp_path / "m.json", rows))
+
+
 def test_trees_of_very_many_levels(sound: bytes, tmp_path: Path) -> None:
     """xgboost calls itself once a level."""
     content = json.loads(edited(sound, lambda _: None))

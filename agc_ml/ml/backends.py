@@ -92,7 +92,7 @@ def _note_early_stop(model: Model, data: bytes, note: Note) -> None:
 
 def _number(data: bytes, name: str) -> int | None:
     """What xgboost wrote under a name: JSON's `"name":"7"`, or binary JSON's with lengths."""
-    found = re.search(name.encode() + rb'(?:": *"|S[iUIlL][^0-9]*)(\d{1,18})', data)
+    found = re.search(name.encode() + rb'(?:": *"|S[iUIlL][^0-9]{0,8})(\d{1,18})', data)
     return int(found[1]) if found else None
 
 
@@ -227,15 +227,19 @@ def golden(data: bytes, label: str, learner: Learner | None = None) -> Golden | 
     if learner is None or not learner.is_plain or not learner.model["trees"]:
         return None
     trees = learner.model["trees"]
-    feature = np.concatenate([tree["split_indices"] for tree in trees])
-    value = np.concatenate([tree["split_conditions"] for tree in trees])
-    is_split = np.concatenate([tree["left_children"] for tree in trees]) >= 0
+    feature, value, left = (
+        np.concatenate([tree[name] for tree in trees])
+        for name in ("split_indices", "split_conditions", "left_children")
+    )
+    inner = np.flatnonzero(left >= 0)
+    inner = inner[np.argsort(feature[inner], kind="stable")]
+    columns, starts = np.unique(feature[inner], return_index=True)
     booster = _booster(data, learner, label)
     rng = np.random.default_rng(len(data))
     n_rows = max(1, min(GOLDEN_ROWS, GOLDEN_CELLS // learner.n_features))
     rows = np.full((n_rows, learner.n_features), -1, np.float32)
-    for column in np.unique(feature[is_split]):
-        at = np.unique(value[is_split & (feature == column)].astype(np.float32))
+    for column, values in zip(columns, np.split(value[inner], starts[1:]), strict=True):
+        at = np.unique(values.astype(np.float32))
         places = np.concatenate(
             [at, np.nextafter(at, np.float32(-np.inf)), [at.min(initial=0) - 1]]
         )

@@ -23,6 +23,7 @@ from pydantic import (
 from agc_ml.errors import ModelError
 from agc_ml.ml import backends, given
 from agc_ml.ml.backends import Described
+from agc_ml.ml.graphs import one_line
 from agc_ml.ml.hook import (
     Bundle,
     Content,
@@ -304,8 +305,8 @@ def _checked_names(label: str, about: Described, named: tuple[str, ...]) -> tupl
     own = about.names
     if own and named and own != named:
         raise ModelError(
-            f"{label}: its features are {', '.join(own)}, but its card names {', '.join(named)}; "
-            "mend the card: order counts"
+            f"{label}: its features are {one_line(', '.join(own))}, but its card names "
+            f"{one_line(', '.join(named))}; mend the card: order counts"
         )
     return named or own
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from agc_ml.errors import ModelError
 from agc_ml.ml import opened_apart
 from agc_ml.ml.hook import BATCH_ROWS
+from agc_ml.ml.structure import MOST_FEATURES
 
 Array = NDArray[Any]
 
@@ -221,6 +222,10 @@ def _checked(inputs: Any, outputs: Any, label: str) -> Any:
         )
     if not isinstance(shapes[0][1], int):
         raise ModelError(f"{label}: its number of features is not fixed; export it with one")
+    if not 1 <= shapes[0][1] <= MOST_FEATURES:
+        raise ModelError(
+            f"{label}: it takes {shapes[0][1]} features; 1 to {MOST_FEATURES:,} can be done"
+        )
     return scores[0]
 
 
@@ -246,7 +251,7 @@ def check_alone(data: bytes, label: str) -> None:
     for tensor in _messages(model, onnx.TensorProto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             where = {entry.key: entry.value for entry in tensor.external_data}
-            other = where.get("location", "a file without a name")
+            other = one_line(where.get("location", "a file without a name"))
             raise ModelError(
                 f"{label}: it takes weights from another file ({other}), which its sha256 does "
                 "not cover; save it whole: onnx.save(onnx.load(FILE), FILE, "
@@ -276,9 +281,14 @@ def onnx_errors() -> tuple[type[Exception], ...]:
 
 def short(error: Exception) -> str:
     """The beginning of what a library says, in one line."""
-    text = " ".join(str(error).partition("Stack trace")[0].split())
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text)[:200]  # xgboost begins with time and source
+    text = one_line(str(error).partition("Stack trace")[0])
+    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text)  # xgboost begins with time and source
 
 
 def _described(tensors: list[Any]) -> str:
-    return ", ".join(f"{one.name} {one.type} {one.shape}" for one in tensors)[:300]
+    return one_line(", ".join(f"{one.name} {one.type} {one.shape}" for one in tensors))
+
+
+def one_line(text: str) -> str:
+    """The beginning of a text from a file."""
+    return " ".join(text[:2000].split())[:300]

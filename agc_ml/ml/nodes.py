@@ -87,33 +87,40 @@ def check_trees(trees: list[Any], n_features: int) -> Array:
     value = _of_all(trees, "split_conditions", np.float32)
     sizes = np.array([len(tree["left_children"]) for tree in trees], np.int64)
     root = np.cumsum(sizes) - sizes
-    end = np.repeat(root + sizes, sizes)
     begin = np.repeat(root, sizes)
-    is_seen = np.zeros(len(left), bool)
+
+    # also of nodes that no way leads to
+    is_inner = left != -1
+    children = np.stack([left, right])[:, is_inner]
+    is_there = (children > 0) & (children < np.repeat(sizes, sizes)[is_inner])
+    demand(is_there.all(), "a node has a child that is not there")
+    is_known = (feature >= 0) & (feature < n_features)
+    demand(is_known[is_inner].all(), "a node asks for a feature that is not there")
+    demand(not np.isnan(value[is_inner]).any(), "a node has no number to compare with")
+
+    is_seen = _seen(root, is_inner, left + begin, right + begin)
+    leaves = is_seen & ~is_inner
+    demand((right[leaves] == -1).all(), "a leaf of its trees has a child")
+    demand(np.isfinite(value[leaves]).all(), "a leaf gives no finite number")
+    compared: Array = value[is_inner]
+    return compared
+
+
+def _seen(root: Array, is_inner: Array, left: Array, right: Array) -> Array:
+    """Which nodes ways lead to: one to each."""
+    is_seen = np.zeros(len(is_inner), bool)
     level, n_levels = root, 0
     while len(level):
         n_levels += 1
         demand(n_levels <= MOST_LEVELS, f"a tree has more than {MOST_LEVELS:,} levels")
         is_seen[level] = True
-        inner = level[left[level] != -1]
-        demand((right[level[left[level] == -1]] == -1).all(), "a leaf of its trees has a child")
-        children = np.concatenate([left[inner], right[inner]])
-        limits = np.tile(end[inner] - begin[inner], 2)
-        demand(((children > 0) & (children < limits)).all(), "a node has a child that is not there")
-        level = children + np.tile(begin[inner], 2)
+        inner = level[is_inner[level]]
+        level = np.concatenate([left[inner], right[inner]])
         demand(
             len(np.unique(level)) == len(level) and not is_seen[level].any(),
             "two ways lead to a node: it is no tree",
         )
-    is_inner = is_seen & (left != -1)
-    asked = feature[is_inner]
-    demand(
-        ((asked >= 0) & (asked < n_features)).all(), "a node asks for a feature that is not there"
-    )
-    demand(not np.isnan(value[is_seen]).any(), "a node has no number to compare with or to give")
-    demand(np.isfinite(value[is_seen & ~is_inner]).all(), "a leaf gives no finite number")
-    compared: Array = value[is_inner]
-    return compared
+    return is_seen
 
 
 def _of_all(trees: list[Any], name: str, kind: type) -> Array:
