@@ -264,7 +264,9 @@ def test_nodes_that_no_way_leads_to(
         **dict.fromkeys(("default_left", "split_type"), [0] * 4),
         **dict.fromkeys(("base_weights", "loss_changes", "sum_hessian"), [0.0] * 4),
         "tree_param": {
-            **{"num_deleted": "0", "num_feature": "4", "num_nodes": "4"},
+            "num_deleted": "0",
+            "num_feature": "4",
+            "num_nodes": "4",
             "size_leaf_vector": "1",
         },
     }
@@ -376,6 +378,15 @@ def test_what_holds_together_scores_as_xgboost(kind: str, sound: bytes, tmp_path
     assert content.golden is None or content.golden.rows.size <= backends.GOLDEN_CELLS
     by_kernel = not any("scored by xgboost" in note for note in hook.notes([model.sha256]))
     assert by_kernel == (kind in {"as it is", "of xgboost 1", "a million features"})
+
+
+@pytest.mark.parametrize("gamma", [3.0, 1e9])
+def test_what_training_pruned(gamma: float, tmp_path: Path) -> None:
+    """Down to leaves that ask for nothing."""
+    path = forest(tmp_path / "m.json", n_features=4, gamma=gamma, tree_method="exact")
+    rows = np.random.default_rng(2).normal(size=(50, 4)).astype(np.float32)
+    model = cards.load_model(path).members[0]
+    np.testing.assert_array_equal(model(rows), by_xgboost(path, rows))
 
 
 def test_a_plain_forest_needs_no_process_of_its_own(

@@ -233,13 +233,14 @@ def golden(data: bytes, label: str, learner: Learner | None = None) -> Golden | 
     )
     inner = np.flatnonzero(left >= 0)
     inner = inner[np.argsort(feature[inner], kind="stable")]
-    columns, starts = np.unique(feature[inner], return_index=True)
+    columns, counts = np.unique(feature[inner], return_counts=True)
+    values = np.split(value[inner], np.cumsum(counts))
     booster = _booster(data, learner, label)
     rng = np.random.default_rng(len(data))
     n_rows = max(1, min(GOLDEN_ROWS, GOLDEN_CELLS // learner.n_features))
     rows = np.full((n_rows, learner.n_features), -1, np.float32)
-    for column, values in zip(columns, np.split(value[inner], starts[1:]), strict=True):
-        at = np.unique(values.astype(np.float32))
+    for column, of_column in zip(columns, values, strict=False):  # after them is an empty one
+        at = np.unique(of_column.astype(np.float32))
         places = np.concatenate(
             [at, np.nextafter(at, np.float32(-np.inf)), [at.min(initial=0) - 1]]
         )
