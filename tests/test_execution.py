@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
-import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +19,6 @@ import awkward as ak
 import faulty
 import nanoaod
 import numpy as np
-import psutil
 import pytest
 import uproot
 from commandline import PROGRAM

@@ -7,9 +7,9 @@ import functools
 import gzip
 import importlib
 import json
-import re
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys

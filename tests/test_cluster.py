@@ -1,0 +1,178 @@
+"""Local clusters: strangers on the same machine can neither use nor read them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from commandline import PROGRAM, agc
+
+import agc_ml
+from agc_ml import cluster
+from agc_ml.errors import UsageError
+
+STRANGER = """
+import sys
+from distributed import Client
+from distributed.security import Security
+address = sys.argv[1].partition("://")[2]
+for scheme, security in (("tcp", None), ("tls", Security.temporary())):
+    try:
+        Client(f"{scheme}://{address}", security=security, timeout=3)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        print("refused", type(error).__name__)
+    else:
+        print("IN")
+"""
+
+
+@pytest.fixture(scope="module")
+def local() -> Iterator[Any]:
+    with agc_ml.connect("local", workers=1) as client:
+        yield client
+
+
+def listening(process: psutil.Process) -> list[Any]:
+    """Sockets on which a process and its children listen."""
+    return [
+        connection.laddr
+        for one in (process, *process.children(recursive=True))
+        for connection in one.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+
+
+PAGES = ("/", "/status", "/info/main/workers.html", "/json/counts.json", "/metrics", "/health",
+         "/sysmon", "/statics/css/base.css", "/info/call-stacks/a.html")  # fmt: skip
+
+
+def pages(port: int) -> dict[str, int]:
+    """Pages that a port shows to anyone, with their status; none where it speaks no HTTP."""
+    found = {}
+    for page in PAGES:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", page)
+            found[page] = connection.getresponse().status
+        except (OSError, http.client.HTTPException):
+            return {}
+        finally:
+            connection.close()
+    return {page: status for page, status in found.items() if status != 404}
+
+
+def test_what_processes_send_each_other_is_encrypted(local: Any) -> None:
+    info = local.scheduler_info(n_workers=-1)
+    addresses = [info["address"], *info["workers"]]
+    assert all(address.startswith("tls://127.0.0.1:") for address in addresses)
+    assert cluster.is_private(local)
+    assert local.submit(os.getpid).result() != os.getpid()
+
+
+def test_strangers_are_kept_out(local: Any) -> None:
+    info = local.scheduler_info(n_workers=-1)
+    nannies = [about["nanny"] for about in info["workers"].values()]
+    for address in (info["address"], *info["workers"], *nannies):
+        done = subprocess.run(
+            [sys.executable, "-c", STRANGER, address],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert [line.split()[0] for line in done.stdout.splitlines()] == ["refused", "refused"]
+
+
+def test_nothing_shows_pages_or_listens_to_other_machines(local: Any) -> None:
+    found = listening(psutil.Process())
+    assert len(found) >= 3
+    assert {address.ip for address in found} <= {"127.0.0.1", "::1"}
+    for address in found:
+        assert pages(address.port) == {}, address
+    assert local.submit(os.getpid).result() != os.getpid()  # and that was nobody's end
+
+
+def test_the_dashboard_is_there_where_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UsageError, match=f"--dashboard {port}: the port can't be used"):
+            agc_ml.connect("local", workers=1, dashboard=port)
+    with agc_ml.connect("local", workers=1, dashboard=port) as client:
+        assert f":{port}/" in str(cluster.dashboard_of(client))
+        assert pages(port)["/status"] == 200
+        shown = [address for address in listening(psutil.Process()) if address.port == port]
+        assert {address.ip for address in shown} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--cluster", "inline", "--dashboard"), "for local workers; inline has none"),
+        (("--cluster", "tcp://h:1", "--dashboard"), "for local workers; tcp://h:1 has its own"),
+        (("--dashboard", "ttbar"), "ttbar is no port; where none is meant, put the option last"),
+        (("--dashboard", "70000"), "70000 is no port"),
+        (("--cluster", "inline", "--workers", "2"), "--workers is for local workers; inline has"),
+        (("--patience", "nan"), "a number of minutes is needed"),
+        (("--patience", "0"), "0.0 is not in the range"),
+    ],
+)
+def test_wrong_options(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    called = agc("run", "ttbar", *arguments, "-o", tmp_path / "run")
+    assert called.code == 2
+    assert message in called.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_says_who_can_read_the_dashboard(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [PROGRAM, "run", "ttbar", "--workers", "1", "-o", tmp_path / "run", "--dashboard"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        told = next(line for line in process.stderr if line.startswith("dashboard: "))
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert re.fullmatch(
+        r"dashboard: http://127\.0\.0\.1:\d+/status \(no login: other users of this machine can "
+        r"read it\)\n",
+        told,
+    )
+
+
+SCRIPT = """
+import agc_ml
+from agc_ml.measurement import _beside
+{body}
+"""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "agc_ml.run('ttbar', workers=1, output='run', quiet=True)",
+        "with _beside(print) as wait:\n    wait()",
+    ],
+    ids=["workers", "figures"],
+)
+def test_a_script_that_workers_import_is_named(body: str, tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(SCRIPT.format(body=body))
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("agc_ml.errors.ClusterError: ")
+    assert "mine.py: processes that help import this script" in last
+    assert last.endswith("put what it does under: if __name__ == '__main__':")
+    assert not (tmp_path / "run").exists()
