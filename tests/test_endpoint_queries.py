@@ -16,7 +16,7 @@ import pytest
 import uproot
 
 from agc_ml.endpoint import objects, state
-from agc_ml.endpoint.generators import generate
+from agc_ml.endpoint.generators import DEFAULT, check_enabled, enabled, generate
 from agc_ml.endpoint.reading import pieces
 from agc_ml.endpoint.requests import Request
 from agc_ml.endpoint.state import Outcome, State
@@ -61,9 +61,8 @@ def python(source: str) -> str:
 @pytest.mark.parametrize(
     ("codegen", "selection", "message"),
     [
-        ("atlasr21", "x", "atlasr21: no such code generator; there are uproot, uproot-raw, python"),
         ("uproot", "(((", "the query for uproot can't be used: Unexpected"),
-        ("uproot", "(call Nope 1)", "NameError: Unknown id: Nope"),
+        ("uproot", "(call Nope 1)", "there is no function Nope"),
         ("uproot", "", "one statement is needed, not 0"),
         ("uproot-raw", "{", "no JSON"),
         ("uproot-raw", "{}", "a list of queries is needed"),
@@ -121,6 +120,17 @@ def body(**changes: Any) -> bytes:
         ({"result-format": "csv"}, "result-format: Input should be"),
         ({"result-destination": "volume"}, "result-destination: Input should be"),
         ({"selection": ""}, "selection: String should have at least 1 character"),
+        ({"title": "a\0b"}, "title: it has the character U\\+0000"),
+        ({"title": "a" * 10_241}, "title: String should have at most 10240"),
+        ({"file-list": ["/a\n\x1b[31m"]}, "file-list.0: it has the character U\\+000A"),
+        ({"file-list": ["file:///a%00b"]}, "no URL \\(it has the character U\\+0000"),
+        ({"file-list": ["/" + "a" * 8192]}, "file-list.0: String should have at most 8192"),
+        ({"file-list": ["http://[bad"]}, "no URL \\(Invalid IPv6 URL\\)"),
+        ({"file-list": ["file://[bad/x"]}, "no URL \\(Invalid IPv6 URL\\)"),
+        ({"file-list": ["http://h/a::file:///b"]}, "a path with :: would be taken for several"),
+        ({"file-list": ["/a::/b"]}, "a path with :: would be taken for several"),
+        ({"file-list": [f"/{i}" for i in range(10_001)]}, "10,001 files, and 10,000 are the most"),
+        ({"codegen": "a" * 101}, "codegen: String should have at most 100"),
     ],
 )
 def test_senseless_requests_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -134,6 +144,26 @@ def test_an_input_counts_once_however_it_is_written() -> None:
     files = ["/d/a.root", "/d/../d/a.root", "file:///d/a.root", "root://h//d/a.root", "/d/b.root"]
     request = Request.parse(body(**{"file-list": files}))
     assert request.files == ("/d/a.root", "root://h//d/a.root", "/d/b.root")
+
+
+def test_requests_of_a_sensible_size_are_taken() -> None:
+    files = [f"/{'d' * 200}/{i}.root" for i in range(10_000)]
+    request = Request.parse(body(**{"file-list": files, "title": "Größe\nin GeV" + " " * 10_000}))
+    assert request.files == tuple(files)
+    assert Request.parse(body(**{"file-list": ["root://[::1]:1094//a.root"]})).files
+
+
+def test_code_generators_are_named_as_people_know_them() -> None:
+    assert enabled(["uproot-raw", "func_adl"]) == ("uproot", "uproot-raw")
+    assert enabled([" python", "uproot"]) == ("uproot", "python")
+    for wrong in (["func_adl", "atlasr21"], [""], []):
+        with pytest.raises(UsageError, match="no such code generator; there are func_adl, uproot-"):
+            enabled(wrong)
+    check_enabled("uproot", DEFAULT)
+    with pytest.raises(UsageError, match="--codegens func_adl,uproot-raw,python"):
+        check_enabled("python", DEFAULT)
+    with pytest.raises(UsageError, match="atlasr21: no such code generator; there are uproot-raw"):
+        check_enabled("atlasr21", DEFAULT)
 
 
 def test_names_of_objects_are_plain_and_differ() -> None:

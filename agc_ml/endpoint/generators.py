@@ -7,15 +7,31 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Final, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from agc_ml.endpoint.requests import ResultFormat, one_line
+from agc_ml.endpoint.requests import ResultFormat, one_line, printable
+from agc_ml.endpoint.syntax import NoExpression, Refused, parsed
 from agc_ml.errors import UsageError
 
 FUNCTION: Final = "run_query"
+# Characters of a query; the parser of func_adl takes some 40 ms for a thousand.
+LONGEST: Final = {"uproot": 50_000, "uproot-raw": 1_000_000, "python": 1_000_000}
+LONGEST_NAME: Final = 1000  # characters of a column, a tree or a pattern of some
+MOST_NAMES: Final = 10_000
+
+# What clients call a generator -> how --codegens names it.
+FLAGS: Final = {"uproot": "func_adl", "uproot-raw": "uproot-raw", "python": "python"}
+DEFAULT: Final = ("uproot-raw", "uproot")
 
 Names = str | list[str]
 
@@ -34,19 +50,26 @@ class TreeQuery(BaseModel):
     fail_on_missing_trees: bool | None = None
     use_standard_awkward_axis: bool | None = None
 
+    @field_validator("treename", "filter_name", "filter_typename", "aliases")
+    @classmethod
+    def _are_names(cls, value: Any) -> Any:
+        _check_names(value)
+        return value
+
     @field_validator("treename")
     @classmethod
-    def _any_tree(cls, names: str | list[str] | dict[str, str]) -> Any:
+    def _any_tree(cls, names: Any) -> Any:
         if not names:
             raise ValueError("no tree is named")
+        _check_names(names.values() if isinstance(names, dict) else names)
         return names
 
-    @field_validator("cut")
+    @field_validator("expressions", "cut", "aliases")
     @classmethod
-    def _is_expression(cls, cut: str | None) -> str | None:
-        if cut is not None:
-            _parse(cut, "eval")
-        return cut
+    def _are_expressions(cls, value: Any, field: ValidationInfo) -> Any:
+        for text in _texts(value.values() if isinstance(value, dict) else value):
+            _check_expression(text, may_be_column=field.field_name == "expressions")
+        return value
 
     @property
     def trees(self) -> dict[str, str]:
@@ -69,11 +92,92 @@ class HistogramQuery(BaseModel):
     def _any_name(cls, names: Names) -> Names:
         if not names:
             raise ValueError("no histogram is named")
+        _check_names(names)
         return names
+
+
+def _texts(value: str | Iterable[str] | None) -> list[str]:
+    texts = [value] if isinstance(value, str) else list(value or [])
+    if len(texts) > MOST_NAMES:
+        raise ValueError(f"{len(texts):,} are given, and {MOST_NAMES:,} are the most")
+    return texts
+
+
+def _check_names(value: str | Iterable[str] | None) -> None:
+    for name in _texts(value):
+        if len(name) > LONGEST_NAME:
+            raise ValueError(f"{len(name):,} characters, and {LONGEST_NAME:,} are the most")
+        printable(name)
+
+
+def _check_expression(text: str, *, may_be_column: bool) -> None:
+    """Check an expression; a text that is no Python can be a column's name, as HLT-Mu/ is."""
+    from agc_ml.endpoint.language import check  # noqa: PLC0415 - heavy
+
+    try:
+        check(text)
+    except NoExpression:
+        if not may_be_column:
+            raise
+        _check_names(text)
+    except Refused as error:
+        raise ValueError(f"{error} (in {text[:60]})") from error
 
 
 RawQuery = list[TreeQuery | HistogramQuery]
 _RAW: Final[TypeAdapter[RawQuery]] = TypeAdapter(RawQuery)
+
+
+def enabled(names: Iterable[str]) -> tuple[str, ...]:
+    """The generators of ``--codegens``, as clients call them; func_adl's may be called so, too.
+
+    Raises
+    ------
+    UsageError
+        There is no such code generator.
+    """
+    chosen = {name.strip() for name in names}
+    found = {name for name, flag in FLAGS.items() if {name, flag} & chosen}
+    unknown = chosen - found - {FLAGS[name] for name in found}
+    if unknown or not found:
+        known = ", ".join(FLAGS.values())
+        wrong = ", ".join(sorted(unknown)) or "none"
+        raise UsageError(f"--codegens {wrong}: no such code generator; there are {known}")
+    return tuple(name for name in FLAGS if name in found)
+
+
+def check_length(codegen: str, selection: str) -> None:
+    """Refuse a query that nobody writes.
+
+    Raises
+    ------
+    UsageError
+        It is too long.
+    """
+    if len(selection) > LONGEST[codegen]:
+        raise UsageError(
+            f"the query for {codegen} can't be used: {len(selection):,} characters, and"
+            f" {LONGEST[codegen]:,} are the most"
+        )
+
+
+def check_enabled(codegen: str, names: tuple[str, ...]) -> None:
+    """Refuse a generator that is not enabled.
+
+    Raises
+    ------
+    UsageError
+        The message names the flag that would enable it, if there is such a generator.
+    """
+    if codegen in names:
+        return
+    if codegen in FLAGS:
+        flags = ",".join(FLAGS[name] for name in FLAGS if name in {*names, codegen})
+        raise UsageError(
+            f"{codegen}: this code generator is off here; the endpoint can be started with"
+            f" --codegens {flags}"
+        )
+    raise UsageError(f"{codegen:.100}: no such code generator; there are {', '.join(names)}")
 
 
 def generate(codegen: str, selection: str, result_format: ResultFormat) -> str:
@@ -82,11 +186,9 @@ def generate(codegen: str, selection: str, result_format: ResultFormat) -> str:
     Raises
     ------
     UsageError
-        There is no such code generator, or it can't make anything of the query.
+        The code generator can't make anything of the query, or may not.
     """
-    if codegen not in GENERATORS:
-        known = ", ".join(GENERATORS)
-        raise UsageError(f"{codegen}: no such code generator; there are {known}")
+    check_length(codegen, selection)
     try:
         program = GENERATORS[codegen](selection)
         if codegen == "uproot-raw" and result_format == "parquet":
@@ -106,8 +208,8 @@ def raw_queries(program: str) -> RawQuery:
     """
     try:
         entries = json.loads(program)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON ({error})") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"no JSON ({first_line(error)})") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError("a list of queries is needed")
     queries: RawQuery = []
@@ -139,18 +241,9 @@ def _refuse_what_parquet_cannot_hold(program: str) -> None:
 
 
 def _func_adl(selection: str) -> str:
-    from func_adl_uproot.translation import generate_python_source  # noqa: PLC0415 - heavy
-    from qastle import text_ast_to_python_ast  # noqa: PLC0415 - heavy
+    from agc_ml.endpoint.adl import translate  # noqa: PLC0415 - heavy
 
-    try:
-        statements = text_ast_to_python_ast(selection).body
-        source = str(generate_python_source(statements[0].value, FUNCTION)) if statements else ""
-    except Exception as error:  # both raise whatever comes up, of their parsers too
-        raise ValueError(_first_line(error)) from error
-    if len(statements) != 1:
-        raise ValueError(f"one statement is needed, not {len(statements)}")
-    _parse(source, "exec")
-    return source
+    return translate(selection)
 
 
 def _python(selection: str) -> str:
@@ -158,25 +251,19 @@ def _python(selection: str) -> str:
         source = base64.b64decode(selection, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
         raise ValueError("no base64 of a Python function's source") from error
-    names = [node.name for node in _parse(source, "exec") if isinstance(node, ast.FunctionDef)]
+    names = [
+        node.name
+        for node in parsed(source, LONGEST["python"]).body
+        if isinstance(node, ast.FunctionDef)
+    ]
     if FUNCTION not in names:
         found = f"it defines {', '.join(names)}" if names else "it defines no function"
         raise ValueError(f"the function must be called {FUNCTION}; {found}")
     return source
 
 
-def _parse(source: str, mode: Literal["eval", "exec"]) -> list[ast.stmt]:
-    """The statements of a source, none for an expression."""
-    try:
-        tree = ast.parse(source, mode=mode)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        place = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        text = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise ValueError(f"no Python ({text}{place})") from error
-    return tree.body if isinstance(tree, ast.Module) else []
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The type of an error, and the first line of what it says."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 

@@ -7,27 +7,15 @@ from typing import Any, Final, NamedTuple
 
 import awkward as ak
 import uproot
-from uproot.language.python import PythonLanguage
 from uproot.source.coalesce import CoalesceConfig
 
 from agc_ml.endpoint.generators import FUNCTION, HistogramQuery, TreeQuery, raw_queries
+from agc_ml.endpoint.language import Language
 from agc_ml.errors import InputFileError
 
 STEP: Final = 50_000  # events; a number, as uproot can't cut remote files by memory
 TREE: Final = "servicex"
 COLUMN: Final = "branch"
-
-# Functions in expressions beside numpy's. The first reduce or join, and do so in each event, not
-# over all of them, unless a query wants awkward's own meaning.
-_IN_EVENTS: Final = (
-    "concatenate count count_nonzero sum nansum prod nanprod any all min nanmin max nanmax argmin"
-    " nanargmin argmax nanargmax moment mean nanmean var nanvar std nanstd softmax"
-)
-_PLAIN: Final = (
-    "where flatten num sort argsort mask is_none drop_none pad_none fill_none firsts singletons"
-    " broadcast_arrays broadcast_fields cartesian argcartesian combinations argcombinations isclose"
-    " almost_equal"
-)
 
 
 class Rows(NamedTuple):
@@ -58,6 +46,10 @@ def pieces(codegen: str, program: str, source: str) -> Iterator[Piece]:
     if codegen == "uproot-raw":
         yield from _raw(program, source)
     else:
+        if codegen == "uproot":
+            from agc_ml.endpoint.programs import check  # noqa: PLC0415 - heavy, for this one only
+
+            check(program)
         yield from _called(_function(program)(source))
 
 
@@ -115,7 +107,7 @@ def _rows(tree: Any, target: str, query: TreeQuery) -> Iterator[Rows]:
     columns = query.model_dump(
         include={"expressions", "filter_name", "filter_typename", "aliases"}, exclude_none=True
     )
-    columns["language"] = _language(standard=bool(query.use_standard_awkward_axis))
+    columns["language"] = Language(standard=bool(query.use_standard_awkward_axis))
     empty = tree.arrays(entry_stop=0, **columns)
     if not empty.fields and query.fail_on_missing_trees is False:
         return
@@ -124,20 +116,3 @@ def _rows(tree: Any, target: str, query: TreeQuery) -> Iterator[Rows]:
     yield Rows(target, empty)  # the tree is there even if no event is
     for events in tree.iterate(step_size=STEP, cut=query.cut, **columns):
         yield Rows(target, events)
-
-
-def _language(*, standard: bool) -> PythonLanguage:
-    language = PythonLanguage()
-    for name in _PLAIN.split():
-        language.functions[name] = getattr(ak, name)
-    for name in _IN_EVENTS.split():
-        function = getattr(ak, name)
-        language.functions[name] = function if standard else _in_events(function)
-    return language
-
-
-def _in_events(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any, axis: int = 1, **options: Any) -> Any:
-        return function(*arguments, axis=axis, **options)
-
-    return call
