@@ -508,7 +508,7 @@ class TestBadInput:
         self, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(service, "SILENT_S", 1)
-        monkeypatch.setattr(service, "CALL_S", 2)
+        monkeypatch.setattr(service, "CALL_S", 10)
         with endpoint(tmp_path / "endpoint", "--workers", 1) as running:
             via = f"servicex={running.config}"
 
@@ -517,7 +517,7 @@ class TestBadInput:
                     time.sleep(0.05)
                 running.kill()
 
-            killer = threading.Thread(target=kill)
+            killer = threading.Thread(target=kill, daemon=True)
             killer.start()
             with pytest.raises(DeliveryError, match="does not answer for 1 s"):
                 run(listed(*paths), tmp_path / "run", via)

@@ -82,8 +82,17 @@ def client_query(running: Endpoint, paths: list[Path], query: Any) -> Any:
 def test_a_killed_endpoint_goes_on_where_it_was(tmp_path: Path, files: list[Path]) -> None:
     """With the client waiting all the time."""
     notes = tmp_path / "notes"
-    slow = function("(notes / str(os.getpid())).write_text(path); time.sleep(1)", notes)
+    body = """
+        (notes / str(os.getpid())).write_text(path)
+        child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        (notes.parent / f"{child.pid}.child").touch()
+        time.sleep(1)
+    """
+    slow = function(body, notes)
     notes.mkdir()
+
+    def children() -> set[int]:
+        return {int(note.stem) for note in tmp_path.glob("*.child")}
 
     async def killed_half_way(first: Endpoint) -> tuple[Any, Any, int]:
         query = client_query(first, files, slow)
@@ -94,6 +103,7 @@ def test_a_killed_endpoint_goes_on_where_it_was(tmp_path: Path, files: list[Path
         done_before = query.current_status.files_completed
         first.kill()
         started = {int(note.name) for note in notes.iterdir()}
+        started |= children()
         await asyncio.to_thread(wait_for, lambda: all(map(is_gone, started)))
         with endpoint(tmp_path / "endpoint", "--workers", 2, port=first.port) as second:
             assert second.token == first.token

@@ -39,6 +39,22 @@ _EXTRA = ("func_adl_uproot", "qastle", "botocore", "fsspec_xrootd")
     help="Most seconds for a file.",
 )
 @click.option(
+    "--memory",
+    type=click.FloatRange(0.5),
+    default=4.0,
+    show_default=True,
+    metavar="GB",
+    help="Most memory for a file.",
+)
+@click.option(
+    "--codegens",
+    metavar="A,B",
+    default="uproot-raw,func_adl",
+    show_default=True,
+    help="What clients may ask with: uproot-raw, func_adl (clients call it uproot), python; "
+    "python runs whatever they send, as you.",
+)
+@click.option(
     "--token",
     "token_file",
     type=click.Path(path_type=Path),
@@ -46,19 +62,37 @@ _EXTRA = ("func_adl_uproot", "qastle", "botocore", "fsspec_xrootd")
     help="Clients need the token in FILE [one made for DIR].",
 )
 @options.logging_options
-def servicex(
-    folder: Path, port: int, workers: int | None, timeout: int, token_file: Path | None, **_: object
+def servicex(  # noqa: PLR0917 - one parameter an option
+    folder: Path,
+    port: int,
+    workers: int | None,
+    timeout: int,
+    memory: float,
+    codegens: str,
+    token_file: Path | None,
+    **_: object,
 ) -> None:
     """Deliver columns as ServiceX does: an endpoint for its standard client.
 
-    Needs the extra 'endpoint'. Runs queries of the code generators uproot (func_adl), uproot-raw
-    and python on local processes, which read files, root:// and http(s)://. Its URL, its token and
-    a cache are in DIR/servicex.yaml: deliver(spec, config_path="DIR/servicex.yaml").
+    Needs the extra 'endpoint'. Runs queries of the code generators uproot-raw and func_adl, and of
+    python if --codegens names it, on local processes, which read files, root:// and http(s)://.
+    Whoever has its token reads all files that you can read. Its URL, its token and a cache are in
+    DIR/servicex.yaml: deliver(spec, config_path="DIR/servicex.yaml").
     """
     _require_extra()
+    from agc_ml.endpoint.generators import enabled  # noqa: PLC0415 - on demand
+    from agc_ml.endpoint.limits import GB  # noqa: PLC0415 - on demand
     from agc_ml.endpoint.service import Settings, serve  # noqa: PLC0415 - on demand
+    from agc_ml.endpoint.workers import Allowance  # noqa: PLC0415 - on demand
 
-    settings = Settings(folder, port, workers or os.cpu_count() or 1, timeout, token_file)
+    settings = Settings(
+        folder,
+        port,
+        workers or os.cpu_count() or 1,
+        Allowance(timeout, memory * GB),
+        token_file,
+        enabled(codegens.split(",")),
+    )
     serve(settings, _announce)
     raise Interrupted("stopped; the same command goes on with what is unfinished")
 

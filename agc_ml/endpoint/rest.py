@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import logging
 import sqlite3
 import time
-from concurrent.futures import Executor
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -17,10 +15,12 @@ from tornado.web import RequestHandler
 from agc_ml._version import __version__
 from agc_ml.endpoint import tokens
 from agc_ml.endpoint.credentials import Credentials
-from agc_ml.endpoint.generators import GENERATORS, generate
+from agc_ml.endpoint.generators import check_enabled, check_length
+from agc_ml.endpoint.handlers import Handler
 from agc_ml.endpoint.requests import Request
 from agc_ml.endpoint.state import Known, Result, State
 from agc_ml.endpoint.transforms import Transforms
+from agc_ml.endpoint.translation import Busy, Translators
 from agc_ml.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -29,21 +29,26 @@ ID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 # What of the client's behaviour hangs on: results by /results, and titles of this length.
 CAPABILITIES: Final = ("poll_local_transformation_results", "long_sample_titles_10240")
 
-_BAD, _UNAUTHORISED, _NOT_FOUND, _NO_ROOM = 400, 401, 404, 507
+_BAD, _UNAUTHORISED, _NOT_FOUND, _BUSY, _NO_ROOM = 400, 401, 404, 503, 507
+_RETRY_AFTER_S: Final = 10
 _BEARER: Final = "Bearer "
 
 
 class Endpoint(NamedTuple):
-    """What the handlers work with; ``address`` is host:port, where objects are too."""
+    """What the handlers work with.
+
+    ``address`` is host:port, where objects are too; ``codegens`` as clients call them.
+    """
 
     address: str
     credentials: Credentials
     state: State
     transforms: Transforms
-    translator: Executor
+    translators: Translators
+    codegens: tuple[str, ...]
 
 
-class _Handler(RequestHandler):
+class _Handler(Handler):
     """Answers in JSON, to whoever has an access token."""
 
     endpoint: Endpoint
@@ -51,9 +56,10 @@ class _Handler(RequestHandler):
     def initialize(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
 
-    def prepare(self) -> None:
-        if not self.is_authorised():
-            self.refuse(_UNAUTHORISED, "a valid access token is needed")
+    def denied(self) -> tuple[int, str] | None:
+        if self.is_authorised():
+            return None
+        return _UNAUTHORISED, "a valid access token is needed"
 
     def is_authorised(self) -> bool:
         secret = self.endpoint.credentials.signing_secret
@@ -66,9 +72,6 @@ class _Handler(RequestHandler):
     def refuse(self, status: int, message: str) -> None:
         self.set_status(status)
         self.finish({"message": message})
-
-    def write_error(self, status_code: int, **_: Any) -> None:
-        self.refuse(status_code, self._reason)
 
     def known(self, request_id: str) -> Known | None:
         """The request of this id; if there is none, that is the answer."""
@@ -97,7 +100,7 @@ class Info(_Handler):
 
     def get(self) -> None:
         """Tell it."""
-        images = dict.fromkeys(GENERATORS, f"agc-ml {__version__}")
+        images = dict.fromkeys(self.endpoint.codegens, f"agc-ml {__version__}")
         self.finish(
             {
                 "app-version": __version__,
@@ -110,6 +113,8 @@ class Info(_Handler):
 class Transformations(_Handler):
     """``/servicex/transformation``: all requests, and new ones."""
 
+    takes_body = True
+
     def get(self) -> None:
         """List them, the oldest first."""
         requests = self.endpoint.state.requests()
@@ -118,14 +123,18 @@ class Transformations(_Handler):
     async def post(self) -> None:
         """Take one on, if it makes sense."""
         try:
-            request = Request.parse(self.request.body)
-            program = await asyncio.get_running_loop().run_in_executor(
-                self.endpoint.translator,  # loading the translator takes a second
-                generate,
-                *(request.codegen, request.selection, request.result_format),
+            request = Request.parse(bytes(self.body))
+            check_enabled(request.codegen, self.endpoint.codegens)
+            check_length(request.codegen, request.selection)
+            program = await self.endpoint.translators.translate(
+                request.codegen, request.selection, request.result_format
             )
         except UsageError as error:
             self.refuse(_BAD, str(error))
+            return
+        except Busy as busy:
+            self.set_header("Retry-After", str(_RETRY_AFTER_S))
+            self.refuse(_BUSY, f"the endpoint has too much to do ({busy}); try again later")
             return
         try:
             request_id = self.endpoint.state.add(request, program)
@@ -162,11 +171,12 @@ class Results(_Handler):
         given = self.get_query_argument("later_than", "0001-01-01T00:00:00")
         try:
             later_than = datetime.fromisoformat(given)
-        except ValueError:
-            self.refuse(_BAD, f"later_than={given}: no time in ISO 8601")
+            if later_than.tzinfo is None:
+                later_than = later_than.replace(tzinfo=UTC)
+            later_than = later_than.astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.refuse(_BAD, f"later_than={given:.100}: no time in ISO 8601")
             return
-        if later_than.tzinfo is None:
-            later_than = later_than.replace(tzinfo=UTC)
         results = self.endpoint.state.results(request_id, later_than)
         self.finish({"results": [_result(request_id, result) for result in results]})
 
@@ -185,9 +195,9 @@ class Cancel(_Handler):
 class Missing(_Handler):
     """Everything else."""
 
-    def prepare(self) -> None:
+    def denied(self) -> tuple[int, str] | None:
         """Say that it is not there."""
-        self.refuse(_NOT_FOUND, f"there is no {self.request.path}")
+        return _NOT_FOUND, f"there is no {self.request.path}"
 
 
 def _status(endpoint: Endpoint, known: Known) -> dict[str, Any]:

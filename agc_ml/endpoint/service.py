@@ -9,23 +9,26 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import yaml
-from tornado.httpserver import HTTPServer
 from tornado.web import Application, RequestHandler
 
 from agc_ml import folders
-from agc_ml.endpoint import rest, storage
+from agc_ml.endpoint import logs, rest, storage
 from agc_ml.endpoint.credentials import FILE as SECRETS
 from agc_ml.endpoint.credentials import Credentials, read_token
+from agc_ml.endpoint.generators import DEFAULT
 from agc_ml.endpoint.objects import Objects
+from agc_ml.endpoint.requests import MOST_BYTES, escaped
+from agc_ml.endpoint.server import Server
 from agc_ml.endpoint.state import State
 from agc_ml.endpoint.transforms import Transforms
-from agc_ml.endpoint.workers import Workers
+from agc_ml.endpoint.translation import Translators
+from agc_ml.endpoint.workers import Allowance, Workers
 from agc_ml.errors import StoreError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -36,16 +39,18 @@ CLIENT: Final = "servicex.yaml"
 NAME: Final = "agc-ml"
 
 _OURS_ALONE: Final = 0o700
+_LONGEST_LOGGED: Final = 200  # characters of a path
 
 
 class Settings(NamedTuple):
-    """How an endpoint is to be: port 0 is any free one, ``timeout`` seconds an input."""
+    """How an endpoint is to be: port 0 is any free one, ``allowed`` is for each input."""
 
     folder: Path
     port: int
     workers: int
-    timeout: float
+    allowed: Allowance
     token_file: Path | None = None
+    codegens: tuple[str, ...] = DEFAULT
 
 
 def serve(settings: Settings, announce: Callable[[str, Path], None]) -> None:
@@ -66,7 +71,7 @@ def serve(settings: Settings, announce: Callable[[str, Path], None]) -> None:
         is_ours = folders.is_unused(folder) or (folder / SECRETS).exists()
     if not is_ours:
         raise UsageError(f"{folder}: holds other files; name a new folder with -o")
-    with folders.owned(folder), _errors(folder):
+    with folders.owned(folder), _errors(folder), logs.limited():
         folder.chmod(_OURS_ALONE)
         credentials = Credentials.of(folder, token)
         with closing(State(folder / STATE)) as state:
@@ -83,20 +88,26 @@ async def _serve(
     address = f"{HOST}:{listener.getsockname()[1]}"
     folder = settings.folder.absolute()
     kept = Objects(folder / "objects")
-    with (
-        ThreadPoolExecutor(1) as translator,
-        closing(Workers(folder / "work", kept, settings.timeout)) as workers,
-    ):
+    with closing(Workers(folder / "work", kept, settings.allowed, settings.codegens)) as workers:
+        translators = Translators(folder / "translation")
         transforms = Transforms(state, kept, workers)
-        endpoint = rest.Endpoint(address, credentials, state, transforms, translator)
-        server = HTTPServer(_application(endpoint, kept))
-        server.add_socket(listener)
+        endpoint = rest.Endpoint(
+            address, credentials, state, transforms, translators, settings.codegens
+        )
+        application = _application(endpoint, kept)
+        server = Server(application, longest_body=2 * MOST_BYTES)  # ours, with a reason, is less
+        application.settings["log_function"] = partial(_log, server)
+        server.listen_on(listener)
         client = folder / CLIENT
         folders.write_private(client, _client(address, credentials.token, folder / "cache"))
         announce(f"http://{address}", client)
+        warming = asyncio.create_task(translators.warm())
         await _until_stopped(transforms.run(settings.workers))
-        server.stop()
+        warming.cancel()
+        await asyncio.wait({warming})
+        server.stop_listening(listener)
         await server.close_all_connections()
+        await translators.close()
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None]) -> None:
@@ -119,13 +130,14 @@ def _application(endpoint: rest.Endpoint, kept: Objects) -> Application:
         [*rest.routes(endpoint), *storage.routes(endpoint, str(kept.root))],
         default_handler_class=rest.Missing,
         default_handler_args={"endpoint": endpoint},
-        log_function=_log,
     )
 
 
-def _log(handler: RequestHandler) -> None:
+def _log(server: Server, handler: RequestHandler) -> None:
     request = handler.request
-    logger.debug("%s %s %s", handler.get_status(), request.method, request.path)
+    server.answered(request)
+    path = escaped(request.path[:_LONGEST_LOGGED])
+    logger.debug("%s %s %s", handler.get_status(), request.method, path)
 
 
 def _bind(port: int) -> socket.socket:

@@ -8,21 +8,26 @@ from xml.etree import ElementTree as ET
 
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
+from agc_ml.endpoint.handlers import Handler
 from agc_ml.endpoint.rest import ID, Endpoint
 from agc_ml.endpoint.signatures import Denied
 
 _NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
-_FORBIDDEN, _NOT_FOUND = 403, 404
-_CODES: Final = {_FORBIDDEN: "AccessDenied", _NOT_FOUND: "NoSuchKey"}
+_FORBIDDEN, _NOT_FOUND, _OURS = 403, 404, 500
+_CODES: Final = {
+    _FORBIDDEN: "AccessDenied",
+    _NOT_FOUND: "NoSuchKey",
+    _OURS: "InternalError",
+}
 
 
-class _Signed(RequestHandler):
+class _Signed(Handler):
     """Answers in XML, to whoever signs with the endpoint's key."""
 
     endpoint: Endpoint
     code: str | None = None
 
-    def prepare(self) -> None:
+    def denied(self) -> tuple[int, str] | None:
         request = self.request
         url = f"http://{request.host}{request.uri}"
         try:
@@ -30,13 +35,14 @@ class _Signed(RequestHandler):
             keys.check(request.method or "", url, request.headers, time.time())
         except Denied as denied:
             self.code = denied.code
-            raise HTTPError(_FORBIDDEN, reason=str(denied)) from denied
+            return _FORBIDDEN, str(denied)
+        return None
 
-    def write_error(self, status_code: int, **_: Any) -> None:
+    def refuse(self, status: int, message: str) -> None:
+        self.set_status(status)
         error = ET.Element("Error")
-        code = self.code or _CODES.get(status_code, "InternalError")
-        ET.SubElement(error, "Code").text = code
-        ET.SubElement(error, "Message").text = self._reason
+        ET.SubElement(error, "Code").text = self.code or _CODES.get(status, "InvalidRequest")
+        ET.SubElement(error, "Message").text = message
         self.send_xml(error)
 
     def send_xml(self, element: ET.Element) -> None:

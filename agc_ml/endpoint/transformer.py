@@ -1,19 +1,21 @@
 """A worker process: one input into one output, and a verdict on it.
 
 Run as ``python -m agc_ml.endpoint.transformer`` in a folder with a ``job.json``; its standard input
-ends when the endpoint does.
+ends when the endpoint does, and it ends with all that it started.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-import signal
-import sys
-import threading
+import stat
 from pathlib import Path
 from typing import Any, Final
+
+from agc_ml.endpoint import limits
+from agc_ml.endpoint.supervision import supervise
 
 JOB: Final = "job.json"
 VERDICT: Final = "verdict.json"
@@ -33,12 +35,15 @@ _TRANSIENT: Final = re.compile(
 
 def main() -> None:
     """Do the job, and say how it went."""
-    threading.Thread(target=_end_with_the_endpoint, daemon=True).start()
+    supervise()
     job = json.loads(Path(JOB).read_text())
+    limits.limit(job["memory"], job["seconds"])
     try:
         verdict = _transform(job)
-    except Exception as error:  # noqa: BLE001 - of the query's code or of any file it reads
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - of the query's code or of any file it reads
         verdict = {"error": reason(error), "transient": is_transient(error)}
+        if said := beyond_limits(error, job):
+            verdict = {"error": said}
         Path(OUTPUT).unlink(missing_ok=True)  # or on a full disk there is no room for the verdict
     partial = Path(f"{VERDICT}.partial")
     partial.write_text(json.dumps(verdict))
@@ -47,9 +52,10 @@ def main() -> None:
 
 def reason(error: BaseException) -> str:
     """An error in one line, of what is ours without its type."""
-    from agc_ml.errors import AgcError  # noqa: PLC0415 - after the thread has started
+    from agc_ml.endpoint.requests import escaped  # noqa: PLC0415 - heavy
+    from agc_ml.errors import AgcError  # noqa: PLC0415 - heavy
 
-    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    text = escaped(" ".join(str(error).split())[:_LONGEST_REASON])
     if isinstance(error, AgcError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -57,25 +63,57 @@ def reason(error: BaseException) -> str:
 
 def is_transient(error: BaseException) -> bool:
     """Whether another attempt may help."""
-    from agc_ml.errors import chain  # noqa: PLC0415 - after the thread has started
+    from agc_ml.errors import chain  # noqa: PLC0415 - heavy
 
     return any(_TRANSIENT.search(f"{type(e).__name__}: {e}") for e in chain(error))
 
 
+def beyond_limits(error: BaseException, job: dict[str, Any]) -> str | None:
+    """Which limit of a job was reached, in one line; None if it is another error."""
+    from agc_ml.errors import chain  # noqa: PLC0415 - heavy
+
+    for cause in chain(error):
+        number = getattr(cause, "errno", None)
+        if isinstance(cause, MemoryError) or number == errno.ENOMEM:
+            return out_of_memory(job["memory"])
+        if number == errno.EFBIG:
+            return f"it writes more than {limits.FILE_BYTES / limits.GB:g} GB into a file"
+    return None
+
+
+def out_of_memory(memory: float) -> str:
+    """What is told of a worker that needs more than its memory, in bytes."""
+    return f"it needs more than {memory / limits.GB:g} GB of memory (--memory)"
+
+
+def refuse_what_is_no_input(source: str, own: str) -> None:
+    """Refuse what is of the endpoint, whose folder is ``own``, and what can't be read as a file.
+
+    Raises
+    ------
+    InputFileError
+        It is one of those; devices and pipes would never end.
+    """
+    from agc_ml.errors import InputFileError  # noqa: PLC0415 - heavy
+
+    if "://" in source:
+        return
+    real = Path(os.path.realpath(source))
+    if real.is_relative_to(os.path.realpath(own)):
+        raise InputFileError("it is a file of the endpoint itself")
+    if real.exists() and not stat.S_ISREG(real.stat().st_mode):
+        raise InputFileError("no regular file")
+
+
 def _transform(job: dict[str, Any]) -> dict[str, Any]:
-    from agc_ml.endpoint.reading import pieces  # noqa: PLC0415 - after the thread has started
-    from agc_ml.endpoint.writing import write  # noqa: PLC0415 - after the thread has started
+    refuse_what_is_no_input(job["source"], job["own"])
+    from agc_ml.endpoint.reading import pieces  # noqa: PLC0415 - heavy
+    from agc_ml.endpoint.writing import write  # noqa: PLC0415 - heavy
 
     output = Path(OUTPUT)
     what = (job["codegen"], job["program"], job["source"])
     events = write(lambda: pieces(*what), output, job["format"])
     return {"events": events, "size": output.stat().st_size}
-
-
-def _end_with_the_endpoint() -> None:
-    while os.read(sys.stdin.fileno(), 1):
-        pass
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

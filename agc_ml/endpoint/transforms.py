@@ -7,6 +7,7 @@ import logging
 
 from agc_ml.delivery.credentials import redacted
 from agc_ml.endpoint.objects import Objects
+from agc_ml.endpoint.requests import escaped
 from agc_ml.endpoint.state import Job, Outcome, State
 from agc_ml.endpoint.workers import Workers
 
@@ -78,7 +79,7 @@ class Transforms:
     def _record(self, job: Job, outcome: Outcome) -> None:
         is_finished = self._state.record(job, outcome)
         if outcome.error:
-            told = f"{job.request_id}: {job.path}: {outcome.error}"
+            told = escaped(f"{job.request_id}: {job.path}: {outcome.error}")
             logger.warning("%s", redacted(told))
         if is_finished:
             logger.info("%s: finished", job.request_id)

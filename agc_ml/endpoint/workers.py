@@ -7,39 +7,62 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-from agc_ml.delivery import xrootd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from agc_ml.delivery.credentials import redacted
-from agc_ml.endpoint import objects
-from agc_ml.endpoint.requests import locate
+from agc_ml.endpoint import limits, objects
+from agc_ml.endpoint.generators import check_enabled
+from agc_ml.endpoint.requests import escaped, locate, one_line
 from agc_ml.endpoint.state import Job, Outcome
-from agc_ml.endpoint.transformer import JOB, OUTPUT, VERDICT
+from agc_ml.endpoint.supervision import descendants, ending, send
+from agc_ml.endpoint.transformer import JOB, OUTPUT, VERDICT, out_of_memory
+from agc_ml.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 PAUSES_S: Final = (1, 4)  # before the second and the third attempt
 
-# Before libraries are loaded. Of dask-awkward's optimisations one does not know today's Dask.
-_VARIABLES: Final = {
-    **xrootd.SETTINGS,
-    "DASK_SCHEDULER": "synchronous",
-    "DASK_AWKWARD__OPTIMIZATION__WHICH": '["columns"]',
-    "OMP_NUM_THREADS": "1",
-}
+# What libraries print that die where memory ends, instead of raising MemoryError.
+_NO_MEMORY: Final = re.compile(r"bad_alloc|MemoryError|Cannot allocate memory|out of memory")
+_END_WITHIN_S: Final = 15
+_LONGEST_VERDICT: Final = 100_000  # bytes
+
+
+class Allowance(NamedTuple):
+    """What a transformation may use: seconds, also of each core, and bytes of memory."""
+
+    seconds: float
+    memory: float
+
+
+class Verdict(BaseModel):
+    """What became of an attempt: so many events and bytes, or an error, which may pass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    error: str | None = None
+    transient: bool = False
+    events: int = Field(default=0, ge=0, lt=2**63)
+    size: int = Field(default=0, ge=0, lt=2**63)
 
 
 class Workers:
-    """Starts processes in folders of their own below ``folder``."""
+    """Starts processes in folders of their own below ``folder``, for generators in ``codegens``."""
 
-    def __init__(self, folder: Path, kept: objects.Objects, timeout: float) -> None:
+    def __init__(
+        self, folder: Path, kept: objects.Objects, allowed: Allowance, codegens: tuple[str, ...]
+    ) -> None:
         self._folder = folder
         self._kept = kept
-        self._timeout = timeout
+        self._allowed = allowed
+        self._codegens = codegens
         shutil.rmtree(folder, ignore_errors=True)  # of an endpoint that was killed
         folder.mkdir()
         self._lifeline, self._held = os.pipe()
@@ -51,20 +74,25 @@ class Workers:
 
     async def transform(self, job: Job) -> Outcome:
         """Transform an input; its object is kept when this comes back."""
-        verdict: dict[str, Any] = {}
+        try:  # of an older request: the endpoint may be another by now
+            check_enabled(job.request.codegen, self._codegens)
+            locate(job.path)
+        except UsageError as error:
+            return Outcome(error=str(error))
+        verdict = Verdict()
         for pause in (*PAUSES_S, None):
             verdict = await self._attempt(job)
-            if not verdict.get("transient") or pause is None:
+            if not verdict.transient or pause is None:
                 break
-            told = f"{job.path}: {verdict['error']}"
+            told = escaped(f"{job.path}: {verdict.error}")
             logger.debug("%s; again in %d s", redacted(told), pause)
             await asyncio.sleep(pause)
-        if "error" in verdict:
-            return Outcome(error=verdict["error"])
+        if verdict.error is not None:
+            return Outcome(error=escaped(verdict.error))
         name = objects.name_for(job.path, job.request.result_format)
-        return Outcome(name, verdict["size"], verdict["events"])
+        return Outcome(name, verdict.size, verdict.events)
 
-    async def _attempt(self, job: Job) -> dict[str, Any]:
+    async def _attempt(self, job: Job) -> Verdict:
         folder = self._folder / str(job.number)
         folder.mkdir()
         try:
@@ -74,17 +102,20 @@ class Workers:
                 "program": job.program,
                 "source": locate(job.path),
                 "format": request.result_format,
+                "own": str(self._folder.parent),
+                "memory": self._allowed.memory,
+                "seconds": self._allowed.seconds * (os.cpu_count() or 1),
             }
             (folder / JOB).write_text(json.dumps(what))
             verdict = await self._run(folder)
-            if "error" not in verdict:
+            if verdict.error is None:
                 name = objects.name_for(job.path, request.result_format)
                 self._kept.keep(job.request_id, name, folder / OUTPUT)
             return verdict
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    async def _run(self, folder: Path) -> dict[str, Any]:
+    async def _run(self, folder: Path) -> Verdict:
         log = folder / "log"
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
@@ -93,31 +124,51 @@ class Workers:
                 stdout=output,
                 stderr=output,
                 cwd=folder,
-                env={**_VARIABLES, **os.environ},
+                env=limits.environment(os.environ, folder),
                 start_new_session=True,
             )
+        seconds = self._allowed.seconds
         try:
-            async with asyncio.timeout(self._timeout):
-                await process.wait()
+            async with asyncio.timeout(seconds):
+                code = await process.wait()
         except TimeoutError:
-            return {"error": f"not done after {self._timeout:g} s (--timeout)"}
+            return Verdict(error=f"not done after {seconds:g} s (--timeout)")
         finally:
             await _end(process)
-        with contextlib.suppress(FileNotFoundError):
-            verdict: dict[str, Any] = json.loads((folder / VERDICT).read_text())
-            return verdict
+        if (folder / VERDICT).is_file():
+            return _verdict(folder)
         said = " ".join(log.read_text(errors="replace").split())[-300:]
-        return {"error": f"the worker died ({_ending(process)}): {said}", "transient": True}
+        died_of = ending(code)
+        if died_of == signal.SIGXCPU.name:
+            return Verdict(error=f"not done after {seconds:g} s of each core (--timeout)")
+        if _NO_MEMORY.search(said):
+            return Verdict(error=out_of_memory(self._allowed.memory))
+        return Verdict(error=f"the worker died ({died_of}): {said}", transient=True)
+
+
+def _verdict(folder: Path) -> Verdict:
+    """What the worker says, which may have run somebody's code before it said so."""
+    with (folder / VERDICT).open("rb") as file:
+        content = file.read(_LONGEST_VERDICT)
+    try:
+        verdict = Verdict.model_validate_json(content)
+    except ValidationError as error:
+        return Verdict(error=f"the worker's verdict is damaged ({one_line(error)})")
+    output = folder / OUTPUT
+    if verdict.error is None and (output.is_symlink() or not output.is_file()):
+        return Verdict(error="the worker left no output")
+    return verdict
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a process and all that it started, unless it is over."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    """End a process and all that it started, unless it is over."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(_END_WITHIN_S):
+            await process.wait()
+    except TimeoutError:  # somebody has stopped it
+        send({*descendants(process.pid), process.pid}, signal.SIGKILL)
         await process.wait()
-
-
-def _ending(process: asyncio.subprocess.Process) -> str:
-    code = process.returncode or 0
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -23,6 +23,7 @@ from commandline import PROGRAM
 
 STOP_S = 20
 WAIT_S = 60
+ALL = "uproot-raw,func_adl,python"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,15 @@ class Endpoint:
         """All of ``/results``, of which the client keeps what went well only."""
         return list(self.get(f"/servicex/transformation/{request_id}/results")["results"])
 
+    def headers(self) -> dict[str, str]:
+        """Headers of a request that may be made."""
+        return dict(asyncio.run(self.adapter()._get_authorization()))
+
     def get(self, path: str) -> Any:
         """What is at a path of the REST interface."""
         import httpx  # noqa: PLC0415 - heavy
 
-        headers = asyncio.run(self.adapter()._get_authorization())
+        headers = self.headers()
         answer = httpx.get(self.url + path, headers=headers)
         answer.raise_for_status()
         return answer.json()
@@ -78,16 +83,22 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def endpoint(folder: Path, *options: object, port: int = 0) -> Iterator[Endpoint]:
-    """Start an endpoint on a folder, wait until it is ready, and stop it at the end."""
+def endpoint(
+    folder: Path, *options: object, port: int = 0, codegens: str = ALL, **variables: str
+) -> Iterator[Endpoint]:
+    """Start an endpoint on a folder, wait until it is ready, and stop it at the end.
+
+    It has all code generators unless others are named, or none for the default.
+    """
     command = [PROGRAM, "service", "servicex", "-v", "-o", folder, "--port", port, *options]
+    command += ["--codegens", codegens] if codegens else []
     log = folder.with_name(f"{folder.name}.log")
     with log.open("a") as errors:
         process = subprocess.Popen(
             [str(word) for word in command],
             stdout=subprocess.PIPE,
             stderr=errors,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
             text=True,
         )
     assert process.stdout is not None
