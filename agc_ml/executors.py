@@ -195,6 +195,8 @@ class DaskExecutor:
                 call(report.__aenter__)
             yield
             with _told(f"{path} can't be written"):
+                if self._client.status != "running":  # it would be waited for
+                    raise ClusterError("the connection to the Dask scheduler is lost")
                 call(report.__aexit__, None, None, None, code="")
 
     def outcomes(

@@ -300,6 +300,9 @@ def _completed(how: Settings, shipment: Shipment, fileset: Fileset) -> RunResult
             f"{folder}: complete, but of other inputs than there are now: {problem}; replace it "
             "with --overwrite, or name another folder with -o"
         )
+    if (folder / rundirs.CHUNKS).exists():  # stopped while it removed them
+        with folders.owned(folder):
+            _remove(folder / rundirs.CHUNKS)
     logger.info("%s: complete already", folder)
     return result
 

@@ -1,4 +1,4 @@
-"""A processor that freezes, hangs or holds the interpreter, and is quickly there: it needs little."""
+"""A processor that freezes, hangs or holds the interpreter; it needs little to get going."""
 
 from __future__ import annotations
 

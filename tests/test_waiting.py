@@ -215,8 +215,10 @@ def test_workers_without_this_version_are_named(
         shutil.copytree(Path(agc_ml.__file__).parent, changed, ignore=without)
         (changed / "_version.py").write_text('__version__ = "0.1"\n')
     monkeypatch.setenv("PYTHONPATH", str(changed.parent))
-    with dask_cluster(tmp_path / "cluster", 1, "--no-nanny") as cluster:
-        with pytest.raises(ClusterError, match="install that version") as raised:
-            run(fileset, tmp_path / "run", Count(), site=cluster.address)
+    with (
+        dask_cluster(tmp_path / "cluster", 1, "--no-nanny") as cluster,
+        pytest.raises(ClusterError, match="install that version") as raised,
+    ):
+        run(fileset, tmp_path / "run", Count(), site=cluster.address)
     what = "can't import what agc-ml" if case == "none" else "has agc-ml 0.1, and here is"
     assert what in str(raised.value)
