@@ -1,7 +1,7 @@
 """The formats of filesets: our own, the Analysis Grand Challenge's, coffea's.
 
-Relative paths are relative to the file that names them; ``~`` and ``$VARIABLES`` are expanded, and
-so are folders and patterns (`agc_ml.paths`).
+Relative paths are relative to the file that names them; ``~`` and ``$VARIABLES`` are expanded in
+paths, not in URLs, and so are folders and patterns (`agc_ml.paths`).
 """
 
 from __future__ import annotations

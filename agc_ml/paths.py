@@ -26,8 +26,10 @@ _WITH_TREE: Final = re.compile(
 _MAGIC: Final = re.compile(r"[*?\[]")
 _REMOTE_MAGIC: Final = re.compile(r"[*\[]")  # in URLs a question mark begins the query
 _SIGNS: Final = re.compile(r"[*?\[$]|^~")
-_REMOTE_SIGNS: Final = re.compile(r"[*\[$]")
-_WEB_SIGNS: Final = re.compile(r"[*\[$#]")
+_REMOTE_SIGNS: Final = re.compile(r"[*\[]")
+_WEB_SIGNS: Final = re.compile(r"[*\[#]")
+_VARIABLE: Final = re.compile(r"\$(\w+|\{\w+\})")
+_OF_SECRETS: Final = re.compile(r"(?i)\$\{?(\w+_)?(token|secret|password|passwd)(_\w+)?\b")
 _SECRET: Final = re.compile(
     r"(?i)(authz|access_token|x-amz-[a-z-]+|awsaccesskeyid|signature|sig|xrdhttptk)="
 )
@@ -81,21 +83,36 @@ def logical_name(url: str) -> str:
 
 
 def expand(path: str, where: str) -> str:
-    """Expand ``~`` and ``$VARIABLES``; ``where`` says in errors what names the path.
+    """Expand ``~`` and ``$VARIABLES`` in a path of this machine; a URL stays as it is.
+
+    Whoever wrote it need not be who reads it: a URL with the reader's variables in it would tell
+    its server what they hold. ``where`` says in errors what names the path.
 
     Raises
     ------
     FilesetError
-        A variable is not set, or the path is empty.
+        A variable is not set, makes a URL of the path or is called like a secret; or the path is
+        empty.
     """
+    if is_url(path):
+        return path
+    if secret := _OF_SECRETS.search(path):  # paths are printed, and kept in run directories
+        raise FilesetError(f"{where}: {path}: {secret[0]} may be a secret, and is not expanded")
     expanded = os.path.expandvars(path)
     if not expanded:
         raise FilesetError(f"{where}: {path!r} is empty; name a file")
-    unset = re.search(r"\$(\w+|\{\w+\})", expanded)
+    unset = _VARIABLE.search(expanded)
     if unset:
         raise FilesetError(f"{where}: {path}: the variable {unset[0]} is not set")
+    if is_url(expanded):
+        raise FilesetError(
+            f"{where}: {path}: variables are expanded in paths only, and this would be a URL; "
+            "write the URL out"
+        )
+    if expanded.lower().startswith("file:"):
+        return expanded
     try:
-        return expanded if "://" in expanded else str(Path(expanded).expanduser())
+        return str(Path(expanded).expanduser())
     except RuntimeError as error:
         raise FilesetError(f"{where}: {path}: {error}") from error
 
@@ -117,7 +134,8 @@ def meant(text: str, folder: Path, where: str) -> Meant:
     Raises
     ------
     FilesetError
-        A variable is not set, it is a pattern on a server or no URL, or a folder can't be listed.
+        A variable can't be expanded, it is a pattern on a server or no URL, or a folder can't be
+        listed.
     """
     expanded = expand(text, where)
     local = local_path(expanded)
@@ -173,7 +191,7 @@ def written(url: str) -> str:
         return f"{scheme}{sign}{host}{slash}{escaped}"
     if _REMOTE_SIGNS.search(path):
         raise FilesetError(
-            f"{redacted(url)}: with '$', '*' or '[' in its name a fileset can't list it; rename it"
+            f"{redacted(url)}: with '*' or '[' in its name a fileset can't list it; rename it"
         )
     return url
 
@@ -207,6 +225,10 @@ def _check_url(url: str, where: str) -> None:
         parts = urlsplit(url)
     except ValueError as error:
         raise FilesetError(f"{where}: {shown}: no URL ({error})") from error
+    if _VARIABLE.search(parts.netloc):
+        raise FilesetError(
+            f"{where}: {shown}: variables are expanded in paths only, not in URLs; write it out"
+        )
     has_host = parts.netloc or parts.scheme.lower() not in _WITH_HOST
     if not has_host or not logical_name(url) or re.search(r"[\t\r\n]", url):
         raise FilesetError(f"{where}: {shown}: no URL; SCHEME://HOST/PATH is needed, without tabs")

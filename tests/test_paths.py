@@ -128,7 +128,8 @@ def test_a_folder_that_may_not_be_listed(data: Path, monkeypatch: pytest.MonkeyP
         ("root://h.root:1094//x.root", "/x.root", "root://h.root:1094//x.root", None),
         ("https://h/x.root?a=b:T", "/x.root?a=b:T", "https://h/x.root?a=b:T", None),
         ("root://[::1]:1//x.root", "/x.root", "root://[::1]:1//x.root", None),
-        ("$DOOR//store/x.root:T", "/store/x.root", "root://h//store/x.root", "T"),
+        ("root://h//$DATA/~.root:$T", "/$DATA/~.root", "root://h//$DATA/~.root", "$T"),
+        ("https://h/~/a.root?a=$DATA", "/~/a.root?a=$DATA", "https://h/~/a.root?a=$DATA", None),
         ("root://h//a b.root", "/a b.root", "root://h//a b.root", None),
         ("$DATA/a.root", "$DATA/a.root", "{data}/a.root", None),
         ("~/a.root", "~/a.root", "{data}/a.root", None),
@@ -142,7 +143,7 @@ def test_one_file(
     data: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in {"DOOR": "root://h", "DATA": data, "HOME": data}.items():
+    for name, value in {"DATA": data, "HOME": data, "T": "Events"}.items():
         monkeypatch.setenv(name, str(value))
     found = meant(text.format(data=data), data, "here")
     (place,) = found.places
@@ -175,6 +176,13 @@ def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
         ("", "'' is empty"),
         ("$SET_TO_NOTHING", "'$SET_TO_NOTHING' is empty"),
         ("$NO_SUCH/a.root", "$NO_SUCH is not set"),
+        ("$DOOR//a.root", "$DOOR//a.root: variables are expanded in paths only"),
+        ("https:/${SET_TO_NOTHING}/h/$DOOR", "and this would be a URL; write the URL out"),
+        ("root:$SLASHES$DOOR", "variables are expanded in paths only"),
+        ("https://$DOOR/a.root", "expanded in paths only, not in URLs; write it out"),
+        ("https://${DOOR}.evil/a.root", "expanded in paths only, not in URLs; write it out"),
+        ("/d/$BEARER_TOKEN/a.root", "$BEARER_TOKEN may be a secret, and is not expanded"),
+        ("/d/${AWS_SECRET_ACCESS_KEY}", "${AWS_SECRET_ACCESS_KEY may be a secret"),
         ("x" * 5000, "can't be looked into (File name too long)"),
         ("~nobody-of-that-name/a.root", "here: ~nobody"),
     ],
@@ -182,12 +190,17 @@ def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
 def test_what_is_no_place(
     text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SET_TO_NOTHING", "")
+    for name, value in {
+        "SET_TO_NOTHING": "", "SLASHES": "//", "DOOR": "root://h",
+        "BEARER_TOKEN": "hush", "AWS_SECRET_ACCESS_KEY": "hush",
+    }.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(FilesetError) as caught:
         meant(text, tmp_path, "here")
     assert str(caught.value).startswith("here: ")
     assert says in str(caught.value)
-    assert "secret" not in str(caught.value)
+    assert "hush" not in str(caught.value)
+    assert "me:secret" not in str(caught.value)
 
 
 words = st.text("ab.:0", min_size=1, max_size=8)
@@ -218,9 +231,10 @@ def test_what_is_written_is_meant(stem: str) -> None:
 
 
 def test_names_on_servers_without_escapes() -> None:
-    assert written("root://h//d/a%24.root?b=1") == "root://h//d/a%24.root?b=1"
+    for name in ("root://h//d/a%24.root?b=1", "root://h//d/a$HOME.root"):
+        assert meant(written(name), Path("/"), "here").places[0].url == name
     with pytest.raises(FilesetError, match="a fileset can't list it; rename it"):
-        written("root://h//d/a$HOME.root")
+        written("root://h//d/a*.root")
 
 
 def test_logical_names_of_spellings() -> None:
