@@ -123,6 +123,10 @@ def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _chosen(given: dict[str, Any]) -> Any:
+    """The fileset that was chosen; tokens may go to the hosts that were named with it."""
+    from agc_ml.delivery import credentials  # noqa: PLC0415 - on demand
+
+    credentials.allow(given["token_hosts"])
     keys = ("dataset", "datasets", "max_files")
     chosen = _fileset(given["fileset"], *(given[key] for key in keys))
     label = given.get("label")
@@ -418,7 +422,7 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
 @click.option("--checksums", is_flag=True, help="Read files whole, for their adler32.")
 @options.choice_options
 @options.cluster_options
-@options.via_option
+@options.reading_options
 @options.json_option
 @options.logging_options
 def fileset_check(

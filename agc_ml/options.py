@@ -117,6 +117,17 @@ via_option = click.option(
     "servicex[=ENDPOINT] "
     "[replicas as they are listed].",
 )
+reading_options = together(
+    via_option,
+    click.option(
+        "--token-host",
+        "token_hosts",
+        metavar="HOST",
+        multiple=True,
+        help="Host, or *.DOMAIN, that may have your bearer token; may be repeated "
+        "[those in AGC_ML_TOKEN_HOSTS].",
+    ),
+)
 processor_options = together(
     click.option(
         "--set",
@@ -143,7 +154,7 @@ plan_options = together(
     processor_options,
     click.option("--chunk-size", type=click.IntRange(1), help="Most events of a chunk [100000]."),
     cluster_options,
-    via_option,
+    reading_options,
 )
 run_options = together(
     click.option("-o", "--output", metavar="DIR", help="Run directory [runs/...]."),

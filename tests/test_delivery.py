@@ -23,12 +23,13 @@ import nanoaod
 import numpy as np
 import pytest
 import stepwise
+from commandline import agc as agc_command
 from hypothesis import given
 from hypothesis import strategies as st
 from pymacaroons import MACAROON_V1, Macaroon
 from services.proxy import Proxy
 from services.web import Web
-from services.xrootd import Server, Storage
+from services.xrootd import Asking, Server, Storage
 
 import agc_ml as agc
 from agc_ml import checking, filecache, inspection
@@ -290,6 +291,7 @@ class TestTokens:
         file = tmp_path / "token"
         file.write_text("first\n")
         monkeypatch.setenv("BEARER_TOKEN_FILE", str(file))
+        monkeypatch.setenv(credentials.HOSTS, f"127.0.0.1:{web.server_port}")
         web.token = "first"
         with opening.opened(File("x.root", (served,))) as opened:
             web.token = "second"
@@ -314,30 +316,129 @@ class TestTokens:
         with pytest.raises(DeliveryError, match="no permission"):
             content(url)
         monkeypatch.setenv("BEARER_TOKEN", macaroon(key, seconds=3))
+        with pytest.raises(DeliveryError, match=r"no token was sent to 127\.0\.0\.1: if it may"):
+            content(url)
+        monkeypatch.setenv(credentials.HOSTS, "127.0.0.1")
         assert content(url) == right
         time.sleep(4)
         with pytest.raises(DeliveryError, match="no permission") as caught:
             content(url)
+        assert "--token-host" not in str(caught.value)
         assert os.environ["BEARER_TOKEN"] not in str(caught.value)
 
     def test_they_travel_encrypted_or_not_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        monkeypatch.setenv(credentials.HOSTS, "host 127.0.0.1:80")
         for url in ("https://host/x", "roots://host//x", "http://127.0.0.1:80/x"):
             assert credentials.token(url) == SECRET
+            assert not credentials.withheld(url)
         for url in ("http://host/x", "root://host//x"):
             assert credentials.token(url) is None
+            assert "go over https:// and roots:// only" in credentials.withheld(url)
         assert (
             credentials.with_token("roots://host//x") == f"roots://host//x?authz=Bearer%20{SECRET}"
         )
         assert equipment.collect(is_private=False).get("BEARER_TOKEN") is None
         assert equipment.collect(is_private=True)["BEARER_TOKEN"] == SECRET
 
-    def test_the_usual_file(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("stated", "url", "may"),
+        [
+            ("a.cern.ch", "https://A.CERN.ch:8443/x", True),
+            ("a.cern.ch,b.cern.ch", "roots://b.cern.ch.//x", True),
+            (" a.cern.ch \n b.cern.ch\t", "xroots://me@b.cern.ch//x", True),
+            ("*.cern.ch", "https://a.b.cern.ch/x", True),
+            ("*.cern.ch", "https://cern.ch/x", False),
+            ("*.cern.ch", "https://evilcern.ch/x", False),
+            ("*.cern.ch", "https://cern.ch.evil.org/x", False),
+            ("cern.ch", "https://a.cern.ch/x", False),
+            ("a.cern.ch:443", "https://a.cern.ch/x", True),
+            ("a.cern.ch:443", "https://a.cern.ch:8443/x", False),
+            ("a.cern.ch:1094", "roots://a.cern.ch//x", True),
+            ("[::1]:1094", "root://[::1]:1094//x", True),
+            ("", "https://a.cern.ch/x", False),
+            ("", "http://localhost:80/x", False),
+            ("a.cern.ch", "https://evil.org\\@a.cern.ch/x", False),
+            ("a.cern.ch", "https://a.cern.ch\\@evil.org/x", False),
+            ("a.cern.ch", "roots://a.cern.ch?@evil.org//x", False),
+            ("a.cern.ch", "roots://a.cern.ch@evil.org//x", False),
+            ("a.cern.ch", "roots://evil.org@a.cern.ch@evil.org//x", False),
+            ("a.cern.ch", "https://a.cern.ch#@evil.org/x", False),
+            ("a.cern.ch", "https://a.cern.ch%2eevil.org/x", False),
+            ("a.cern.ch", "https://evil.org/@a.cern.ch/x", False),
+        ],
+    )
+    def test_only_hosts_that_are_named_have_them(
+        self, stated: str, url: str, may: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        monkeypatch.setenv(credentials.HOSTS, stated)
+        assert (credentials.token(url) == SECRET) is may
+        assert (SECRET in credentials.with_token(url)) is may
+
+    def test_a_host_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        for entry in ("*", "https://a.cern.ch", "a.cern.ch/x", "*.*.ch", "a:b"):
+            monkeypatch.setenv(credentials.HOSTS, f"good.cern.ch, {entry}")
+            with pytest.raises(PermanentError, match=r"AGC_ML_TOKEN_HOSTS: .* is no host"):
+                credentials.token("https://good.cern.ch/x")
+            called = agc_command("run", "ttbar", "--token-host", entry, "--cluster", "inline")
+            assert (called.code, "is no host; HOST or" in called.error) == (2, True)
+
+    def test_they_follow_to_named_hosts_only(
+        self,
+        web: Web,
+        served: str,
+        right: bytes,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A server that may have it sends us to another one."""
+        monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        door = Web(tmp_path)
+        door.elsewhere = served
+        listed = f"127.0.0.1:{door.server_port}"
+        monkeypatch.setenv(credentials.HOSTS, listed)
+        assert content(door.url("x.root")) == right
+        assert (set(door.tokens), set(web.tokens)) == ({f"Bearer {SECRET}"}, {None})
+        web.token = SECRET
+        health.forget()
+        port = web.server_port
+        with pytest.raises(DeliveryError, match=f"say --token-host 127.0.0.1:{port}") as caught:
+            content(door.url("x.root"))
+        assert SECRET not in str(caught.value)
+        health.forget()
+        monkeypatch.setenv(credentials.HOSTS, f"{listed},127.0.0.1:{port}")
+        assert content(door.url("x.root")) == right
+        door.elsewhere = door.url("x.root")
+        with pytest.raises(DeliveryError, match="redirects more than 5 times"):
+            content(door.url("x.root"))
+        door.shutdown()
+        door.server_close()
+
+    def test_the_command_line_names_hosts(
+        self, web: Web, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        monkeypatch.setenv(credentials.HOSTS, "")  # so that it is put back after the test
+        web.token = SECRET
+        words = ("fileset", "check", served, "--cluster", "inline")
+        called = agc_command(*words)
+        host = f"127.0.0.1:{web.server_port}"
+        assert called.code == 1
+        assert f"--token-host{host}" in "".join(called.out.split())
+        assert agc_command(*words, "--token-host", "a.cern.ch", "--token-host", host).code == 0
+        assert os.environ[credentials.HOSTS] == f"a.cern.ch,{host}"
+        assert equipment.collect(is_private=False)[credentials.HOSTS] == f"a.cern.ch,{host}"
+
+    def test_the_usual_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(credentials.HOSTS, "host")
         (tmp_path / f"bt_u{os.geteuid()}").write_text(f" {SECRET}\n")
         assert credentials.token("https://host/x") == SECRET
 
     def test_a_file_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BEARER_TOKEN_FILE", "/no/such/file")
+        monkeypatch.setenv(credentials.HOSTS, "127.0.0.1")
         with pytest.raises(DeliveryError, match=r"/no/such/file \(BEARER_TOKEN_FILE\): No such"):
             content("https://127.0.0.1:9/x.root")
 
@@ -378,6 +479,7 @@ class TestTokens:
     ) -> None:
         caplog.set_level(logging.DEBUG)
         monkeypatch.setenv("BEARER_TOKEN", SECRET)
+        monkeypatch.setenv(credentials.HOSTS, "127.0.0.1")
         web.token = SECRET
         signed = f"{served}?authz=Bearer%20{SECRET}"
         shutil.copy(web.folder / "x.root", web.folder / f"x.root?authz=Bearer%20{SECRET}")
@@ -543,7 +645,7 @@ class TestCertificates:
     ) -> None:
         """As 6.2.1 says it; the last two when a line is cut in the handshake."""
         status = SimpleNamespace(message=f"[FATAL] TLS error: {message}", errno=0)
-        error = xrootd._sorted(status)
+        error = xrootd._sorted(status, "roots://h//x")
         assert type(error) is kind
         assert says in str(error)
 
@@ -584,12 +686,51 @@ class TestCertificates:
             return done.stdout.strip()
 
         ours = str(certificates.authorities)
-        assert read(X509_CERT_DIR=ours, BEARER_TOKEN=token) == right[:100].hex()
+        here = {"BEARER_TOKEN": token, credentials.HOSTS: "127.0.0.1"}
+        assert read(X509_CERT_DIR=ours, **here) == right[:100].hex()
         assert "no permission" in read(X509_CERT_DIR=ours)
-        refused = read(X509_CERT_DIR=str(path.parent), BEARER_TOKEN=token)
+        assert "say --token-host 127.0.0.1" in read(X509_CERT_DIR=ours, BEARER_TOKEN=token)
+        refused = read(X509_CERT_DIR=str(path.parent), **here)
         assert "its server is not trusted" in refused
         assert "X509_CERT_DIR" in refused
         assert "\n" not in refused
+
+    def test_no_server_gets_one_at_login(self, certificates: Certificates) -> None:
+        """The client would give it to any, and lets a server say how to log in at the next one."""
+        last = Asking(certificates.server)
+        first = Asking(certificates.server, (last.port, "?xrd.wantprot=ztn"))
+        code = (
+            "import sys\n"
+            "from agc_ml.datasets import File\n"
+            "from agc_ml.delivery import credentials, http, opening, source, xrootd\n"
+            "from agc_ml.errors import DeliveryError\n"
+            "for url in sys.argv[1:]:\n"
+            "    try:\n"
+            "        with opening.opened(File('x.root', (url,))):\n"
+            "            pass\n"
+            "    except DeliveryError as error:\n"
+            "        print(error)\n"
+            "assert credentials.found()\n"
+        )
+        urls = [
+            f"roots://127.0.0.1:{first.port}//x.root",
+            f"root://127.0.0.1:{last.port}//x.root?xrd.wantprot=ztn",
+        ]
+        subprocess.run(
+            [sys.executable, "-c", code, *urls],
+            env={
+                **os.environ,
+                "BEARER_TOKEN": SECRET,
+                "X509_CERT_DIR": str(certificates.authorities),
+                "XrdSecPROTOCOL": "ztn,unix",
+            },
+            check=True,
+        )
+        logins = first.logins + last.logins
+        assert any(login.startswith(b"ztn") for login in logins)
+        assert not any(SECRET.encode() in login for login in logins)
+        for server in (first, last):
+            server.close()
 
     def test_a_proxy_that_is_not_there(self, secure: Web, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("X509_USER_PROXY", "/no/such/proxy")
@@ -926,6 +1067,7 @@ def test_workers_are_equipped_also_those_that_come_late(monkeypatch: pytest.Monk
     monkeypatch.setenv("XRD_REQUESTTIMEOUT", "17")
     with agc.connect("local", workers=1) as client:
         monkeypatch.setenv("BEARER_TOKEN", SECRET)  # after the first worker began
+        monkeypatch.setenv(credentials.HOSTS, "host,other")
         executor = DaskExecutor(client)
         client.cluster.scale(2)
         client.wait_for_workers(2, timeout=60)
@@ -934,5 +1076,6 @@ def test_workers_are_equipped_also_those_that_come_late(monkeypatch: pytest.Monk
     assert len(seen) == 2
     for environment in seen.values():
         assert environment["BEARER_TOKEN"] == SECRET
+        assert environment[credentials.HOSTS] == "host,other"
         assert environment["XRD_REQUESTTIMEOUT"] == "17"
         assert environment["XRD_STREAMTIMEOUT"] == xrootd.SETTINGS["XRD_STREAMTIMEOUT"]

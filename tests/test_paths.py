@@ -191,8 +191,11 @@ def test_what_is_no_place(
     text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
-        "SET_TO_NOTHING": "", "SLASHES": "//", "DOOR": "root://h",
-        "BEARER_TOKEN": "hush", "AWS_SECRET_ACCESS_KEY": "hush",
+        "SET_TO_NOTHING": "",
+        "SLASHES": "//",
+        "DOOR": "root://h",
+        "BEARER_TOKEN": "hush",
+        "AWS_SECRET_ACCESS_KEY": "hush",
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(FilesetError) as caught:

@@ -10,7 +10,6 @@ from typing import Final
 from agc_ml.delivery import credentials, xrootd
 
 _TOKEN: Final = "BEARER_TOKEN"  # noqa: S105 - the name of a variable
-_FILES: Final = {name for name in credentials.VARIABLES if name != _TOKEN}
 
 
 def collect(*, is_private: bool) -> dict[str, str]:
@@ -27,5 +26,5 @@ def equip(environment: Mapping[str, str]) -> None:
     for name, value in environment.items():
         if name in xrootd.SETTINGS:
             os.environ.setdefault(name, value)
-        elif name not in _FILES or Path(value).exists():
+        elif name not in credentials.FILES or Path(value).exists():
             os.environ[name] = value

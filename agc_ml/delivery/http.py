@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import urljoin
 
 from agc_ml.delivery import credentials
 from agc_ml.delivery.faults import (
@@ -34,6 +35,7 @@ GAP: Final = 4096
 """Ranges that are no further apart are asked for as one: a part of an answer costs as much."""
 _MOST_RANGES: Final = 100  # headers of more are longer than servers take
 _AT_ONCE: Final = 8
+_MOST_REDIRECTS: Final = 5
 _PIECE: Final = 1 << 16
 _AGE_S: Final = 60
 """A file whose time is older than this had nothing else written within that second: RFC 9110."""
@@ -47,6 +49,8 @@ _PERMANENT: Final = {
     404: "no such file",
     410: "no such file",
 }
+_UNKNOWN: Final = {401, 403}
+"""With these a server says that it does not know us, or not enough."""
 _REFUSED: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 """Words of the alerts with which a server ends a connection because of who we are."""
 _RANGE_LINE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/(\d+)?")
@@ -204,12 +208,11 @@ class HttpFile:
         """
         token = credentials.token(self._url)
         try:
-            return _get(self._url, ranges, timeout, token, is_anew=is_anew)
+            return _get(self._url, ranges, timeout, is_anew=is_anew)
         except PermanentError:
-            renewed = credentials.token(self._url)
-            if renewed == token:
+            if credentials.token(self._url) == token:
                 raise
-            return _get(self._url, ranges, timeout, renewed, is_anew=is_anew)
+            return _get(self._url, ranges, timeout, is_anew=is_anew)
 
     def check_same(self, timeout: float) -> None:
         """Do nothing: each answer says which file it is of."""
@@ -218,38 +221,55 @@ class HttpFile:
         """Nothing is held: connections belong to the process."""
 
 
-def _get(
-    url: str, ranges: Sequence[Range], timeout: float, token: str | None, *, is_anew: bool
-) -> Answer:
+def _get(url: str, ranges: Sequence[Range], timeout: float, *, is_anew: bool) -> Answer:
+    """Ask for ranges, wherever the server sends us.
+
+    Redirects are followed here: each host gets a token, or not, as it is listed.
+    """
     import urllib3  # noqa: PLC0415 - on demand
 
     end = time.monotonic() + timeout
-    headers = {"Range": "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in ranges)}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    pool = _pool.__wrapped__ if is_anew else _pool
     try:
-        response = pool(*_identity()).request(
-            "GET",
-            url,
-            headers=headers,
-            preload_content=False,
-            decode_content=False,
-            timeout=urllib3.Timeout(
-                connect=max(0.1, min(CONNECT_S, timeout)), read=max(0.1, min(SILENT_S, timeout))
-            ),
-            retries=urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=5),
-        )
-        with response:
-            problem = _problem(response)
-            if problem is not None:
-                raise problem
-            parts, size = _parts(response, end) if response.status == _PARTIAL else ([], None)
-            return Answer(response.status, response.headers, parts, size)
+        pool = (_pool.__wrapped__ if is_anew else _pool)(*_identity())
+        for _ in range(_MOST_REDIRECTS + 1):
+            with _asked(pool, url, ranges, end - time.monotonic()) as response:
+                place = response.get_redirect_location()
+                if place:
+                    response.read1(_PIECE)  # mostly all of it, so that the connection is kept
+                    url = urljoin(url, place)
+                    continue
+                problem = _problem(response, url)
+                if problem is not None:
+                    raise problem
+                parts, size = _parts(response, end) if response.status == _PARTIAL else ([], None)
+                return Answer(response.status, response.headers, parts, size)
     except urllib3.exceptions.HTTPError as error:
         raise _sorted(error) from error
     except OSError as error:
         raise PermanentError(f"certificates can't be read: {error}") from error
+    raise PermanentError(f"its server redirects more than {_MOST_REDIRECTS} times")
+
+
+def _asked(pool: Any, url: str, ranges: Sequence[Range], timeout: float) -> Any:
+    """The answer to one request, of which nothing but the head has been read."""
+    import urllib3  # noqa: PLC0415 - on demand
+
+    headers = {"Range": "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in ranges)}
+    token = credentials.token(url)
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return pool.request(
+        "GET",
+        url,
+        headers=headers,
+        redirect=False,
+        preload_content=False,
+        decode_content=False,
+        timeout=urllib3.Timeout(
+            connect=max(0.1, min(CONNECT_S, timeout)), read=max(0.1, min(SILENT_S, timeout))
+        ),
+        retries=urllib3.Retry(total=None, connect=0, read=0, status=0, other=0, redirect=0),
+    )
 
 
 class _Body(io.RawIOBase):
@@ -297,12 +317,13 @@ def _is_multipart(headers: Any) -> bool:
     return bool(headers.get("Content-Type", "").lower().startswith("multipart/byteranges"))
 
 
-def _problem(response: Any) -> ReplicaError | None:
+def _problem(response: Any, url: str) -> ReplicaError | None:
     status = response.status
     if status in {_WHOLE, _PARTIAL, _BEYOND}:
         return None
     if status in _PERMANENT:
-        return PermanentError(f"{_PERMANENT[status]} ({status} {response.reason})")
+        hint = credentials.withheld(url) if status in _UNKNOWN else ""
+        return PermanentError(f"{_PERMANENT[status]} ({status} {response.reason}){hint}")
     text = f"its server answers {status} {response.reason}"
     is_fault_of_ours = 400 <= status < 500 and status not in {408, 425, 429}  # noqa: PLR2004
     return PermanentError(text) if is_fault_of_ours else TransientError(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from agc_ml.delivery import xrootd
 from agc_ml.delivery.faults import PermanentError, ReplacedError, ReplicaError, TransientError
 from agc_ml.delivery.transport import REPLACED, Data, Range, check, scheme
 
@@ -15,6 +16,7 @@ class OtherFile:
     def __init__(self, url: str, timeout: float) -> None:  # noqa: ARG002 - as of all transports
         from fsspec.core import url_to_fs  # noqa: PLC0415 - on demand
 
+        xrootd.prepare()  # its client may be behind another file system, as in simplecache::root://
         try:
             self._system, self._path = url_to_fs(url)
             info: dict[str, Any] = self._system.info(self._path)

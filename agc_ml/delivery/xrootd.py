@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import queue
 from collections.abc import Callable, Sequence
@@ -28,16 +30,20 @@ SETTINGS: Final = {
     "XRD_STREAMERRORWINDOW": "5",
 }
 """The client's own limits, in seconds: by default it waits minutes for a server that is gone."""
+LOGINS: Final = {"XrdSecPROTOCOL": "gsi,krb5,sss,pwd,unix,host"}
+"""What the client may log in with: not with a token (ztn), which any server could ask it for."""
 _GRACE_S: Final = 2.0
 _READ: Final = 16  # OpenFlags.READ
 
 # The server's codes, of XProtocol, and words of the client's own errors.
+_NO_LEAVE: Final = "no permission"
 _PERMANENT: Final = {
-    3010: "no permission",
+    3010: _NO_LEAVE,
     3011: "no such file",
     3016: "it is a folder",
-    3030: "no permission",
+    3030: _NO_LEAVE,
 }
+_NO_LOGIN: Final = "Auth failed"
 _TRUNCATED: Final = 3005
 _UNTRUSTED: Final = (
     *("Failed to initialize TLS", "Unable to validate"),
@@ -52,9 +58,23 @@ _WRONG_NAME: Final = (
 
 
 def prepare() -> None:
-    """Set the client's limits where nobody did; before the client is loaded, or it is too late."""
-    for name, value in SETTINGS.items():
+    """Set the client's limits where nobody did, and keep tokens from it.
+
+    It has to be called before the client is loaded, or it is too late for the limits; and before
+    anything is opened. The client looks for a token itself, and a server that asks gets it: also
+    one that is not listed, or to which another one sends us with what it should log in with. So
+    what the client finds is a decoy. Where tokens may go they are in the URL.
+    """
+    for name, value in (SETTINGS | LOGINS).items():
         os.environ.setdefault(name, value)
+    with contextlib.suppress(PermanentError):  # a file that can't be read here can't be there
+        if credentials.found() is None:
+            return
+    ours = ctypes.CDLL(None)
+    ours.getenv.restype = ctypes.c_char_p
+    if ours.getenv(b"BEARER_TOKEN") != credentials.DECOY.encode():
+        # os.environ, and so the user's own code in this process, keeps the token
+        ours.setenv(b"BEARER_TOKEN", credentials.DECOY.encode(), 1)
 
 
 class XRootDFile:
@@ -69,6 +89,7 @@ class XRootDFile:
                 "root:// needs the XRootD client: pip install 'agc-ml[xrootd]'"
             ) from error
         self._file = client.File()
+        self._url = url
         self._call(self._file.open, _fresh(credentials.with_token(url)), _READ, timeout=timeout)
         try:
             info = self._call(self._file.stat, timeout=timeout)
@@ -101,8 +122,7 @@ class XRootDFile:
         """Let go of the file. Nobody waits for a server that may be gone."""
         self._file.close(timeout=1, callback=lambda *_: None)
 
-    @staticmethod
-    def _call(function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+    def _call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
         """Call the client, and wait for its answer no longer than it was told to take."""
         answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         seconds = max(1, int(timeout))
@@ -112,13 +132,13 @@ class XRootDFile:
             callback=lambda status, answer, _: answers.put((status, answer)),
         )
         if not begun.ok:
-            raise _sorted(begun)
+            raise _sorted(begun, self._url)
         try:
             status, answer = answers.get(timeout=seconds + _GRACE_S)
         except queue.Empty:
             raise TransientError(f"no answer within {seconds} s") from None
         if not status.ok:
-            raise _sorted(status)
+            raise _sorted(status, self._url)
         return answer
 
 
@@ -135,11 +155,13 @@ def _fresh(url: str) -> str:
     return url.replace("://", f"://again{times}@", 1)
 
 
-def _sorted(status: Any) -> ReplicaError:
+def _sorted(status: Any, url: str) -> ReplicaError:
     message = credentials.redacted(" ".join(str(status.message).split()))
     message = message.removeprefix("[ERROR] ").removeprefix("[FATAL] ")
-    if status.errno in _PERMANENT:
-        return PermanentError(f"{_PERMANENT[status.errno]} ({message})")
+    reason = _NO_LEAVE if _NO_LOGIN in message else _PERMANENT.get(status.errno)
+    if reason is not None:
+        hint = credentials.withheld(url) if reason == _NO_LEAVE else ""
+        return PermanentError(f"{reason} ({message}){hint}")
     if status.errno == _TRUNCATED:
         return CorruptError(f"cut off, or not readable on its server ({message})")
     if any(words in message for words in _UNTRUSTED):

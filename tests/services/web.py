@@ -20,7 +20,8 @@ class Web(ThreadingHTTPServer):
     """Serves the files of a folder, and counts what it is asked for.
 
     ``many``: whether it answers several ranges at once; ``ranges``: whether it knows any;
-    ``status``: what it answers instead, if anything; ``token``: which one it wants;
+    ``status``: what it answers instead, if anything; ``token``: which one it wants, and ``tokens``
+    what it was given; ``elsewhere``: where it sends clients;
     ``cut``: after how many bytes of a content it hangs up; ``stall``: seconds before it answers;
     ``drip``: whether the rest comes byte by byte; ``lie``: what it makes of the next ``lies``
     contents; ``mirrors``: how many seconds later each of those that take turns got the files, and
@@ -39,6 +40,8 @@ class Web(ThreadingHTTPServer):
         self.many = self.ranges = True
         self.status: int | None = None
         self.token: str | None = None
+        self.tokens: list[str | None] = []
+        self.elsewhere: str | None = None
         self.cut: int | None = None
         self.stall = 0.0
         self.drip = False
@@ -67,6 +70,10 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(web.stall)
         asked = self.headers.get("Range", "")
         web.requests.append(asked)
+        web.tokens.append(self.headers.get("Authorization"))
+        if web.elsewhere is not None:
+            self.reply(307, {"Location": web.elsewhere}, b"over there")
+            return
         path = web.folder / self.path.lstrip("/")
         status = web.status
         if web.token is not None and self.headers.get("Authorization") != f"Bearer {web.token}":

@@ -7,8 +7,11 @@ import os
 import shutil
 import signal
 import socket
+import ssl
+import struct
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +152,67 @@ class Storage:
         for server in self.servers:
             server.kill()
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+class Asking:
+    """A server that wants a token at login, and has no files; ``logins`` are what it was given.
+
+    It may send clients ``elsewhere``: to a port, and what follows a host.
+    """
+
+    def __init__(self, certificate: Path, elsewhere: tuple[int, str] | None = None) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate)
+        self._elsewhere = None
+        if elsewhere is not None:
+            port, more = elsewhere
+            self._elsewhere = struct.pack(">I", port) + f"127.0.0.1{more}".encode()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.logins: list[bytes] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                line, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+
+    def _serve(self, line: socket.socket) -> None:
+        """As XProtocol.hh has it: to begin with TLS, then login, authentication, requests."""
+        with contextlib.suppress(OSError, struct.error), contextlib.ExitStack() as stack:
+            stack.enter_context(line)
+            whole(line, 20)
+            line.sendall(struct.pack(">2xHIII", 0, 8, 0x511, 1))
+            while True:
+                head = whole(line, 24)
+                request, n = struct.unpack(">2xH16xI", head)
+                body = whole(line, n)
+                status, answer = 4003, struct.pack(">I", 3011) + b"no such file\0"
+                if request == 3006:  # which protocol: TLS from now on, and for the login
+                    status, answer = 0, struct.pack(">II", 0x511, 0xC4000001)
+                elif request == 3007:
+                    status, answer = 0, bytes(16) + b"&P=ztn,0:4096:&P=unix\0"
+                elif request == 3000:
+                    self.logins.append(body)
+                    status, answer = 0, b""
+                elif request == 3010 and self._elsewhere is not None:
+                    status, answer = 4004, self._elsewhere
+                line.sendall(head[:2] + struct.pack(">HI", status, len(answer)) + answer)
+                if request == 3006:
+                    line = self._context.wrap_socket(line, server_side=True)
+                    stack.enter_context(line)
+
+
+def whole(line: socket.socket, n: int) -> bytes:
+    """So many bytes; fewer where the line ends."""
+    found = b""
+    while len(found) < n and (part := line.recv(n - len(found))):
+        found += part
+    return found
 
 
 @contextlib.contextmanager
