@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 SERVE = Path(__file__).resolve().parents[2] / "deploy" / "xrootd" / "serve"
@@ -45,6 +46,8 @@ class Server:
             **environment,
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._address = environment.get("ADDRESS", "127.0.0.1")
+        self.said = base / "said"
         self.start()
 
     @property
@@ -59,13 +62,14 @@ class Server:
 
     def start(self) -> None:
         for _ in range(2):  # about one start in 120 crashes
-            self._process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            with self.said.open("wb") as said:
+                self._process = subprocess.Popen(
+                    self._command,
+                    env=self._environment,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                )
             if self._is_listening():
                 return
             self.kill()
@@ -78,11 +82,18 @@ class Server:
         while time.monotonic() < end and self._process.poll() is None:
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), 0.5),
+                socket.create_connection((self._address, self.port), 0.5),
             ):
                 return True
             time.sleep(0.02)
         return False
+
+    def sockets(self) -> list[tuple[str, int]]:
+        """Addresses and ports on which its processes listen."""
+        assert self._process is not None
+        whole = psutil.Process(self._process.pid).children(recursive=True)
+        lines = [line for one in whole for line in one.net_connections("inet")]
+        return [(line.laddr.ip, line.laddr.port) for line in lines if line.status == "LISTEN"]
 
     def _signal(self, number: int) -> None:
         if self._process is not None:
@@ -127,8 +138,8 @@ class Storage:
         self.servers.append(server)
         return server
 
-    def data(self, folder: Path) -> Server:
-        return self._server("data", str(folder))
+    def data(self, folder: Path, **environment: str) -> Server:
+        return self._server("data", str(folder), **environment)
 
     def protected(self, folder: Path, secret: Path, certificate: Path | None = None) -> Server:
         """With a certificate, a file that holds its key too, over TLS."""
