@@ -23,11 +23,10 @@ from typing import Any, Final, NamedTuple
 
 import hist
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agc_ml import variances
+from agc_ml import documents, variances
 from agc_ml.errors import FitError
 from agc_ml.fitconfig import Config, region_paths, shipped_file
 from agc_ml.fitresult import CarriedOver, GoodnessOfFit, chi2_test
@@ -81,16 +80,15 @@ def shipped_observables(processor: str) -> Observables | None:
     if file is None:
         return None
     try:
-        return Observables.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return Observables.model_validate(documents.yaml_of(file.read_text(encoding="utf-8")))
     except ValidationError as error:
         first = error.errors()[0]
         where = " -> ".join(str(part) for part in first["loc"]) or "(top)"
         raise FitError(
             f"{file}: field {where}: {first['msg']}; it has a region and a list of histograms"
         ) from error
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FitError(f"{file}: can't be read as YAML ({reason})") from error
+    except ValueError as error:
+        raise FitError(f"{file}: can't be read as YAML ({error})") from error
 
 
 def prepare_unfitted(

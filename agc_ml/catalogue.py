@@ -13,13 +13,10 @@ What is found elsewhere (a portal, a catalogue of replicas, a server) is in `agc
 from __future__ import annotations
 
 import contextlib
-import gzip
 import importlib.resources
 import json
 import re
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +24,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from agc_ml import documents
 from agc_ml.datasets import File, Fileset
 from agc_ml.delivery.transport import local_path
 from agc_ml.errors import FilesetError, UsageError
@@ -38,9 +36,6 @@ FORMATS: Final = (".json", ".yaml", ".yml")
 _LIST: Final = ".txt"
 DEMO: Final = "demo"
 """The name of the embedded fileset; a file of that name is ``./demo``."""
-
-_MOST_BYTES: Final = 1 << 29
-_MERGE: Final = "tag:yaml.org,2002:merge"
 
 
 def load(source: str | Path, *, dataset: str | None = None) -> Fileset:
@@ -211,76 +206,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
         It can't be read, is no JSON or YAML, or has a key twice.
     """
     try:
-        text = _text(path)
-        if _ending(path) == ".json":
-            raw = json.loads(text, object_pairs_hook=_unique)
-        else:
-            raw = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FilesetError(f"{path}: can't be read as {_ending(path)[1:]} ({reason})") from error
+        raw = documents.read(path)
+    except (OSError, ValueError) as error:
+        kind = _ending(path)[1:]
+        raise FilesetError(f"{path}: can't be read as {kind} ({error})") from error
     if not isinstance(raw, dict) or not raw or not all(isinstance(key, str) for key in raw):
         raise FilesetError(f"{path}: not a fileset; it should be a mapping of names to datasets")
     return raw
-
-
-def _text(path: Path) -> str:
-    """Text of a file, which may be compressed.
-
-    Raises
-    ------
-    OSError, ValueError
-        It can't be read, is damaged or unpacks to too much, or is no text.
-    """
-    content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            with gzip.open(path) as packed:
-                content = packed.read(_MOST_BYTES + 1)
-        except (EOFError, zlib.error) as error:
-            raise ValueError(f"damaged: {error}") from error
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"it unpacks to more than {_MOST_BYTES >> 20} MiB")
-    return content.decode("utf-8-sig")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    _refuse_doubles([key for key, _ in pairs])
-    return dict(pairs)
-
-
-def _refuse_doubles(keys: Iterable[Any]) -> None:
-    for key, times in Counter(keys).items():
-        if times > 1:
-            raise ValueError(f"{key!r} is there twice")
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML without double keys, of which the plain loader would silently drop the first.
-
-    What a merge (``<<: *base``) brings in gives way to a mapping's own keys, as YAML has it.
-    """
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._flat: set[int] = set()
-
-    def flatten_mapping(self, node: Any) -> None:
-        if id(node) in self._flat:  # another one merges it, and both its own keys are in it now
-            return
-        self._flat.add(id(node))
-        own = [key for key, _ in node.value if key.tag != _MERGE]
-        _refuse_doubles(self.construct_object(key, deep=True) for key in own)
-        super().flatten_mapping(node)
-        # the last one counts; if all were kept, a few lines could stand for billions
-        node.value = list({(key.tag, str(key.value)): (key, of) for key, of in node.value}.values())
 
 
 def _from_list(path: Path, dataset: str | None) -> Fileset:
     """Files that a text lists, one a line; what follows ``#`` is a comment."""
     files, notes = [], []
     try:
-        lines = _text(path).splitlines()
+        lines = documents.text(path).splitlines()
     except (OSError, ValueError) as error:
         raise FilesetError(f"{path}: can't be read as a list of files ({error})") from error
     for number, line in enumerate(lines, 1):

@@ -9,7 +9,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -23,6 +23,9 @@ from agc_ml.training.commands import jobs, train
 from agc_ml.training.commands_models import models
 from agc_ml.training.commands_service import service as training_service
 from agc_ml.training.commands_service import token
+
+_LONGEST: Final = 10_000
+"""So many characters of an error are shown."""
 
 
 def main() -> NoReturn:
@@ -59,7 +62,10 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"agc-ml: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    # names come from files that others wrote: a terminal would take some for commands
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line[:_LONGEST])
+    click.echo(f"agc-ml: {shown}{' ...' * (len(line) > _LONGEST)}", err=True)
     sys.exit(code)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import yaml
 
+from agc_ml import documents
 from agc_ml.errors import FitError, UsageError
 from agc_ml.likelihood import quiet
 
@@ -44,28 +44,11 @@ def load_config(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError(f"{file}: no such file; a fit configuration is a YAML file")
     try:
-        text = file.read_text(encoding="utf-8")
-        twice = next(_keys_twice(yaml.compose(text, yaml.SafeLoader)), None)
-        config = yaml.safe_load(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FitError(f"{file}: can't be read as YAML ({reason})") from error
-    if twice is not None:
-        raise FitError(f"{file}: {twice} is there twice, and only the last would count")
+        config = documents.yaml_of(documents.text(file))
+    except (OSError, ValueError) as error:
+        raise FitError(f"{file}: can't be read as YAML ({error})") from error
     check_config(config, str(file))
     return dict(config)
-
-
-def _keys_twice(node: yaml.Node | None) -> Iterator[str]:
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        for key, value in node.value:
-            if keys.count(key.value) > 1:
-                yield f"line {key.start_mark.line + 1}: {key.value!r}"
-            yield from _keys_twice(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _keys_twice(item)
 
 
 def check_config(config: Any, origin: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agc_ml import documents
 from agc_ml.errors import FitError, StoreError
 from agc_ml.fitresult import (
     CarriedOver,
@@ -255,7 +256,7 @@ def load(path: str | Path) -> FitResult:
 
 def _load_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return documents.json_of(documents.text(path))
     except FileNotFoundError as error:
         raise FitError(f"{path}: no such file; 'agc-ml fit' writes it") from error
     except (OSError, ValueError) as error:

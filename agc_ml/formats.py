@@ -37,6 +37,9 @@ _Adler32 = Annotated[
 ]
 
 
+_Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
 class FileModel(_Model):
     """A file of our own fileset format; a plain string is its only replica."""
 
@@ -44,10 +47,10 @@ class FileModel(_Model):
     replicas: list[str] = Field(min_length=1, description="URLs or paths, nearest first")
     tree: str = Field("Events", description="name of the tree or RNTuple")
     uuid: str | None = Field(None, description="UUID in the ROOT file's header")
-    entries: int | None = Field(None, ge=0, description="number of events")
-    size: int | None = Field(None, ge=0, description="bytes")
+    entries: _Count | None = Field(None, description="number of events")
+    size: _Count | None = Field(None, description="bytes")
     adler32: _Adler32 | None = Field(None, description="checksum, eight hexadecimal digits")
-    generated: int | None = Field(
+    generated: _Count | None = Field(
         None, gt=0, description="events generated, of which the entries passed a filter"
     )
 
@@ -93,13 +96,13 @@ class AgcFileModel(_Model):
     """A file in the input list of the Analysis Grand Challenge."""
 
     path: str
-    nevts: int = Field(ge=0)
+    nevts: _Count
 
 
 class AgcVariationModel(_Model):
     """A dataset in the input list of the Analysis Grand Challenge."""
 
-    nevts_total: int | None = None
+    nevts_total: _Count | None = None
     files: list[AgcFileModel] = Field(min_length=1)
 
 
@@ -109,8 +112,8 @@ class CoffeaFileModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     object_path: str | None = None
-    steps: list[Annotated[list[int], Field(min_length=2, max_length=2)]] | None = None
-    num_entries: int | None = Field(None, ge=0)
+    steps: list[Annotated[list[_Count], Field(min_length=2, max_length=2)]] | None = None
+    num_entries: _Count | None = None
     uuid: str | None = None
     lfn: str | None = None
     format: Literal["root"] | None = None

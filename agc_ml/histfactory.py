@@ -6,13 +6,13 @@ A patch is a JSON patch (RFC 6902), or one of a patch set as HEPData has them, b
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from agc_ml import documents
 from agc_ml.errors import FitError, UsageError
 from agc_ml.likelihood import model_and_data, quiet
 from agc_ml.unreachable import each_modifier, without_unreachable
@@ -52,8 +52,8 @@ def _content(path: Path) -> Any:
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return documents.json_of(documents.text(path))
+    except (OSError, ValueError):
         return None
 
 
@@ -388,8 +388,8 @@ def _json(path: Path, what: str) -> Any:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; {what} is a JSON file")
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return documents.json_of(documents.text(path))
+    except (OSError, ValueError) as error:
         raise FitError(f"{path}: can't be read as JSON ({_line(error)})") from error
 
 

@@ -7,7 +7,6 @@ entries in the files that were used.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import agc
+from agc_ml import agc, documents
 from agc_ml.errors import HistogramError
 from agc_ml.variations import NOMINAL
 
@@ -42,7 +41,7 @@ def read(path: Path) -> dict[str, tuple[_Array, _Array, _Array]]:
         It is not the published file.
     """
     try:
-        raw = json.loads(path.read_bytes())
+        raw = documents.json_of(documents.text(path))
     except (OSError, ValueError) as error:
         raise HistogramError(
             f"{path}: neither a ROOT file, nor a zip, nor JSON ({error}); give templates"

@@ -13,10 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import hist
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from agc_ml import variances
+from agc_ml import documents, variances
 from agc_ml.errors import FitError
 from agc_ml.fitconfig import Config, check_config, shipped_config, shipped_file
 from agc_ml.results import RunResult
@@ -58,8 +57,8 @@ def ml_config(processor: str) -> dict[str, Any]:
             "depend on the model: agc-ml fit RUN CONFIG.yml --ml-uncertainty ..."
         )
     try:
-        regions = yaml.safe_load(file.read_text(encoding="utf-8"))["Regions"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        regions = documents.yaml_of(file.read_text(encoding="utf-8"))["Regions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FitError(f"{FILE_NAME} of {processor!r}: can't be read ({error})") from error
     config = {**config, "Regions": regions}
     check_config(config, FILE_NAME)

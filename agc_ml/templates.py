@@ -6,7 +6,6 @@ Here they are loaded, checked, merged to the bins of a fit, compared, and made i
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -16,7 +15,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import hists, reference, variances
+from agc_ml import documents, hists, reference, variances
 from agc_ml.errors import HistogramError, UsageError
 from agc_ml.results import RunResult
 
@@ -69,8 +68,8 @@ def load(path: str | Path) -> dict[str, hist.Hist[Any]]:
 def is_published(path: Path) -> bool:
     """Return whether a file is the published reference JSON."""
     try:
-        content = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        content = documents.json_of(documents.text(path)) if path.is_file() else None
+    except (OSError, ValueError):
         return False
     return (
         isinstance(content, dict)

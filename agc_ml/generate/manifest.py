@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from agc_ml import agc, catalogue
+from agc_ml import agc, catalogue, documents
 from agc_ml.datasets import Dataset, File, Fileset
 from agc_ml.errors import GenerateError
 from agc_ml.results import write
@@ -118,7 +117,7 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        raw = json.loads(path.read_text())
+        raw = documents.json_of(documents.text(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GenerateError(
             f"{folder}: no generated set (no {MANIFEST} in it); 'agc-ml generate' makes one"

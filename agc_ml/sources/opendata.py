@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
-import json
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from agc_ml import documents
 from agc_ml.datasets import File, Fileset
 from agc_ml.errors import AgcError, CatalogueError, FilesetError, UsageError
 from agc_ml.formats import first_problem
@@ -311,7 +311,7 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
 
 def _read(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = documents.text(path)
     except (OSError, ValueError) as error:
         raise FilesetError(f"{path}: can't be read ({error})") from error
     return _content(str(path), text)
@@ -330,8 +330,8 @@ def _content(label: str, text: str) -> Any:
 
 def _parsed(text: str, label: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return documents.json_of(text)
+    except ValueError as error:
         raise FilesetError(f"{label}: can't be read as JSON ({error})") from error
 
 
