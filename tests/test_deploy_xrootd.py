@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import socket
@@ -45,7 +46,7 @@ def made(storage: Storage, role: str) -> Server:
     folder = storage.folder()
     if role == "protected":
         secret = folder / "secret"
-        secret.write_text("c2VjcmV0")
+        secret.write_text(base64.b64encode(os.urandom(64)).decode() + "\n")
         if os.geteuid() == 0:
             shutil.chown(secret, "xrootd", "xrootd")
         return storage.protected(storage.folder(), secret)

@@ -82,17 +82,22 @@ class Server:
         while time.monotonic() < end and self._process.poll() is None:
             with (
                 contextlib.suppress(OSError),
-                socket.create_connection((self._address, self.port), 0.5),
+                socket.create_connection((self._address, self.port), 0.5) as line,
             ):
-                return True
+                line.settimeout(end - time.monotonic())
+                line.sendall(struct.pack(">5i", 0, 0, 0, 4, 2012))  # the protocol's first words
+                if len(whole(line, 16)) == 16:  # sockets are open before the server is
+                    return True
             time.sleep(0.02)
         return False
 
     def sockets(self) -> list[tuple[str, int]]:
         """Addresses and ports on which its processes listen."""
         assert self._process is not None
-        whole = psutil.Process(self._process.pid).children(recursive=True)
-        lines = [line for one in whole for line in one.net_connections("inet")]
+        lines = []
+        for one in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # a shell's, that came and went
+                lines += one.net_connections("inet")
         return [(line.laddr.ip, line.laddr.port) for line in lines if line.status == "LISTEN"]
 
     def _signal(self, number: int) -> None:
