@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from agc_ml import documents
 from agc_ml.errors import FitError, StoreError
@@ -82,6 +83,15 @@ class RegionRecord(_Record):
     data: list[float]
     unit: str = Field(default="Entries", description="what is counted")
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        n = len(self.edges) - 1
+        if n < 1 or any(high <= low for low, high in pairwise(self.edges)):
+            raise ValueError(f"edges of {self.region} must rise")
+        if {len(bins) for bins in (*self.samples.values(), self.uncertainty, self.data)} != {n}:
+            raise ValueError(f"one number a bin is needed in {self.region}, of {n} bins")
+        return self
+
 
 class CarriedOverRecord(_Record):
     """Model and data of an observable that was not fitted, before and after the fit."""
@@ -127,6 +137,20 @@ class FitRecord(_Record):
     is_closure: bool = Field(
         default=False, description="all that the pseudodata are made of is in the model"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [parameter.name for parameter in self.parameters]
+        if {len(self.correlation), *map(len, self.correlation)} != {len(names)}:
+            raise ValueError("correlation needs a row and a column of each parameter")
+        unknown = {*(impact.parameter for impact in self.impacts), *self.states} - {*names}
+        if unknown or len({*names}) < len(names):
+            what = f"{min(unknown)!r} is none" if unknown else "one is there twice"
+            raise ValueError(f"parameters: {what}")
+        before, after = ([one.region for one in which] for which in (self.prefit, self.postfit))
+        if before != after:
+            raise ValueError("prefit and postfit have other regions")
+        return self
 
 
 def save(result: FitResult, directory: str | Path) -> None:
@@ -268,9 +292,10 @@ def _load_record(path: Path) -> FitRecord:
         return FitRecord.model_validate(_load_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        where = " -> ".join(str(part) for part in first["loc"])
+        where = " -> ".join(str(part) for part in first["loc"]) or "(all)"
+        message = first["msg"].removeprefix("Value error, ")
         raise FitError(
-            f"{path}: field {where}: {first['msg']}; run 'agc-ml fit' again with this version"
+            f"{path}: field {where}: {message}; run 'agc-ml fit' again with this version"
         ) from error
 
 

@@ -15,9 +15,12 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import lzma
 import re
+import struct
 import urllib.parse
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final, Self
@@ -38,6 +41,12 @@ A ';' begins a cycle there, a ':' a name inside of a file, and '%' is what other
 """
 _UNWRITABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 _LISTED: Final = "templates"
+DAMAGED: Final = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(NotImplementedError, RecursionError, AssertionError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+"""What libraries raise of files of histograms and arrays in which bits are wrong."""
 _PLAIN: Final = (str, bool, int, float, type(None))
 _ROOT_CLASS: Final = re.compile(r"TH[123][CSIFDL]|TProfile")
 
@@ -374,7 +383,7 @@ def read_root(path: Path) -> dict[str, hist.Hist[Any]]:
                     written = file[key]
                     name, title = key.rpartition(";")[0], written.title
                     found[title if name == _encoded(title) else name] = _from_root(written)
-    except (OSError, ValueError, uproot.DeserializationError, uproot.KeyInFileError) as error:
+    except (*DAMAGED, uproot.DeserializationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise HistogramError(f"{path}: not a readable ROOT file ({reason})") from error
     if not found:
@@ -469,7 +478,7 @@ def read_zip(path: Path) -> dict[str, hist.Hist[Any]]:
         with zipfile.ZipFile(path) as archive:
             names = [n.removesuffix(".json") for n in archive.namelist() if n.endswith(".json")]
             return {name: _from_uhi(uhi.io.zip.read(archive, name)) for name in names}
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise HistogramError(f"{path}: not readable as histograms ({error})") from error
 
 
@@ -496,5 +505,5 @@ def templates_in(path: Path) -> list[str] | None:
             if _LISTED not in archive.namelist():
                 return None
             return [str(name) for name in json.loads(archive.read(_LISTED))]
-    except (OSError, zipfile.BadZipFile, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise HistogramError(f"{path}: not readable as histograms ({error})") from error

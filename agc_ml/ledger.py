@@ -130,7 +130,7 @@ def _entry(path: Path, number: int, line: str) -> Entry:
     try:
         raw = json.loads(line)
         return Entry(**{**raw, "errors": tuple(raw["errors"])})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunDirectoryError(
             f"{path}: line {number} is cut off or no ledger entry ({error}); run again with "
             "--overwrite"

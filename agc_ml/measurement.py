@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import agc, catalogue, choices, cluster, folders, rundirs
+from agc_ml import agc, catalogue, choices, cluster, documents, folders, rundirs
 from agc_ml.errors import AgcError, ClusterError, FitError, HistogramError, UsageError
 from agc_ml.results import RunResult, write
 from agc_ml.running import run
@@ -469,7 +469,7 @@ def _read_index(folder: Path) -> list[FigureInfo]:
     if not path.exists():
         return []
     try:
-        content = json.loads(path.read_text())
+        content = documents.json_of(documents.text(path))
         return [
             FigureInfo(
                 **entry, png=folder / f"{entry['name']}.png", pdf=folder / f"{entry['name']}.pdf"

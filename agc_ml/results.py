@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -400,7 +399,7 @@ def _outputs(directory: Path, content: dict[str, Any]) -> Mapping[Any, Any]:
         found: Mapping[Any, Any] = saved.decode(saved.Encoded(content, arrays, kept))
     except OSError as error:
         raise RunDirectoryError(_cannot_read(directory / OUTPUTS, error)) from error
-    except (EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except histograms.DAMAGED as error:
         raise RunDirectoryError(
             f"{directory}: outputs of the processor are damaged ({error}); run again with "
             "--overwrite"
@@ -447,7 +446,7 @@ def load_record(directory: Path) -> RunRecord:
         ) from error
     except OSError as error:
         raise RunDirectoryError(_cannot_read(path, error)) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunDirectoryError(
             f"{path}: cut off or not JSON ({error}); run again with --overwrite"
         ) from error
