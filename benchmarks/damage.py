@@ -2,8 +2,10 @@
 
     python benchmarks/damage.py [--kinds A,B] [--n 200] [--seed 1] [--output FILE]
 
-Kinds are those of tests/judges.py, which says what the outcomes are. Each variant is read in a
-child that stays alive; the record names every fault. Ends with exit code 1 if there is one.
+Kinds are those of tests/judges.py, which says what the outcomes are, and models. Each variant is
+read in a child that stays alive; the record names every fault. A model that is read has to score as
+its library does with the very same bytes (tests/damaged_models.py), and counts as "as edited".
+Ends with exit code 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -11,23 +13,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import damaged_models  # noqa: E402
 import judges  # noqa: E402
 
 OUTPUT = ROOT / "benchmarks" / "results" / "damage.json"
-KINDS = [name for name in judges.KINDS if name != "nothing"]
+MODELS = {"model-json": "json", "model-ubj": "ubj", "model-onnx": "protobuf"}
+KINDS = [*(name for name in judges.KINDS if name != "nothing"), *MODELS]
 
 
 def measured(kind: str, seed: int, n: int) -> dict[str, Any]:
     """Counts of a kind, its faults, and the longest time that a variant took in seconds."""
+    if kind in MODELS:
+        return measured_models(MODELS[kind], seed, n)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, judges.Child(Path(folder)) as child:
         found = list(judges.judged(child, kind, Path(folder) / "files", seed, n))
@@ -40,6 +48,39 @@ def measured(kind: str, seed: int, n: int) -> dict[str, Any]:
         **judges.counts(found),
         "faults": faults,
         "longest_s": round(max(one.seconds for one in found), 2),
+        "wall_s": round(time.monotonic() - begun, 1),
+    }
+
+
+def measured_models(kind: str, seed: int, n: int) -> dict[str, Any]:
+    """The same of models: of 3 features, trained by xgboost or made for ONNX."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        sound = damaged_models.sound(kind, Path(folder))
+        done = subprocess.run(  # noqa: S603 - ourselves
+            [sys.executable, damaged_models.__file__, kind, str(n), str(seed)],
+            input=sound,
+            capture_output=True,
+            check=False,
+        )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    wrong = [one for one in found if one["outcome"] == "WRONG"]
+    late = [one for one in found if one["seconds"] > damaged_models.MOST_S]
+    faults = [f"{one['number']}: {one['line']} ({one['seconds']} s)" for one in (*wrong, *late)]
+    if done.returncode or len(found) < n:
+        faults.append(f"exit code {done.returncode} after {len(found)} variants")
+    counts = Counter(one["outcome"] for one in found)
+    return {
+        "variants": n,
+        "seed": seed,
+        **dict.fromkeys(("identical", "traceback"), 0),
+        "refused": counts["refused"],
+        "as edited": counts["scored"],
+        "wrong": len(wrong),
+        "hung": len(late),
+        "signal": int(done.returncode != 0),
+        "faults": faults,
+        "longest_s": max((one["seconds"] for one in found), default=0),
         "wall_s": round(time.monotonic() - begun, 1),
     }
 

@@ -112,8 +112,8 @@ def write_files(folder: Path) -> list[Part]:
     return made
 
 
-MODES: Final = ("404", "403", "500", "503", "429", "close", "cut", "short", "stall", "flip", "zeros",
-                "no range", "loop")  # fmt: skip
+MODES: Final = ("404", "403", "500", "503", "429", "close", "cut", "short", "stall", "flip",
+                "zeros", "no range", "loop")  # fmt: skip
 """Ways in which a web server may be wrong."""
 
 

@@ -58,3 +58,19 @@ class Everything(Spectrum):
             "list": [found["n"].copy()],
             "table": Rows({"x": np.arange(n, dtype=np.float32)}, {"what": "numbers"}),
         }
+
+
+class OwnDict(dict[str, int]):
+    """A mapping of the user's own, which no form without code gives back."""
+
+
+@dataclass(frozen=True)
+class Owner(Spectrum):
+    """The same, with something of its own."""
+
+    def process(self, events: Any) -> dict[str, Any]:
+        return {**super().process(events), "own": OwnDict(a=1)}
+
+    def postprocess(self, accumulator: Any) -> Any:
+        accumulator.pop("own")
+        return accumulator

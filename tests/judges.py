@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
+from unittest import mock
 
 import numpy as np
 import yaml
@@ -457,6 +458,60 @@ def _command_says(_name: str, data: bytes, found: Any) -> Any:
     return found
 
 
+# -- finished chunks of a run that goes on ---------------------------------------------------------
+
+
+def _make_chunks(name: str) -> Callable[[Path], list[tuple[str, str]]]:
+    def make(folder: Path) -> list[tuple[str, str]]:
+        import jets  # noqa: PLC0415 - heavy
+        import nanoaod  # noqa: PLC0415 - heavy
+
+        import agc_ml as agc  # noqa: PLC0415 - heavy
+        from agc_ml import running  # noqa: PLC0415 - likewise
+
+        path = nanoaod.write(folder / "x.root", nanoaod.events(300, 1), cluster=100)
+        listed, run = nanoaod.fileset(tt=[path]), folder / "run"
+        with mock.patch.object(running, "_remove"):  # it was stopped before it could
+            agc.run(
+                getattr(jets, name)(),
+                listed,
+                site="inline",
+                output=run,
+                chunk_size=100,
+                quiet=True,
+            )
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**record, "status": "partial"}))
+        return [(f"run/chunks/{file.name}", "bytes") for file in sorted(run.glob("chunks/*"))]
+
+    return make
+
+
+def _resumed(name: str) -> Callable[[Path], Any]:
+    def resume(folder: Path) -> Any:
+        import jets  # noqa: PLC0415 - heavy
+        import nanoaod  # noqa: PLC0415 - heavy
+
+        import agc_ml as agc  # noqa: PLC0415 - heavy
+
+        run = folder / "again"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(folder / "run", run)
+        listed = nanoaod.fileset(tt=[folder / "x.root"])
+        result = agc.run(
+            getattr(jets, name)(), listed, site="inline", output=run, resume=True, quiet=True
+        )
+        return {
+            "bins": {name: _bins(histogram) for name, histogram in result.hists.items()},
+            "cutflow": {name: dict(cuts) for name, cuts in result.cutflow.items()},
+            "tables": {name: table.digest for name, table in result.tables.items()},
+            "array": str(result.outputs.get("array")),
+            "events": result.metrics.events,
+        }
+
+    return resume
+
+
 # -- ROOT files ------------------------------------------------------------------------------------
 
 
@@ -510,6 +565,8 @@ KINDS = {
     "fit-configuration": Kind(_make_config, _read_config, _config_says),
     "run-directory": Kind(_make_run, _read_run, _run_says),
     "run-commands": Kind(_make_commands, _command, _command_says, commands=4),
+    "chunks": Kind(_make_chunks("Everything"), _resumed("Everything")),
+    "chunks-pickled": Kind(_make_chunks("Owner"), _resumed("Owner")),
     "root-tree": Kind(_make_tree, _run_over),
     "root-rntuple": Kind(_make_rntuple, _run_over),
 }

@@ -38,6 +38,15 @@ def test_twenty_of_each_kind(kind: str, child: judges.Child, tmp_path: Path) -> 
     assert judges.counts(outcomes)["refused"]
 
 
+@pytest.mark.parametrize("kind", ["chunks", "chunks-pickled"])
+def test_finished_chunks_that_are_damaged_are_done_again(
+    kind: str, child: judges.Child, tmp_path: Path
+) -> None:
+    """A run that goes on with them gives what it would have given."""
+    outcomes = list(judges.judged(child, kind, tmp_path / "files", seed=17, n=20))
+    assert judges.counts(outcomes) == {"identical": 20}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

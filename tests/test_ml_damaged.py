@@ -11,18 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from damaged_models import MOST_S
-from models import forest, linear_onnx
+from damaged_models import MOST_S, sound
 from variants import as_ubj, read_ubj, variants
 
 N = 20
 SEED = 1
-
-
-def sound(kind: str, folder: Path) -> bytes:
-    if kind == "protobuf":
-        return linear_onnx([0.5, -1, 2])
-    return forest(folder / f"m.{kind}", n_features=3, max_depth=3).read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["json", "ubj", "protobuf"])
