@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -23,6 +23,9 @@ Array = NDArray[Any]
 SCHEMA: Final = 1
 _KEY: Final = b"agc_ml"
 _KINDS: Final = "biufS"
+_AT_ONCE: Final = 1 << 16
+_UNPACKED: Final = 8
+"""Times that what is in a file may be larger than what it takes as a table, before it is packed."""
 
 
 class Rows:
@@ -160,12 +163,15 @@ def read(
         label = source if isinstance(source, Path) else "table"
     try:
         schema = pq.read_schema(source)
-        text = {field.name for field in schema if pa.types.is_string(field.type)}
-        file = pq.ParquetFile(source, read_dictionary=sorted(text))
+        _check_types(label, schema, error)
+        text = [field.name for field in schema if pa.types.is_string(field.type)]
+        file = pq.ParquetFile(source, read_dictionary=text)
+        _check_footer(label, file.metadata, schema.names, most_bytes, error)
         widths = [max(field.type.bit_width // 8, 1) for field in schema if field.name not in text]
         n_bytes = file.metadata.num_rows * sum(widths)
         _check_size(label, n_bytes, most_bytes, error)
         table = file.read()
+        table.validate(full=True)
     except FileNotFoundError:
         raise error(f"{label}: there is no such file") from None
     except (OSError, ValueError, pa.ArrowException) as cause:
@@ -178,17 +184,12 @@ def read(
             raise error(f"{label}: column {name} has rows without a value; extract it anew")
         values = table[name].combine_chunks()
         if name in text:
-            words = np.array([word.encode() for word in values.dictionary.to_pylist()], "S")
+            words = _words(f"{label}: column {name}", values.dictionary, most_bytes, error)
             n_bytes += words.itemsize * len(values)
             _check_size(label, n_bytes, most_bytes, error)
             columns[name] = words[values.indices.to_numpy()]
         else:
             columns[name] = values.to_numpy(zero_copy_only=False)
-        if columns[name].dtype.kind not in _KINDS:
-            raise error(
-                f"{label}: column {name} is of type {table[name].type}, neither numbers nor text; "
-                "extract it anew"
-            )
     found = digest(columns, about)
     if found != content:
         raise error(
@@ -196,6 +197,58 @@ def read(
             "was changed or is damaged: extract it anew"
         )
     return Table(columns, about, provenance, content)
+
+
+def _check_types(label: object, schema: Any, error: Callable[[str], Exception]) -> None:
+    """Numbers and text only, each column under a name of its own."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+
+    kinds = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_string)
+    for field in schema:
+        if not any(is_kind(field.type) for is_kind in kinds):
+            raise error(
+                f"{label}: column {field.name} is of type {field.type}, neither numbers nor text; "
+                "extract it anew"
+            )
+        if len(schema.get_all_field_indices(field.name)) > 1:
+            raise error(f"{label}: there are two columns {field.name}; extract it anew")
+
+
+def _check_footer(
+    label: object,
+    metadata: Any,
+    names: Sequence[str],
+    most: int | None,
+    error: Callable[[str], Exception],
+) -> None:
+    """A file is read row group by row group: each has to be as large as the whole says."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if sum(group.num_rows for group in groups) != metadata.num_rows:
+        raise error(f"{label}: says of itself two numbers of rows; it is damaged: extract it anew")
+    for number, name in enumerate(names):
+        parts = [group.column(number) for group in groups]
+        if any(p.num_values != g.num_rows for p, g in zip(parts, groups, strict=True)):
+            raise error(f"{label}: column {name} is not as long as the table; extract it anew")
+        if most is not None:
+            # twice what it takes of numbers of a byte, which are four there, or of single letters
+            unpacked = sum(part.total_uncompressed_size for part in parts)
+            _check_size(f"{label}: column {name}", unpacked, _UNPACKED * most, error)
+
+
+def _words(
+    label: object, dictionary: Any, most: int | None, error: Callable[[str], Exception]
+) -> Array:
+    """Words as numpy's bytes, each as wide as the longest one."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy
+    import pyarrow.compute as pc  # noqa: PLC0415 - heavy
+
+    longest = max(pc.max(pc.binary_length(dictionary)).as_py() or 1, 1)
+    _check_size(label, longest * len(dictionary), most, error)
+    words = np.zeros(len(dictionary), f"S{longest}")
+    for start in range(0, len(words), _AT_ONCE):  # each is an object for a moment
+        part = dictionary.slice(start, _AT_ONCE).cast(pa.binary()).to_pylist()
+        words[start : start + len(part)] = part
+    return words
 
 
 def _check_size(

@@ -5,23 +5,33 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from agc_ml.errors import TrainingError
 from agc_ml.ml.registry import CHAMPION, MOST_VERSION, NAME
 from agc_ml.training import versions
+from agc_ml.training.asked import Route
+from agc_ml.training.described import problems
 from agc_ml.training.house import PAGE_POLICY, InHouse, Promoter, Reader
 from agc_ml.training.page import REPORT
 from agc_ml.training.spec import Pair, VersionNumber
 from agc_ml.training.table import Promotion, UnknownError
 from agc_ml.training.versions import VersionFacts
 
-ROUTES: Final = APIRouter(tags=["models"])
+ROUTES: Final = APIRouter(tags=["models"], route_class=Route)
 
+Name = Annotated[str, Path(description="name of the model, such as jet_assignment")]
+VersionOf = Annotated[VersionNumber, Path(description="version of the bundle")]
 CurrentVersion = Annotated[int, Field(ge=0, le=MOST_VERSION)]
 """Of the champion; 0: there is none."""
+
+
+class Content(Response):
+    """Bytes."""
+
+    media_type = "application/octet-stream"
 
 
 class Promote(BaseModel):
@@ -44,59 +54,89 @@ class Rollback(BaseModel):
     expect_current: CurrentVersion | None = None
 
 
-@ROUTES.get("/v1/models")
+@ROUTES.get("/v1/models", summary="List all bundles", responses=problems())
 async def models(house: InHouse, _: Reader) -> list[VersionFacts]:
-    """All bundles."""
+    """Bundles of all models, the oldest first of each."""
     return await house.read(versions.of_all, house.training.registry)
 
 
-@ROUTES.get("/v1/models/{name}")
-async def of_model(name: str, house: InHouse, _: Reader) -> list[VersionFacts]:
+@ROUTES.get(
+    "/v1/models/{name}", summary="List the bundles of a model", responses=problems(404, 422)
+)
+async def of_model(name: Name, house: InHouse, _: Reader) -> list[VersionFacts]:
     """Bundles of a model, the oldest first."""
     return await house.read(versions.of_model, house.training.registry, _name(name))
 
 
-@ROUTES.get("/v1/models/{name}/promotions")
-async def promotions(name: str, house: InHouse, _: Reader) -> list[Promotion]:
+@ROUTES.get(
+    "/v1/models/{name}/promotions",
+    summary="List who made which bundle champion",
+    responses=problems(404, 422),
+)
+async def promotions(name: Name, house: InHouse, _: Reader) -> list[Promotion]:
     """Who was made champion, when, and by whom."""
     return house.training.table.promotions(_name(name))
 
 
-@ROUTES.get("/v1/models/{name}/resolve")
+@ROUTES.get(
+    "/v1/models/{name}/resolve",
+    summary="Find the bundle of an alias or a version",
+    responses=problems(404, 409, 422),
+)
 async def resolve(
-    name: str,
+    name: Name,
     house: InHouse,
     _: Reader,
-    alias: str = CHAMPION,
-    version: VersionNumber | None = None,
+    alias: Annotated[
+        str, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="such as champion")
+    ] = CHAMPION,
+    version: Annotated[VersionNumber | None, Query(description="this one, of no alias")] = None,
 ) -> VersionFacts:
     """What an alias or a version is now; its files can be relied upon."""
     which = alias if version is None else str(version)
     return await house.read(versions.resolved, house.training.registry, _name(name), which)
 
 
-@ROUTES.get("/v1/models/{name}/versions/{version}/files/{file:path}")
+@ROUTES.get(
+    "/v1/models/{name}/versions/{version}/files/{file:path}",
+    summary="Download a file of a bundle",
+    response_class=Content,
+    responses=problems(404, 409, 422),
+)
 async def content(
-    name: str, version: VersionNumber, file: str, house: InHouse, _: Reader
+    name: Name,
+    version: VersionOf,
+    file: Annotated[str, Path(description="name of the file, as the bundle lists it")],
+    house: InHouse,
+    _: Reader,
 ) -> Response:
-    """A file of a bundle."""
+    """A file of a bundle, with the bytes that it was registered with."""
     data = await house.read(
         versions.content, house.training.registry, _name(name), str(version), file
     )
-    return Response(data, media_type="application/octet-stream")
+    return Content(data)
 
 
-@ROUTES.get("/v1/models/{name}/versions/{version}/report")
-async def report(name: str, version: VersionNumber, house: InHouse, _: Reader) -> HTMLResponse:
-    """The page that says whether to promote it."""
+@ROUTES.get(
+    "/v1/models/{name}/versions/{version}/report",
+    summary="Read the report of a bundle",
+    response_class=HTMLResponse,
+    responses=problems(404, 409, 422),
+)
+async def report(name: Name, version: VersionOf, house: InHouse, _: Reader) -> HTMLResponse:
+    """A page to decide from whether a bundle is promoted: its gates, numbers and figures."""
     data = await house.read(
         versions.content, house.training.registry, _name(name), str(version), REPORT
     )
     return HTMLResponse(data, headers={"Content-Security-Policy": PAGE_POLICY})
 
 
-@ROUTES.post("/v1/models/{name}/promote")
-async def promote(name: str, asked: Promote, house: InHouse, who: Promoter) -> Promotion:
+@ROUTES.post(
+    "/v1/models/{name}/promote",
+    summary="Make a bundle the champion",
+    responses=problems(404, 409, 413, 415, 422),
+)
+async def promote(name: Name, asked: Promote, house: InHouse, who: Promoter) -> Promotion:
     """Make a bundle the champion, unless another one is than was expected."""
     if (asked.version is None) == (asked.versions is None):
         raise TrainingError("either version (of a bundle) or versions (of two models)")
@@ -112,8 +152,12 @@ async def promote(name: str, asked: Promote, house: InHouse, who: Promoter) -> P
     )
 
 
-@ROUTES.post("/v1/models/{name}/rollback")
-async def rollback(name: str, asked: Rollback, house: InHouse, who: Promoter) -> Promotion:
+@ROUTES.post(
+    "/v1/models/{name}/rollback",
+    summary="Go back to the champion before",
+    responses=problems(404, 409, 413, 415, 422),
+)
+async def rollback(name: Name, asked: Rollback, house: InHouse, who: Promoter) -> Promotion:
     """Make the champion before the champion again."""
     return await house.talk(
         house.training.promoting.rollback,

@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+from http import HTTPStatus
+from typing import Final, Literal
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
-from agc_ml.errors import ModelError
+from agc_ml.errors import ModelError, StoreError
 from agc_ml.training import board, versions
+from agc_ml.training.asked import Route
+from agc_ml.training.described import problems
 from agc_ml.training.house import PAGE_POLICY, InHouse, Reader
 from agc_ml.training.versions import VersionFacts
 
-ROUTES: Final = APIRouter()
+ROUTES: Final = APIRouter(route_class=Route)
 
 
-@ROUTES.get("/healthz", tags=["service"])
-async def health(house: InHouse) -> dict[str, str]:
-    """Whether the service works, for anyone; 503 where it does not."""
-    house.training.table.counts()
-    return {
-        "status": "ok",
-        "registry": "open" if house.is_open else "closed",
-        "mlflow": "up" if house.is_mlflow_up else "down",
-    }
+class Health(BaseModel):
+    """How the service is."""
+
+    status: Literal["ok"]
+    registry: Literal["open", "closed"] = Field(description="closed: it can't be used now")
+    mlflow: Literal["up", "down"]
 
 
-@ROUTES.get("/metrics", tags=["service"], response_class=PlainTextResponse)
+@ROUTES.get(
+    "/healthz",
+    tags=["service"],
+    summary="Ask whether the service works",
+    responses=problems(is_open=True),
+)
+async def health(house: InHouse) -> Health:
+    """For everyone, without a token; 503 where it does not work."""
+    try:
+        house.training.table.counts()
+    except StoreError as error:
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "jobs can't be read") from error
+    return Health(
+        status="ok",
+        registry="open" if house.is_open else "closed",
+        mlflow="up" if house.is_mlflow_up else "down",
+    )
+
+
+@ROUTES.get(
+    "/metrics",
+    tags=["service"],
+    summary="Read numbers for Prometheus",
+    response_class=PlainTextResponse,
+    responses=problems(),
+)
 async def metrics(house: InHouse, _: Reader) -> str:
-    """Numbers for Prometheus."""
+    """Jobs by state, requests by status, and whether MLflow answers."""
     return board.metrics(house.training, house.requests, mlflow_up=house.is_mlflow_up)
 
 
@@ -42,4 +69,12 @@ async def page(house: InHouse, _: Reader) -> HTMLResponse:
             models = await house.read(versions.of_all, house.training.registry)
     jobs = house.training.table.jobs(limit=board.MOST)
     text = board.page(jobs, models, house.mlflow_url, is_up=house.is_mlflow_up)
+    return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})
+
+
+@ROUTES.get("/jobs/{job_id}", include_in_schema=False)
+async def page_of_job(job_id: str, house: InHouse, _: Reader) -> HTMLResponse:
+    """A job, for people."""
+    job = house.training.table.job(job_id)
+    text = board.page_of_job(job, house.training.log(job, board.LAST_LINES))
     return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})

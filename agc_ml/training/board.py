@@ -1,7 +1,8 @@
-"""What the service shows of itself: a page for people, numbers for Prometheus."""
+"""What the service shows of itself: pages for people, numbers for Prometheus."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,9 +14,43 @@ from agc_ml.training.table import Job
 MOST: Final = 50
 """Jobs on the page."""
 
+LAST_LINES: Final = 40
+"""Of a job's log, on its page."""
+
+_LONGEST: Final = 500
+
 
 def page(jobs: Sequence[Job], models: Sequence[Any], mlflow_url: str, *, is_up: bool) -> str:
     """The page of a service: its models and its newest jobs."""
+    text: str = _template("board.html.j2").render(
+        jobs=list(reversed(jobs)),
+        models=list(reversed(models)),
+        mlflow=mlflow_url,
+        is_up=is_up,
+        version=__version__,
+    )
+    return text
+
+
+def page_of_job(job: Job, log: Sequence[str]) -> str:
+    """The page of a job: how far it is, what it was asked for, and the end of its log."""
+    asked = job.spec.model_dump(exclude_none=True, exclude_defaults=True, mode="json")
+    text: str = _template("job.html.j2").render(
+        job=job,
+        asked={name: _short(value) for name, value in asked.items()},
+        result={name: _short(value) for name, value in (job.result or {}).items()},
+        log=log,
+        version=__version__,
+    )
+    return text
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _template(name: str) -> Any:
     import jinja2  # noqa: PLC0415 - only here
 
     environment = jinja2.Environment(
@@ -26,13 +61,7 @@ def page(jobs: Sequence[Job], models: Sequence[Any], mlflow_url: str, *, is_up: 
         lstrip_blocks=True,
     )
     environment.filters["time"] = _time
-    return environment.get_template("board.html.j2").render(
-        jobs=list(reversed(jobs)),
-        models=list(reversed(models)),
-        mlflow=mlflow_url,
-        is_up=is_up,
-        version=__version__,
-    )
+    return environment.get_template(name)
 
 
 def _time(seconds: float | None) -> str:

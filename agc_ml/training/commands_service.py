@@ -59,6 +59,13 @@ _MOST_DAYS = 36_500
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="For https: its key.",
 )
+@click.option(
+    "--host-name",
+    "host_names",
+    multiple=True,
+    metavar="NAME",
+    help="Under which a proxy before it is reached; again for others.",
+)
 @click.option("--no-auth", is_flag=True, help="Nobody needs a token; on this machine only.")
 @click.option("--slots", type=click.IntRange(1), default=1, show_default=True, help="Jobs at once.")
 @click.option(
@@ -104,6 +111,7 @@ def service(
     check_site(site, workers)
     import logging  # noqa: PLC0415 - on demand
 
+    from agc_ml.training import logs  # noqa: PLC0415 - on demand
     from agc_ml.training import service as served  # noqa: PLC0415 - on demand
     from agc_ml.training.core import Settings  # noqa: PLC0415 - on demand
 
@@ -124,8 +132,9 @@ def service(
         key=given["key"],
         open_to_all=given["no_auth"],
         max_upload=given["max_upload"] * 1_000_000,
+        host_names=given["host_names"],
     )
-    served.log_as_json(
+    logs.log_as_json(
         logging.WARNING if given["quiet"] else logging.DEBUG if verbose else logging.INFO
     )
     served.serve(settings, address, _announce)
@@ -149,10 +158,13 @@ def _limits(path: Path | None) -> Any:
 
 
 def _announce(url: str, client: Path, mlflow: MlflowServer) -> None:
-    user, password = mlflow.viewer
+    user, _ = mlflow.viewer
     click.echo(f"training service at {url}, pages for browsers too (any name, token as password)")
-    click.echo(f"MLflow at {mlflow.url} (to look at: user {user}, password {password})")
-    click.echo(f"clients: AGC_ML_TRAINING={shlex.quote(str(client))}; it holds a token: keep it")
+    click.echo(f"MLflow at {mlflow.url} (to look at: user {user}, its password is in {client})")
+    click.echo(
+        f"clients: AGC_ML_TRAINING={shlex.quote(str(client))}; it holds a token, and is for you "
+        "alone"
+    )
 
 
 @click.group(epilog="Example: agc-ml service token add alice --role train --days 90")

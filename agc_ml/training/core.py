@@ -37,7 +37,7 @@ from agc_ml.ml.hook import PARITIES, Parity
 from agc_ml.ml.registry import RegistryError, Version
 from agc_ml.results import write
 from agc_ml.training import job as work
-from agc_ml.training import trainingset
+from agc_ml.training import logs, trainingset
 from agc_ml.training.promoting import Promoting
 from agc_ml.training.publishing import Publisher, member
 from agc_ml.training.spec import JobSpec, Known, Limits, Setup
@@ -118,16 +118,8 @@ class Training:
         """Where the training set of a digest is, or would be."""
         return self.folder / DATASETS / f"{digest}.parquet"
 
-    def add_dataset(
-        self,
-        path: Path,
-        digest: str | None = None,
-        most_bytes: int | None = None,
-        label: str | None = None,
-    ) -> str:
-        """Take a training set in that takes at most so much memory; its digest.
-
-        ``label`` is what errors call the file.
+    def add_dataset(self, path: Path) -> str:
+        """Take a training set in; its digest.
 
         Raises
         ------
@@ -136,17 +128,22 @@ class Training:
         StoreError
             There is no space.
         """
-        with path.open("rb") as file:
-            table = rows.read(file, TrainingError, most_bytes, label or path)
-        if digest is not None and table.digest != digest:
-            raise TrainingError(
-                f"the training set has the digest {table.digest}, not {digest}; name the right one"
-            )
+        table = rows.read(path, TrainingError)
         trainingset.of_table(table)
-        target = self.dataset_path(table.digest)
+        self.keep_dataset(path, table.digest)
+        return table.digest
+
+    def keep_dataset(self, path: Path, digest: str) -> None:
+        """Keep a training set that was checked.
+
+        Raises
+        ------
+        StoreError
+            There is no space.
+        """
+        target = self.dataset_path(digest)
         if not target.exists():
             write(target, lambda scratch: shutil.copyfile(path, scratch))
-        return table.digest
 
     # jobs
 
@@ -170,11 +167,7 @@ class Training:
 
     def log(self, job: Job, tail: int = 200) -> list[str]:
         """The last lines of what a job's process said."""
-        try:
-            text = (self.job_folder(job) / LOG).read_text(errors="replace")
-        except FileNotFoundError:
-            return []
-        return text.splitlines()[-tail:]
+        return logs.last_lines(self.job_folder(job) / LOG, tail)
 
     def step(self) -> list[Job]:
         """Look after all jobs; returns those that wait for the registry: to prepare, to publish."""
@@ -193,6 +186,7 @@ class Training:
             if Progress.model_validate(progress) != job.progress:
                 self.table.note(job, progress=progress)
             self._limit(job, folder)
+            logs.rotate(folder / LOG)
             return
         code = None if process is None else process.poll()
         self._processes.pop(job.id, None)

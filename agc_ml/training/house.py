@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,13 +17,17 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
-from agc_ml.training import access
+from agc_ml.training import intake
 from agc_ml.training.access import Role
 from agc_ml.training.core import Training
+from agc_ml.training.guard import Names
 from agc_ml.training.table import Token
 
 # A report is a page of ours, but what is in it comes from whoever trained.
-PAGE_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+PAGE_POLICY: Final = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
 
 # Declared for the API's document, and read by it; without one, a browser is asked for Basic.
 _BEARER: Final = HTTPBearer(auto_error=False, description="a token of 'agc-ml service token add'")
@@ -36,21 +40,23 @@ class House:
     """What requests are answered from.
 
     ``talker`` runs what changes the registry, one after the other; ``readers`` what reads it;
-    ``taker`` reads training sets, one at a time; ``is_open`` says whether the registry can be used
-    by now; ``mlflow_url`` is where people find MLflow's pages, ``is_mlflow_up`` whether it answers.
-    ``open_to_all``: no token is needed.
+    ``is_open`` says whether the registry can be used by now; ``mlflow_url`` is where people find
+    MLflow's pages, ``is_mlflow_up`` whether it answers; ``names`` are those under which the service
+    is reached. ``open_to_all``: no token is needed.
     """
 
     training: Training
     talker: Executor
     readers: Executor
-    taker: Executor
     mlflow_url: str
     max_upload: int
+    names: Names
     open_to_all: bool = False
     is_open: bool = False
     is_mlflow_up: bool = False
     requests: dict[tuple[str, int], int] = field(default_factory=dict)
+    taking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _at_once: Counter[str] = field(default_factory=Counter)
 
     async def talk(self, function: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
         """Change the registry."""
@@ -62,11 +68,23 @@ class House:
         return await asyncio.get_running_loop().run_in_executor(self.readers, function, *args)
 
     async def take_in(self, path: Path, digest: str) -> None:
-        """Check and keep a training set."""
-        call = functools.partial(
-            self.training.add_dataset, path, digest, self.max_upload, "the training set"
-        )
-        await asyncio.get_running_loop().run_in_executor(self.taker, call)
+        """Check and keep a training set, one at a time."""
+        async with self.taking:
+            await intake.check(path, digest, self.max_upload)
+        await self.read(self.training.keep_dataset, path, digest)
+
+    @contextlib.contextmanager
+    def one_of(self, what: str, most: int) -> Iterator[None]:
+        """Do something that few may do at once: each takes a file, or goes on for hours."""
+        if self._at_once[what] >= most:
+            raise HTTPException(
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{most} {what} are under way already; try later"
+            )
+        self._at_once[what] += 1
+        try:
+            yield
+        finally:
+            self._at_once[what] -= 1
 
 
 async def _house(request: Request) -> House:
@@ -79,43 +97,17 @@ InHouse = Annotated[House, Depends(_house)]
 
 
 def _needs(role: Role) -> Callable[..., Awaitable[Token]]:
-    """Only for those whose token has a role."""
+    """Only for those whose token has a role, as `asked.Route` found out."""
 
-    async def check(
+    async def found(
         request: Request,
-        house: InHouse,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+        _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
     ) -> Token:
-        if house.open_to_all:
-            return Token(name="anyone", role="promote", created=0, expires=None)
-        found = access.known(
-            house.training.table, bearer.credentials if bearer else _password(request)
-        )
-        if found is None:
-            raise HTTPException(
-                HTTPStatus.UNAUTHORIZED,
-                "a valid token is needed; 'agc-ml service token add' makes one",
-                {"WWW-Authenticate": 'Basic realm="agc-ml: any name, the token as password"'},
-            )
-        request.state.who = found.name
-        if not access.may(found, role):
-            raise HTTPException(
-                HTTPStatus.FORBIDDEN,
-                f"the token {found.name!r} has the role {found.role!r}; {role!r} is needed",
-            )
-        return found
+        token: Token = request.state.token
+        return token
 
-    check.role = role  # type: ignore[attr-defined] # tests go through all routes
-    return check
-
-
-def _password(request: Request) -> str:
-    """The token of a request whose browser asked for it, as a password."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "basic":
-        with contextlib.suppress(ValueError):
-            return base64.b64decode(given, validate=True).decode().partition(":")[2]
-    return ""
+    found.role = role  # type: ignore[attr-defined] # it is looked for by `asked.Route`
+    return found
 
 
 Reader = Annotated[Token, Depends(_needs("read"))]

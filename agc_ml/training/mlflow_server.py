@@ -20,12 +20,17 @@ import urllib3
 from agc_ml.errors import UsageError
 from agc_ml.folders import write_private
 from agc_ml.ml.registry import ARTIFACTS, DATABASE
+from agc_ml.training.logs import rotate
 
 logger = logging.getLogger(__name__)
 
 HOST: Final = "127.0.0.1"
 LOG: Final = "mlflow.log"
 _STATE: Final = "mlflow.json"
+_PROTOCOL: Final = "agc_ml.training.connections:Guarded"
+_HOSTS: Final = "127.0.0.1,127.0.0.1:*,localhost,localhost:*"
+"""Names under which MLflow is asked; its own list has patterns such as 10.*, which names match."""
+
 _USERS: Final = "mlflow-users.db"
 _CONFIG: Final = "mlflow-auth.ini"
 ADMIN: Final = "agc-ml"
@@ -105,7 +110,7 @@ class MlflowServer:
                     *("--artifacts-destination", str(self._folder / ARTIFACTS)),
                     *("--host", HOST, "--port", str(self.port), "--workers", "1"),
                     # it is asked every few seconds whether it is there, for years
-                    *("--uvicorn-opts", "--no-access-log"),
+                    *("--uvicorn-opts", f"--no-access-log --http {_PROTOCOL}"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -117,13 +122,15 @@ class MlflowServer:
                     "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                     "MLFLOW_DISABLE_TELEMETRY": "true",
+                    "MLFLOW_SERVER_ALLOWED_HOSTS": _HOSTS,
                 },
             )
         self._pid = self._process.pid
         self._write()
 
     def watch(self) -> bool:
-        """Start it if it does not run; whether it answers."""
+        """Start it if it does not run, and keep its log short; whether it answers."""
+        rotate(self._folder / LOG)
         if self.is_up():
             if not self._has_viewer:
                 user = {"username": VIEWER, "password": self._passwords[VIEWER]}

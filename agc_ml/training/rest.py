@@ -10,7 +10,7 @@ from typing import Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,17 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
 from agc_ml.ml.registry import HEADER, ChangedError, RegistryError
-from agc_ml.training import api_jobs, api_models, api_pages
+from agc_ml.training import api_jobs, api_models, api_pages, described, guard, problems
 from agc_ml.training.house import House
 from agc_ml.training.promoting import ConflictError
 from agc_ml.training.table import QueueFullError, UnknownError
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY: Final = 1 << 20
-"""Bytes of a request, but for training sets."""
-
-_PROBLEM: Final = "application/problem+json"
 _STATUS: Final[tuple[tuple[type[AgcError], HTTPStatus], ...]] = (
     (UnknownError, HTTPStatus.NOT_FOUND),
     (ConflictError, HTTPStatus.CONFLICT),
@@ -42,10 +38,14 @@ _STATUS: Final[tuple[tuple[type[AgcError], HTTPStatus], ...]] = (
 _METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 _HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
     HEADER: __version__,
 }
-_RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: "60", HTTPStatus.SERVICE_UNAVAILABLE: "5"}
+_LONGEST_PATH: Final = 200
+"""Of a path in the log."""
 
 
 def application(house: House) -> FastAPI:
@@ -55,57 +55,29 @@ def application(house: House) -> FastAPI:
     app = FastAPIOffline(
         title="agc-ml training service",
         version=__version__,
-        max_body_size=MAX_BODY,
+        # it would lead to the host that was asked for, and by http where a proxy has https
+        redirect_slashes=False,
         swagger_ui_parameters={"defaultModelsExpandDepth": 0},
     )
     app.state.house = house
     _add_errors(app)
-    app.add_middleware(_Logged, house=house)
+    app.add_middleware(_Watched, house=house)
     for routes in (api_pages.ROUTES, api_jobs.ROUTES, api_models.ROUTES):
         app.include_router(routes)
+    app.openapi()["components"]["schemas"][described.PROBLEM] = problems.SCHEMA
     return app
-
-
-class Limited:
-    """An application that is not even asked where a body is announced that is too large.
-
-    Around all of it: Starlette, too, refuses such a body before any middleware, but in plain text.
-    """
-
-    def __init__(self, app: FastAPI, uploads: str = "/v1/datasets/") -> None:
-        self._app = app
-        self._uploads = uploads
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
-        if scope["type"] == "http" and not scope["path"].startswith(self._uploads):
-            announced = Headers(scope=scope).get("content-length", "0")
-            if announced.isdigit() and int(announced) > MAX_BODY:
-                detail = f"a body of {announced} bytes; at most {MAX_BODY} are taken here"
-                answer = _problem(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, {"Connection": "close"}
-                )
-                await answer(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
 
 
 def _problem(
     status: HTTPStatus | int, detail: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """Problem details, RFC 9457."""
     known = HTTPStatus(status)
-    content = {
-        "type": "about:blank",
-        "title": known.phrase,
-        "status": known.value,
-        # what was asked may hold halves of characters, which can't be said
-        "detail": " ".join(detail.encode(errors="backslashreplace").decode().split()),
-    }
-    extra = {HEADER: __version__, **(headers or {})}
-    if known in _RETRY_AFTER:
-        extra["Retry-After"] = _RETRY_AFTER[known]
-    return JSONResponse(content, known.value, extra, media_type=_PROBLEM)
+    return JSONResponse(
+        problems.content(known, detail),
+        known.value,
+        {**problems.headers(known), **(headers or {})},
+        media_type=problems.MEDIA_TYPE,
+    )
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -133,10 +105,11 @@ def _add_errors(app: FastAPI) -> None:
         return _problem(error.status_code, str(error.detail), dict(error.headers or {}))
 
 
-class _Logged:
+class _Watched:
     """An application of which each answer is logged and counted, and carries our headers.
 
-    Not a function of ``app.middleware``: that costs a task and a queue for each request.
+    It is not even asked where others use a browser. Not a function of ``app.middleware``: that
+    costs a task and a queue for each request.
     """
 
     def __init__(self, app: ASGIApp, house: House) -> None:
@@ -159,6 +132,9 @@ class _Logged:
                 self._log(scope, message["status"], time.perf_counter() - start)
             await send(message)
 
+        if (refused := guard.refusal(scope, self._house.names)) is not None:
+            await _problem(*refused)(scope, receive, sent)
+            return
         try:
             await self._app(scope, receive, sent)
         except Exception as error:
@@ -178,7 +154,7 @@ class _Logged:
             extra={
                 "facts": {
                     "method": method,
-                    "path": scope["path"],
+                    "path": scope["path"][:_LONGEST_PATH],
                     "status": status,
                     "ms": round(1000 * seconds, 1),
                     "who": scope.get("state", {}).get("who", ""),

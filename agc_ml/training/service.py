@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
-import json
 import logging
 import signal
 import socket
 import ssl
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +21,13 @@ import yaml
 from agc_ml import folders
 from agc_ml.errors import AgcError, ModelError, StoreError, UsageError
 from agc_ml.ml.registry import CLIENT, check_path
-from agc_ml.training import access, core
+from agc_ml.training import access, core, guard, logs
 from agc_ml.training.api_jobs import UPLOAD
 from agc_ml.training.core import Outcome, Settings, Training
+from agc_ml.training.guard import Names
 from agc_ml.training.house import House
 from agc_ml.training.mlflow_server import MlflowServer
-from agc_ml.training.rest import Limited, application
+from agc_ml.training.rest import application
 from agc_ml.training.table import Job
 
 logger = logging.getLogger(__name__)
@@ -49,7 +47,7 @@ class Address:
     """Where the service listens, and how it is protected.
 
     ``certificate`` and ``key`` are files for TLS. ``open_to_all``: nobody needs a token, which is
-    possible on this machine only.
+    possible on this machine only. ``host_names`` are those of proxies before it.
     """
 
     host: str = HOST
@@ -59,6 +57,12 @@ class Address:
     key: Path | None = None
     open_to_all: bool = False
     max_upload: int = 2 << 30
+    host_names: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Names:
+        """Names under which it is reached."""
+        return guard.names_of(self.host, self.host_names)
 
 
 def serve(
@@ -97,10 +101,8 @@ def serve(
 
 
 def _check(address: Address) -> None:
-    try:
-        is_here = address.host == "localhost" or ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        is_here = False
+    guard.names_of(address.host, address.host_names)
+    is_here = guard.is_loopback(address.host)
     if not is_here and address.open_to_all:
         raise UsageError(
             f"--no-auth with --host {address.host}: anyone who reaches it could replace models; "
@@ -149,40 +151,19 @@ async def _serve(
     mlflow: MlflowServer,
     announce: Callable[[str, Path, MlflowServer], None],
 ) -> None:
-    import uvicorn  # noqa: PLC0415 - only here
+    from agc_ml.training.server import server_of  # noqa: PLC0415 - uvicorn, only here
 
-    class Server(uvicorn.Server):
-        """Leaves signals to us: it would raise them once more when it has stopped."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    with (
-        ThreadPoolExecutor(1, "talker") as talker,
-        ThreadPoolExecutor(4, "reader") as readers,
-        ThreadPoolExecutor(1, "taker") as taker,
-    ):
+    with ThreadPoolExecutor(1, "talker") as talker, ThreadPoolExecutor(4, "reader") as readers:
         house = House(
             training=training,
             talker=talker,
             readers=readers,
-            taker=taker,
             mlflow_url=mlflow.url,
             max_upload=address.max_upload,
+            names=address.names,
             open_to_all=address.open_to_all,
         )
-        server = Server(
-            uvicorn.Config(
-                Limited(application(house)),
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                timeout_graceful_shutdown=2,
-                ssl_certfile=address.certificate,
-                ssl_keyfile=address.key,
-            )
-        )
+        server = server_of(application(house), address.certificate, address.key)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _stop, server)
         scheme = "http" if address.certificate is None else "https"
@@ -256,6 +237,7 @@ async def _work(house: House) -> None:
             if due and house.is_open:
                 later[due[0].id] = now + AGAIN_S
                 at_registry = asyncio.create_task(_advance(house, due[0]))
+        logs.tell_what_was_left_out()
         await asyncio.sleep(TICK_S)
 
 
@@ -296,33 +278,3 @@ def _write_client(training: Training, url: str, mlflow: MlflowServer) -> Path:
     }
     folders.write_private(path, yaml.safe_dump(content, sort_keys=False))
     return path
-
-
-class JsonLines(logging.Formatter):
-    """Each record as a line of JSON."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """A line."""
-        content = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "facts", {}),
-        }
-        if record.exc_info:
-            content["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(content)
-
-
-def log_as_json(level: int) -> None:
-    """Have all that is logged written to stderr, a line of JSON each."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    ours = logging.getLogger("agc_ml")
-    ours.handlers.clear()  # that of the command line
-    ours.setLevel(level)
-    for chatty in ("mlflow", "alembic", "urllib3", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
