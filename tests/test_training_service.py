@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import urllib3
+from services.floods import half_requests, is_closed
 from services.training import TrainingService, free_port, polled
 from trained import SPEC
 
@@ -526,6 +527,24 @@ def test_whoever_may_only_look_at_mlflow_changes_nothing(training_service: Train
     assert urllib3.request("GET", f"{url}/search", retries=False).status == 401
     found = registry.resolve("jet_assignment@champion", str(training_service.folder))
     assert found.version == "1"
+
+
+def test_mlflow_stands_a_flood_too(training_service: TrainingService) -> None:
+    url = f"http://127.0.0.1:{training_service.mlflow_port}"
+    wait_for_mlflow(training_service)
+    log = training_service.folder / "mlflow.log"
+    before = log.stat().st_size
+    with half_requests(url, 1500, b"GET /api/2.0/mlflow HTTP/1.1\r\nX-a: ") as halves:
+        found = urllib3.request("GET", f"{url}/health", timeout=10, retries=False)
+        assert found.status == 200
+        assert sum(map(is_closed, halves)) >= 400
+    assert log.stat().st_size - before < 10_000
+    for host, status in (("10.evil.example", 403), ("evil.example", 403), ("localhost:1", 401)):
+        headers = {"Host": host}
+        found = urllib3.request("GET", f"{url}/", headers=headers, timeout=10, retries=False)
+        assert found.status == status, host
+    with socket.create_connection(("127.0.0.1", training_service.mlflow_port)) as one:
+        assert one.getpeername()[0] == "127.0.0.1"
 
 
 def test_mlflow_may_die(training_service: TrainingService, training_run: Path) -> None:

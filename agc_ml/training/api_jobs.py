@@ -45,7 +45,11 @@ _FILE: Final = {
 }
 
 Digest = Annotated[
-    str, PathParameter(description="digest of the training set's content, 64 hexadecimal digits")
+    str,
+    PathParameter(
+        description="digest of the training set's content, 64 hexadecimal digits",
+        json_schema_extra={"pattern": f"^{DIGEST}$"},
+    ),
 ]
 JobId = Annotated[str, PathParameter(description="identity of the job, as the list of jobs has it")]
 

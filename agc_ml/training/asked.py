@@ -70,6 +70,7 @@ class Route(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers a request."""
         role, takes_file = _role(self.dependant), "PUT" in (self.methods or ())
+        known = {parameter.alias for parameter in self.dependant.query_params}
         answer = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
@@ -77,6 +78,9 @@ class Route(APIRoute):
             if role is not None:
                 request.state.token = _authorised(request, house, role)
             _check_type(request, takes_file=takes_file)
+            for name in request.query_params:
+                if name not in known:
+                    raise _unknown(name, known)
             most = house.max_upload if takes_file else MAX_BODY
             return await answer(Asked(request.scope, request.receive, most))
 
@@ -136,6 +140,13 @@ def _check_type(request: Request, *, takes_file: bool) -> None:
     )
     if media != _JSON and (media is not None or has_body):
         raise _wrong_type(media, _JSON)
+
+
+def _unknown(name: str, known: set[str]) -> HTTPException:
+    there = ", ".join(sorted(known)) or "none"
+    return HTTPException(
+        HTTPStatus.UNPROCESSABLE_ENTITY, f"{name[:80]!r} is no parameter here; there are: {there}"
+    )
 
 
 def _wrong_type(given: str | None, needed: str) -> HTTPException:

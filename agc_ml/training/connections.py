@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import fcntl
 import json
 import resource
+import sys
+import termios
 import time
 from collections import Counter
 from http import HTTPStatus
@@ -149,6 +152,15 @@ def capacity() -> int:
     return MOST if soft == resource.RLIM_INFINITY else min(MOST, soft // 2)
 
 
+def _queued(connection: Any) -> int:
+    """Bytes that the kernel has yet to bring to the other side, 0 where it does not say."""
+    try:
+        found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(found, sys.byteorder)
+
+
 class Guarded(H11Protocol):
     """A connection with deadlines, one of a limited number."""
 
@@ -198,6 +210,8 @@ class Guarded(H11Protocol):
         """Have the connection wait for the next request."""
         self._since = time.monotonic()
         super().on_response_complete()
+        if self.conn.trailing_data[0]:  # it has begun already
+            self._unset_keepalive_if_required()
 
     def _rest(self, now: float) -> None:
         """Wait for the next request, as uvicorn does behind an answer."""
@@ -257,6 +271,8 @@ class Guarded(H11Protocol):
 
     def _sends_too_slowly(self, now: float) -> bool:
         unsent = self.transport.get_write_buffer_size()
+        if unsent:  # the kernel may hold megabytes, and takes no more until much of it is gone
+            unsent += _queued(self.transport.get_extra_info("socket"))
         if not unsent:
             self._answer = None
         elif self._answer is None:

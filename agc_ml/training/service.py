@@ -36,6 +36,9 @@ HOST: Final = "127.0.0.1"
 OWNER: Final = "owner"
 """Name of the token that is made with the folder."""
 
+BACKLOG: Final = 4096
+"""Connections that may wait to be accepted; more than a system allows are as many as it allows."""
+
 TICK_S: Final = 0.2
 WATCH_S: Final = 3.0
 AGAIN_S: Final = 3.0
@@ -131,7 +134,9 @@ def _check(address: Address) -> None:
 def _bound(address: Address) -> Any:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        listener = socket.create_server((address.host, address.port), family=family, backlog=512)
+        listener = socket.create_server(
+            (address.host, address.port), family=family, backlog=BACKLOG
+        )
     except OSError as error:
         why = "in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
         raise UsageError(
@@ -204,8 +209,11 @@ async def _watch(house: House, mlflow: MlflowServer) -> None:
             await house.talk(house.training.registry.open)
             await house.talk(house.training.promoting.settle)
             house.is_open = True
-        except AgcError as error:
+        except (AgcError, OSError) as error:
             logger.error("%s", error)  # noqa: TRY400 - one line says it
+            await asyncio.sleep(AGAIN_S)
+        except Exception:  # what it is made of can't be loaded, for now
+            logger.exception("the registry can't be opened")
             await asyncio.sleep(AGAIN_S)
     while True:
         try:
@@ -213,6 +221,9 @@ async def _watch(house: House, mlflow: MlflowServer) -> None:
         except (AgcError, OSError) as error:
             house.is_mlflow_up = False
             logger.error("MLflow can't be started: %s", error)  # noqa: TRY400 - one line says it
+        except Exception:
+            house.is_mlflow_up = False
+            logger.exception("MLflow can't be looked after")
         await asyncio.sleep(WATCH_S)
 
 

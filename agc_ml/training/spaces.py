@@ -129,6 +129,8 @@ PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
 
 
 _MOST_STEPS: Final = 1_000_000
+_MOST_VALUES: Final = 1000
+"""Of a list: it is kept, sent and shown with each job."""
 
 
 def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
@@ -176,18 +178,24 @@ def _check(name: str, parameter: Parameter, least: float, most: float) -> None:
         values = parameter if isinstance(parameter, tuple) else (parameter,)
     if not values:
         raise UsageError(f"search space: {name}: the list is empty; name at least one value")
+    if len(values) > _MOST_VALUES:
+        raise UsageError(
+            f"search space: {name}: {len(values):,} values; at most {_MOST_VALUES:,} are taken: "
+            "give a range with low and high"
+        )
     if name in _WHOLE and not all(isinstance(value, int) for value in values):
         raise UsageError(f"search space: {name}: whole numbers are needed")
+    ends = values[:2] if isinstance(parameter, Range) else values
+    if min(ends) < least or max(ends) > most:
+        raise UsageError(f"search space: {name}: from {least:g} to {most:g} is possible")
     if isinstance(parameter, Range) and parameter.step is not None:
-        steps = (parameter.high - parameter.low) / parameter.step
+        span = parameter.high - parameter.low
+        steps = span / parameter.step if parameter.step <= span else 0  # which may be any number
         if not 1 <= steps <= _MOST_STEPS:
             raise UsageError(
                 f"search space: {name}: the step makes {steps:g} steps of the range; 1 to "
                 f"{_MOST_STEPS:,} are possible"
             )
-    ends = values[:2] if isinstance(parameter, Range) else values
-    if min(ends) < least or max(ends) > most:
-        raise UsageError(f"search space: {name}: from {least:g} to {most:g} is possible")
 
 
 def load_space(kind: Kind, spec: str | None) -> Space:

@@ -79,7 +79,10 @@ class JobSpec(BaseModel):
 
     kind: Literal["xgboost", "keras", "judge"]
     name: str = Field(pattern=f"^{NAME}$", description="of the model in the registry")
-    dataset: str = Field(description="digest of the training set; or label@digest")
+    dataset: str = Field(
+        description="digest of the training set; or label@digest",
+        json_schema_extra={"pattern": f"^(.*@)?{DIGEST}$"},
+    )
     fold: Literal["even", "odd", "both"] = Field(
         default="both", description="parity of the events that are trained on"
     )
@@ -92,7 +95,7 @@ class JobSpec(BaseModel):
         default="nominal", pattern=r"^\w{1,64}$", description="of the jets that are trained with"
     )
     versions: Pair | None = Field(default=None, description="of the two models to judge")
-    remote: dict[Parity, str] | None = Field(
+    remote: dict[Parity, Annotated[str, Field(max_length=1000)]] | None = Field(
         default=None, description="where the two are served, to compare scores with"
     )
     idempotency_key: str | None = Field(
