@@ -140,6 +140,64 @@ def test_a_table_that_takes_much_memory(tmp_path: Path) -> None:
             rows.read(path, most_bytes=int(size) - 1)
 
 
+def self_told(table: pa.Table, path: Path) -> Path:
+    """Written as a table that says of itself what one of ours says."""
+    written(path)
+    metadata = pq.read_schema(path).metadata
+    pq.write_table(table.replace_schema_metadata(metadata), path, use_dictionary=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (pa.table({"n": [[1, 2]]}), "column n is of type list"),
+        (pa.table({"n": [{"a": 1}]}), "column n is of type struct"),
+        (pa.table({"n": pa.array(["a"]).dictionary_encode()}), "column n is of type dictionary"),
+        (pa.table({"n": pa.array(["a"], pa.large_string())}), "column n is of type large_string"),
+        (pa.table({"n": pa.array([1], pa.timestamp("s"))}), "column n is of type timestamp"),
+        (pa.table({"n": pa.array([None], pa.null())}), "column n is of type null"),
+        (pa.table([[1], [2]], names=["n", "n"]), "there are two columns n"),
+        (
+            pa.table({"n": pa.array([b"\xff"], pa.binary()).view(pa.string())}),
+            "can't be read as Parquet",
+        ),
+    ],
+)
+def test_columns_that_are_none(tmp_path: Path, table: pa.Table, message: str) -> None:
+    """Of which some would take much memory, or have no end, before that is noticed."""
+    path = self_told(table, tmp_path / "t.parquet")
+    for most in (None, 10**6):
+        with pytest.raises(RunDirectoryError, match=message) as told:
+            rows.read(path, most_bytes=most)
+        assert str(path) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"name": ["a"] * 999 + ["b" * 5000]}, "takes 5 MB of memory; at most 1 MB"),
+        ({"name": [f"{i}" for i in range(999)] + ["b" * 5000]}, "column name: takes 5 MB"),
+        ({"name": ["b" * 9_000_000]}, "column name: takes 9 MB of memory; at most 8 MB"),
+        ({"name": ["b" * 1000] * 10_000}, "column name: takes 10 MB of memory; at most 8 MB"),
+    ],
+)
+def test_text_that_takes_much_memory(tmp_path: Path, table: dict[str, Any], message: str) -> None:
+    """Each word takes as much as the longest one."""
+    path = self_told(pa.table(table), tmp_path / "t.parquet")
+    with pytest.raises(RunDirectoryError, match=message):
+        rows.read(path, most_bytes=10**6)
+
+
+def test_words_of_all_lengths(tmp_path: Path) -> None:
+    """More than are taken at once, and none at all."""
+    for words in ([b"%d" % (i % 70_000) for i in range(80_000)], [b""], []):
+        columns = {"name": np.array(words, "S"), "n": np.arange(len(words))}
+        found = rows.read(written(tmp_path / "t.parquet", columns), most_bytes=10**8)
+        assert found.columns["name"].tolist() == words
+        assert found.columns["name"].dtype == columns["name"].dtype
+
+
 def test_rows_without_a_value(tmp_path: Path) -> None:
     path = written(tmp_path / "t.parquet")
     table = pq.read_table(path)

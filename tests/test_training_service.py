@@ -340,6 +340,34 @@ def test_promotions_over_http(training_service: TrainingService) -> None:
     assert (answer.status, "no champion before" in answer.data.decode()) == (409, True)
 
 
+def test_a_job_is_a_page(training_service: TrainingService, training_run: Path) -> None:
+    """The board leads to it; nothing that was submitted or logged is markup."""
+    board = training_service.ask("GET", "/").data.decode()
+    job = json.loads(training_service.ask("GET", "/v1/jobs").data)[0]
+    assert f'<a href="jobs/{job["id"]}">' in board
+    answer = training_service.ask("GET", f"/jobs/{job['id']}")
+    assert answer.status == 200
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    page = answer.data.decode()
+    for expected in ("succeeded", job["spec"]["dataset"], "n_estimators",
+                     "../v1/models/jet_assignment/versions/1/report", "auc 0."):  # fmt: skip
+        assert expected in page
+    assert "http-equiv" not in page  # it is over
+    log = training_service.folder / "jobs" / job["id"] / "log.txt"
+    with log.open("a") as file:
+        file.write("<script>alert(1)</script>\n")
+    spec = job_of(training_service, training_run, idempotency_key="<img src=x onerror=alert(1)>")
+    made = json.loads(training_service.ask("POST", "/v1/jobs", json=spec).data)["id"]
+    for one in (job["id"], made):
+        page = training_service.ask("GET", f"/jobs/{one}").data.decode()
+        assert "&lt;" in page
+        assert "<script" not in page
+        assert "<img" not in page
+    training_service.ask("POST", f"/v1/jobs/{made}/cancel")
+    assert training_service.ask("GET", "/jobs/nothing").status == 404
+
+
 def test_a_report_is_a_page(training_service: TrainingService) -> None:
     answer = training_service.ask("GET", "/v1/models/jet_assignment/versions/1/report")
     assert answer.status == 200
@@ -479,11 +507,13 @@ def test_pages_in_a_browser(
     token = training_service.token
     base = training_service.url.replace("http://", f"http://anyone:{token}@")
     viewer = json.loads(json.dumps(viewer_of(training_service)))
+    job = json.loads(training_service.ask("GET", "/v1/jobs").data)[0]
     mlflow = (
         f"http://{viewer['user']}:{viewer['password']}@127.0.0.1:{training_service.mlflow_port}"
     )
     for url, expected in (
         (f"{base}/", "jet_assignment@1"),
+        (f"{base}/jobs/{job['id']}", "End of the log"),
         (f"{training_service.url}/docs", "/v1/models/{name}/promote"),
         (f"{mlflow}/", "MLflow"),
     ):

@@ -37,17 +37,30 @@ def page_of_job(job: Job, log: Sequence[str]) -> str:
     asked = job.spec.model_dump(exclude_none=True, exclude_defaults=True, mode="json")
     text: str = _template("job.html.j2").render(
         job=job,
-        asked={name: _short(value) for name, value in asked.items()},
-        result={name: _short(value) for name, value in (job.result or {}).items()},
+        asked={name: _as_given(value) for name, value in asked.items()},
+        result={name: told for name, value in (job.result or {}).items() if (told := _told(value))},
         log=log,
         version=__version__,
     )
     return text
 
 
-def _short(value: Any) -> str:
+def _as_given(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _told(value: Any) -> str:
+    """Numbers by name, in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        inner = any(isinstance(one, Mapping) for one in value.values())
+        between, is_ = ("; ", ": ") if inner else (", ", " ")
+        return between.join(f"{name}{is_}{_told(one)}" for name, one in value.items())
+    return str(value)
 
 
 def _template(name: str) -> Any:

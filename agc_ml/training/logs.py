@@ -147,4 +147,5 @@ def last_lines(path: Path, number: int) -> list[str]:
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
-    return lines[1 if begin else 0 :][-number:]
+    whole = lines[1:] if begin and len(lines) > 1 else lines
+    return whole[-number:]
