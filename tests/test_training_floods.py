@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -294,6 +295,26 @@ def test_small_files_that_would_be_large(
     assert message in detail
     assert seconds < 10
     assert process.memory_info().rss - before < 100_000_000
+
+
+def test_a_reader_that_dies(service: TrainingService, trainer: str, training_run: Path) -> None:
+    """Whatever ends it: a fault of a library, a lack of memory."""
+    assert service.process is not None
+    process = psutil.Process(service.process.pid)
+    content = (training_run / "training.parquet").read_bytes()
+
+    def kill() -> None:
+        while not (readers := [c for c in process.children() if "intake" in str(c.cmdline())]):
+            time.sleep(0.005)
+        readers[0].kill()
+
+    killing = threading.Thread(target=kill)
+    killing.start()
+    status, detail, _ = ask(service, "PUT", f"/v1/datasets/{DIGEST}", trainer, body=content)
+    killing.join()
+    assert status == 422
+    assert "its reader ended: SIGKILL" in detail
+    assert ask(service, "GET", "/healthz")[0] == 200
 
 
 def basic(token: str) -> dict[str, str]:
