@@ -57,7 +57,7 @@ class Rollback(BaseModel):
 @ROUTES.get("/v1/models", summary="List all bundles", responses=problems())
 async def models(house: InHouse, _: Reader) -> list[VersionFacts]:
     """Bundles of all models, the oldest first of each."""
-    return await house.read(versions.of_all, house.training.registry)
+    return await house.look(versions.of_all)
 
 
 @ROUTES.get(
@@ -65,7 +65,7 @@ async def models(house: InHouse, _: Reader) -> list[VersionFacts]:
 )
 async def of_model(name: Name, house: InHouse, _: Reader) -> list[VersionFacts]:
     """Bundles of a model, the oldest first."""
-    return await house.read(versions.of_model, house.training.registry, _name(name))
+    return await house.look(versions.of_model, _name(name))
 
 
 @ROUTES.get(
@@ -94,7 +94,7 @@ async def resolve(
 ) -> VersionFacts:
     """What an alias or a version is now; its files can be relied upon."""
     which = alias if version is None else str(version)
-    return await house.read(versions.resolved, house.training.registry, _name(name), which)
+    return await house.look(versions.resolved, _name(name), which)
 
 
 @ROUTES.get(

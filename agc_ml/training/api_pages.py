@@ -66,7 +66,7 @@ async def page(house: InHouse, _: Reader) -> HTMLResponse:
     models: list[VersionFacts] = []
     if house.is_open:
         with contextlib.suppress(ModelError):
-            models = await house.read(versions.of_all, house.training.registry)
+            models = await house.look(versions.of_all)
     jobs = house.training.table.jobs(limit=board.MOST)
     text = board.page(jobs, models, house.mlflow_url, is_up=house.is_mlflow_up)
     return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -63,6 +64,7 @@ def _told(value: Any) -> str:
     return str(value)
 
 
+@functools.cache
 def _template(name: str) -> Any:
     import jinja2  # noqa: PLC0415 - only here
 

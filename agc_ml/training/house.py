@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
@@ -32,6 +33,8 @@ PAGE_POLICY: Final = (
 # Declared for the API's document, and read by it; without one, a browser is asked for Basic.
 _BEARER: Final = HTTPBearer(auto_error=False, description="a token of 'agc-ml service token add'")
 
+FRESH_S: Final = 1.0
+
 Answer = TypeVar("Answer")
 
 
@@ -57,11 +60,31 @@ class House:
     requests: dict[tuple[str, int], int] = field(default_factory=dict)
     taking: asyncio.Lock = field(default_factory=asyncio.Lock)
     _at_once: Counter[str] = field(default_factory=Counter)
+    _looked: dict[Any, tuple[float, asyncio.Future[Any]]] = field(default_factory=dict)
 
     async def talk(self, function: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
         """Change the registry."""
         call = functools.partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self.talker, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.talker, call)
+        finally:
+            self._looked.clear()
+
+    async def look(self, function: Callable[..., Answer], *args: Any) -> Answer:
+        """Read the registry once for all who want to know the same, for a second.
+
+        What is changed by `talk` is seen at once.
+        """
+        now, key = time.monotonic(), (function, *args)
+        for old, (since, _) in list(self._looked.items()):
+            if now - since > FRESH_S:
+                del self._looked[old]
+        if key not in self._looked:
+            looking = asyncio.ensure_future(self.read(function, self.training.registry, *args))
+            looking.add_done_callback(_heard)  # also where whoever asked is gone by now
+            self._looked[key] = now, looking
+        found: Answer = await asyncio.shield(self._looked[key][1])
+        return found
 
     async def read(self, function: Callable[..., Answer], *args: Any) -> Answer:
         """Read the registry, or a large file."""
@@ -85,6 +108,11 @@ class House:
             yield
         finally:
             self._at_once[what] -= 1
+
+
+def _heard(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 async def _house(request: Request) -> House:

@@ -158,7 +158,7 @@ async def _serve(
 ) -> None:
     from agc_ml.training.server import server_of  # noqa: PLC0415 - uvicorn, only here
 
-    with ThreadPoolExecutor(1, "talker") as talker, ThreadPoolExecutor(4, "reader") as readers:
+    with ThreadPoolExecutor(1, "talker") as talker, ThreadPoolExecutor(2, "reader") as readers:
         house = House(
             training=training,
             talker=talker,
