@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Dozens of processes are started; without bytecode, importing costs each of them three times as much.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint clean bench-speed bench-delivery bench-loop
+.PHONY: demo test lint clean bench-speed bench-delivery bench-loop bench-soak
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.for-demo
@@ -37,6 +37,10 @@ bench-delivery: $(VENV)/.for-dev
 # The loop from features to a fit with what was trained on them, and fifty kills of the service.
 bench-loop: $(VENV)/.for-dev
 	$(BIN)/python benchmarks/loop.py --models $(AGC_ML_REAL_DATA)
+
+# Half an hour of the training service under floods, on loopback.
+bench-soak: $(VENV)/.for-dev
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -5,8 +5,8 @@ python benchmarks/soak.py [--minutes 30] [--clients 200] [-o RECORD.json]
 A real service on a folder and ports of its own, on loopback. Good clients list, resolve, follow and
 upload, each about once a second; a job is always at work. Beside them, from the same address: half
 requests, 1,500 at a time, bodies that come byte by byte, bad tokens, large bodies and what is no
-HTTP, all at bounded rates. Measured: how long /healthz takes over a new connection, which requests of
-good clients were not answered as they should be, how much memory the service has, what it logs. Ends
+HTTP, all at bounded rates. Measured is how long /healthz takes over a new connection, which
+requests of good clients were not answered as they should be, the service's memory and its log. Ends
 with one line of JSON.
 """
 

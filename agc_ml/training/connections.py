@@ -165,6 +165,8 @@ class Guarded(H11Protocol):
     """A connection with deadlines, one of a limited number."""
 
     everyone: ClassVar[Connections | None] = None
+    most_body: ClassVar[int | None] = None
+    """Bytes of a body, for applications that have no limit of their own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -175,6 +177,7 @@ class Guarded(H11Protocol):
         self.address = ""
         self._since = time.monotonic()  # when this phase began, for heads and for what is discarded
         self._body = Pace(self._since)
+        self._arrived = 0
         self._answer: Pace | None = None
         self._unsent = 0
 
@@ -201,8 +204,12 @@ class Guarded(H11Protocol):
         self._body.add(len(data))
         before, was_discarding = self._request, self._is_discarding()
         super().data_received(data)
+        self._arrived += len(data)
         if self._request is not before:
-            self._body = Pace(now)
+            self._body, self._arrived = Pace(now), 0
+        elif self.most_body is not None and self._arrived > self.most_body:
+            what = f"a body of more than {self.most_body / 1e6:,.0f} MB is not taken here"
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, what)
         elif was_discarding and not self._is_discarding():
             self._rest(now)
 
@@ -307,3 +314,9 @@ class Guarded(H11Protocol):
             for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+class Reading(Guarded):
+    """A connection of MLflow's server: it is read, and reads whole bodies before it asks whose."""
+
+    most_body = 1 << 20

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 HOST: Final = "127.0.0.1"
 LOG: Final = "mlflow.log"
 _STATE: Final = "mlflow.json"
-_PROTOCOL: Final = "agc_ml.training.connections:Guarded"
+_PROTOCOL: Final = "agc_ml.training.connections:Reading"
 _HOSTS: Final = "127.0.0.1,127.0.0.1:*,localhost,localhost:*"
 """Names under which MLflow is asked; its own list has patterns such as 10.*, which names match."""
 
