@@ -134,6 +134,10 @@ def test_what_is_public_says_little(training_service: TrainingService) -> None:
 
 
 def test_a_browser_may_use_the_token_as_password(training_service: TrainingService) -> None:
+    deadline = time.monotonic() + 60
+    while json.loads(training_service.ask("GET", "/healthz").data)["registry"] != "open":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     headers = urllib3.make_headers(basic_auth=f"anyone:{training_service.token}")
     answer = urllib3.request("GET", f"{training_service.url}/", headers=headers)
     assert answer.status == 200
@@ -668,6 +672,7 @@ def test_a_damaged_registry(tmp_path: Path) -> None:
         time.sleep(0.1)
     assert json.loads(service.ask("GET", "/healthz").data)["registry"] == "closed"
     assert service.ask("GET", "/v1/models").status == 503
+    assert b"can't be read now" in service.ask("GET", "/").data
     (service.folder / registry.DATABASE).write_bytes(b"")  # as cp of a backup does
     while json.loads(service.ask("GET", "/healthz").data)["registry"] != "open":
         assert time.monotonic() < deadline

@@ -63,7 +63,7 @@ async def metrics(house: InHouse, _: Reader) -> str:
 @ROUTES.get("/", include_in_schema=False)
 async def page(house: InHouse, _: Reader) -> HTMLResponse:
     """Models and jobs, for people."""
-    models: list[VersionFacts] = []
+    models: list[VersionFacts] | None = None
     if house.is_open:
         with contextlib.suppress(ModelError):
             models = await house.look(versions.of_all)

@@ -21,11 +21,12 @@ LAST_LINES: Final = 40
 _LONGEST: Final = 500
 
 
-def page(jobs: Sequence[Job], models: Sequence[Any], mlflow_url: str, *, is_up: bool) -> str:
-    """The page of a service: its models and its newest jobs."""
+def page(jobs: Sequence[Job], models: Sequence[Any] | None, mlflow_url: str, *, is_up: bool) -> str:
+    """The page of a service: its models, None if they can't be read, and its newest jobs."""
     text: str = _template("board.html.j2").render(
         jobs=list(reversed(jobs)),
-        models=list(reversed(models)),
+        models=list(reversed(models or ())),
+        is_open=models is not None,
         mlflow=mlflow_url,
         is_up=is_up,
         version=__version__,

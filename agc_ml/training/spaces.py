@@ -129,6 +129,7 @@ PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
 
 
 _MOST_STEPS: Final = 1_000_000
+_LARGEST: Final = 1e300
 _MOST_VALUES: Final = 1000
 """Of a list: it is kept, sent and shown with each job."""
 
@@ -189,8 +190,8 @@ def _check(name: str, parameter: Parameter, least: float, most: float) -> None:
     if min(ends) < least or max(ends) > most:
         raise UsageError(f"search space: {name}: from {least:g} to {most:g} is possible")
     if isinstance(parameter, Range) and parameter.step is not None:
-        span = parameter.high - parameter.low
-        steps = span / parameter.step if parameter.step <= span else 0  # which may be any number
+        # a whole number may be larger than any that can be divided by
+        steps = (parameter.high - parameter.low) / min(parameter.step, _LARGEST)
         if not 1 <= steps <= _MOST_STEPS:
             raise UsageError(
                 f"search space: {name}: the step makes {steps:g} steps of the range; 1 to "
