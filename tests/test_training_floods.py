@@ -93,7 +93,7 @@ def test_without_a_file_left(service: TrainingService) -> None:
     resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (used + 5, hard))
     try:
         with half_requests(service.url, 50, HALF):
-            time.sleep(1.5)
+            time.sleep(1.2)
     finally:
         resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE, (soft, hard))
     assert ask(service, "GET", "/healthz")[0] == 200

@@ -15,7 +15,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from services.training import TrainingService
 
-EXAMPLES = 8
+EXAMPLES = 6
 """Of each operation, valid and invalid ones."""
 
 # What makes no sense although the fields do one by one, such as a job without its training set.
