@@ -384,7 +384,7 @@ def test_cards_that_are_too_large(tmp_path: Path) -> None:
         f"    rows: [&a [{row}]{', *a' * 20_000}]\n    margins: [0]\n"
     )
     (tmp_path / "model.yaml").write_text(text)
-    with pytest.raises(ModelError, match="20,001,000 numbers; 16,777,216 can be taken"):
+    with pytest.raises(ModelError, match="more than 1,000,000 values, counting what anchors"):
         cards.load_model(tmp_path)
     (tmp_path / "model.yaml").write_text(text + "#" * cards.MOST_YAML)
     with pytest.raises(ModelError, match="a card of more than 1 MB"):

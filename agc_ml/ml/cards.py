@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 import numpy as np
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     FiniteFloat,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
+from agc_ml import documents
 from agc_ml.errors import ModelError
 from agc_ml.ml import backends, given
 from agc_ml.ml.backends import Described
@@ -50,12 +49,7 @@ MOST_CARD: Final = 30_000_000
 MOST_YAML: Final = 1_000_000
 """Bytes of a card of YAML, of which a second reads some 300 kB."""
 
-MOST_GOLDEN: Final = 1 << 24
-"""Numbers in golden rows."""
-
 _KSERVE: Final = "kserve"
-# PyYAML lets through what Python raises of `!!int ""` and the like.
-_UNREADABLE: Final = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 _PICKLES: Final = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _EXPORT: Final = (
     "give xgboost's .json or .ubj, or ONNX (Keras: model.export(file, format='onnx')), or the "
@@ -72,16 +66,6 @@ class GoldenRows(_Described):
 
     rows: tuple[tuple[FiniteFloat, ...], ...] = Field(min_length=1)
     margins: tuple[FiniteFloat, ...]
-
-    @field_validator("rows", mode="before")
-    @classmethod
-    def _are_not_too_many(cls, rows: Any) -> Any:
-        """Count them first: YAML can name the same row a million times."""
-        if isinstance(rows, list):
-            number = sum(len(row) for row in rows if isinstance(row, list))
-            if number > MOST_GOLDEN:
-                raise ValueError(f"{number:,} numbers; {MOST_GOLDEN:,} can be taken")
-        return rows
 
     @model_validator(mode="after")
     def _are_complete(self) -> Self:
@@ -224,12 +208,13 @@ def _card(path: Path, data: bytes) -> Card:
         most = MOST_CARD if is_json else MOST_YAML
         if len(data) > most:
             raise ModelError(f"{path}: a card of more than {most / 1e6:g} MB; shorten it")
-        return Card.model_validate(given.parse_json(data) if is_json else yaml.safe_load(data))
+        text = given.parse_json(data) if is_json else documents.yaml_of(data.decode())
+        return Card.model_validate(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the card"
         raise ModelError(f"{path}: {where}: {first['msg']}; mend the card") from error
-    except _UNREADABLE as error:
+    except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: not YAML or JSON ({reason}); mend the card") from error
 

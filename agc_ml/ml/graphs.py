@@ -38,6 +38,8 @@ PROBE_CELLS: Final = 1 << 22
 GRACE_S: Final = 2.0
 """Seconds to stop between two nodes of a graph."""
 
+_SHORT_S: Final = 0.02
+
 _NO_MEMORY: Final = re.compile("bad.?alloc|Available memory|Failed to allocate", re.IGNORECASE)
 
 
@@ -115,8 +117,8 @@ class Graph:
         thread.start()
         try:
             thread.join(deadline)
-            while thread.is_alive() and _seconds(clocks) < deadline:  # others want it, or it slept
-                thread.join(1)
+            while thread.is_alive() and (left := deadline - _seconds(clocks)) > 0:
+                thread.join(max(left, _SHORT_S))  # others wanted the processor, or it slept
             is_late = thread.is_alive()
         finally:
             options.terminate = True

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import urllib3
-import yaml
 
+from agc_ml import documents
 from agc_ml.errors import ModelError, UsageError
 from agc_ml.ml import given
 from agc_ml.ml.cards import CARD, load_model
@@ -104,9 +104,9 @@ def place(where: str | None = None) -> Place:
 
 def _client(path: Path) -> Service:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = documents.read(path)
         url, token = str(content["url"]), str(content["token"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: not what a training service writes ({type(error).__name__}); name the "
             f"{CLIENT} in its folder"

@@ -142,18 +142,18 @@ def service(
 
 
 def _limits(path: Path | None) -> Any:
-    import yaml  # noqa: PLC0415 - on demand
     from pydantic import ValidationError  # noqa: PLC0415 - on demand
 
+    from agc_ml import documents  # noqa: PLC0415 - on demand
     from agc_ml.training.spec import Limits, first_error  # noqa: PLC0415 - on demand
 
     if path is None:
         return Limits()
     try:
-        return Limits.model_validate(yaml.safe_load(path.read_text()) or {})
+        return Limits.model_validate(documents.read(path) or {})
     except ValidationError as error:
         raise UsageError(f"{path}: {first_error(error)}") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: can't be read ({' '.join(str(error).split())[:200]})") from error
 
 

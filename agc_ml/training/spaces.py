@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -28,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from agc_ml import documents
 from agc_ml.errors import UsageError
 
 Kind = Literal["xgboost", "keras"]
@@ -211,10 +211,10 @@ def load_space(kind: Kind, spec: str | None) -> Space:
         return space_of(kind, spec)
     path = Path(spec)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = documents.read(path)
     except FileNotFoundError:
         return space_of(kind, spec)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"search space {spec}: can't be read ({reason})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
