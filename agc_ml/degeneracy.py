@@ -17,6 +17,8 @@ FLAT: Final = 1e-9
 
 It makes an uncertainty 30,000 times what it is with all other parameters fixed.
 """
+ROUNDING: Final = 1e-14
+"""Eigenvalues below this are rounding, which is another one on each kind of machine."""
 DEGENERATE: Final = 1e-4
 """Eigenvalue of a correlation below which Minuit's uncertainties are doubted."""
 LEAST_SHARE: Final = 0.01
@@ -56,7 +58,7 @@ def check_determined(likelihood: Likelihood, point: Point) -> None:
     widths = likelihood.prefit[free]
     of_constraints = np.where(widths > 0, 2 / np.where(widths > 0, widths, 1) ** 2, 0) / scale**2
     supported = of_constraints @ vectors**2
-    flat = (eigenvalues < FLAT) & (supported <= 0.5 * np.abs(eigenvalues))
+    flat = (eigenvalues < FLAT) & (supported <= 0.5 * np.maximum(np.abs(eigenvalues), ROUNDING))
     if not flat.any():
         return
     names = _taking_part(likelihood, free, np.sum(vectors[:, flat] ** 2, axis=1))

@@ -47,7 +47,15 @@ from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: E402
 from coffea.processor.accumulator import iadd  # noqa: E402
 from numba import njit  # noqa: E402
 
-from agc_ml import baskets, catalogue, inspection, provenance, reading, worker  # noqa: E402
+from agc_ml import (  # noqa: E402
+    baskets,
+    catalogue,
+    inspection,
+    packing,
+    provenance,
+    reading,
+    worker,
+)
 from agc_ml.checkpoints import Chunk  # noqa: E402
 from agc_ml.datasets import File, with_counters  # noqa: E402
 from agc_ml.delivery import transport  # noqa: E402
@@ -322,7 +330,7 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
             (assignment, "permutations", "features"),
             (hook.Model, "__call__", "inference"),
             (assignment.DenseHist, "fill", "fill"),
-            (worker, "pack", "pack"),
+            (packing, "pack", "pack"),
         )
         with ExitStack() as stack:
             for owner, name, stage in watched:

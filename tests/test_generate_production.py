@@ -351,7 +351,9 @@ def test_a_valid_set(made: Path) -> None:
 
 def test_a_unit_that_kills_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        InlineExecutor, "outcomes", lambda _self, _function, jobs: ((key, Lost()) for key in jobs)
+        InlineExecutor,
+        "outcomes",
+        lambda _self, _function, jobs, **_: ((key, Lost()) for key in jobs),
     )
     with pytest.raises(GenerateError, match="ttbar__nominal unit 0: its worker dies each time"):
         production.generate(
@@ -488,7 +490,7 @@ def test_what_a_killed_process_left_is_cleared(
 def test_a_set_that_is_repaired_is_none_until_it_is_whole(
     copied: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> Any:
+    def interrupted(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     (copied / "ttbar__scaleup.root").unlink()

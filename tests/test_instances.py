@@ -202,7 +202,9 @@ class WritesTo(ProcessorABC):
 
 def test_who_writes_to_what_is_shared_is_told(paths: list[Path], tmp_path: Path) -> None:
     fileset = nanoaod.fileset(tt=paths[:1])
-    with pytest.raises(ProcessorError, match=r"read-only; an array of 1 MB.*copy it in process"):
+    with pytest.raises(
+        ProcessorError, match=r"read-only, at \S+, line \d+; an array of 1 MB.*copy it in process"
+    ):
         agc.run(WritesTo(), fileset, site="inline", quiet=True, output=tmp_path / "run")
 
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from commandline import agc as command
 
-from agc_ml import agc, catalogue, choices, measurement, plots, running, stats
+from agc_ml import agc, catalogue, choices, measurement, plots, rundirs, running, stats
 from agc_ml.datasets import Fileset
 from agc_ml.errors import FitError, RunDirectoryError, UsageError
 from agc_ml.hists import flatten
@@ -372,7 +372,7 @@ class TestKindOfPseudodata:
         with pytest.raises(KeyboardInterrupt):
             measurement.measure(output=tmp_path / "run", pseudodata="complete")
         assert choices.load(tmp_path / "run").pseudodata == "complete"
-        assert choices.FILE_NAME in running.KEPT
+        assert choices.FILE_NAME in rundirs.KEPT
 
     def test_elsewhere_it_changes_nothing(self, run: Path, config: Path, tmp_path: Path) -> None:
         measurement.plot(run, tmp_path / "plots", pseudodata="complete")

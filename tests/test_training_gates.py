@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from services.dask import dask_cluster
 from services.triton import Triton, weighted
 from trained import SPEC, setup_of
 
@@ -289,9 +290,12 @@ def test_an_export_that_scores_otherwise_is_not_registered(
 
 def test_trials_on_a_dask_cluster(done: Path, training_run: Path, tmp_path: Path) -> None:
     """The same bytes as in one process; workers get the training set, whatever disk they have."""
-    with agc_ml.connect("local", workers=2) as client:
+    with (
+        dask_cluster(tmp_path / "cluster") as cluster,
+        agc_ml.connect(cluster.address) as client,
+    ):
         (tmp_path / "job").mkdir()
-        setup_of(tmp_path / "job", training_run, site=client.scheduler.address)
+        setup_of(tmp_path / "job", training_run, site=cluster.address)
         assert job.main(tmp_path / "job") == 0
         kept = client.run(lambda: (len(hook._contents), trials.whole.cache_info().currsize))
         assert set(kept.values()) == {(0, 0)}  # nothing of it stays with the workers

@@ -142,7 +142,7 @@ def test_without_workers_it_ends(
         assert "--patience waits longer" in called.error
         late = threading.Timer(5, nobody.add_worker, ["--no-nanny"])
         late.start()
-        found = run(fileset, tmp_path / "run", Count(), site=nobody.address, patience=60)
+        found = run(fileset, tmp_path / "late", Count(), site=nobody.address, patience=60)
         complete(found, fileset)
 
 

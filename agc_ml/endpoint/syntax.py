@@ -75,7 +75,7 @@ def check_expression(text: str, functions: Collection[str], keywords: Collection
         check_values(node, parent)
         _check_place(node, parent)
         if isinstance(node, ast.Attribute):
-            _check_dotted(node)
+            _check_dotted(node, functions)
         elif isinstance(node, ast.Name):
             check_name(node.id)
         elif isinstance(node, ast.Call):
@@ -173,13 +173,22 @@ def check_name(name: str) -> None:
 def _check_place(node: ast.AST, parent: ast.AST) -> None:
     if isinstance(node, _DISPLAYS) and not isinstance(parent, _HOLD_DISPLAYS):
         raise Refused("a list can be an argument or an index only")
-    if isinstance(node, ast.Subscript) and isinstance(node.value, (ast.Constant, *_DISPLAYS)):
+    if isinstance(node, ast.Subscript) and not _names(node.value):
         raise Refused("only columns can be indexed")
 
 
-def _check_dotted(node: ast.Attribute) -> None:
+def _names(node: ast.AST) -> bool:
+    """Whether a value depends on a column or a function."""
+    return not isinstance(node, _DISPLAYS) and any(
+        isinstance(one, ast.Name) for one in ast.walk(node)
+    )
+
+
+def _check_dotted(node: ast.Attribute, functions: Collection[str]) -> None:
     """Check that attributes are parts of a name, Muon.pt, which uproot looks up as one."""
     check_name(node.attr)
+    if isinstance(node.value, ast.Name) and node.value.id in functions:
+        raise Refused(f"{node.value.id} is a function, and no column's name begins with it")
     if not isinstance(node.value, (ast.Name, ast.Attribute)):
         raise Refused(f"only a column's name can have dots; .{node.attr} follows something else")
 
