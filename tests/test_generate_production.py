@@ -350,11 +350,10 @@ def test_a_valid_set(made: Path) -> None:
 
 
 def test_a_unit_that_kills_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        InlineExecutor,
-        "outcomes",
-        lambda _self, _function, jobs, **_: ((key, Lost()) for key in jobs),
-    )
+    def dies(_self: Any, _function: Any, jobs: Any, **_: Any) -> Any:
+        return ((key, Lost()) for key in jobs)
+
+    monkeypatch.setattr(InlineExecutor, "outcomes", dies)
     with pytest.raises(GenerateError, match="ttbar__nominal unit 0: its worker dies each time"):
         production.generate(
             tmp_path / "set", events={"ttbar__nominal": 5}, seed=1, site="inline", quiet=True

@@ -202,9 +202,8 @@ class WritesTo(ProcessorABC):
 
 def test_who_writes_to_what_is_shared_is_told(paths: list[Path], tmp_path: Path) -> None:
     fileset = nanoaod.fileset(tt=paths[:1])
-    with pytest.raises(
-        ProcessorError, match=r"read-only, at \S+, line \d+; an array of 1 MB.*copy it in process"
-    ):
+    says = r"read-only, at \S+, line \d+; an array of 1 MB.*copy it in process"
+    with pytest.raises(ProcessorError, match=says):
         agc.run(WritesTo(), fileset, site="inline", quiet=True, output=tmp_path / "run")
 
 
