@@ -11,11 +11,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from agc_ml import packing
+from pydantic import TypeAdapter
+
+from agc_ml import folders, packing
 from agc_ml.datasets import as_text
 from agc_ml.errors import UsageError
+from agc_ml.opened_files import from_plain
 from agc_ml.results import write
 from agc_ml.signing import is_own, signature
 
@@ -123,22 +126,30 @@ class Store:
         if found is None or found.header.pop("chunk", None) != str(chunk):
             return None
         try:
-            receipt = Receipt(**found.header)
-        except TypeError:
+            receipt = _RECEIPT.validate_python(found.header)
+            from_plain(receipt.files)
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
         if receipt.events != chunk.events:
             return None
+        if packing.is_too_large(found.blob) and self._saved.get(path.name) != found.digest:
+            return None  # done again, it is known not to be somebody else's
         if packing.is_code(found.blob) and not self._is_trusted(path, found):
             raise UsageError(
                 f"{self.folder}: what the processor returns was kept as pickles there, which run "
-                "code when they are read, and they were not written by you on this machine; if you "
-                "trust whoever wrote them, add --trust; else begin anew with --overwrite"
+                "code when they are read, and no key of yours shows that you wrote them here; if "
+                "you trust whoever wrote them, add --trust; else begin anew with --overwrite"
             )
         return receipt, found.blob
 
     def _is_trusted(self, path: Path, found: Sealed) -> bool:
         is_of_now = self._saved.get(path.name) == found.digest
         return self._trusts_all or is_of_now or found.is_own
+
+
+_RECEIPT: Final = TypeAdapter(Receipt)
+_MOST: Final = 1 << 34
+"""Bytes of a file: more are not what a chunk gives."""
 
 
 class Sealed(NamedTuple):
@@ -178,7 +189,7 @@ def unseal(path: Path) -> Sealed | None:
         It is signed, and others can read the user's key.
     """
     try:
-        first, _, content = path.read_bytes().partition(b"\n")
+        first, _, content = folders.content(path, _MOST).partition(b"\n")
         checks = json.loads(first)
         digest, signed = checks["sha256"], str(checks.get("signature", ""))
         second, _, blob = content.partition(b"\n")

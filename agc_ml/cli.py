@@ -16,7 +16,7 @@ import click
 from agc_ml import options
 from agc_ml._version import __version__
 from agc_ml.endpoint.commands import servicex
-from agc_ml.errors import AgcError, Interrupted, UsageError
+from agc_ml.errors import AgcError, Interrupted, UsageError, printable
 from agc_ml.generate.commands import generate
 from agc_ml.sources import commands as sources
 from agc_ml.training.commands import jobs, train
@@ -30,15 +30,13 @@ _LONGEST: Final = 10_000
 
 def main() -> NoReturn:
     """Run the command line: exit code 0 done, 1 failed or incomplete, 2 wrong usage."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when started with & in a script
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    sys.path.append(str(Path.cwd()))  # for processors given as module:Class
+    stops = _noted_stops()
     try:
         code = cli.main(prog_name="agc-ml", standalone_mode=False)
     except AgcError as error:
         _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(error.exit_code)
@@ -57,14 +55,28 @@ def main() -> NoReturn:
         _fail(f"{place}{error.strerror or error}; check the path and its permissions", 1)
     except Exception as error:  # a fault of ours: still one line, and the traceback for a report
         logging.getLogger("agc_ml").debug("", exc_info=True)
-        _fail(f"unexpected {type(error).__name__}: {error} (a fault of agc-ml; see it with -v)", 1)
+        what = f"unexpected {type(error).__name__}: {error} (a fault of agc-ml; see it with -v)"
+        # compiled modules that are just imported make an ImportError of a Ctrl-C
+        _fail(*(("interrupted", Interrupted.exit_code) if stops else (what, 1)))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _noted_stops() -> list[int]:
+    """Let SIGINT and SIGTERM interrupt, also when started with & in a script, and note them."""
+    stops: list[int] = []
+
+    def stop(number: int, _: object) -> NoReturn:
+        stops.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return stops
 
 
 def _fail(message: str, code: int) -> NoReturn:
     line = " ".join(message.split())
-    # names come from files that others wrote: a terminal would take some for commands
-    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line[:_LONGEST])
+    shown = printable(line[:_LONGEST])
     click.echo(f"agc-ml: {shown}{' ...' * (len(line) > _LONGEST)}", err=True)
     sys.exit(code)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import logging
 import multiprocessing
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -16,6 +19,8 @@ from urllib.parse import urlsplit
 from agc_ml.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from distributed import Client
 
 INLINE: Final = "inline"
@@ -29,10 +34,7 @@ _DASHBOARD_PORT: Final = 8787  # the one that people know
 # A chunk that kills its worker is known after two deaths and then tried alone. A nanny whose
 # workers die again and again must never give up, or chunks stay queued for ever.
 _LOCAL_SETTINGS: Final = {
-    "distributed.scheduler.allowed-failures": 1,
-    "distributed.scheduler.worker-saturation": 1.1,
     "distributed.deploy.lost-worker-timeout": "1h",
-    "distributed.scheduler.worker-ttl": None,  # `agc_ml.waiting` looks after silent workers
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.worker.profile.interval": "50ms",  # the default slows short chunks by a half
     "distributed.worker.memory.target": False,
@@ -41,6 +43,12 @@ _LOCAL_SETTINGS: Final = {
     "distributed.worker.memory.terminate": 0.95,
     # Dask's 64 kB gives memory back after each basket, and takes it again for the next one.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 24,
+}
+
+_OF_SCHEDULER: Final = {
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.scheduler.worker-saturation": 1.1,
+    "distributed.scheduler.worker-ttl": None,  # `agc_ml.waiting` looks after silent workers
 }
 
 # Pages of Dask's web servers show the code, the data and the logs of a run, to whoever asks.
@@ -120,13 +128,17 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
     if workers is not None and workers < 1:
         raise UsageError(f"at least one worker is needed, not {workers}")
     _silence()
-    # Not as a context: the scheduler and the nannies read some of it later.
+    # Not as a context: nannies read some of it later.
     dask.config.set(_LOCAL_SETTINGS)
     stop_if_imported()
     port = 0 if dashboard is None else _free_port(dashboard)
     try:
-        with dask.config.set(_NO_PAGES if dashboard is None else {}):
+        with (
+            dask.config.set({**_OF_SCHEDULER, **(_NO_PAGES if dashboard is None else {})}),
+            _stops_held() as stops,
+        ):
             client = Client(
+                config=copy.deepcopy(dask.config.config),  # also of workers that are started later
                 n_workers=workers or CPU_COUNT,
                 threads_per_worker=1,
                 processes=True,
@@ -140,8 +152,39 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
     # The scheduler, here in the driver, times garbage collections. Python drops a Ctrl-C that comes
     # while such a callback runs.
     disable_gc_diagnosis(force=True)
+    if stops:
+        client.close(timeout=CLOSE_TIMEOUT_S)
+        raise KeyboardInterrupt
     client.register_plugin(_ignore_interrupts())
     return client
+
+
+@contextlib.contextmanager
+def _stops_held() -> Iterator[list[int]]:
+    """Let a Ctrl-C wait, but not a second one; gives the signals that came.
+
+    Dask leaves tracebacks and processes behind where it is stopped while it starts.
+    """
+    stops: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield stops  # signals come to the main thread
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        stops.append(number)
+        handler = before[signal.Signals(number)]
+        if len(stops) > 1 and callable(handler):
+            handler(number, frame)
+
+    held = [number for number, handler in before.items() if callable(handler)]
+    for number in held:
+        signal.signal(number, hold)
+    try:
+        yield stops
+    finally:
+        for number in held:
+            signal.signal(number, before[number])
 
 
 def stop_if_imported() -> None:
@@ -162,14 +205,17 @@ def not_started(error: BaseException) -> str:
             "would run it once more; put what it does under: if __name__ == '__main__':"
         )
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"processes can't be started on this machine ({reason}); see its memory, or -v"
+    return (
+        f"processes can't be started on this machine ({reason}); see its memory, and if a script "
+        "starts them that it is a file and does so under: if __name__ == '__main__':"
+    )
 
 
 def _lacks_guard() -> bool:
     """Whether the main program is a script that does its work also where it is imported."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
-    if file is None or getattr(main, "__spec__", None) is not None:
+    if file is None or Path(file).name == "__main__.py":  # of a tool, which has one
         return False
     try:
         body = ast.parse(Path(file).read_bytes()).body

@@ -117,6 +117,16 @@ class Interrupted(AgcError):  # noqa: N818 - it is no fault
     exit_code: ClassVar[int] = 130
 
 
+def printable(text: str) -> str:
+    """The text as a terminal may have it: what it would take for commands is written out.
+
+    Names come from files that others wrote.
+    """
+    if text.isprintable():
+        return text
+    return "".join(s if s.isprintable() or s in "\n\t" else ascii(s)[1:-1] for s in text)
+
+
 def chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error, what it was raised from, and so on; each one once."""
     seen: set[int] = set()

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from uuid import uuid4
 from agc_ml import cluster
 from agc_ml._version import __version__
 from agc_ml.delivery import equipment
-from agc_ml.errors import ClusterError, chain
+from agc_ml.errors import ClusterError, UsageError, chain
 from agc_ml.ml import hook
 from agc_ml.ml.hook import Content
 from agc_ml.results import ClusterSummary
@@ -133,6 +134,8 @@ class DaskExecutor:
         self.topic: str | None = f"agc-ml-{uuid4().hex}"
         self.started: Counter[str] = Counter()
         self._plugins: list[str] = []
+        self._given_up: set[str] = set()
+        self._had_workers = False
         environment = equipment.collect(is_private=cluster.is_private(client))
         self._register(_at_start(partial(equipment.equip, environment)))
         client.subscribe_topic(self.topic, lambda event: self.started.update([event[1]]))
@@ -162,10 +165,6 @@ class DaskExecutor:
                 self._client.sync(
                     partial(self._client.register_plugin, plugin), callback_timeout=_HEARD_S
                 )
-            except (ImportError, AttributeError) as error:
-                if lacks := _lacks_ours(error):
-                    raise ClusterError(lacks) from error
-                raise
             except TimeoutError:
                 # Those that answer have heard it by now; one that does not holds nobody up.
                 logger.warning(
@@ -177,6 +176,10 @@ class DaskExecutor:
                 if not left or self._client.status != "running":
                     raise
                 time.sleep(_TELL_AGAIN_S)
+            except Exception as error:
+                if lacks := _lacks_ours(error):
+                    raise ClusterError(lacks) from error
+                raise
             else:
                 return
 
@@ -233,7 +236,7 @@ class DaskExecutor:
         )
         keys = {future.key: key for future, key in zip(futures, jobs, strict=True)}
         pending = {future.key: future for future in futures}
-        watch = Watch(self._client, keys, self._patience, alone=alone)
+        watch = Watch(self._client, keys, self._patience, alone=alone, any_worker=self._had_workers)
         completed = as_completed(futures)
         del futures  # a future that is held is computed again when its worker dies
         try:
@@ -247,9 +250,10 @@ class DaskExecutor:
                         watch.moved()
                         yield keys[future.key], _outcome(future, results)
                         future.release()
-                for key in watch.look(pending):
-                    future = pending.pop(key)
-                    self._client.cancel([future], force=True)
+                self._had_workers = watch.any_worker
+                given_up, self._given_up = self._given_up | watch.look(pending), set()
+                for key in given_up & pending.keys():
+                    self._client.cancel([pending.pop(key)], force=True)
                     yield keys[key], Lost()
                 if batch:
                     time.sleep(max(0.0, fetched + FETCH_EVERY_S - time.monotonic()))
@@ -265,7 +269,10 @@ class DaskExecutor:
     def _gathered(
         self, finished: Mapping[str, Future], watch: Watch, pending: Mapping[str, Future]
     ) -> Mapping[str, Any]:
-        """Results of futures; those of a worker that stops answering meanwhile are made anew."""
+        """Results of futures; those of a worker that stops answering meanwhile are made anew.
+
+        That results take long is no reason to stop: what they are on answers.
+        """
         if not finished:
             return {}
 
@@ -281,8 +288,10 @@ class DaskExecutor:
                     return gathering.result(timeout=1.0)
                 if gathering.done():
                     return gathering.result()
-                watch.look(pending)
+                watch.fetching = len(finished)
+                self._given_up |= watch.look(pending)
         finally:
+            watch.fetching = 0
             gathering.cancel()
 
 
@@ -320,7 +329,9 @@ def _told(what: str) -> Iterator[None]:
 def _lacks_ours(error: BaseException) -> str:
     """Say that worker or scheduler can't import what they are sent of ours; "" if they can."""
     reasons = [" ".join(f"{type(one).__name__}: {one}".split())[:200] for one in chain(error)]
-    is_import = isinstance(error, ImportError | AttributeError) and "agc_ml" in reasons[0]
+    is_import = "agc_ml" in reasons[0] and (
+        isinstance(error, ImportError | AttributeError) or _FORWARDED.match(reasons[0])
+    )
     if not is_import and _NOT_READ not in reasons[0]:
         return ""
     return (
@@ -328,6 +339,9 @@ def _lacks_ours(error: BaseException) -> str:
         f"({reasons[-1]}): install that version in the environment of both, and start them anew"
     )
 
+
+_FORWARDED: Final = re.compile(r"Exception: (ModuleNotFound|Import|Attribute)Error\(")
+"""How the scheduler passes on what a worker raised."""
 
 _NOT_READ: Final = "Error during deserialization of the task graph"
 """What Dask says where the scheduler can't import what a job calls."""
@@ -358,6 +372,8 @@ def connected(
         yield InlineExecutor(), ClusterSummary(kind=cluster.INLINE, workers=1)
         return
     own = None
+    if client is not None and client.asynchronous:
+        raise UsageError("the client is asynchronous; give one that is not: Client(address)")
     if client is None:
         own = cluster.connect(site, workers=workers, dashboard=dashboard)
     used: Client = client if own is None else own

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import os
+import sys
 from collections.abc import Iterator, Mapping
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -311,10 +313,17 @@ def _registered() -> dict[str, str]:
 
 
 def _package(processor: str) -> ModuleSpec | None:
-    try:
-        return importlib.util.find_spec(_registered().get(processor, processor.partition(":")[0]))
-    except (ImportError, ValueError):
-        return None
+    """Where the module of a processor is; nothing is imported, whoever wrote down its name."""
+    module = _registered().get(processor, processor.partition(":")[0])
+    places: list[str] = [*sys.path, os.curdir]
+    spec = None
+    for part in module.split("."):
+        name = part if spec is None else f"{spec.name}.{part}"
+        spec = PathFinder.find_spec(name, places) if part.isidentifier() else None
+        if spec is None:
+            return None
+        places = list(spec.submodule_search_locations or ())
+    return spec
 
 
 def region_paths(config: Config) -> tuple[str, ...]:

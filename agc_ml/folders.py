@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,8 @@ from agc_ml.errors import StoreError, UsageError
 logger = logging.getLogger(__name__)
 
 LOCK: Final = ".lock"
+PARTIAL: Final = ".agc-ml-"
+"""How names of hidden files and folders begin that are ours."""
 
 
 def cache() -> Path:
@@ -52,11 +56,15 @@ def drop_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _locked(folder: Path) -> IO[str]:
+def _locked(folder: Path) -> IO[bytes]:
     path = folder / LOCK
+    if path.is_symlink():  # it may lead to a file that somebody else can't write
+        raise UsageError(f"{path}: a link is in the way; take it away")
     while True:
         with store_errors(folder):
-            lock = path.open("w")
+            # also not through one that comes just now, and not waiting for a pipe
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            lock = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -93,10 +101,35 @@ def is_unused(folder: Path) -> bool:
     )
 
 
+def is_plain(folder: Path) -> bool:
+    """Whether there is a folder of that name, and no link to one."""
+    return folder.is_dir() and not folder.is_symlink()
+
+
+def content(path: Path, most: int) -> bytes:
+    """Content of a file of at most so many bytes.
+
+    Raises
+    ------
+    OSError
+        It can't be read, is larger, or is no file: a pipe or a device may never end.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, no file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most / 1e6:,.0f} MB", str(path))
+        return file.read(status.st_size)
+
+
 def clear(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Remove all that is in a folder, but for the names to ``keep``."""
+    """Remove all that is in a folder, but for the names to ``keep``, and what others hide there."""
     for path in folder.iterdir():
-        if path.name in {LOCK, *keep}:
+        is_hidden = path.name.startswith(".") and not path.name.startswith(PARTIAL)
+        if is_hidden or path.name in {LOCK, *keep}:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

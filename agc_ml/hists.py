@@ -18,6 +18,7 @@ import json
 import lzma
 import re
 import struct
+import tokenize
 import urllib.parse
 import zipfile
 import zlib
@@ -45,8 +46,11 @@ DAMAGED: Final = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
     *(NotImplementedError, RecursionError, AssertionError, MemoryError),
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(SyntaxError, tokenize.TokenError),  # numpy reads its headers as Python
 )
 """What libraries raise of files of histograms and arrays in which bits are wrong."""
+_MOST: Final = 1 << 32
+"""Bytes of histograms, unpacked."""
 _PLAIN: Final = (str, bool, int, float, type(None))
 _ROOT_CLASS: Final = re.compile(r"TH[123][CSIFDL]|TProfile")
 
@@ -476,13 +480,33 @@ def read_zip(path: Path) -> dict[str, hist.Hist[Any]]:
 
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_size(archive)
             names = [n.removesuffix(".json") for n in archive.namelist() if n.endswith(".json")]
             return {name: _from_uhi(uhi.io.zip.read(archive, name)) for name in names}
     except DAMAGED as error:
         raise HistogramError(f"{path}: not readable as histograms ({error})") from error
 
 
+def _check_size(archive: zipfile.ZipFile) -> None:
+    size = sum(one.file_size for one in archive.infolist())
+    if size > _MOST:
+        raise ValueError(f"it would take {size / 1e9:,.0f} GB of memory")
+
+
+def check_bins(content: Mapping[str, Any], shape: tuple[int, ...]) -> None:
+    """Refuse axes with more bins than an array has, before they take memory.
+
+    Raises
+    ------
+    ValueError
+        There are more.
+    """
+    if any(axis.get("bins", 0) > max(shape, default=0) for axis in content["axes"]):
+        raise ValueError("axes with more bins than there are")
+
+
 def _from_uhi(content: dict[str, Any]) -> hist.Hist[Any]:
+    check_bins(content, np.shape(content["storage"]["values"]))
     histogram: hist.Hist[Any] = hist.Hist(content)
     if histogram.kind is bh.Kind.MEAN:
         # the variance of a single entry is 0 / 0, of which no sum of squared deltas can be made
@@ -502,6 +526,7 @@ def templates_in(path: Path) -> list[str] | None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_size(archive)
             if _LISTED not in archive.namelist():
                 return None
             return [str(name) for name in json.loads(archive.read(_LISTED))]

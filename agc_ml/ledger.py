@@ -7,12 +7,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+from agc_ml import folders
 from agc_ml.datasets import plain_tree
 from agc_ml.errors import RunDirectoryError
 
 Status = Literal["done", "missing"]
+
+_MOST: Final = 1 << 32
+"""Bytes of a ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ class Ledger:
             The file is missing, cut off, or has a line that is no entry.
         """
         try:
-            lines = path.read_text().splitlines()
+            lines = folders.content(path, _MOST).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise RunDirectoryError(f"{path}: can't be read ({error})") from error
         return cls(tuple(_entry(path, number, line) for number, line in enumerate(lines, 1)))

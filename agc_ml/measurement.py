@@ -126,7 +126,7 @@ def plot(
         Histograms are damaged, none can be drawn, or the folder can't be written.
     """
     output = _elsewhere(source, output)
-    folder = _output(source, output) / "figures"
+    folder = _no_link(_output(source, output) / "figures")
     before = choices.load(source).pseudodata
     kind = pseudodata or before
     if output is not None and (output / "fit.json").exists():
@@ -150,6 +150,13 @@ def _elsewhere(source: Path, output: Path | None) -> Path | None:
     if output is None or not output.exists() or not source.is_dir():
         return output
     return None if output.samefile(source) else output
+
+
+def _no_link(folder: Path) -> Path:
+    """A folder inside a run directory: somebody else may have made a link to one of ours."""
+    if folder.is_symlink():
+        raise UsageError(f"{folder}: a link is in the way; take it away, or name a folder with -o")
+    return folder
 
 
 def _begin(folder: Path) -> None:
@@ -340,7 +347,7 @@ def fit(
             patch=patch,
             tell=tell,
         )
-        _begin(folder / "figures")
+        _begin(_no_link(folder / "figures"))
         stats.save(result, folder)
         tell("drawing")
         figures = plots.draw_fit(result, folder / "figures", *_figure_label(source, made, label))
@@ -369,7 +376,7 @@ def fit_folder(source: Path, output: Path | None, ml_uncertainty: Sequence[Path]
     folder = _output(source, output)
     if output is not None:
         return folder
-    return folder / ("fit_ml" if ml_uncertainty else "fit")
+    return _no_link(folder / ("fit_ml" if ml_uncertainty else "fit"))
 
 
 def report(source: Path, output: Path | None = None) -> Path:
@@ -407,7 +414,7 @@ def report(source: Path, output: Path | None = None) -> Path:
 
 def _run_figures(source: Path, result: RunResult, chosen: choices.Choices) -> list[FigureInfo]:
     """Figures of a run, drawn again if there are none, or those of other pseudodata."""
-    folder = source / "figures"
+    folder = _no_link(source / "figures")
     if chosen.drawn == chosen.pseudodata and (drawn := _read_index(folder)):
         return drawn
     if not result.templates:
@@ -433,7 +440,7 @@ def _fit_figures(
         drawn = []
     if drawn and all(is_whole(figure.png) for figure in drawn):
         return drawn
-    drawn = plots.draw_fit(fitted, folder / "figures", *known)
+    drawn = plots.draw_fit(fitted, _no_link(folder / "figures"), *known)
     _write_index(folder / "figures", drawn)
     return drawn
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from agc_ml.errors import AgcError, Interrupted, ProcessorError, UsageError, WaitError
+from agc_ml.errors import AgcError, Interrupted, ProcessorError, UsageError, WaitError, printable
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -26,12 +26,19 @@ def _set_level(context: click.Context, parameter: click.Parameter, value: int | 
     logger = logging.getLogger("agc_ml")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Lines("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     if level is not None:
         logger.setLevel(level)
     return value
+
+
+class _Lines(logging.Formatter):
+    """Lines that a terminal takes for nothing else."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _in_seconds(_: click.Context, __: click.Parameter, minutes: float | None) -> float | None:

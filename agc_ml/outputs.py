@@ -17,7 +17,7 @@ import boost_histogram as bh
 import hist
 import numpy as np
 
-from agc_ml import saved, variances
+from agc_ml import rows, saved, variances
 from agc_ml.errors import ProcessorError
 from agc_ml.hists import DenseHist, flatten, unkept
 from agc_ml.rows import Rows
@@ -41,6 +41,9 @@ def check(output: Any, dataset: str = "") -> None:
             "else that can be added up is needed"
         )
     named = by_name(output, "its output")
+    tables(named)
+    if saved.is_deeper(named, MOST_LEVELS):
+        raise ProcessorError(f"its output is nested more than {MOST_LEVELS} levels; make it flat")
     try:
         saved.check(rest(named))
     except TypeError as error:
@@ -62,6 +65,10 @@ def check(output: Any, dataset: str = "") -> None:
         if problem is not None:
             raise ProcessorError(f"its histogram {name}: {problem}")
     flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})
+
+
+MOST_LEVELS: Final = 60
+"""Of what a chunk returns: three times as many of JSON can be written."""
 
 
 def by_name(output: Any, name: str) -> Mapping[Any, Any]:
@@ -305,7 +312,10 @@ def tables(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Rows]:
     found: dict[str, Rows] = {}
     for key, value in output.items():
         if isinstance(value, Rows):
-            found[f"{prefix}{text_of(key)}"] = value
+            name = f"{prefix}{text_of(key)}"
+            if not rows.is_name(name):
+                raise ProcessorError(f"a table can't be called {name!r:.80}: it names its file")
+            found[name] = value
         elif isinstance(value, Mapping):
             found |= tables(value, f"{prefix}{text_of(key)}.")
     return found

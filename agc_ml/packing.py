@@ -30,13 +30,15 @@ import lz4.frame
 import numpy as np
 
 from agc_ml import variances
-from agc_ml.hists import DenseHist
+from agc_ml.hists import DenseHist, check_bins
 from agc_ml.rows import Rows
 
 _ARRAYS: Final = b"agc1"
 _PICKLE: Final = b"pick"
 _LENGTH: Final = struct.Struct("<Q")
 _MARK: Final = len(_ARRAYS)
+_LARGE: Final = 1 << 28
+_RATIO: Final = 20
 
 
 class _NoFormError(TypeError):
@@ -73,6 +75,15 @@ def is_code(blob: bytes) -> bool:
     return not blob.startswith(_ARRAYS)
 
 
+def is_too_large(blob: bytes) -> bool:
+    """Whether the bytes would take so much more memory that they may be made to fill it."""
+    try:
+        size = int(lz4.frame.get_frame_info(blob[_MARK:])["content_size"])
+    except RuntimeError:
+        return False  # nothing can be made of them
+    return size > max(_LARGE, _RATIO * len(blob)) or not size
+
+
 def unpack(blob: bytes) -> Any:
     """Undo `pack`. Bytes that are code (`is_code`) have to come from somebody trusted.
 
@@ -91,8 +102,7 @@ def unpack(blob: bytes) -> Any:
         while content.tell() < len(content.getbuffer()):
             arrays.append(np.lib.format.read_array(content, allow_pickle=False))
         return _decoded(described, arrays)
-    except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError,
-            MemoryError, struct.error) as error:  # fmt: skip
+    except Exception as error:  # of any kind: so does numpy
         raise ValueError(f"not a packed output ({type(error).__name__}: {error})") from error
 
 
@@ -179,7 +189,18 @@ def _histogram(value: hist.Hist[Any], arrays: list[Any]) -> list[Any]:
     text = json.dumps(_encoded(described, inside))
     bins = np.asarray(value.view(flow=True))
     flag = vars(value).get(variances.FLAG)
+    again = _copied(text, inside, bins)
+    if not all(map(_are_same_axes, value.axes, again.axes)):  # such as powers, which are rounded
+        raise _NoFormError(value)
     return [text, [_kept(one, arrays) for one in inside], _kept(bins, arrays), flag]
+
+
+def _are_same_axes(one: Any, other: Any) -> bool:
+    return (
+        type(one) is type(other)
+        and one == other
+        and np.asarray(one.edges).tobytes() == np.asarray(other.edges).tobytes()
+    )
 
 
 _STORAGES: Final = {
@@ -191,21 +212,38 @@ _STORAGES: Final = {
 def _of_histogram(content: Any, arrays: list[Any]) -> hist.Hist[Any]:
     text, inside, index, flag = content
     bins = arrays[index]
-    parts = tuple((arrays[i].tobytes(), str(arrays[i].dtype)) for i in inside)
-    found = _booked(text, parts, bins.shape).copy()
+    found = _copied(text, [arrays[i] for i in inside], bins)
     found.view(flow=True)[...] = bins
     if flag is not None:
         setattr(found, variances.FLAG, bool(flag))
     return found
 
 
+def _copied(text: str, inside: list[Any], bins: Any) -> hist.Hist[Any]:
+    """An empty histogram as `_histogram` describes it: to make one takes longer than to copy it."""
+    if bins.nbytes > _SMALL:
+        return _booked(text, inside, bins.shape)
+    return _kept_booked(text, tuple(map(_npy, inside)), bins.shape).copy()
+
+
+_SMALL: Final = 1 << 18
+
+
 @functools.lru_cache(maxsize=256)
-def _booked(
-    text: str, parts: tuple[tuple[bytes, str], ...], shape: tuple[int, ...]
-) -> hist.Hist[Any]:
-    """An empty histogram as `_histogram` describes it: that takes longer than to copy it."""
-    arrays = [np.frombuffer(content, kind).copy() for content, kind in parts]
-    described = _decoded(json.loads(text), arrays)
+def _kept_booked(text: str, inside: tuple[bytes, ...], shape: tuple[int, ...]) -> hist.Hist[Any]:
+    arrays = [np.lib.format.read_array(io.BytesIO(one), allow_pickle=False) for one in inside]
+    return _booked(text, arrays, shape)
+
+
+def _npy(array: Any) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def _booked(text: str, inside: list[Any], shape: tuple[int, ...]) -> hist.Hist[Any]:
+    described = _decoded(json.loads(text), inside)
+    check_bins(described, shape)
     zeros = {name: np.zeros(shape) for name, of in described["storage"].items() if of is None}
     described["storage"] |= zeros
     return hist.Hist(described)

@@ -168,9 +168,10 @@ def _outputs(account: Account, dataset: Dataset) -> Iterable[Any]:
                 raise IncompleteError(f"{chunk}: its result on disk is damaged; use --resume")
             try:
                 yield unpack(found[1])
-            except ValueError as error:  # it is whole, and was written by something else
+            except ValueError as error:
+                path.unlink()  # it is whole: something else wrote it
                 raise IncompleteError(
-                    f"{chunk}: its result on disk is {error}; remove {path} and use --resume"
+                    f"{chunk}: its result on disk is {error}, and is done again; use --resume"
                 ) from error
 
 

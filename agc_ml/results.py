@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import logging
 import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +17,23 @@ from typing import Any, Final, Literal
 
 import boost_histogram as bh
 import hist
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from agc_ml import folders, rows, saved, variances
 from agc_ml import hists as histograms
-from agc_ml import rows, saved, variances
 from agc_ml.errors import RunDirectoryError, StoreError
+from agc_ml.folders import PARTIAL
 from agc_ml.ledger import Ledger
 from agc_ml.rows import Rows
 
 SCHEMA: Final = 1
 OUTPUTS: Final = "outputs.npz"
-NEW: Final = ".new"
-MOVING: Final = ".moving"
+MOST_RECORD: Final = 1 << 30
+"""Bytes of a ``run.json``."""
+MOST_LEVELS: Final = 240
+_MOST_OUTPUTS: Final = 1 << 35
+NEW: Final = ".agc-ml-new"
+MOVING: Final = ".agc-ml-moving"
 """Where in a run directory a run is that replaces it: until it stands, and while it moves."""
 
 logger = logging.getLogger(__name__)
@@ -192,6 +199,14 @@ class RunRecord(_Record):
     )
     provenance: Provenance
 
+    @field_validator("tables")
+    @classmethod
+    def _are_names(cls, tables: dict[str, TableSummary]) -> dict[str, TableSummary]:
+        for name in tables:
+            if not rows.is_name(name):
+                raise ValueError(f"{name!r:.80} is no name of a table")
+        return tables
+
     @property
     def luminosity(self) -> float | None:
         """Integrated luminosity as in `RunResult`."""
@@ -338,6 +353,11 @@ class RunResult:
         path = Path(directory)
         record = load_record(path)
         ledger = Ledger.load(path / "ledger.jsonl")
+        if record.status == "complete" and ledger.missing:
+            raise RunDirectoryError(
+                f"{path}: run.json says that it is complete, and ledger.jsonl that "
+                f"{ledger.missing[0]} is missing; run again with --overwrite"
+            )
         hists: dict[str, hist.Hist[Any]] = {}
         if record.templates or (path / "histograms.zip").exists():
             hists = histograms.read_zip(path / "histograms.zip")
@@ -391,8 +411,11 @@ def _outputs(directory: Path, content: dict[str, Any]) -> Mapping[Any, Any]:
     kept: dict[str, Any] = {}
     try:
         if (directory / OUTPUTS).exists():
-            # numpy leaves a file open that it can't read
-            with (directory / OUTPUTS).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            packed = io.BytesIO(folders.content(directory / OUTPUTS, _MOST_OUTPUTS))
+            with zipfile.ZipFile(packed) as archive:
+                if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                    raise ValueError(f"{OUTPUTS} is compressed, which ours never is")
+            with np.load(packed, allow_pickle=False) as file:
                 arrays = dict(file)
         if (directory / "outputs.zip").exists():
             kept = histograms.read_zip(directory / "outputs.zip")
@@ -428,7 +451,7 @@ def load_record(directory: Path) -> RunRecord:
     path = directory / "run.json"
     is_replaced = any((directory / name).is_dir() for name in (NEW, MOVING))
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(folders.content(path, MOST_RECORD))
         if is_replaced:
             logger.warning(
                 "%s: a run that replaces this one is unfinished, and here are the results before "
@@ -456,6 +479,8 @@ def load_record(directory: Path) -> RunRecord:
             f"{path}: schema {version!r}, this agc-ml reads schema {SCHEMA}; use the agc-ml that "
             "wrote it, or run again"
         )
+    if saved.is_deeper(raw, MOST_LEVELS):
+        raise RunDirectoryError(f"{path}: nested more than {MOST_LEVELS} levels; run again")
     try:
         return RunRecord.model_validate(raw)
     except ValidationError as error:
@@ -476,7 +501,7 @@ def write(path: Path, writer: Callable[[Path], object], *, durable: bool = True)
         The folder can't be written, or the disk is full.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL, suffix=path.suffix)
     except OSError as error:
         raise StoreError(_cannot_write(path, error)) from error
     os.close(descriptor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,11 @@ class Rows:
     def digest(self) -> str:
         """sha256 of what it is about and of all columns: names, types and values, in order."""
         return digest(self.columns(), self.about)
+
+
+def is_name(name: str) -> bool:
+    """Whether a table may be called so: it is the name of a file, and no path to another folder."""
+    return re.fullmatch(r"[^/\\\0.][^/\\\0]{0,200}", name) is not None
 
 
 def digest(columns: Mapping[str, Array], about: Mapping[str, Any]) -> str:

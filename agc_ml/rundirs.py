@@ -1,15 +1,16 @@
 """Run directories as they are found: which run in one goes on, and what becomes of an old one.
 
-A run that replaces another one is in ``.new`` of its directory until its results stand: if it stops
-before that, the old ones are still there, and ``--resume`` goes on with the new ones. Then they
-take the place of the old ones: ``run.json`` goes first and comes last, so that a directory of which
-only a part is in place looks like no run.
+A run that replaces another one is in ``.agc-ml-new`` of its directory until its results stand: if
+it stops before that, the old ones are still there, and ``--resume`` goes on with the new ones. Then
+they take the place of the old ones: ``run.json`` goes first and comes last, so that a directory of
+which only a part is in place looks like no run.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 
 from agc_ml import folders
 from agc_ml.errors import UsageError
-from agc_ml.results import MOVING, NEW, RunRecord, load_record
+from agc_ml.results import MOST_RECORD, MOVING, NEW, RunRecord, load_record
 
 CHUNKS: Final = "chunks"
 _RECORD: Final = "run.json"
@@ -56,7 +57,7 @@ def new_folder(name: str) -> Path:
 
 def work_of(folder: Path) -> Path:
     """Where in a run directory the run is that ``--resume`` goes on with."""
-    return folder / NEW if (folder / NEW).is_dir() else folder
+    return folder / NEW if folders.is_plain(folder / NEW) else folder
 
 
 def find(folder: Path, *, resume: bool, overwrite: bool) -> Found:
@@ -72,6 +73,9 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> Found:
         raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
     if folders.is_unused(folder):
         return Found(folder)
+    for name in (NEW, MOVING, CHUNKS):
+        if os.path.lexists(folder / name) and not folders.is_plain(folder / name):
+            raise UsageError(f"{folder / name}: a file or a link is in the way; take it away")
     is_run = any((folder / name).exists() for name in (_RECORD, NEW, MOVING))
     is_begun = {path.name for path in folder.iterdir() if path.name[0] != "."} <= _BEGUN
     if overwrite:
@@ -114,11 +118,11 @@ def put_in_place(folder: Path) -> None:
     """
     new, moving = folder / NEW, folder / MOVING
     with folders.store_errors(folder):
-        if new.is_dir():
+        if folders.is_plain(new):
             (folder / _RECORD).unlink(missing_ok=True)
             folders.clear(folder, keep=(NEW,))
             new.rename(moving)
-        if moving.is_dir():
+        if folders.is_plain(moving):
             for path in sorted(moving.iterdir(), key=lambda path: path.name == _RECORD):
                 path.rename(folder / path.name)
             moving.rmdir()
@@ -126,8 +130,9 @@ def put_in_place(folder: Path) -> None:
 
 def stands(folder: Path) -> bool:
     """Whether the run in ``.new`` has results that are to take the place of the old ones."""
-    if (folder / MOVING).exists():
+    if folders.is_plain(folder / MOVING):
         return True
     with suppress(OSError, ValueError, KeyError, TypeError):
-        return bool(json.loads((folder / NEW / _RECORD).read_text())["status"] == "complete")
+        record = json.loads(folders.content(folder / NEW / _RECORD, MOST_RECORD))
+        return bool(record["status"] == "complete")
     return False

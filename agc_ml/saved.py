@@ -67,6 +67,18 @@ def decode(encoded: Encoded) -> Any:
     return _decoded(encoded.content, encoded)
 
 
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether mappings, lists and tuples are nested more than so many levels."""
+    level = [value]
+    for _ in range(levels):
+        inner = [one.values() if isinstance(one, Mapping) else one for one in level
+                 if isinstance(one, Mapping | list | tuple)]  # fmt: skip
+        level = [one for values in inner for one in values]
+        if not level:
+            return False
+    return any(isinstance(one, Mapping | list | tuple) for one in level)
+
+
 def check(value: Any) -> None:
     """Refuse what `encode` would refuse, without making anything.
 

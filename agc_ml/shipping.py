@@ -182,6 +182,11 @@ def _read(processor: str, where: str) -> bytes:
 
 
 def _import(processor: str, where: str) -> ModuleType:
+    # Only here: where a command just reads what others wrote, nothing is imported from there.
+    with contextlib.suppress(OSError):  # it may be gone
+        here = str(Path.cwd())
+        if here not in sys.path:
+            sys.path.append(here)
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:

@@ -26,8 +26,9 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 def key_file() -> Path:
     """Where the key is."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "agc-ml" / "key"
+    stated = os.environ.get("XDG_STATE_HOME", "")  # a relative one is to be ignored
+    state = Path(stated) if Path(stated).is_absolute() else Path.home() / ".local" / "state"
+    return state / "agc-ml" / "key"
 
 
 def signature(content: bytes) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agc_ml import saved
+from agc_ml.errors import printable
 
 if TYPE_CHECKING:
     from agc_ml.checking import CheckedFile
@@ -54,7 +55,8 @@ class Page:
         if not console.is_terminal:
             console = Console(highlight=False, width=PIPE_WIDTH, emoji=False)
         for part in self.parts:
-            console.print(_rendered(part) if isinstance(part, Table) else part, markup=False)
+            shown = _rendered(part) if isinstance(part, Table) else printable(part)
+            console.print(shown, markup=False)
 
 
 def _rendered(table: Table) -> Any:
@@ -63,7 +65,10 @@ def _rendered(table: Table) -> Any:
     from rich.text import Text  # noqa: PLC0415 - only when something is printed
 
     made = RichTable(
-        title=table.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+        title=Text(printable(table.title)),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
     )
     for index, name in enumerate(table.header):
         is_text = all(isinstance(row[index], str) for row in table.rows)
@@ -80,7 +85,7 @@ def _shown(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.6g}"
-    return str(value)
+    return printable(str(value))
 
 
 def megabytes(number: int | None) -> str:

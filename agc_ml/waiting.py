@@ -48,10 +48,14 @@ _TWO_MINUTES: Final = 120
 
 @dataclass
 class _Seen:
-    """A worker: its last heartbeat, by its own count, and when that was another one before."""
+    """A worker: its last heartbeat, by its own count, and when that was another one before.
+
+    ``is_told``: that it is silent since then, and left to the scheduler.
+    """
 
     heartbeat: float
     changed: float
+    is_told: bool = False
 
 
 @dataclass
@@ -59,18 +63,21 @@ class Watch:
     """What is known of a cluster that works on jobs of ours.
 
     ``jobs`` are their names by key. ``alone``: of a job that was taken away before, and stays where
-    it is now. ``patience`` in seconds, None for the default.
+    it is now. ``patience`` in seconds, None for the default. ``any_worker``: there was one before.
+    ``fetching``: so many results are on their way.
     """
 
     client: Client
     jobs: Mapping[str, str]
     patience: float | None = None
     alone: bool = False
+    any_worker: bool = False
+    fetching: int = 0
     taken: Counter[str] = field(default_factory=Counter)
     _seen: dict[str, _Seen] = field(default_factory=dict)
     _begun: dict[tuple[str, str], float] = field(default_factory=dict)
-    _any_worker: bool = False
-    _is_set_back: bool = False
+    _processing: Mapping[str, list[str]] = field(default_factory=dict)
+    _stuck_until: float = 0.0
 
     def __post_init__(self) -> None:
         now = time.monotonic()
@@ -100,7 +107,7 @@ class Watch:
         given_up: set[str] = set()
         try:
             info = self._ask(lambda: self.client.scheduler.identity(n_workers=-1))
-            processing = self._ask(self.client.scheduler.processing)
+            self._processing = self._ask(self.client.scheduler.processing)
         except TimeoutError:
             silent = time.monotonic() - self._answered
             scheduler = self.client.scheduler.address
@@ -109,7 +116,7 @@ class Watch:
             self._answered = time.monotonic()
             ours = {
                 worker: [key for key in keys if key in pending]
-                for worker, keys in processing.items()
+                for worker, keys in self._processing.items()
             }
             given_up = self._look_at(info["workers"], ours)
             self._state = self._described(ours, len(pending))
@@ -121,12 +128,12 @@ class Watch:
     ) -> set[str]:
         """See which workers are there, and take jobs from those that do not answer."""
         now = time.monotonic()
-        self._any_worker |= bool(workers)
+        self.any_worker |= bool(workers)
         for address, about in workers.items():
             heartbeat = float(about["last_seen"])
             seen = self._seen.setdefault(address, _Seen(heartbeat, now))
             if seen.heartbeat != heartbeat:
-                seen.heartbeat, seen.changed = heartbeat, now
+                seen.heartbeat, seen.changed, seen.is_told = heartbeat, now, False
         self._seen = {address: self._seen[address] for address in workers}
         at_work = {(worker, key) for worker, keys in ours.items() for key in keys}
         self._begun = {pair: self._begun.get(pair, now) for pair in at_work}
@@ -139,7 +146,8 @@ class Watch:
         for address in self._unanswering(suspects[:_ASKED]):
             given_up |= self._take_from(address, ours.get(address, []))
         is_at_work = any(keys and not self._is_silent(one) for one, keys in ours.items())
-        if is_at_work and not self._is_set_back:
+        holders_answer = self.fetching and not any(map(self._is_silent, self._seen))
+        if (is_at_work or holders_answer) and now > self._stuck_until:
             self._busy = now
         return given_up
 
@@ -176,8 +184,17 @@ class Watch:
         begun = [key for key in keys if self._begun[address, key] < seen.changed + SILENT_S / 2]
         if self.alone and begun:
             return set()
-        self.taken.update(begun)
         named = _some([self.jobs[key] for key in keys]) or "results"
+        if seen.is_told or self._is_shared(address):
+            if not seen.is_told:
+                logger.warning(
+                    "worker %s has not answered for %.0f s, and has something of others, too: it "
+                    "is left to the scheduler (worker-ttl) with what it has of this run: %s",
+                    *(address, time.monotonic() - seen.changed, named),
+                )
+            seen.is_told = True
+            return set()
+        self.taken.update(begun)
         logger.warning(
             "worker %s has not answered for %.0f s; what it has goes to another one: %s",
             *(address, time.monotonic() - seen.changed, named),
@@ -195,11 +212,19 @@ class Watch:
             )
         return {key for key in begun if self.taken[key] >= TAKINGS}
 
+    def _is_shared(self, address: str) -> bool:
+        """Whether a worker has jobs or results of somebody else's."""
+        with contextlib.suppress(TimeoutError, OSError):
+            held = self._ask(lambda: self.client.scheduler.has_what(workers=[address]))
+            keys = [*self._processing.get(address, ()), *held.get(address, ())]
+            return any(key not in self.jobs for key in keys)
+        return True
+
     def _described(self, ours: Mapping[str, list[str]], n_pending: int) -> str:
         """What is waited for."""
         now = time.monotonic()
         if not self._seen:
-            return "the cluster has no workers" + ("" if self._any_worker else " yet")
+            return "the cluster has no workers" + ("" if self.any_worker else " yet")
         silent = [address for address, keys in ours.items() if keys and self._is_silent(address)]
         parts = []
         if silent:
@@ -212,7 +237,9 @@ class Watch:
         parts += [_some([f"{self.jobs[k]} for {s:.0f} s on {w}" for s, w, k in at_work])] * bool(
             at_work
         )
-        waiting = n_pending - len(self._begun)
+        if self.fetching:
+            parts.append(f"{self.fetching} results are being fetched")
+        waiting = n_pending - len(self._begun) - self.fetching
         if waiting > 0:
             what = "more wait" if parts else "wait, and no worker takes any"
             parts.append(f"{waiting} {what}")
@@ -222,7 +249,7 @@ class Watch:
         """Say what is waited for, once a minute, and stop where there is no patience left."""
         now = time.monotonic()
         limit = PATIENCE_S if self.patience is None else self.patience
-        if self.patience is None and not self._any_worker:
+        if self.patience is None and not self.any_worker:
             limit = NO_WORKERS_S
         idle, left = now - self._busy, limit - (now - self._busy)
         if left <= 0:
@@ -245,7 +272,7 @@ class Watch:
         """
         clock = time.time() - now
         if clock < self._clock - _CLOCK_S:
-            self._is_set_back = True
+            self._stuck_until = now + self._clock - clock
             logger.warning(
                 "the clock of this machine was set back by %.0f s, and for as long Dask's "
                 "processes may send each other nothing; if nothing goes on, stop it (Ctrl-C) and "

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import lz4.frame
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -186,3 +187,42 @@ def test_without_a_key_the_same_process_goes_on(
     assert store.load(path, CHUNK) == (RECEIPT, PICKLE)
     with pytest.raises(UsageError, match="--trust"):
         again(tmp_path).load(path, CHUNK)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"seconds": "long"}, {"files": [1]}, {"files": {"a": 1}}, {"worker": None}),
+        *({"bytes": []}, {"events": 49}, {"sumw": {}}, {"events": None}),
+    ],
+    ids=str,
+)
+def test_a_receipt_that_is_none(changes: dict[str, object], tmp_path: Path) -> None:
+    store, path = stored(tmp_path)
+    seal(path, {"chunk": str(CHUNK), **asdict(RECEIPT), **changes}, pack("content"))
+    assert store.load(path, CHUNK) is None
+
+
+def test_neither_pipes_nor_folders_are_read(tmp_path: Path) -> None:
+    store, path = stored(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    assert store.load(path, CHUNK) is None
+    path.unlink()
+    path.mkdir()
+    assert store.load(path, CHUNK) is None
+
+
+def test_what_would_fill_the_memory_is_taken_from_this_process_only(tmp_path: Path) -> None:
+    store, path = stored(tmp_path, pack(np.zeros(1 << 26)))
+    assert store.load(path, CHUNK) is not None
+    assert again(tmp_path).load(path, CHUNK) is None
+
+
+def test_a_state_folder_that_is_relative_is_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the XDG specification says: it would be another one in each working directory."""
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert key_file() == tmp_path / ".local" / "state" / "agc-ml" / "key"

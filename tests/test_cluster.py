@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 from commandline import PROGRAM, agc
+from distributed import Client
 
 import agc_ml
 from agc_ml import cluster
@@ -103,6 +106,59 @@ def test_nothing_shows_pages_or_listens_to_other_machines(local: Any, others: se
     for address in found:
         assert pages(address.port) == {}, address
     assert local.submit(os.getpid).result() != os.getpid()  # and that was nobody's end
+
+
+def test_nor_do_workers_that_are_started_again(others: set[Any]) -> None:
+    with agc_ml.connect("local", workers=1) as client:
+        before = client.submit(os.getpid, pure=False).result()
+        client.restart()
+        assert client.submit(os.getpid, pure=False).result() != before
+        for address in set(listening(psutil.Process())) - others:
+            assert pages(address.port) == {}, address
+
+
+def test_settings_of_the_scheduler_are_for_ours_only() -> None:
+    """In a notebook people start others."""
+    import dask  # noqa: PLC0415 - heavy
+
+    name = "distributed.scheduler.worker-ttl"
+    before = dask.config.get(name)
+    with agc_ml.connect("local", workers=1) as client:
+        assert client.cluster.scheduler.worker_ttl is None
+        assert dask.config.get(name) == before
+
+
+def test_asynchronous_clients_are_refused(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Client(
+            asynchronous=True, processes=False, n_workers=1, dashboard_address=None
+        ) as client:
+            with pytest.raises(UsageError, match=r"is asynchronous; give one that is not"):
+                agc_ml.run("ttbar", client=client, output=tmp_path / "run", quiet=True)
+
+    asyncio.run(run())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stops", [1, 2])
+def test_what_is_stopped_while_workers_start_leaves_nothing(stops: int, tmp_path: Path) -> None:
+    """Neither tracebacks of Dask's nor processes."""
+    for wait in (0.4, 0.8):
+        process = subprocess.Popen(
+            [PROGRAM, "run", "ttbar", "--workers", "2", "-o", tmp_path / "run"],
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("run directory")
+        time.sleep(wait)
+        started = psutil.Process(process.pid).children(recursive=True)
+        for _ in range(stops):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode in {130, -signal.SIGINT}  # a second one while Python ends
+        assert "Traceback" not in told
+        assert psutil.wait_procs(started, timeout=20)[1] == []
 
 
 def test_the_dashboard_is_there_where_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:

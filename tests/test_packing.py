@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from agc_ml import variances
 from agc_ml.hists import DenseHist
-from agc_ml.packing import is_code, pack, unpack
+from agc_ml.packing import is_code, is_too_large, pack, unpack
 from agc_ml.rows import Rows
 
 
@@ -148,6 +148,38 @@ def test_histograms_come_back(one: Any, kind: Any) -> None:
     assert (found["a"] + found["b"]).axes[0] == histogram.axes[0]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32(0.1),
+        np.array(3),
+        np.array([(1, 2.0)], [("a", ">i4"), ("b", "f8")]),
+        [np.array([])],
+    ],
+    ids=repr,
+)
+def test_what_is_noted_on_axes_comes_back(value: Any) -> None:
+    histogram = hist.Hist(axis.Regular(2, 0, 1, name="x"), storage=storage.Weight())
+    histogram.axes[0].__dict__["noted"] = value
+    again = unpack(pack(histogram))
+    assert same(again.axes[0].__dict__["noted"], value)
+    again.axes[0].__dict__["noted"] = None
+    assert same(unpack(pack(histogram)).axes[0].__dict__["noted"], value)  # not one that is kept
+
+
+def test_axes_that_would_be_rounded_are_code() -> None:
+    """UHI's form of a power has its ends, and their edges come from powers again."""
+    kinds = {}
+    for power in (0.5, 2, 3, 1.7, -1):
+        one = axis.Regular(7, 1.3, 10.7, name="x", transform=axis.transform.Pow(power))
+        histogram = hist.Hist(one, storage=storage.Double())
+        blob = pack(histogram)
+        assert unpack(blob) == histogram
+        assert unpack(blob).axes[0].edges.tobytes() == one.edges.tobytes()
+        kinds[is_code(blob)] = power
+    assert set(kinds) == {True, False}
+
+
 def test_known_variances_stay_known() -> None:
     histogram = hist.Hist(axis.Regular(2, 0, 1, name="x"), storage=storage.Double())
     histogram.fill([0.1, 0.2])
@@ -249,6 +281,26 @@ def test_what_is_damaged_is_an_error(data: st.DataObject) -> None:
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(ValueError):  # and nothing else
         unpack(b"agc1" + lz4.frame.compress(bytes(content)))
+
+
+def test_bins_that_are_not_there_take_no_memory() -> None:
+    blob = lz4.frame.decompress(
+        pack(hist.Hist(axis.Regular(2, 0, 1), storage=storage.Double()))[4:]
+    )
+    length = int.from_bytes(blob[:8], "little")
+    text = blob[8 : 8 + length].replace(b'[\\"bins\\", 2]', b'[\\"bins\\", 2000000000]')
+    assert len(text) > length
+    crafted = len(text).to_bytes(8, "little") + text + blob[8 + length :]
+    with pytest.raises(ValueError, match="axes with more bins than there are"):
+        unpack(b"agc1" + lz4.frame.compress(crafted))
+
+
+def test_what_would_fill_the_memory_is_known_before() -> None:
+    zeros, noise = np.zeros(1 << 26), np.random.default_rng(1).random(1 << 10)
+    assert is_too_large(pack(zeros))
+    assert not is_too_large(pack(noise))
+    assert not is_too_large(pack(zeros[: 1 << 20]))
+    assert is_too_large(b"agc1" + lz4.frame.compress(b"", store_size=False))
 
 
 HISTOGRAM = hist.Hist(axis.Regular(2, 0, 1, name="x"), storage=storage.Weight())

@@ -24,7 +24,7 @@ import agc_ml
 from agc_ml import execution, executors, folders, rundirs
 from agc_ml.delivery import ways
 from agc_ml.errors import AgcError, RunDirectoryError, StoreError, UsageError
-from agc_ml.results import RunResult, load_record
+from agc_ml.results import NEW, RunResult, load_record
 
 EVENTS = 300
 
@@ -165,7 +165,7 @@ def test_from_any_moment_of_death_there_is_a_way_on(begin: str, path: Path, tmp_
         states.add(state_of(folder))
         if folder.exists():
             shutil.copytree(folder, again)
-        if states == {"whole x1"} and not (folder / ".new").exists():  # nothing was begun
+        if states == {"whole x1"} and not (folder / NEW).exists():  # nothing was begun
             with pytest.raises(UsageError, match="replace it with --overwrite"):
                 run(path, folder, Count(3), resume=True)
         else:

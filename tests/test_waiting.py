@@ -17,6 +17,7 @@ import psutil
 import pytest
 import uproot
 from commandline import agc
+from distributed import Client
 from services.dask import dask_cluster
 from stalling import Count
 
@@ -108,6 +109,30 @@ def test_frozen_workers_elsewhere(
         complete(run(fileset, tmp_path / "again", Count(), site=cluster.address), fileset)
         assert time.monotonic() - begun < 60
         assert "a worker does not answer" in caplog.text
+
+
+def test_workers_that_others_use_are_left_to_the_scheduler(
+    fileset: Fileset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What somebody else has there would be lost; the scheduler waits for as long as it is told."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL", "8s")
+    processor = Count(fault="freeze", marker=str(tmp_path / "m"))
+    with (
+        dask_cluster(tmp_path / "cluster", 2, "--no-nanny") as cluster,
+        agc_ml.connect(cluster.address) as other,
+    ):
+        other.wait_for_workers(2)
+        workers = other.scheduler_info(n_workers=-1)["workers"]
+        kept = [other.scatter(worker, workers=[worker]) for worker in workers]
+        begun = time.monotonic()
+        complete(run(fileset, tmp_path / "run", processor, site=cluster.address), fileset)
+        assert time.monotonic() - begun > 8
+        assert caplog.text.count("has something of others, too: it is left to the scheduler") == 1
+        assert "goes to another one" not in caplog.text
+        assert len(kept) == 2
 
 
 def test_what_was_taken_away_twice_stays_where_it_is(
@@ -202,12 +227,12 @@ def test_a_clock_that_is_set_back_is_named(
     complete(run(fileset, folder, Count(sleep=0.4), site="inline", resume=True), fileset)
 
 
-@pytest.mark.parametrize("case", ["another version", "none"])
+@pytest.mark.parametrize("case", ["another version", "none", "none, and it is there already"])
 def test_workers_without_this_version_are_named(
     case: str, fileset: Fileset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = tmp_path / "other" / "agc_ml"
-    if case == "none":
+    if case.startswith("none"):
         changed.mkdir(parents=True)
         (changed / "__init__.py").write_text("raise ImportError('there is no agc_ml here')\n")
     else:
@@ -215,10 +240,11 @@ def test_workers_without_this_version_are_named(
         shutil.copytree(Path(agc_ml.__file__).parent, changed, ignore=without)
         (changed / "_version.py").write_text('__version__ = "0.1"\n')
     monkeypatch.setenv("PYTHONPATH", str(changed.parent))
-    with (
-        dask_cluster(tmp_path / "cluster", 1, "--no-nanny") as cluster,
-        pytest.raises(ClusterError, match="install that version") as raised,
-    ):
-        run(fileset, tmp_path / "run", Count(), site=cluster.address)
-    what = "can't import what agc-ml" if case == "none" else "has agc-ml 0.1, and here is"
+    with dask_cluster(tmp_path / "cluster", 1, "--no-nanny") as cluster:
+        if "already" in case:
+            with Client(cluster.address) as client:
+                client.wait_for_workers(1, timeout=60)
+        with pytest.raises(ClusterError, match="install that version") as raised:
+            run(fileset, tmp_path / "run", Count(), site=cluster.address)
+    what = "can't import what agc-ml" if case.startswith("none") else "has agc-ml 0.1, and here is"
     assert what in str(raised.value)

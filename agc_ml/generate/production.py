@@ -354,7 +354,14 @@ def _clusters(state: _State, file: PlannedFile) -> Iterator[Events]:
 
     held: list[Events] = []
     for unit in file.units:
-        held.append(of_plain(unpack(_unit(state, unit)[1])))
+        blob = _unit(state, unit)[1]
+        try:
+            held.append(of_plain(unpack(blob)))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            state.path(unit).unlink()  # it is whole: something else wrote it
+            raise GenerateError(
+                f"{unit}: no events on disk ({error}); made again when it is gone on with"
+            ) from error
         if sum(map(len, held)) >= CLUSTER:
             yield concatenate(held)
             held = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml.errors import ModelError, TrainingError
+from agc_ml.hists import DAMAGED
 from agc_ml.ml import backends, given
 from agc_ml.ml.cards import CARD, FORMATS, Card, CardEntry, GoldenRows, load_model
 from agc_ml.ml.hook import PARITIES, Bundle, DeltaPhi, Parity
@@ -196,5 +196,5 @@ def read_golden(folder: Path, parity: Parity) -> tuple[Array, Array] | None:
             raise given.NotTakenError(f"it unpacks to {unpacked / 1e9:.1f} GB")
         with np.load(data, allow_pickle=False) as content:
             return content["rows"], content["scores"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise ModelError(f"{path}: no golden rows ({error}); train it anew") from error
