@@ -40,6 +40,10 @@ ANSWER_S: Final = 10.0
 TAKINGS: Final = 2
 """So often a job is taken from a worker that does not answer; it may be the job's own doing."""
 
+_RESTART_S: Final = 20.0
+"""A nanny gives a worker 4 s to end, then kills it. If the scheduler did not wait so long, it would
+tell the worker to close, and one that wakes up just then would take its nanny with it."""
+
 _CLOCK_S: Final = 2.0
 _ASKED: Final = 20
 _NAMED: Final = 3
@@ -203,12 +207,12 @@ class Watch:
             self._ask(
                 lambda: self.client.scheduler.restart_workers(
                     workers=[address],
-                    timeout=ANSWER_S,
+                    timeout=_RESTART_S,
                     wait_for_workers=False,
                     on_error="return",
                     stimulus_id=f"agc-ml-silent-{time.time()}",
                 ),
-                timeout=3 * ANSWER_S,
+                timeout=_RESTART_S + ANSWER_S,
             )
         return {key for key in begun if self.taken[key] >= TAKINGS}
 
