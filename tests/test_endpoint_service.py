@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 import time
@@ -77,6 +78,27 @@ def client_query(running: Endpoint, paths: list[Path], query: Any) -> Any:
     made.set_result_format("root-file")
     made.servicex_polling_interval = made.minio_polling_interval = 0.2
     return made
+
+
+@pytest.mark.parametrize("tiny_disk", ["8m"], indirect=True)
+def test_a_full_disk_ends_nothing(tiny_disk: Path, tmp_path: Path, files: list[Path]) -> None:
+    with endpoint(tiny_disk, "--workers", 1) as running:
+        done = submitted(running, files[:1], function("", tmp_path))
+        finished(running, done)
+        slow = "(notes / 'begun').touch(); time.sleep(2)"
+        request_id = submitted(running, files[1:2], function(slow, tmp_path))
+        wait_for((tmp_path / "begun").exists)
+        filler, log = tiny_disk / "filler", tmp_path / f"{tiny_disk.name}.log"
+        with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+        wait_for(lambda: "nothing can be kept now" in log.read_text())
+        url = f"{running.url}/servicex/transformation/{done}"
+        deleted = httpx.delete(url, headers=running.headers())
+        assert deleted.status_code in {200, 507}, deleted.text
+        filler.unlink()
+        assert finished(running, request_id).files_completed == 1
+        assert "Traceback" not in log.read_text()
 
 
 def test_a_killed_endpoint_goes_on_where_it_was(tmp_path: Path, files: list[Path]) -> None:

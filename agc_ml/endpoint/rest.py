@@ -157,7 +157,11 @@ class Transformation(_Handler):
     async def delete(self, request_id: str) -> None:
         """Stop it, and remove its objects."""
         if self.known(request_id):
-            await self.endpoint.transforms.delete(request_id)
+            try:
+                await self.endpoint.transforms.delete(request_id)
+            except sqlite3.Error as error:
+                self.refuse(_NO_ROOM, f"the endpoint can't forget the request now ({error})")
+                return
             self.finish({"message": f"{request_id} is deleted"})
 
 
@@ -187,7 +191,11 @@ class Cancel(_Handler):
     async def get(self, request_id: str) -> None:
         """Stop it; what it has stays."""
         if self.known(request_id):
-            self.endpoint.state.cancel(request_id)
+            try:
+                self.endpoint.state.cancel(request_id)
+            except sqlite3.Error as error:
+                self.refuse(_NO_ROOM, f"the endpoint can't stop the request now ({error})")
+                return
             await self.endpoint.transforms.stop(request_id)
             self.finish({"message": f"{request_id} is canceled"})
 

@@ -63,7 +63,7 @@ def serve(settings: Settings, announce: Callable[[str, Path], None]) -> None:
     UsageError
         The folder holds something else or is in use, or the port is.
     StoreError
-        The folder can't be written, or not any more.
+        The folder can't be written.
     """
     folder = settings.folder
     token = None if settings.token_file is None else read_token(settings.token_file)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+from typing import Final
 
 from agc_ml.delivery.credentials import redacted
 from agc_ml.endpoint.objects import Objects
@@ -12,6 +14,8 @@ from agc_ml.endpoint.state import Job, Outcome, State
 from agc_ml.endpoint.workers import Workers
 
 logger = logging.getLogger(__name__)
+
+AGAIN_S: Final = 5.0  # after nothing could be written: a disk may have room again by then
 
 
 class Transforms:
@@ -25,13 +29,7 @@ class Transforms:
         self._news = asyncio.Event()
 
     async def run(self, at_once: int) -> None:
-        """Work until cancelled.
-
-        Raises
-        ------
-        OSError, sqlite3.Error
-            Results can't be written.
-        """
+        """Work until cancelled; what can't be written now is done again later."""
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(self._work())
@@ -52,17 +50,21 @@ class Transforms:
         """Remove a request and all that there is of it."""
         self._state.cancel(request_id)
         await self.stop(request_id)
+        self._kept.delete(request_id)  # first: on a full disk, the state needs room to forget
         self._state.delete(request_id)
-        self._kept.delete(request_id)
 
     async def _work(self) -> None:
         while True:
-            job = self._state.next_job(self._running)
-            if job is None:
-                self._news.clear()
-                await self._news.wait()
-            else:
-                await self._do(job)
+            try:
+                job = self._state.next_job(self._running)
+                if job is None:
+                    self._news.clear()
+                    await self._news.wait()
+                else:
+                    await self._do(job)
+            except (OSError, sqlite3.Error) as error:
+                logger.error("nothing can be kept now (%s)", error)  # noqa: TRY400 - one line says it
+                await asyncio.sleep(AGAIN_S)
 
     async def _do(self, job: Job) -> None:
         task = asyncio.create_task(self._workers.transform(job))
