@@ -512,3 +512,14 @@ def test_what_a_finished_job_leaves(champions: Path) -> None:
         assert "bundle" not in left
         assert {"result.json", "study.db"} <= left
     table.close()
+
+
+def test_a_database_whose_text_is_damaged(tmp_path: Path) -> None:
+    sound, damaged = tmp_path / "sound", tmp_path / "damaged"
+    for folder in (sound, damaged):
+        folder.mkdir()
+    Publisher(sound).open()
+    content = (sound / registry.DATABASE).read_bytes()
+    (damaged / registry.DATABASE).write_bytes(content.replace(b"(request_id)", b"(request\xa0id)"))
+    with pytest.raises(RegistryError, match="can't be used now"):
+        Publisher(damaged).names()

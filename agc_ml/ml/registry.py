@@ -414,7 +414,7 @@ class Registry:
             ) from error
         try:
             yield
-        except (MlflowException, SQLAlchemyError) as error:
+        except (MlflowException, SQLAlchemyError, UnicodeDecodeError) as error:
             if getattr(error, "error_code", "") in {
                 "RESOURCE_DOES_NOT_EXIST",
                 "INVALID_PARAMETER_VALUE",
