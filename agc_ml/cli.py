@@ -27,10 +27,15 @@ from agc_ml.training.commands_service import token
 _LONGEST: Final = 10_000
 """So many characters of an error are shown."""
 
+_NOT_FROM_HERE: Final = {"NUMBA_CACHE_DIR": "", "NUMBA_CACHE_LOCATOR_CLASSES": ""}
+"""What ``.numba_config.yaml`` in the working directory, whoever's, would say else: where numba's
+cache is, which holds pickles."""
+
 
 def main() -> NoReturn:
     """Run the command line: exit code 0 done, 1 failed or incomplete, 2 wrong usage."""
     stops = _noted_stops()
+    os.environ.update({**_NOT_FROM_HERE, **os.environ})
     try:
         code = cli.main(prog_name="agc-ml", standalone_mode=False)
     except AgcError as error:

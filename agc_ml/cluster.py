@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -131,11 +132,14 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
     # Not as a context: nannies read some of it later.
     dask.config.set(_LOCAL_SETTINGS)
     stop_if_imported()
+    import_nothing_from_here()
+    stops: list[int] = []
     port = 0 if dashboard is None else _free_port(dashboard)
     try:
         with (
             dask.config.set({**_OF_SCHEDULER, **(_NO_PAGES if dashboard is None else {})}),
-            _stops_held() as stops,
+            _stops_held(stops),
+            _stops_unheard_by_children(),
         ):
             client = Client(
                 config=copy.deepcopy(dask.config.config),  # also of workers that are started later
@@ -148,6 +152,8 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
                 silence_logs=logging.CRITICAL,
             )
     except (RuntimeError, OSError) as error:
+        if stops:  # a SIGTERM may have been for the workers, too
+            raise KeyboardInterrupt from error
         raise ClusterError(not_started(error)) from error
     # The scheduler, here in the driver, times garbage collections. Python drops a Ctrl-C that comes
     # while such a callback runs.
@@ -160,14 +166,13 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
 
 
 @contextlib.contextmanager
-def _stops_held() -> Iterator[list[int]]:
-    """Let a Ctrl-C wait, but not a second one; gives the signals that came.
+def _stops_held(stops: list[int]) -> Iterator[None]:
+    """Let a Ctrl-C wait, but not a second one; notes in ``stops`` the signals that came.
 
     Dask leaves tracebacks and processes behind where it is stopped while it starts.
     """
-    stops: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield stops  # signals come to the main thread
+        yield  # signals come to the main thread
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -181,10 +186,39 @@ def _stops_held() -> Iterator[list[int]]:
     for number in held:
         signal.signal(number, hold)
     try:
-        yield stops
+        yield
     finally:
         for number in held:
             signal.signal(number, before[number])
+
+
+@contextlib.contextmanager
+def _stops_unheard_by_children() -> Iterator[None]:
+    """Have processes that are started meanwhile, or by a thread that is, not hear a Ctrl-C.
+
+    It reaches all of the terminal's group, and workers that still import end with a traceback.
+    """
+    resource_tracker.ensure_running()  # its start would let the thread hear it again
+    done = threading.Event()
+    threading.Thread(target=done.wait, daemon=True).start()  # hears it in place of this one
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        done.set()
+
+
+def import_nothing_from_here() -> None:
+    """Have processes that multiprocessing starts begin without the working directory.
+
+    It would be where they look first, also for Python's own modules, until they are told where this
+    process looks; and whose it is nobody knows.
+    """
+    starting: Any = util
+    flags = starting._args_from_interpreter_flags  # noqa: SLF001 - there is no other way to it
+    if "-P" not in flags():
+        starting._args_from_interpreter_flags = lambda: [*flags(), "-P"]  # noqa: SLF001
 
 
 def stop_if_imported() -> None:

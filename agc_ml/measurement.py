@@ -94,6 +94,7 @@ def _beside(function: Any, *arguments: Any, **options: Any) -> Iterator[Callable
 
     That raises `ClusterError` where the process can't be started, or is killed.
     """
+    cluster.import_nothing_from_here()
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         call = pool.submit(function, *arguments, **options)
 

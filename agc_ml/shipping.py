@@ -137,6 +137,8 @@ def prepare(
             "path/to/file.py:Class"
         )
     source = _read(processor, where) if where.endswith(".py") else None
+    if source is None and spec == processor:
+        _look_here()
     module = _import(processor, where) if source is None else load_source(where, source)
     found = getattr(module, class_name, None)
     if not _is_processor(found) and (isinstance(found, type) or not callable(found)):
@@ -181,12 +183,18 @@ def _read(processor: str, where: str) -> bytes:
         raise UsageError(f"{processor}: {where} can't be read ({error.strerror})") from error
 
 
-def _import(processor: str, where: str) -> ModuleType:
-    # Only here: where a command just reads what others wrote, nothing is imported from there.
+def _look_here() -> None:
+    """Look for modules in the working directory, too, after all other places.
+
+    Only for one that the user names: otherwise nothing of what others wrote is imported.
+    """
     with contextlib.suppress(OSError):  # it may be gone
         here = str(Path.cwd())
         if here not in sys.path:
             sys.path.append(here)
+
+
+def _import(processor: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:

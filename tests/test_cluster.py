@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import os
 import re
@@ -159,6 +160,32 @@ def test_what_is_stopped_while_workers_start_leaves_nothing(stops: int, tmp_path
         assert process.returncode in {130, -signal.SIGINT}  # a second one while Python ends
         assert "Traceback" not in told
         assert psutil.wait_procs(started, timeout=20)[1] == []
+
+
+def test_a_ctrl_c_that_workers_get_while_they_import_is_none_of_theirs(tmp_path: Path) -> None:
+    """A terminal sends it to all; what they have to say to it is a traceback."""
+    process = subprocess.Popen(
+        [PROGRAM, "run", "ttbar", "--workers", "2", "-o", tmp_path / "run"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    end = time.monotonic() + 60
+    while not (workers := _spawned(process.pid)) and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+
+
+def _spawned(pid: int) -> list[psutil.Process]:
+    """Workers of a process."""
+    children = psutil.Process(pid).children(recursive=True)
+    with contextlib.suppress(psutil.Error):
+        return [one for one in children if any("spawn_main" in word for word in one.cmdline())]
+    return []
 
 
 def test_the_dashboard_is_there_where_it_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:

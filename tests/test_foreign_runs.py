@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import hist
 import nanoaod
 import numpy as np
 import pytest
-from commandline import agc
+from commandline import PROGRAM, agc
 
 import agc_ml
 from agc_ml import hists
@@ -229,3 +230,24 @@ def test_names_are_no_commands_of_a_terminal(foreign: Path) -> None:
     called = agc("show", foreign)
     assert "\x1b" not in called.out + called.err
     assert "\x07" not in called.out + called.err
+
+
+def test_nothing_in_the_working_directory_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that are started look there first; numba and matplotlib for what sets them up."""
+    monkeypatch.chdir(tmp_path)
+    told = tmp_path.parent / f"{tmp_path.name}-ran"
+    code = f"open({str(told)!r}, 'a').write(__name__); raise ImportError(__name__)"
+    for name in ("multiprocessing", "socket", "signal", "numpy", "json", "cupy", "evil"):
+        (tmp_path / f"{name}.py").write_text(code)
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: module://evil\n")
+    config = {"cache_dir": str(tmp_path / ".cache"), "cache_locator_classes": "evil.Locator"}
+    (tmp_path / ".numba_config.yaml").write_text(json.dumps(config))
+    made = "run ttbar --datasets ttbar__nominal --workers 1 -o run"
+    for command in (made, "plot run", "show run"):
+        words = [PROGRAM, *command.split()]
+        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert not told.exists()
+    assert not (tmp_path / ".cache").exists()

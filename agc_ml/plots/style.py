@@ -74,6 +74,7 @@ _RC: Final[dict[Any, Any]] = {
     "ytick.major.size": 6,
     "ytick.minor.size": 3,
     "hatch.linewidth": 0.6,
+    "text.usetex": False,  # a matplotlibrc in the working directory, whoever's, could run TeX
     "pdf.fonttype": 3,  # outlines: half the time of embedding the OpenType font as such
 }
 

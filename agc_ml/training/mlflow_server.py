@@ -118,6 +118,7 @@ class MlflowServer:
                 start_new_session=True,
                 env={
                     **os.environ,
+                    "PYTHONSAFEPATH": "1",  # nothing is imported from the working directory
                     "MLFLOW_AUTH_CONFIG_PATH": str(config),
                     "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_urlsafe(32),
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
