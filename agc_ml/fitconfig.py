@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
 from importlib.resources.abc import Traversable
@@ -319,7 +320,12 @@ def _package(processor: str) -> ModuleSpec | None:
     spec = None
     for part in module.split("."):
         name = part if spec is None else f"{spec.name}.{part}"
-        spec = PathFinder.find_spec(name, places) if part.isidentifier() else None
+        is_first, spec = spec is None, None
+        if part.isidentifier():
+            # all finders, as of what is installed as editable; without a dot none imports anything
+            with suppress(ImportError, ValueError):
+                spec = importlib.util.find_spec(name) if is_first else None
+            spec = spec or PathFinder.find_spec(name, places)
         if spec is None:
             return None
         places = list(spec.submodule_search_locations or ())

@@ -10,6 +10,8 @@ import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from commandline import PROGRAM, agc
 import agc_ml
 from agc_ml import hists
 from agc_ml.errors import AgcError, RunDirectoryError, UsageError
+from agc_ml.fitconfig import shipped_file
 from agc_ml.results import MOVING, NEW, RunResult
 from agc_ml.rows import Rows
 
@@ -251,3 +254,26 @@ def test_nothing_in_the_working_directory_runs(
         assert done.returncode == 0, done.stderr
     assert not told.exists()
     assert not (tmp_path / ".cache").exists()
+
+
+def test_what_a_processor_ships_is_found_where_only_a_finder_knows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As setuptools installs packages as editable; and still nothing is imported."""
+    (tmp_path / "__init__.py").write_text("raise SystemExit")
+    (tmp_path / "fit.yml").touch()
+
+    class Finder:
+        """Of a package that is called otherwise than its folder."""
+
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> ModuleSpec | None:
+            places = [str(tmp_path)]
+            return spec_from_file_location(
+                name, tmp_path / "__init__.py", submodule_search_locations=places
+            ) if name == "mine" else None  # fmt: skip
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert shipped_file("mine:Processor", "fit.yml") is not None
+    assert shipped_file("mine.lacking:Processor", "fit.yml") is None
+    assert shipped_file("__main__:Processor", "fit.yml") is None
