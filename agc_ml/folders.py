@@ -22,9 +22,17 @@ PARTIAL: Final = ".agc-ml-"
 """How names of hidden files and folders begin that are ours."""
 
 
+def home() -> Path:
+    """The user's home; one that is not there where a user has no name, as in containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
 def cache() -> Path:
     """Where is kept what saves time, and may be deleted: agc-ml in XDG_CACHE_HOME (~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agc-ml"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "agc-ml"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from agc_ml import folders
 from agc_ml.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 def key_file() -> Path:
     """Where the key is."""
     stated = os.environ.get("XDG_STATE_HOME", "")  # a relative one is to be ignored
-    state = Path(stated) if Path(stated).is_absolute() else Path.home() / ".local" / "state"
+    state = Path(stated) if Path(stated).is_absolute() else folders.home() / ".local" / "state"
     return state / "agc-ml" / "key"
 
 

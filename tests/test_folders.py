@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agc_ml import folders
+from agc_ml import folders, signing
 from agc_ml.errors import UsageError
 
 
@@ -49,3 +49,12 @@ def test_what_is_unused(tmp_path: Path) -> None:
     assert folders.is_unused(tmp_path)
     (tmp_path / "whole.root").touch()
     assert not folders.is_unused(tmp_path)
+
+
+def test_a_user_without_a_home_has_no_cache_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers whose user has a number only."""
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert not folders.cache().exists()
+    assert not signing.key_file().exists()
