@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ _RECORD: Final = "run.json"
 KEPT: Final = (CHUNKS, "ledger.jsonl", _RECORD, "measurement.json")
 """What a run that goes on takes over from before."""
 _BEGUN: Final = frozenset(KEPT) - {_RECORD}
+_CHUNK: Final = re.compile("[0-9a-f]{40}")
 
 
 class Found(NamedTuple):
@@ -77,7 +79,7 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> Found:
         if os.path.lexists(folder / name) and not folders.is_plain(folder / name):
             raise UsageError(f"{folder / name}: a file or a link is in the way; take it away")
     is_run = any((folder / name).exists() for name in (_RECORD, NEW, MOVING))
-    is_begun = {path.name for path in folder.iterdir() if path.name[0] != "."} <= _BEGUN
+    is_begun = _is_begun(folder)
     if overwrite:
         if not is_run and not is_begun:
             raise UsageError(
@@ -93,6 +95,14 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> Found:
     if not (work / _RECORD).exists() and (is_begun or work != folder):
         return Found(work)  # killed before it could say what it is
     return Found(work, None if (folder / MOVING).exists() else load_record(work))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is nothing but what a run leaves that could not yet say what it is."""
+    chunks = folder / CHUNKS
+    kept = [path.name for path in chunks.iterdir()] if chunks.is_dir() else []
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."}
+    return names <= _BEGUN and all(name[0] == "." or _CHUNK.fullmatch(name) for name in kept)
 
 
 def prepare(found: Found, *, resume: bool) -> None:

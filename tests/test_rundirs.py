@@ -365,3 +365,12 @@ class Mine:
         if self.case == "postprocess":
             raise ValueError("wrong")
 """
+
+
+def test_a_folder_of_other_things_called_chunks_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "chunks").mkdir()
+    (tmp_path / "chunks" / ("0" * 40)).touch()
+    assert rundirs.find(tmp_path, resume=False, overwrite=True).work == tmp_path
+    (tmp_path / "chunks" / "data.txt").touch()
+    with pytest.raises(UsageError, match="--overwrite leaves it alone"):
+        rundirs.find(tmp_path, resume=False, overwrite=True)
