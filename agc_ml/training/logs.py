@@ -133,6 +133,8 @@ def rotate(path: Path) -> None:
         older = path.with_name(f"{path.name}.1")
         shutil.copyfile(path, older)
         os.truncate(path, 0)
+    except FileNotFoundError:  # nothing has been written yet
+        return
     except OSError as error:
         logging.getLogger(__name__).warning("%s: can't be put aside: %s", path, error)
 
