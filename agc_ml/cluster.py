@@ -79,6 +79,10 @@ def check_site(site: str, workers: int | None = None, dashboard: int | None = No
             f"no site {site!r}; there are {LOCAL}, {INLINE} and scheduler addresses "
             "(tcp://host:port)"
         )
+    if not urlsplit(site).netloc:
+        raise UsageError(
+            f"{site}: an address is needed, such as {urlsplit(site).scheme}://host:8786"
+        )
     if workers is not None:
         raise UsageError(f"--workers is for local workers; {site} has its own")
 
@@ -238,10 +242,15 @@ def not_started(error: BaseException) -> str:
             f"{sys.modules['__main__'].__file__}: processes that help import this script, and "
             "would run it once more; put what it does under: if __name__ == '__main__':"
         )
+    if getattr(sys.modules["__main__"], "__file__", None) == "<stdin>":
+        return (
+            "code from standard input can't start processes, which have to import it; put it in a "
+            "file, under: if __name__ == '__main__':"
+        )
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return (
-        f"processes can't be started on this machine ({reason}); see its memory, and if a script "
-        "starts them that it is a file and does so under: if __name__ == '__main__':"
+        f"processes can't be started on this machine ({reason}); see its memory, and that a script "
+        "which starts them does so under: if __name__ == '__main__':"
     )
 
 
@@ -288,10 +297,18 @@ def _address(address: str) -> Client:
     try:
         return Client(address, timeout=_CONNECT_TIMEOUT)
     except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        if isinstance(error, TypeError) and urlsplit(address).scheme == "tls":
+            names = ", ".join(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in _OF_TLS)
+            raise ClusterError(
+                f"{address}: certificates are needed: set {names}, or them in Dask's configuration"
+            ) from error
         raise ClusterError(
-            f"{address}: no scheduler answers within {_CONNECT_TIMEOUT} ({error}); is it running, "
-            "and its port open?"
+            f"{address}: no scheduler answers ({error}); is it running, its port open, and does it "
+            "take tcp:// or tls://?"
         ) from error
+
+
+_OF_TLS: Final = ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY")  # paths of PEM files
 
 
 def _silence() -> None:

@@ -30,6 +30,8 @@ from agc_ml.referred import Referred, attributes_of, cells, codes_in, form_of, p
 OURS: Final = "agc_ml"
 MAIN: Final = "__main__"
 """What a script or a notebook is called: its code travels with the processor."""
+_STDIN: Final = "<stdin>"
+"""What Python takes for the file of code that it reads from standard input."""
 LOOSE: Final = "agc_ml_user_"
 """Begin of the names of modules that loose files become."""
 POSTPROCESS: Final = "postprocess"
@@ -378,7 +380,7 @@ def _closure(homes: set[str]) -> tuple[dict[str, Path], set[str]]:
     found: dict[str, Path] = {}
     libraries: set[str] = set()
     files = ((name, getattr(sys.modules.get(name), "__file__", None)) for name in sorted(homes))
-    waiting = [(name, Path(file)) for name, file in files if file is not None]
+    waiting = [(name, Path(file)) for name, file in files if file not in {None, _STDIN}]
     while waiting:
         module, file = waiting.pop()
         if module in found:

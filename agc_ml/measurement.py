@@ -404,7 +404,7 @@ def report(source: Path, output: Path | None = None) -> Path:
             f"{source / 'fit'}: fitted to {fitted.pseudodata} pseudodata, and the run has "
             f"{chosen.pseudodata} ones now; fit these: agc-ml fit {shlex.quote(str(source))}"
         )
-    figures = _run_figures(source, result, chosen)
+    figures = _run_figures(source, output, result, chosen)
     if fitted is not None:
         label = result.luminosity, result.provenance.label
         figures += _fit_figures(source / "fit", fitted, label)
@@ -413,13 +413,20 @@ def report(source: Path, output: Path | None = None) -> Path:
     return page
 
 
-def _run_figures(source: Path, result: RunResult, chosen: choices.Choices) -> list[FigureInfo]:
-    """Figures of a run, drawn again if there are none, or those of other pseudodata."""
+def _run_figures(
+    source: Path, output: Path | None, result: RunResult, chosen: choices.Choices
+) -> list[FigureInfo]:
+    """Figures of a run, drawn again if there are none, or those of other pseudodata.
+
+    In the run directory, or beside the page where that is another folder.
+    """
     folder = _no_link(source / "figures")
     if chosen.drawn == chosen.pseudodata and (drawn := _read_index(folder)):
         return drawn
     if not result.templates:
         return []
+    if output is not None:
+        return _draw_run(result, _output(source, output) / "figures", chosen.pseudodata, None)
     drawn = _draw_run(result, folder, chosen.pseudodata, None)
     if drawn:
         _write_index(folder, drawn)

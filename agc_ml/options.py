@@ -225,12 +225,13 @@ def resumable(output: Path, work: Callable[[], Any], *, kept: str) -> Any:
         hint = "what is finished is kept; " if _is_kept(output, kept) else ""
         raise Interrupted(f"interrupted; {hint}go on with: {command}") from stop
     except AgcError as error:
-        if isinstance(error, WaitError):
-            error = WaitError(f"{error}; --patience waits longer")
-        would_not_help = isinstance(error, ProcessorError | UsageError) or "--resume" in str(error)
+        told = f"{error}; --patience waits longer" if isinstance(error, WaitError) else str(error)
+        would_not_help = isinstance(error, ProcessorError | UsageError) or "--resume" in told
         if _is_kept(output, kept) and not would_not_help:
-            raise type(error)(f"{error}; go on with: {command}") from error
-        raise
+            told = f"{told}; go on with: {command}"
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
 
 
 def _is_kept(output: Path, kept: str) -> bool:

@@ -97,7 +97,8 @@ def expand(path: str, where: str) -> str:
     if is_url(path):
         return path
     if secret := _OF_SECRETS.search(path):  # paths are printed, and kept in run directories
-        raise FilesetError(f"{where}: {path}: {secret[0]} may be a secret, and is not expanded")
+        name = secret[0].strip("${}")
+        raise FilesetError(f"{where}: {path}: ${name} may be a secret, and is not expanded")
     expanded = os.path.expandvars(path)
     if not expanded:
         raise FilesetError(f"{where}: {path!r} is empty; name a file")

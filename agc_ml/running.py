@@ -163,6 +163,8 @@ def run(
     way = None if via is None else ways.parse(via)
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
+    if trust and not resume:
+        raise UsageError("--trust is for going on with a run that others wrote: add --resume")
     if not 0 <= allow_missing < 1:
         raise UsageError(f"--allow-missing {allow_missing:g}: a fraction from 0 up to 1 is needed")
     if chunk_size is not None and chunk_size < 1:

@@ -6,6 +6,7 @@ It is in ``agc-ml/key`` of XDG_STATE_HOME (~/.local/state), and nobody else can 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import hmac
@@ -88,6 +89,9 @@ def _make(file: Path) -> None:
     try:
         with os.fdopen(descriptor, "wb") as opened:
             opened.write(secrets.token_bytes(_BYTES))
+            status = os.fstat(descriptor)
+            if status.st_uid != os.geteuid() or status.st_mode & _OTHERS:
+                raise PermissionError(errno.EPERM, "others could read it on this file system")
         with contextlib.suppress(FileExistsError):
             os.link(partial, file)  # unlike a new name it never takes another one's place
     finally:

@@ -182,18 +182,18 @@ class Watch:
     def _take_from(self, address: str, keys: Collection[str]) -> set[str]:
         """Take jobs from a worker, if it was there when it got them; returns those to be given up.
 
-        One that got silent before is to blame, and no job.
+        One that got silent before is to blame, and no job. What was given up stays where it is.
         """
         seen = self._seen[address]
         begun = [key for key in keys if self._begun[address, key] < seen.changed + SILENT_S / 2]
-        if self.alone and begun:
+        if begun and (self.alone or all(self.taken[key] >= TAKINGS for key in begun)):
             return set()
         named = _some([self.jobs[key] for key in keys]) or "results"
-        if seen.is_told or self._is_shared(address):
+        if seen.is_told or (self._is_let_go_by_scheduler() and self._is_shared(address)):
             if not seen.is_told:
                 logger.warning(
-                    "worker %s has not answered for %.0f s, and has something of others, too: it "
-                    "is left to the scheduler (worker-ttl) with what it has of this run: %s",
+                    "worker %s has not answered for %.0f s, and has something else, too: it is "
+                    "left to the scheduler (worker-ttl) with what it has of this run: %s",
                     *(address, time.monotonic() - seen.changed, named),
                 )
             seen.is_told = True
@@ -216,8 +216,13 @@ class Watch:
             )
         return {key for key in begun if self.taken[key] >= TAKINGS}
 
+    def _is_let_go_by_scheduler(self) -> bool:
+        """Whether the scheduler removes silent workers; one elsewhere is taken to do so."""
+        scheduler = getattr(getattr(self.client, "cluster", None), "scheduler", None)
+        return bool(getattr(scheduler, "worker_ttl", True))
+
     def _is_shared(self, address: str) -> bool:
-        """Whether a worker has jobs or results of somebody else's."""
+        """Whether a worker has jobs or results that are not of this round."""
         with contextlib.suppress(TimeoutError, OSError):
             held = self._ask(lambda: self.client.scheduler.has_what(workers=[address]))
             keys = [*self._processing.get(address, ()), *held.get(address, ())]

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agc_ml import signing
 from agc_ml.checkpoints import Chunk, Receipt, Store, seal, unseal
 from agc_ml.errors import UsageError
 from agc_ml.packing import is_code, pack, unpack
@@ -177,11 +178,16 @@ def test_key_that_is_none_is_not_used(case: str, tmp_path: Path) -> None:
         again(tmp_path).load(path, CHUNK)
 
 
+@pytest.mark.parametrize("case", ["no folder", "no modes"])
 def test_without_a_key_the_same_process_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    if case == "no folder":
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    else:  # as on disks of other systems, where all files have the same
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        monkeypatch.setattr(signing, "_OTHERS", 0o700)
     store, path = stored(tmp_path, PICKLE)
     assert "--resume will ask for --trust" in caplog.text
     assert store.load(path, CHUNK) == (RECEIPT, PICKLE)

@@ -23,7 +23,7 @@ from distributed import Client
 
 import agc_ml
 from agc_ml import cluster
-from agc_ml.errors import UsageError
+from agc_ml.errors import ClusterError, UsageError
 
 STRANGER = """
 import sys
@@ -242,6 +242,31 @@ import agc_ml
 from agc_ml.measurement import _beside
 {body}
 """
+
+
+def test_code_from_standard_input(tmp_path: Path) -> None:
+    """It is run here; workers can't import it."""
+    code = """
+import agc_ml
+def count(events):
+    return {"n": len(events)}
+few = agc_ml.Fileset.load("demo").limit(files=1)
+for how in ({"site": "inline"}, {"workers": 1}):
+    print(agc_ml.run(count, few, output="run", overwrite=True, quiet=True, **how).status)
+"""
+    done = subprocess.run(
+        [sys.executable], input=code, cwd=tmp_path, capture_output=True, text=True, check=False,
+        timeout=100,
+    )  # fmt: skip
+    assert done.stdout == "complete\n"
+    assert "code from standard input can't start processes" in done.stderr.splitlines()[-1]
+
+
+def test_tls_without_certificates_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="certificates are needed: set DASK_DISTRIBUTED__COMM"):
+        agc_ml.connect("tls://127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"tcp://: an address is needed, such as tcp://host:8786"):
+        agc_ml.connect("tcp://")
 
 
 @pytest.mark.parametrize(

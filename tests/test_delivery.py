@@ -384,6 +384,10 @@ class TestTokens:
                 credentials.token("https://good.cern.ch/x")
             called = agc_command("run", "ttbar", "--token-host", entry, "--cluster", "inline")
             assert (called.code, "is no host; HOST or" in called.error) == (2, True)
+        monkeypatch.setenv(credentials.HOSTS, "good.cern.ch")
+        for entry in ("", "a.cern.ch b.cern.ch", "a.cern.ch,b.cern.ch"):
+            called = agc_command("run", "ttbar", "--token-host", entry, "--cluster", "inline")
+            assert (called.code, f"{entry!r} is no host" in called.error) == (2, True)
 
     def test_they_follow_to_named_hosts_only(
         self,

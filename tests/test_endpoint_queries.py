@@ -353,5 +353,7 @@ def test_results_come_in_the_order_of_their_times_whatever_the_clock_does(
         seen.append(news[0].path)
         later_than = datetime.fromisoformat(news[0].created)
     assert seen == list(request.files)
-    assert known.requests(request_id)[0].status == "Complete"
+    found = known.request(request_id)
+    assert found is not None
+    assert found.status == "Complete"
     known.close()

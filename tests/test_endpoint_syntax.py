@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from agc_ml.endpoint.generators import generate
 from agc_ml.endpoint.language import KEYWORDS, NAMES, Language, check
 from agc_ml.endpoint.reading import pieces
 from agc_ml.endpoint.syntax import NoExpression, Refused
-from agc_ml.errors import InputFileError, UsageError
+from agc_ml.errors import AgcError, InputFileError, UsageError
 
 ESCAPES = [
     "(1).__class__",
@@ -66,6 +67,10 @@ ESCAPES = [
     "9**9**9",
     "(9**99)**9999",
     "1 << 99999999",
+    "x + (True << 99999999)",
+    "(1 < 2) << 99999999",
+    "(1 and 3) << 99999999",
+    "(True + True) ** 99999999",
     "0x" + "f" * 4000,
     "'" + "a" * 1001 + "'",
     "a; b",
@@ -445,6 +450,21 @@ def test_queries_of_func_adl_that_are_sound_are_taken(steps: list[tuple[str, str
     assert used <= programs.BUILTINS | {"isinstance", "getattr", "list", "repr", "type", "dict"} | {
         *("int", "slice", "str", "None", "True", "False", "__name__"),
     }
+
+
+def test_paths_are_no_patterns(source: str, tmp_path: Path) -> None:
+    """One that is a pattern, too, is the file of that name, for each code generator."""
+    program = generate("uproot", adl_query("(dict (list 'r') (list (attr e 'run')))"), "root-file")
+    with dask.config.set({"scheduler": "sync", "awkward.optimization.which": ["columns"]}):
+        for name in ("x[1].root", "x*.root"):
+            shutil.copy(source, tmp_path / name)
+            (rows,) = pieces("uproot", program, str(tmp_path / name))
+            assert len(rows.events) > 0
+            (tmp_path / name).unlink()
+        shutil.copy(source, tmp_path / "x1.root")
+        for name in ("x[1].root", "x*.root", "{x1,x2}.root"):
+            with pytest.raises((OSError, AgcError)):
+                list(pieces("uproot", program, str(tmp_path / name)))
 
 
 def test_programs_are_checked_again_where_they_run(source: str) -> None:

@@ -197,6 +197,17 @@ def test_report_of_what_can_not_be_drawn_has_no_figures(tmp_path: Path) -> None:
     assert measurement.report(run).exists()
 
 
+def test_a_report_elsewhere_leaves_the_run_as_it_is(tmp_path: Path) -> None:
+    """It may be somebody else's, who has drawn nothing."""
+    run = tmp_path / "run"
+    run.mkdir()
+    factories.run_result(factories.ttbar_hists()).save(run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    measurement.report(run, tmp_path / "page")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert list((tmp_path / "page" / "figures").glob("*.png"))
+
+
 @pytest.fixture(scope="module")
 def with_observables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a made-up run with the features of the best assignment of jets."""

@@ -120,6 +120,16 @@ def test_a_loop_without_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert time.monotonic() - start < 10
 
 
+def test_scores_that_are_made_up(tmp_path: Path) -> None:
+    nodes = [
+        node("RandomNormalLike", "x", "noise"),
+        node("Add", "x noise", "xn"),
+        node("MatMul", "xn w", "y"),
+    ]
+    (tmp_path / "m.onnx").write_bytes(onnx_of(nodes, WEIGHTS))
+    assert "it scores the same rows otherwise each time" in refusal(tmp_path / "m.onnx")
+
+
 def test_a_constant_of_terabytes(tmp_path: Path) -> None:
     nodes = [
         node("ConstantOfShape", "s", "c"),

@@ -130,6 +130,8 @@ NUMBERS = "is not a number of few digits"
         (at("right_children", 0, 1), "two ways lead to a node"),
         (at("parents", 1, 10**30), "parents has too many digits"),
         (at("parents", 1, -1), "a node has a parent that is not there"),
+        (at("parents", 1, nodes.NO_PARENT), "a node has a parent that is not there"),
+        (at("parents", -1, nodes.NO_PARENT), "a node has a parent that is not there"),
         (at("parents", 1, 10**6), "a node has a parent that is not there"),
         (at("split_indices", 0, 10**9), "a node asks for a feature that is not there"),
         (at("split_indices", 0, -1), "a node asks for a feature that is not there"),

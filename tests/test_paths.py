@@ -182,7 +182,7 @@ def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
         ("https://$DOOR/a.root", "expanded in paths only, not in URLs; write it out"),
         ("https://${DOOR}.evil/a.root", "expanded in paths only, not in URLs; write it out"),
         ("/d/$BEARER_TOKEN/a.root", "$BEARER_TOKEN may be a secret, and is not expanded"),
-        ("/d/${AWS_SECRET_ACCESS_KEY}", "${AWS_SECRET_ACCESS_KEY may be a secret"),
+        ("/d/${AWS_SECRET_ACCESS_KEY}", "$AWS_SECRET_ACCESS_KEY may be a secret"),
         ("x" * 5000, "can't be looked into (File name too long)"),
         ("~nobody-of-that-name/a.root", "here: ~nobody"),
     ],

@@ -152,6 +152,7 @@ def test_trials_that_fail(tmp_path: Path) -> None:
         ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "learning_rate"),
         ({"learning_rate": {"low": 0.1, "high": 1, "lgo": True}}, "learning_rate"),
         ({"subsample": []}, "the list is empty"),
+        ({"gamma": [0] * 101, "reg_alpha": [0] * 100}, "201 values in its lists; at most 200"),
         ({"gamma": "much"}, "gamma"),
         ({"gamma": True}, "gamma: a number, a list of them"),
         ({"gamma": {"low": False, "high": "3"}}, "gamma: a number, a list of them"),

@@ -80,9 +80,12 @@ def test_the_limits_are_those_that_are_documented() -> None:
 def test_a_frozen_worker_on_this_machine(
     fileset: Fileset, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its chunk goes on, also if it was the only one."""
+    """Its chunk goes on, also if it was the only one, and has something else, too."""
     processor = Count(fault="freeze", marker=str(tmp_path / "m"))
-    complete(run(fileset, tmp_path / "run", processor, workers=1), fileset)
+    with agc_ml.connect(workers=1) as client:
+        kept = client.scatter("mine")
+        complete(run(fileset, tmp_path / "run", processor, client=client), fileset)
+    assert kept.key
     assert "has not answered for" in caplog.text
     assert "03.root [100, 200)" in caplog.text
     for child in psutil.Process().children(recursive=True):
@@ -130,7 +133,7 @@ def test_workers_that_others_use_are_left_to_the_scheduler(
         begun = time.monotonic()
         complete(run(fileset, tmp_path / "run", processor, site=cluster.address), fileset)
         assert time.monotonic() - begun > 8
-        assert caplog.text.count("has something of others, too: it is left to the scheduler") == 1
+        assert caplog.text.count("has something else, too: it is left to the scheduler") == 1
         assert "goes to another one" not in caplog.text
         assert len(kept) == 2
 

@@ -73,6 +73,9 @@ def allow(hosts: Iterable[str]) -> None:
     UsageError
         One is no host.
     """
+    for host in hosts:
+        if not _ENTRY.fullmatch(host.lower()):
+            raise _no_host(host)
     stated = ",".join([os.environ.get(HOSTS, ""), *hosts]).strip(",")
     _hosts(stated)
     if stated:
@@ -85,13 +88,17 @@ def _hosts(stated: str) -> tuple[Host, ...]:
     for entry in re.split(r"[,\s]+", stated.strip(", \t\n")) if stated.strip(", \t\n") else ():
         match = _ENTRY.fullmatch(entry.lower())
         if match is None:
-            raise UsageError(
-                f"--token-host, {HOSTS}: {entry[:80]!r} is no host; HOST or *.DOMAIN are, "
-                "with :PORT behind them if only that is meant"
-            )
+            raise _no_host(entry)
         name = match["host"].rstrip(".")
         found.append(Host(f".{name}" if match["any"] else name, match["port"]))
     return tuple(found)
+
+
+def _no_host(entry: str) -> UsageError:
+    return UsageError(
+        f"--token-host, {HOSTS}: {entry[:80]!r} is no host; HOST or *.DOMAIN are, "
+        "with :PORT behind them if only that is meant"
+    )
 
 
 def _address(url: str) -> tuple[str, str, str] | None:

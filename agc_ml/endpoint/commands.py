@@ -40,7 +40,7 @@ _EXTRA = ("func_adl_uproot", "qastle", "botocore", "fsspec_xrootd")
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(0.5),
+    type=click.FloatRange(0.5, 1e6),
     default=4.0,
     show_default=True,
     metavar="GB",

@@ -13,6 +13,7 @@ from agc_ml.endpoint.signatures import Keys
 from agc_ml.errors import RunDirectoryError, UsageError
 
 FILE: Final = "credentials.json"
+_LONGEST: Final = 1 << 16  # bytes of a file with a token
 
 
 class Credentials(BaseModel):
@@ -67,7 +68,7 @@ def read_token(token_file: Path) -> str:
         It can't be read, or is empty.
     """
     try:
-        token = token_file.read_text().strip()
+        token = folders.content(token_file, _LONGEST).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "no text"
         raise UsageError(f"--token {token_file}: can't be read ({why})") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +51,10 @@ def pieces(codegen: str, program: str, source: str) -> Iterator[Piece]:
             from agc_ml.endpoint.programs import check  # noqa: PLC0415 - heavy, for this one only
 
             check(program)
+            if "://" not in source:  # it looks for files of which a path is the pattern
+                if "{" in source:  # of which there is no escape
+                    raise InputFileError("func_adl reads no path with {; uproot-raw does")
+                source = glob.escape(source)
         yield from _called(_function(program)(source))
 
 

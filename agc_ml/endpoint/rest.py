@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -75,10 +76,10 @@ class _Handler(Handler):
 
     def known(self, request_id: str) -> Known | None:
         """The request of this id; if there is none, that is the answer."""
-        found = self.endpoint.state.requests(request_id)
-        if not found:
+        found = self.endpoint.state.request(request_id)
+        if found is None:
             self.refuse(_NOT_FOUND, f"there is no transformation request {request_id}")
-        return found[0] if found else None
+        return found
 
 
 class Refresh(_Handler):
@@ -115,10 +116,14 @@ class Transformations(_Handler):
 
     takes_body = True
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """List them, the oldest first."""
-        requests = self.endpoint.state.requests()
-        self.finish({"requests": [_status(self.endpoint, known) for known in requests]})
+        listed = []
+        for request_id in self.endpoint.state.ids():
+            if known := self.endpoint.state.request(request_id):
+                listed.append(_status(self.endpoint, known))
+            await asyncio.sleep(0)  # each may be of megabytes, and others ask, too
+        self.finish({"requests": listed})
 
     async def post(self) -> None:
         """Take one on, if it makes sense."""

@@ -38,6 +38,8 @@ create table if not exists files (
   created text
 );
 create index if not exists files_of_request on files (request, status);
+create index if not exists files_to_do on files (number) where status = 'pending';
+create index if not exists files_by_time on files (created);
 """
 _ONE_TICK: Final = timedelta(microseconds=1)
 
@@ -115,19 +117,22 @@ class State:
             )
         return request_id
 
-    def requests(self, request_id: str | None = None) -> list[Known]:
-        """All requests in the order in which they came, or the one with this id, if there is."""
+    def ids(self) -> list[str]:
+        """All requests in the order in which they came."""
+        return [found for (found,) in self._db.execute("select id from requests order by number")]
+
+    def request(self, request_id: str) -> Known | None:
+        """The request with this id, if there is."""
         rows = self._db.execute(
             "select r.number, r.id, r.body, r.status, r.submitted, r.finished,"
             " coalesce(sum(f.status = 'success'), 0), coalesce(sum(f.status = 'failure'), 0)"
             " from requests r left join files f on f.request = r.id"
-            " where r.id = coalesce(?, r.id) group by r.number order by r.number",
+            " where r.id = ? group by r.number",
             (request_id,),
         )
-        return [
-            Known(number, id_, Request.model_validate_json(body), *rest)
-            for number, id_, body, *rest in rows
-        ]
+        for number, id_, body, *rest in rows:
+            return Known(number, id_, Request.model_validate_json(body), *rest)
+        return None
 
     def next_job(self, busy: Iterable[int]) -> Job | None:
         """The first file of running requests that nobody is at work on."""

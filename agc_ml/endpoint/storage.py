@@ -59,7 +59,7 @@ class Bucket(_Signed):
 
     def get(self, request_id: str) -> None:
         """List them; they are never more than fit in one answer."""
-        if not self.endpoint.state.requests(request_id):
+        if not self.endpoint.state.request(request_id):
             self.code = "NoSuchBucket"
             raise HTTPError(_NOT_FOUND, reason="there is no such bucket")
         objects = self.endpoint.state.objects(request_id)

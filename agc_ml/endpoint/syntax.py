@@ -216,22 +216,28 @@ def _check_constant(value: object) -> None:
 def _bits(node: ast.AST) -> int:
     """At most so many bits has the integer that constants give; 0 if it is none."""
     match node:
-        case ast.Constant(value=bool()):
-            return 0
-        case ast.Constant(value=int() as value):
+        case ast.Constant(value=int() as value):  # also True
             return value.bit_length()
+        case ast.Compare():
+            return 1
+        case ast.BoolOp(values=values):
+            return max(map(_bits, values))
         case ast.UnaryOp(operand=operand):
             return _bits(operand)
-        case ast.BinOp(left=left, op=operator, right=right):
-            one, other = _bits(left), _bits(right)
-            if not one or not other:
-                return 0
-            growth = _GROWTH.get(type(operator))
-            bits = growth(one, min(other, 64)) if growth else max(one, other) + 1
-            if bits > MOST_BITS:
-                raise Refused(f"a number of up to {bits:,} bits")
-            return bits
+        case ast.BinOp():
+            return _computed_bits(node)
     return 0
+
+
+def _computed_bits(node: ast.BinOp) -> int:
+    one, other = _bits(node.left), _bits(node.right)
+    if not one or not other:
+        return 0
+    growth = _GROWTH.get(type(node.op))
+    bits = growth(one, min(other, 64)) if growth else max(one, other) + 1
+    if bits > MOST_BITS:
+        raise Refused(f"a number of up to {bits:,} bits")
+    return bits
 
 
 _GROWTH: Final[dict[type[ast.operator], Callable[[int, int], int]]] = {

@@ -274,7 +274,11 @@ def try_out(data: bytes, format: Format) -> None:  # noqa: A002 - as in Model
     if format == "onnx":
         graphs.check_alone(data, label)
         graph = graphs.Graph(data, label)
-        graph(np.zeros((2, graph.n_features), np.float32))
+        rows = graphs.probe_rows(graph.n_features)
+        if not np.array_equal(graph(rows), graph(rows), equal_nan=True):
+            raise ModelError(
+                f"{label}: it scores the same rows otherwise each time; export it anew"
+            )
         return
     booster = _booster(data, None, label)
     with _told(label, "read it"):

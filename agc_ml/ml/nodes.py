@@ -22,7 +22,7 @@ MOST_WHOLE: Final = 2**31 - 1
 """Of 32 bits: larger ones make xgboost crash."""
 
 NO_PARENT: Final = 2**31 - 1
-"""The parent of a root."""
+"""The parent of a root; of any other node it makes xgboost crash."""
 
 _A_NODE: Final[dict[str, tuple[type, ...]]] = {
     "left_children": (int,),
@@ -159,7 +159,8 @@ def _check_tree(tree: Any, number: int, n_features: int) -> None:
 def _check_parents(tree: dict[str, Any], number: int) -> None:
     parents = tree.get("parents", ())
     demand(
-        all(0 <= one < len(parents) or one == NO_PARENT for one in parents),
+        all(0 <= one < len(parents) for one in parents if one != NO_PARENT)
+        and NO_PARENT not in parents[1:],
         f"tree {number}: a node has a parent that is not there",
     )
 

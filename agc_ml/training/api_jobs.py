@@ -197,15 +197,12 @@ async def events(
     job_id: JobId, house: InHouse, _: Reader, found: Annotated[Job, Depends(_known)]
 ) -> AsyncIterator[ServerSentEvent]:
     """The job each time it changes, until it is over, as server-sent events."""
-    changed = 0.0
-    while True:
-        if found.changed != changed:
-            changed = found.changed
-            yield ServerSentEvent(data=found, event="job", id=str(changed))
-        if found.state in ENDED:
-            return
+    yield ServerSentEvent(data=found, event="job", id=str(found.changed))
+    while found.state not in ENDED:
         await asyncio.sleep(EVERY_S)
-        found = house.training.table.job(job_id)
+        if house.training.table.changed(job_id) != found.changed:  # to read all of it takes longer
+            found = house.training.table.job(job_id)
+            yield ServerSentEvent(data=found, event="job", id=str(found.changed))
 
 
 @ROUTES.post(

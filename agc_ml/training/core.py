@@ -175,8 +175,7 @@ class Training:
             self._look_after(job)
         publishing = self.table.jobs(("publishing",))
         free = self.settings.slots - len(self.table.jobs(("running",)))
-        queued = self.table.jobs(("queued",))[: max(free, 0)]
-        return [*publishing, *queued]
+        return [*publishing, *self.table.queue(max(free, 0))]
 
     def _look_after(self, job: Job) -> None:
         folder = self.job_folder(job)

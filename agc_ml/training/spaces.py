@@ -130,8 +130,8 @@ PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
 
 _MOST_STEPS: Final = 1_000_000
 _LARGEST: Final = 1e300
-_MOST_VALUES: Final = 1000
-"""Of a list: it is kept, sent and shown with each job."""
+_MOST_VALUES: Final = 200
+"""In all lists of a space: they are kept, sent and shown with each job."""
 
 
 def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
@@ -168,6 +168,12 @@ def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
         ) from error
     for name, parameter in space.items():
         _check(name, parameter, *known[name])
+    n_values = sum(len(one) for one in space.values() if isinstance(one, tuple))
+    if n_values > _MOST_VALUES:
+        raise UsageError(
+            f"search space: {n_values:,} values in its lists; at most {_MOST_VALUES} are taken: "
+            "give ranges with low and high"
+        )
     return space
 
 
@@ -179,11 +185,6 @@ def _check(name: str, parameter: Parameter, least: float, most: float) -> None:
         values = parameter if isinstance(parameter, tuple) else (parameter,)
     if not values:
         raise UsageError(f"search space: {name}: the list is empty; name at least one value")
-    if len(values) > _MOST_VALUES:
-        raise UsageError(
-            f"search space: {name}: {len(values):,} values; at most {_MOST_VALUES:,} are taken: "
-            "give a range with low and high"
-        )
     if name in _WHOLE and not all(isinstance(value, int) for value in values):
         raise UsageError(f"search space: {name}: whole numbers are needed")
     ends = values[:2] if isinstance(parameter, Range) else values

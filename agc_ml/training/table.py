@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from agc_ml.errors import StoreError, TrainingError
+from agc_ml.errors import StoreError, TrainingError, printable
 from agc_ml.training.spec import JobSpec
 
 State = Literal["queued", "running", "publishing", "succeeded", "failed", "cancelled"]
@@ -125,8 +125,8 @@ class Table:
                 yield
         except sqlite3.Error as error:
             raise StoreError(
-                f"{self._path}: can't be used ({error}); free space or permission there, or put "
-                "back a copy"
+                f"{self._path}: can't be used ({_short(error)}); free space or permission "
+                "there, or put back a copy"
             ) from error
 
     def _all(self, query: str, *values: Any) -> list[sqlite3.Row]:
@@ -195,6 +195,18 @@ class Table:
             limit,
         )
         return [_job(row) for row in reversed(rows)]
+
+    def queue(self, number: int) -> list[Job]:
+        """So many of the jobs that wait, the oldest first."""
+        rows = self._all(
+            "select * from jobs where state = 'queued' order by created, rowid limit ?", number
+        )
+        return list(map(_job, rows))
+
+    def changed(self, identity: str) -> float:
+        """When a job was changed last; 0 if there is none of this name."""
+        rows = self._all("select changed from jobs where id = ?", identity)
+        return float(rows[0]["changed"]) if rows else 0.0
 
     def counts(self) -> dict[str, int]:
         """Number of jobs in each state."""
@@ -316,6 +328,11 @@ class Table:
         """The token of a digest."""
         rows = self._all("select name, role, created, expires from tokens where sha256 = ?", sha256)
         return Token.model_validate(dict(rows[0])) if rows else None
+
+
+def _short(error: Exception) -> str:
+    """What is said of a database, which may quote what is in it."""
+    return printable(" ".join(str(error).split())[:200])
 
 
 class UnknownError(TrainingError):
