@@ -370,7 +370,7 @@ def _awkward(value: Any, arrays: list[Any]) -> Any:
     """Form, length and buffers; of arrays whose kind of addition depends on none but numbers."""
     import awkward as ak  # noqa: PLC0415 - heavy
 
-    form, length, buffers = ak.to_buffers(ak.to_packed(value))
+    form, length, buffers = ak.to_buffers(ak.to_packed(value, highlevel=False))
     text = form.to_json()
     if '"__record__"' in text or '"__list__"' in text or any(value.attrs):
         raise _NoFormError(type(value))

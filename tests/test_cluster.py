@@ -132,7 +132,7 @@ def test_settings_of_the_scheduler_are_for_ours_only() -> None:
 def test_asynchronous_clients_are_refused(tmp_path: Path) -> None:
     async def run() -> None:
         async with Client(
-            asynchronous=True, processes=False, n_workers=1, dashboard_address=None
+            asynchronous=True, processes=False, n_workers=1, dashboard_address="127.0.0.1:0"
         ) as client:
             with pytest.raises(UsageError, match=r"is asynchronous; give one that is not"):
                 agc_ml.run("ttbar", client=client, output=tmp_path / "run", quiet=True)

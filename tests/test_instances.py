@@ -370,7 +370,7 @@ class Mine(ProcessorABC):
         return {"n": int((np.asarray(events.genWeight) > self.CUT).sum()), "cut": self.CUT}
 
 if __name__ == "__main__":
-    with LocalCluster(1, threads_per_worker=2, dashboard_address=None) as cluster:
+    with LocalCluster(1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
         with Client(cluster) as client:
             for i, Mine.CUT in enumerate((30.0, 60.0, 30.0)):
                 run = agc.run(Mine(), PATH, client=client, quiet=True, output=f"{FOLDER}/{i}")

@@ -246,7 +246,7 @@ def model(
     whole = []
     for number, tree in enumerate(trees):
         n = len(tree["left_children"])
-        parents = [2**31 - 1] * n
+        parents = [2**31 - 1, *[0] * (n - 1)]
         for side in ("left_children", "right_children"):
             for node, child in enumerate(tree[side]):
                 if 0 < child < n:

@@ -260,7 +260,7 @@ class OwnDict(dict[str, int]):
         *(Colour.RED, Pair(1), OwnDict(a=1), date(2026, 1, 1), {Colour.RED: 1}),
         np.array([None, 1]),
         defaultdict(lambda: 3, a=1),
-        ak.zip({"x": [1.0]}, with_name="Vector2D"),
+        ak.zip({"x": [1.0]}, with_name="Own"),
         hist.Hist(axis.Regular(2, 0, 1), storage=storage.Unlimited()),
     ],
     ids=lambda value: type(value).__name__,
