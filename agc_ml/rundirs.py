@@ -119,7 +119,7 @@ def prepare(found: Found, *, resume: bool) -> None:
 
 
 def put_in_place(folder: Path) -> None:
-    """Let a run in ``.new`` whose results stand replace the old one; goes on where that stopped.
+    """Let a run in ``.agc-ml-new`` whose results stand replace the old one; goes on where that stopped.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def put_in_place(folder: Path) -> None:
 
 
 def stands(folder: Path) -> bool:
-    """Whether the run in ``.new`` has results that are to take the place of the old ones."""
+    """Whether the run in ``.agc-ml-new`` has results that are to take the place of the old ones."""
     if folders.is_plain(folder / MOVING):
         return True
     with suppress(OSError, ValueError, KeyError, TypeError):
