@@ -119,7 +119,7 @@ def prepare(found: Found, *, resume: bool) -> None:
 
 
 def put_in_place(folder: Path) -> None:
-    """Let a run in ``.agc-ml-new`` whose results stand replace the old one; goes on where that stopped.
+    """Let a run in ``.agc-ml-new`` whose results stand replace the old one, or go on with that.
 
     Raises
     ------
