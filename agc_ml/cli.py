@@ -28,8 +28,8 @@ _LONGEST: Final = 10_000
 """So many characters of an error are shown."""
 
 _NOT_FROM_HERE: Final = {"NUMBA_CACHE_DIR": "", "NUMBA_CACHE_LOCATOR_CLASSES": ""}
-"""What ``.numba_config.yaml`` in the working directory, whoever's, would say else: where numba's
-cache is, which holds pickles."""
+"""Settings that a foreign ``.numba_config.yaml`` in the working directory would make otherwise: the
+place of numba's cache, which holds pickles."""
 
 
 def main() -> NoReturn:

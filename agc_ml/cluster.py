@@ -255,7 +255,7 @@ def not_started(error: BaseException) -> str:
 
 
 def _lacks_guard() -> bool:
-    """Whether the main program is a script that does its work also where it is imported."""
+    """Return whether the main program is a script that does its work also where it is imported."""
     main = sys.modules["__main__"]
     file = getattr(main, "__file__", None)
     if file is None or Path(file).name == "__main__.py":  # of a tool, which has one

@@ -344,7 +344,7 @@ def _lacks_ours(error: BaseException) -> str:
 
 
 _FORWARDED: Final = re.compile(r"Exception: (ModuleNotFound|Import|Attribute)Error\(")
-"""How the scheduler passes on what a worker raised."""
+"""Text of a worker's exception, as the scheduler passes it on."""
 
 _NOT_READ: Final = "Error during deserialization of the task graph"
 """What Dask says where the scheduler can't import what a job calls."""
@@ -425,7 +425,7 @@ def _at_start(action: Callable[[], None], at_end: Callable[[], None] | None = No
 
 
 def _outcome(future: Future, results: Mapping[str, Any]) -> Any:
-    """What became of a job: its result, if that could be fetched.
+    """Outcome of a job: its result, if that could be fetched.
 
     Raises
     ------

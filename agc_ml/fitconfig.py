@@ -314,7 +314,7 @@ def _registered() -> dict[str, str]:
 
 
 def _package(processor: str) -> ModuleSpec | None:
-    """Where the module of a processor is; nothing is imported, whoever wrote down its name."""
+    """Find the module of a processor without importing anything, whoever wrote down its name."""
     module = _registered().get(processor, processor.partition(":")[0])
     places: list[str] = [*sys.path, os.curdir]
     spec = None

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 LOCK: Final = ".lock"
 PARTIAL: Final = ".agc-ml-"
-"""How names of hidden files and folders begin that are ours."""
+"""Prefix of our hidden files and folders."""
 
 
 def home() -> Path:
@@ -110,7 +110,7 @@ def is_unused(folder: Path) -> bool:
 
 
 def is_plain(folder: Path) -> bool:
-    """Whether there is a folder of that name, and no link to one."""
+    """Return whether there is a folder of that name, and no link to one."""
     return folder.is_dir() and not folder.is_symlink()
 
 

@@ -31,7 +31,7 @@ OURS: Final = "agc_ml"
 MAIN: Final = "__main__"
 """What a script or a notebook is called: its code travels with the processor."""
 _STDIN: Final = "<stdin>"
-"""What Python takes for the file of code that it reads from standard input."""
+"""File name that Python gives to code from standard input."""
 LOOSE: Final = "agc_ml_user_"
 """Begin of the names of modules that loose files become."""
 POSTPROCESS: Final = "postprocess"
@@ -496,7 +496,7 @@ def is_of_library(path: str) -> bool:
 
 
 def place_in_code(error: BaseException) -> str:
-    """Where in the user's code an error came up, ", at FILE, line N"; "" if it was in none."""
+    """Place in the user's code of an error, ", at FILE, line N"; "" if it was in none."""
     for one in chain(error):
         for frame, line in reversed(list(traceback.walk_tb(one.__traceback__))):
             file = frame.f_code.co_filename

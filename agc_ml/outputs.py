@@ -68,7 +68,7 @@ def check(output: Any, dataset: str = "") -> None:
 
 
 MOST_LEVELS: Final = 60
-"""Of what a chunk returns: three times as many of JSON can be written."""
+"""Levels of nesting of a chunk's output; its JSON may have three times as many."""
 
 
 def by_name(output: Any, name: str) -> Mapping[Any, Any]:

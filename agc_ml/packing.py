@@ -71,12 +71,12 @@ def _pickled(value: Any) -> bytes:
 
 
 def is_code(blob: bytes) -> bool:
-    """Whether reading runs what the bytes say, so that only trusted ones may be unpacked."""
+    """Return whether reading runs what the bytes say, so that only trusted ones may be unpacked."""
     return not blob.startswith(_ARRAYS)
 
 
 def is_too_large(blob: bytes) -> bool:
-    """Whether the bytes would take so much more memory that they may be made to fill it."""
+    """Return whether the bytes would take so much more memory that they may be made to fill it."""
     try:
         size = int(lz4.frame.get_frame_info(blob[_MARK:])["content_size"])
     except RuntimeError:
@@ -387,7 +387,7 @@ def _of_awkward(content: Any, arrays: list[Any]) -> Any:
 
 
 def _coffea(name: str) -> Callable[[Any, list[Any]], Any]:
-    """What makes one of coffea's types."""
+    """Constructor of one of coffea's types."""
 
     def made(content: Any, arrays: list[Any]) -> Any:
         from coffea import analysis_tools, processor  # noqa: PLC0415 - heavy

@@ -91,7 +91,7 @@ class Rows:
 
 
 def is_name(name: str) -> bool:
-    """Whether a table may be called so: it is the name of a file, and no path to another folder."""
+    """Return whether a name is fit for a table: the name of a file, no path to another folder."""
     return re.fullmatch(r"[^/\\\0.][^/\\\0]{0,200}", name) is not None
 
 

@@ -58,7 +58,7 @@ def new_folder(name: str) -> Path:
 
 
 def work_of(folder: Path) -> Path:
-    """Where in a run directory the run is that ``--resume`` goes on with."""
+    """Folder, in a run directory, of the run that ``--resume`` goes on with."""
     return folder / NEW if folders.is_plain(folder / NEW) else folder
 
 
@@ -98,7 +98,7 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> Found:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether there is nothing but what a run leaves that could not yet say what it is."""
+    """Return whether there is nothing but what a run leaves that could not yet say what it is."""
     chunks = folder / CHUNKS
     kept = [path.name for path in chunks.iterdir()] if chunks.is_dir() else []
     names = {path.name for path in folder.iterdir() if path.name[0] != "."}
@@ -139,7 +139,7 @@ def put_in_place(folder: Path) -> None:
 
 
 def stands(folder: Path) -> bool:
-    """Whether the run in ``.agc-ml-new`` has results that are to take the place of the old ones."""
+    """Return whether the run in ``.agc-ml-new`` has results to replace the old ones with."""
     if folders.is_plain(folder / MOVING):
         return True
     with suppress(OSError, ValueError, KeyError, TypeError):

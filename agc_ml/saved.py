@@ -68,7 +68,7 @@ def decode(encoded: Encoded) -> Any:
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Whether mappings, lists and tuples are nested more than so many levels."""
+    """Return whether mappings, lists and tuples are nested more than so many levels."""
     level = [value]
     for _ in range(levels):
         inner = [one.values() if isinstance(one, Mapping) else one for one in level

@@ -27,7 +27,7 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def key_file() -> Path:
-    """Where the key is."""
+    """Path of the key."""
     stated = os.environ.get("XDG_STATE_HOME", "")  # a relative one is to be ignored
     state = Path(stated) if Path(stated).is_absolute() else folders.home() / ".local" / "state"
     return state / "agc-ml" / "key"
@@ -48,7 +48,7 @@ def signature(content: bytes) -> str:
 
 
 def is_own(content: bytes, signed: str) -> bool:
-    """Whether the user's key signed some content.
+    """Return whether the user's key signed some content.
 
     Raises
     ------

@@ -156,7 +156,7 @@ class Watch:
         return given_up
 
     def _has_something(self, address: str, ours: Mapping[str, list[str]]) -> bool:
-        """Whether a worker holds us up: it has a job of ours, or the result of one."""
+        """Return whether a worker holds us up: it has a job of ours, or the result of one."""
         if ours.get(address):
             return True
         with contextlib.suppress(TimeoutError, OSError):
@@ -217,12 +217,12 @@ class Watch:
         return {key for key in begun if self.taken[key] >= TAKINGS}
 
     def _is_let_go_by_scheduler(self) -> bool:
-        """Whether the scheduler removes silent workers; one elsewhere is taken to do so."""
+        """Return whether the scheduler removes silent workers; one elsewhere is taken to do so."""
         scheduler = getattr(getattr(self.client, "cluster", None), "scheduler", None)
         return bool(getattr(scheduler, "worker_ttl", True))
 
     def _is_shared(self, address: str) -> bool:
-        """Whether a worker has jobs or results that are not of this round."""
+        """Return whether a worker has jobs or results that are not of this round."""
         with contextlib.suppress(TimeoutError, OSError):
             held = self._ask(lambda: self.client.scheduler.has_what(workers=[address]))
             keys = [*self._processing.get(address, ()), *held.get(address, ())]
@@ -230,7 +230,7 @@ class Watch:
         return True
 
     def _described(self, ours: Mapping[str, list[str]], n_pending: int) -> str:
-        """What is waited for."""
+        """Describe the jobs and workers that are waited for."""
         now = time.monotonic()
         if not self._seen:
             return "the cluster has no workers" + ("" if self.any_worker else " yet")

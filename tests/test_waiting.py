@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,15 @@ def test_what_was_taken_away_twice_stays_where_it_is(
     takings = caplog.text.count("has not answered for")
     assert takings >= waiting.TAKINGS
     assert len(marker.read_text()) == takings + 1
+
+
+def test_what_was_given_up_stays_where_it_is() -> None:
+    """Lost results that are made anew can't be given up again: nothing is asked of the cluster."""
+    nobody: Any = None
+    watch = waiting.Watch(nobody, {"key": "a chunk"}, taken=Counter(key=waiting.TAKINGS))
+    watch._seen["tcp://a"] = waiting._Seen(heartbeat=0, changed=0)
+    watch._begun["tcp://a", "key"] = 0
+    assert watch._take_from("tcp://a", ["key"]) == set()
 
 
 def test_without_workers_it_ends(

@@ -136,7 +136,7 @@ def token(url: str) -> str | None:
 
 
 def withheld(url: str) -> str:
-    """Why a server that lets nobody in got no token, for the end of a line; empty if it did."""
+    """Reason that a server that lets nobody in got no token, for the end of a line, or ""."""
     address = _address(url)
     if address is None or token(url) is not None or found() is None:
         return ""

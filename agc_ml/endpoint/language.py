@@ -117,7 +117,7 @@ def _check_unless_column(expression: str, columns: Iterable[str]) -> None:
 
 
 def _is_allowed(alias: str, keys: Iterable[str]) -> bool:
-    """Whether an alias may be evaluated; a file can hold others, in ROOT's own language, unused."""
+    """Return whether an alias may be evaluated; files hold others, in ROOT's language, unused."""
     try:
         _check_unless_column(alias, keys)
     except InputFileError:

@@ -65,7 +65,7 @@ def limit(memory: float, seconds: float) -> None:
 
 
 def _processes() -> int:
-    """How many processes and threads the user has."""
+    """Number of processes and threads of the user."""
     count, user = 0, os.getuid()
     for folder in os.scandir("/proc"):
         with contextlib.suppress(OSError):  # it has ended

@@ -23,7 +23,7 @@ class Rate(logging.Filter):
         self._left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line is written."""
+        """Return whether a line is written."""
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._count = second, 0

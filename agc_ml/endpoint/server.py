@@ -176,7 +176,7 @@ class Guard(NamedTuple):
 
 
 def foreign(request: HTTPServerRequest) -> Guard | None:
-    """Why a request is refused before anything else of it is looked at; None if it is not.
+    """Reject requests of foreign hosts and origins; None for a request that may be handled.
 
     It has to be to this machine by a name that is always its own, so that no other name leads
     browsers here; and a browser says which page sends it.

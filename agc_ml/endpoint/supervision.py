@@ -110,7 +110,7 @@ def _watch(child: int, reader: int, told: int) -> NoReturn:
 
 
 def ending(code: int) -> str:
-    """How a process ended that was supervised: a signal's name, or its exit code."""
+    """End of a supervised process: the name of a signal, or its exit code."""
     number = -code if code < 0 else code - _DIED
     with contextlib.suppress(ValueError):
         return signal.Signals(number).name

@@ -178,7 +178,7 @@ def _check_place(node: ast.AST, parent: ast.AST) -> None:
 
 
 def _names(node: ast.AST) -> bool:
-    """Whether a value depends on a column or a function."""
+    """Return whether a value depends on a column or a function."""
     return not isinstance(node, _DISPLAYS) and any(
         isinstance(one, ast.Name) for one in ast.walk(node)
     )

@@ -69,7 +69,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def beyond_limits(error: BaseException, job: dict[str, Any]) -> str | None:
-    """Which limit of a job was reached, in one line; None if it is another error."""
+    """Name the limit of a job that was reached, in one line; None for other errors."""
     from agc_ml.errors import chain  # noqa: PLC0415 - heavy
 
     for cause in chain(error):
@@ -82,7 +82,7 @@ def beyond_limits(error: BaseException, job: dict[str, Any]) -> str | None:
 
 
 def out_of_memory(memory: float) -> str:
-    """What is told of a worker that needs more than its memory, in bytes."""
+    """Error line of a worker that needs more than ``memory`` bytes."""
     return f"it needs more than {memory / limits.GB:g} GB of memory (--memory)"
 
 

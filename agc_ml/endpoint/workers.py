@@ -147,7 +147,7 @@ class Workers:
 
 
 def _verdict(folder: Path) -> Verdict:
-    """What the worker says, which may have run somebody's code before it said so."""
+    """Read a worker's verdict, which somebody's code may have written."""
     with (folder / VERDICT).open("rb") as file:
         content = file.read(_LONGEST_VERDICT)
     try:

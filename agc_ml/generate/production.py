@@ -339,7 +339,7 @@ def _unit(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes]:
 
 
 def _kept(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes] | None:
-    """What is on disk of a unit; None where it is not there, not whole, or something else."""
+    """Read a unit from disk; None where it is not there, not whole, or something else."""
     found = unseal(state.path(unit))
     if found is None or found.header.get("unit") != str(unit) or is_code(found.blob):
         return None

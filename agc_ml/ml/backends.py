@@ -97,7 +97,7 @@ def _number(data: bytes, name: str) -> int | None:
 
 
 def _learner(data: bytes, label: str) -> Learner | None:
-    """What is in a model of xgboost, checked; None if it is not JSON."""
+    """Read and check a model of xgboost; None if it is not JSON."""
     if not data:  # which makes xgboost abort the whole process
         raise ModelError(f"{label}: it is empty; train or copy it anew")
     if not structure.is_json(data):
@@ -123,7 +123,7 @@ def _booster(data: bytes, learner: Learner | None, label: str) -> Any:
 
 
 def _predicted(booster: Any, rows: Array, label: str, kind: str = "value") -> Array:
-    """What xgboost gives for rows: ``value``, or ``margin``."""
+    """Scores of xgboost for rows: ``value``, or ``margin``."""
     with _told(label, "score with it"):
         return np.asarray(booster.inplace_predict(rows, predict_type=kind))
 
@@ -169,7 +169,7 @@ _OPENERS: Final[dict[Format, Callable[[Model, Content, Note], Backend]]] = {
 
 
 def described(data: bytes, format: Format, label: str) -> Described:  # noqa: A002 - as in Model
-    """What a model takes.
+    """Inputs of a model.
 
     Names are those that a file of xgboost carries, but for those that only number the features
     (f0, f1, ...).

@@ -145,7 +145,7 @@ def _clock_of_this_thread() -> int | None:
 
 
 def _seconds(clocks: list[int | None]) -> float:
-    """What a thread's clock shows; infinity where it has none, or has ended."""
+    """Processor time of a thread in seconds; infinity where it has no clock, or has ended."""
     with contextlib.suppress(OSError):
         return time.clock_gettime(clocks[0]) if clocks and clocks[0] is not None else np.inf
     return np.inf
@@ -273,7 +273,7 @@ def _messages(message: Any, kind: type) -> Iterator[Any]:
 
 
 def onnx_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: its errors share no base of their own."""
+    """Exceptions of ONNX Runtime, which share no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as native  # noqa: PLC0415 - heavy
 
     found = (getattr(native, name) for name in dir(native))

@@ -311,7 +311,7 @@ def vouch(sha256: str) -> None:
 
 
 def is_vouched(sha256: str) -> bool:
-    """Whether a content can be opened without harm, as far as this process knows."""
+    """Return whether a content can be opened without harm, as far as this process knows."""
     return sha256 in _vouched
 
 

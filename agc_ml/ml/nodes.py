@@ -53,14 +53,14 @@ def demand(holds: Any, what: str) -> None:
 
 
 def of(owner: Any, name: str, kind: type, what: str) -> Any:
-    """What an object of JSON has under a name."""
+    """Value of a JSON object under a name."""
     found = owner.get(name) if isinstance(owner, dict) else None
     demand(type(found) is kind, f"{what} has no {name}, or one of another kind")
     return found
 
 
 def are(values: Any, kinds: Iterable[type]) -> bool:
-    """Whether it is a list of nothing but these."""
+    """Return whether it is a list of nothing but these."""
     return type(values) is list and set(map(type, values)) <= set(kinds)
 
 
@@ -107,7 +107,7 @@ def check_trees(trees: list[Any], n_features: int) -> Array:
 
 
 def _seen(root: Array, is_inner: Array, left: Array, right: Array) -> Array:
-    """Which nodes ways lead to: one to each."""
+    """Find the nodes that can be reached; reject a second way to one."""
     is_seen = np.zeros(len(is_inner), bool)
     level, n_levels = root, 0
     while len(level):
@@ -124,7 +124,7 @@ def _seen(root: Array, is_inner: Array, left: Array, right: Array) -> Array:
 
 
 def _of_all(trees: list[Any], name: str, kind: type) -> Array:
-    """What all trees list, one after the other."""
+    """Concatenate a list of all trees."""
     with np.errstate(over="ignore"):  # which makes it infinite
         return np.array(list(chain.from_iterable(tree[name] for tree in trees)), kind)
 

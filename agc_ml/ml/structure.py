@@ -92,7 +92,7 @@ class Learner(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is of the kind that is checked through and through."""
+        """Return whether it is of the kind that is checked through and through."""
         return (
             self.booster == "gbtree"
             and self.is_known
@@ -102,7 +102,7 @@ class Learner(NamedTuple):
 
 
 def is_json(data: bytes) -> bool:
-    """Whether xgboost would take a model for JSON, not for its binary form."""
+    """Return whether xgboost would take a model for JSON, not for its binary form."""
     return data[:1] != b"{" or not data[1:2].isalpha()
 
 
@@ -211,7 +211,7 @@ def _check_names(content: dict[str, Any], n_features: int) -> None:
 
 
 def _check_counts(model: dict[str, Any], n_trees: int) -> None:
-    """What is said of all trees: how many, of which class, in which round."""
+    """Check the counts of all trees, their classes and rounds."""
     sizes = of(model, "gbtree_model_param", dict, "model")
     demand(whole(sizes, "size_leaf_vector", "0") in {0, 1}, "its size_leaf_vector is not 0 or 1")
     demand(
@@ -238,7 +238,7 @@ def _check_counts(model: dict[str, Any], n_trees: int) -> None:
 
 
 def _of_cats(model: dict[str, Any]) -> Iterable[Any]:
-    """What is said of the categories of all trees, if anything."""
+    """Categories of all trees, if there are any."""
     cats = model.get("cats", {})
     demand(type(cats) is dict, "its cats are of another kind")
     return (value for value in cats.values() if value)
@@ -247,7 +247,7 @@ def _of_cats(model: dict[str, Any]) -> Iterable[Any]:
 def _is_known(
     found: dict[str, Any], model: dict[str, Any], trees: list[Any], objective: dict[str, Any]
 ) -> bool:
-    """Whether it has nothing but what is checked here."""
+    """Return whether it has nothing but what is checked here."""
     learner = found["learner"]
     places = [
         ("the model", found),

@@ -68,7 +68,7 @@ class Route(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What answers a request."""
+        """Wrap the handler of requests in the checks."""
         role, takes_file = _role(self.dependant), "PUT" in (self.methods or ())
         known = {parameter.alias for parameter in self.dependant.query_params}
         answer = super().get_route_handler()

@@ -72,13 +72,13 @@ class Pace:
         self._bytes += n_bytes
 
     def is_slow(self, now: float) -> bool:
-        """Whether it is below the least rate for now."""
+        """Return whether it is below the least rate for now."""
         seconds = now - self._since
         is_young = now - self._begun < _YOUNG_S or seconds < _YOUNG_S
         return not is_young and self._bytes / seconds < LEAST_BYTES / WINDOW_S
 
     def is_late(self, now: float) -> bool:
-        """Whether a window ended with too little; begins the next one."""
+        """Return whether a window ended with too little; begins the next one."""
         if now - self._since < WINDOW_S:
             return False
         is_late = self._bytes < LEAST_BYTES
@@ -139,7 +139,7 @@ class Connections:
 
 
 def capacity() -> int:
-    """How many connections this process may have: half of the files that it may open.
+    """Number of connections this process may have: half of the files that it may open.
 
     The limit for these is raised as far as is needed and allowed. The other half is for uploads,
     databases, and processes that are started.
@@ -246,7 +246,7 @@ class Guarded(H11Protocol):
         )
 
     def phase(self, now: float) -> Phase:
-        """Where it is."""
+        """Phase of the connection now."""
         if self._is_discarding():
             return Phase.DISCARD
         if self._unsent and self._answer is not None and self._answer.is_slow(now):

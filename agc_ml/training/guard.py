@@ -54,7 +54,7 @@ def names_of(host: str, given: Iterable[str] = ()) -> Names:
 
 
 def refusal(scope: Scope, names: Names) -> tuple[HTTPStatus, str] | None:
-    """Why a request is not answered, whoever asks; None if it may be.
+    """Reject requests of foreign hosts and pages; None for a request that may be answered.
 
     A browser sends a user's password wherever a page of others makes it: under a name that leads
     here (DNS rebinding), or to change something. Ports are not compared of names, as tunnels and
@@ -115,7 +115,7 @@ def _plain(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, for itself only."""
+    """Return whether a host is this machine, for itself only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

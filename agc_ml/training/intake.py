@@ -86,7 +86,7 @@ async def check(path: Path, digest: str, most_bytes: int) -> None:
 
 
 def _may_be_parquet(path: Path) -> bool:
-    """Whether a file begins and ends as it should: a process is not started for anything."""
+    """Return whether a file begins and ends as it should: a process is not started for anything."""
     with path.open("rb") as file:
         begin = file.read(len(_MAGIC))
         size = file.seek(0, os.SEEK_END)

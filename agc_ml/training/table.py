@@ -197,14 +197,14 @@ class Table:
         return [_job(row) for row in reversed(rows)]
 
     def queue(self, number: int) -> list[Job]:
-        """So many of the jobs that wait, the oldest first."""
+        """Queued jobs, the oldest first, at most ``number``."""
         rows = self._all(
             "select * from jobs where state = 'queued' order by created, rowid limit ?", number
         )
         return list(map(_job, rows))
 
     def changed(self, identity: str) -> float:
-        """When a job was changed last; 0 if there is none of this name."""
+        """Time of the last change of a job; 0 if there is none of this name."""
         rows = self._all("select changed from jobs where id = ?", identity)
         return float(rows[0]["changed"]) if rows else 0.0
 
@@ -331,7 +331,7 @@ class Table:
 
 
 def _short(error: Exception) -> str:
-    """What is said of a database, which may quote what is in it."""
+    """Shorten an error of the database, which may quote its content."""
     return printable(" ".join(str(error).split())[:200])
 
 
