@@ -200,6 +200,7 @@ def test_without_a_key_the_same_process_goes_on(
     [
         *({"seconds": "long"}, {"files": [1]}, {"files": {"a": 1}}, {"worker": None}),
         *({"bytes": []}, {"events": 49}, {"sumw": {}}, {"events": None}),
+        {"chunk": "another one"},
     ],
     ids=str,
 )

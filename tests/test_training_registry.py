@@ -27,6 +27,7 @@ from agc_ml.training import client, core, publishing
 from agc_ml.training.core import Settings
 from agc_ml.training.promoting import ConflictError
 from agc_ml.training.publishing import Publisher
+from agc_ml.training.spec import JobSpec
 from agc_ml.training.table import Table
 
 NAME = "jet_assignment"
@@ -511,6 +512,20 @@ def test_what_a_finished_job_leaves(champions: Path) -> None:
         left = {path.name for path in (champions / "jobs" / job.id).iterdir()}
         assert "bundle" not in left
         assert {"result.json", "study.db"} <= left
+    table.close()
+
+
+def test_jobs_wait_in_the_order_in_which_they_came(tmp_path: Path) -> None:
+    table = Table(tmp_path / core.TABLE)
+    spec = JobSpec(**{**SPEC, "dataset": "0" * 64})
+    jobs = [table.submit(spec, "somebody", most_queued=9)[0] for _ in range(3)]
+    assert table.queue(0) == []
+    assert [job.id for job in table.queue(2)] == [job.id for job in jobs[:2]]
+    assert table.changed(jobs[0].id) == jobs[0].changed
+    table.move(jobs[0], "running")
+    assert table.changed(jobs[0].id) > jobs[0].changed
+    assert [job.id for job in table.queue(9)] == [job.id for job in jobs[1:]]
+    assert table.changed("none") == 0
     table.close()
 
 
