@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from multiprocessing import resource_tracker, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +23,8 @@ from agc_ml.errors import ClusterError, UsageError
 if TYPE_CHECKING:
     from types import FrameType
 
-    from distributed import Client
+    from distributed import Client, LocalCluster
+    from distributed.security import Security
 
 INLINE: Final = "inline"
 LOCAL: Final = "local"
@@ -30,6 +32,7 @@ _SCHEMES: Final = frozenset({"tcp", "tls", "ws", "wss", "ucx"})
 _CONNECT_TIMEOUT: Final = "20s"
 CLOSE_TIMEOUT_S: Final = 5
 _HOST: Final = "127.0.0.1"
+_ROLES: Final = ("client", "scheduler", "worker")
 _DASHBOARD_PORT: Final = 8787  # the one that people know
 
 # A chunk that kills its worker is known after two deaths and then tried alone. A nanny whose
@@ -127,7 +130,7 @@ def connect(
 def _local(workers: int | None, dashboard: int | None) -> Client:
     import dask  # noqa: PLC0415 - heavy
     from dask.system import CPU_COUNT  # noqa: PLC0415 - heavy
-    from distributed import Client  # noqa: PLC0415 - heavy
+    from distributed import LocalCluster  # noqa: PLC0415 - heavy
     from distributed.gc import disable_gc_diagnosis  # noqa: PLC0415 - heavy
 
     if workers is not None and workers < 1:
@@ -145,15 +148,17 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
             _stops_held(stops),
             _stops_unheard_by_children(),
         ):
-            client = Client(
-                config=copy.deepcopy(dask.config.config),  # also of workers that are started later
-                n_workers=workers or CPU_COUNT,
-                threads_per_worker=1,
-                processes=True,
-                security=True,
-                dashboard_address=f"{_HOST}:{port}",
-                scheduler_kwargs={"dashboard": dashboard is not None},
-                silence_logs=logging.CRITICAL,
+            client = _closing(
+                LocalCluster(
+                    config=copy.deepcopy(dask.config.config),  # also of workers started later
+                    n_workers=workers or CPU_COUNT,
+                    threads_per_worker=1,
+                    processes=True,
+                    security=_only_these_processes(),
+                    dashboard_address=f"{_HOST}:{port}",
+                    scheduler_kwargs={"dashboard": dashboard is not None},
+                    silence_logs=logging.CRITICAL,
+                )
             )
     except (RuntimeError, OSError) as error:
         if stops:  # a SIGTERM may have been for the workers, too
@@ -167,6 +172,67 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
         raise KeyboardInterrupt
     client.register_plugin(_ignore_interrupts())
     return client
+
+
+def _closing(cluster: LocalCluster) -> Client:
+    """Connect to a cluster, and stop it when its client is closed.
+
+    Dask does so for clusters that a client starts itself, but they can't be given a key.
+    """
+    from distributed import Client  # noqa: PLC0415 - heavy
+
+    class OwnClient(Client):  # type: ignore[misc]
+        def close(self, *timeout: Any, **named: Any) -> None:
+            try:
+                super().close(*timeout, **named)
+            finally:
+                self.cluster.close(*timeout, **named)
+
+    try:
+        return OwnClient(cluster)
+    except BaseException:
+        cluster.close(timeout=CLOSE_TIMEOUT_S)
+        raise
+
+
+def _only_these_processes() -> Security:
+    """Return a key and a certificate that are made now, and known to this cluster alone.
+
+    Dask's own (`Security.temporary`) takes a tenth of a second for RSA, and is void on a machine
+    whose clock is set back. This one ends with its processes, so it has no dates: RFC 5280 gives
+    the year 9999 that meaning (section 4.1.2.5).
+    """
+    from cryptography import x509  # noqa: PLC0415 - heavy
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 - heavy
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 - heavy
+    from distributed.security import Security  # noqa: PLC0415 - heavy
+
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "agc-ml")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(datetime(1970, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+        .sign(secret, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+        .decode()
+    )
+    key = secret.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
+    return Security(
+        require_encryption=True,
+        tls_ciphers=None,  # a list in the user's configuration may be for another kind of key
+        tls_ca_file=certificate,
+        **{f"tls_{role}_cert": certificate for role in _ROLES},
+        **{f"tls_{role}_key": key for role in _ROLES},
+    )
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from commandline import PROGRAM, agc
+from cryptography import x509
 from distributed import Client
 
 import agc_ml
@@ -27,16 +28,25 @@ from agc_ml.errors import ClusterError, UsageError
 
 STRANGER = """
 import sys
+import agc_ml
 from distributed import Client
 from distributed.security import Security
-address = sys.argv[1].partition("://")[2]
-for scheme, security in (("tcp", None), ("tls", Security.temporary())):
-    try:
-        Client(f"{scheme}://{address}", security=security, timeout=3)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        print("refused", type(error).__name__)
-    else:
-        print("IN")
+
+def main():
+    with agc_ml.connect("local", workers=1) as own:
+        of_its_own = own.security
+    keys = (("tcp", None), ("tls", Security.temporary()), ("tls", of_its_own))
+    for address in sys.argv[1:]:
+        for scheme, security in keys:
+            try:
+                Client(f"{scheme}://{address}", security=security, timeout=3)
+            except (OSError, RuntimeError, TypeError, ValueError) as error:
+                print("refused", type(error).__name__)
+            else:
+                print("IN")
+
+if __name__ == "__main__":
+    main()
 """
 
 
@@ -92,12 +102,35 @@ def test_what_processes_send_each_other_is_encrypted(local: Any) -> None:
 def test_strangers_are_kept_out(local: Any) -> None:
     info = local.scheduler_info(n_workers=-1)
     nannies = [about["nanny"] for about in info["workers"].values()]
-    for address in (info["address"], *info["workers"], *nannies):
-        done = subprocess.run(
-            [sys.executable, "-c", STRANGER, address],
-            capture_output=True, text=True, timeout=60, check=True,
-        )  # fmt: skip
-        assert [line.split()[0] for line in done.stdout.splitlines()] == ["refused", "refused"]
+    addresses = (info["address"], *info["workers"], *nannies)
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, *addresses],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    outcomes = [line.split()[0] for line in done.stdout.splitlines()]
+    assert outcomes == ["refused"] * 3 * len(addresses)
+
+
+def test_certificate_of_a_cluster_holds_whatever_the_clock_is_set_to(local: Any) -> None:
+    certificate = x509.load_pem_x509_certificate(local.security.tls_ca_file.encode())
+    assert certificate.not_valid_before_utc.year <= 1970
+    assert certificate.not_valid_after_utc.year == 9999
+
+
+def test_local_workers_are_ours_whatever_dask_is_configured_to_use(tmp_path: Path) -> None:
+    """A facility may set an address for all clients, and ciphers that suit its own keys."""
+    called = subprocess.run(
+        [*PROGRAM, "run", "dimuon", "-o", str(tmp_path / "run"), "--workers", "1"],
+        env={
+            **os.environ,
+            "DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9",
+            "DASK_DISTRIBUTED__COMM__TLS__CIPHERS": "ECDHE-RSA-AES128-GCM-SHA256",
+            "DASK_DISTRIBUTED__COMM__TLS__MAX_VERSION": "1.2",
+        },
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert called.returncode == 0, called.stderr
+    assert "cluster: local, 1 workers" in called.stderr
 
 
 def test_nothing_shows_pages_or_listens_to_other_machines(local: Any, others: set[Any]) -> None:
