@@ -80,7 +80,7 @@ def shipped_observables(processor: str) -> Observables | None:
     if file is None:
         return None
     try:
-        return Observables.model_validate(documents.yaml_of(file.read_text(encoding="utf-8")))
+        return Observables.model_validate(documents.read(file))
     except ValidationError as error:
         first = error.errors()[0]
         where = " -> ".join(str(part) for part in first["loc"]) or "(top)"

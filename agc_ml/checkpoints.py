@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import TypeAdapter
 
-from agc_ml import folders, packing
+from agc_ml import documents, packing
 from agc_ml.datasets import as_text
 from agc_ml.errors import UsageError
 from agc_ml.opened_files import from_plain
@@ -189,7 +189,7 @@ def unseal(path: Path) -> Sealed | None:
         It is signed, and others can read the user's key.
     """
     try:
-        first, _, content = folders.content(path, _MOST).partition(b"\n")
+        first, _, content = documents.content(path, _MOST).partition(b"\n")
         checks = json.loads(first)
         digest, signed = checks["sha256"], str(checks.get("signature", ""))
         second, _, blob = content.partition(b"\n")

@@ -7,10 +7,13 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agc_ml import documents
 from agc_ml.errors import RunDirectoryError
 from agc_ml.results import write
 
 FILE_NAME: Final = "measurement.json"
+_MOST: Final = 1 << 16
+"""Bytes of that file."""
 
 
 class Choices(BaseModel):
@@ -36,10 +39,10 @@ def load(run: Path) -> Choices:
         The record is damaged.
     """
     path = run / FILE_NAME
-    if not path.is_file():
-        return Choices(schema=1)
     try:
-        return Choices.model_validate_json(path.read_bytes())
+        return Choices.model_validate_json(documents.content(path, _MOST))
+    except FileNotFoundError:
+        return Choices(schema=1)
     except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise RunDirectoryError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -132,7 +133,7 @@ def _run_arguments(given: dict[str, Any], name: str) -> dict[str, Any]:
         output = rundirs.new_folder(name)
         click.get_current_context().call_on_close(lambda: folders.drop_if_empty(output))
     if not given["quiet"]:
-        click.echo(f"run directory: {output}", err=True)
+        options.echo(f"run directory: {output}", err=True)
     kept = (
         *("site", "workers", "model", "schema", "via", "chunk_size", "resume", "overwrite"),
         *("allow_missing", "verify_checksums", "trust", "dashboard", "patience", "quiet"),
@@ -158,7 +159,7 @@ def _chosen(given: dict[str, Any]) -> Any:
 
 def _three_lines(result: Any) -> None:
     metrics = result.metrics
-    click.echo(
+    options.echo(
         f"{result.status}: {metrics.events:,} events in {metrics.chunks:,} chunks, "
         f"{metrics.wall_s:.1f} s, {metrics.events_per_s:,.0f} events/s"
     )
@@ -167,7 +168,7 @@ def _three_lines(result: Any) -> None:
     if result.templates or not made:
         made.insert(0, f"{len(result.templates)} histograms")
     whole = f"{missing} chunks missing" if missing else "nothing is missing, nothing counted twice"
-    click.echo("; ".join([*made, whole]))
+    options.echo("; ".join([*made, whole]))
 
 
 @cli.command(epilog="Example: agc-ml run dimuon 'data/*.root' --dataset DYJets -o runs/dimuon")
@@ -192,7 +193,7 @@ def run(**given: Any) -> None:
         output, lambda: running.run(given["processor"], fileset, **arguments), kept="chunks"
     )
     _three_lines(result)
-    click.echo(f"look at it with: agc-ml show {shlex.quote(str(output))}")
+    options.echo(f"look at it with: agc-ml show {shlex.quote(str(output))}")
 
 
 @cli.command(epilog="Example: agc-ml measure nanoaod_inputs.json --max-files 1 -o runs/first")
@@ -218,7 +219,7 @@ def measure(**given: Any) -> None:
     )
     _three_lines(done.run)
     _show_fit(done.fit)
-    click.echo(f"report: {done.report}")
+    options.echo(f"report: {done.report}")
     sys.exit(0 if done.fit.converged else 1)
 
 
@@ -280,7 +281,7 @@ def plot(run: Path, config: Path | None, output: Path | None, **given: Any) -> N
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
     how = {key: given[key] for key in ("pseudodata", "label")}
-    click.echo(measurement.plot(run, output, config=config, **how))
+    options.echo(measurement.plot(run, output, config=config, **how))
 
 
 @cli.command(epilog="Example: agc-ml fit histos_1_file_per_process.json -o fits/one")
@@ -324,18 +325,18 @@ def fit(run: Path, config: Path | None, output: Path | None, as_json: bool, **gi
     result = measurement.fit(run, output, config=config, ml_uncertainty=others, **how)
     where = measurement.fit_folder(run, output, others)
     if as_json:
-        click.echo((where / "fit.json").read_text(), nl=False)
+        click.echo(json.dumps(json.loads((where / "fit.json").read_text()), indent=1))
     else:
         _show_fit(result)
         page = where if others else output or run
-        click.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(page))}")
+        options.echo(f"fit: {where}; page: agc-ml report {shlex.quote(str(page))}")
     sys.exit(0 if result.converged else 1)
 
 
 def _show_fit(result: Any) -> None:
     """Print a result and what was fitted; what a reader must know of it is in the log."""
     for line in (result, *result.facts):
-        click.echo(line)
+        options.echo(line)
 
 
 @cli.command(epilog="Example: agc-ml report runs/first")
@@ -346,7 +347,7 @@ def report(run: Path, output: Path | None, **_: Any) -> None:
     """Write one self-contained HTML page of a run directory, or of the folder of a fit."""
     from agc_ml import measurement  # noqa: PLC0415 - on demand
 
-    click.echo(measurement.report(run, output))
+    options.echo(measurement.report(run, output))
 
 
 @cli.command(epilog="Example: agc-ml compare runs/first runs/second --rtol 1e-6")
@@ -467,7 +468,7 @@ def fileset_check(
     if target is not None:
         catalogue.save(checking.written_back(chosen, found), target)
         if not quiet:
-            click.echo(f"written: {target}", err=True)
+            options.echo(f"written: {target}", err=True)
 
 
 @fileset.command("convert", epilog="Example: agc-ml fileset convert nanoaod_inputs.json agc.yaml")
@@ -480,7 +481,7 @@ def fileset_convert(source: str, target: Path, dataset: str | None, **_: Any) ->
     from agc_ml import catalogue  # noqa: PLC0415 - on demand
 
     catalogue.save(_fileset(source, dataset, None, None), target)
-    click.echo(target)
+    options.echo(target)
 
 
 for _command in (sources.from_record, sources.from_rucio, sources.from_glob):

@@ -11,7 +11,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from multiprocessing import resource_tracker, util
 from pathlib import Path
@@ -31,6 +32,7 @@ LOCAL: Final = "local"
 _SCHEMES: Final = frozenset({"tcp", "tls", "ws", "wss", "ucx"})
 _CONNECT_TIMEOUT: Final = "20s"
 CLOSE_TIMEOUT_S: Final = 5
+_CLOSE_S: Final = 60  # of a client that is closed without a limit, as Dask does it
 _HOST: Final = "127.0.0.1"
 _ROLES: Final = ("client", "scheduler", "worker")
 _DASHBOARD_PORT: Final = 8787  # the one that people know
@@ -77,15 +79,18 @@ def check_site(site: str, workers: int | None = None, dashboard: int | None = No
         raise UsageError(f"--workers is for local workers; {INLINE} has none")
     if site in {LOCAL, INLINE}:
         return
-    if urlsplit(site).scheme not in _SCHEMES:
+    scheme, separator, _ = site.partition("://")
+    if not separator or scheme not in _SCHEMES:
         raise UsageError(
             f"no site {site!r}; there are {LOCAL}, {INLINE} and scheduler addresses "
             "(tcp://host:port)"
         )
-    if not urlsplit(site).netloc:
-        raise UsageError(
-            f"{site}: an address is needed, such as {urlsplit(site).scheme}://host:8786"
-        )
+    try:
+        has_host = bool(urlsplit(site).netloc)
+    except ValueError:  # as of [::1 without the other bracket
+        has_host = False
+    if not has_host:
+        raise UsageError(f"{site}: an address is needed, such as {scheme}://host:8786")
     if workers is not None:
         raise UsageError(f"--workers is for local workers; {site} has its own")
 
@@ -142,24 +147,25 @@ def _local(workers: int | None, dashboard: int | None) -> Client:
     import_nothing_from_here()
     stops: list[int] = []
     port = 0 if dashboard is None else _free_port(dashboard)
-    try:
-        with (
-            dask.config.set({**_OF_SCHEDULER, **(_NO_PAGES if dashboard is None else {})}),
-            _stops_held(stops),
-            _stops_unheard_by_children(),
-        ):
-            client = _closing(
-                LocalCluster(
-                    config=copy.deepcopy(dask.config.config),  # also of workers started later
-                    n_workers=workers or CPU_COUNT,
-                    threads_per_worker=1,
-                    processes=True,
-                    security=_only_these_processes(),
-                    dashboard_address=f"{_HOST}:{port}",
-                    scheduler_kwargs={"dashboard": dashboard is not None},
-                    silence_logs=logging.CRITICAL,
-                )
+
+    def start() -> Client:
+        return _closing(
+            LocalCluster(
+                config=copy.deepcopy(dask.config.config),  # also of workers that are started later
+                n_workers=workers or CPU_COUNT,
+                threads_per_worker=1,
+                processes=True,
+                security=_only_these_processes(),
+                dashboard_address=f"{_HOST}:{port}",
+                scheduler_kwargs={"dashboard": dashboard is not None},
+                silence_logs=logging.CRITICAL,
             )
+        )
+
+    settings = {**_OF_SCHEDULER, **(_NO_PAGES if dashboard is None else {})}
+    try:
+        with dask.config.set(settings), _stops_held(stops):
+            client = _deaf(start)
     except (RuntimeError, OSError) as error:
         if stops:  # a SIGTERM may have been for the workers, too
             raise KeyboardInterrupt from error
@@ -182,11 +188,11 @@ def _closing(cluster: LocalCluster) -> Client:
     from distributed import Client  # noqa: PLC0415 - heavy
 
     class OwnClient(Client):  # type: ignore[misc]
-        def close(self, *timeout: Any, **named: Any) -> None:
+        def close(self, timeout: Any = _CLOSE_S) -> None:
             try:
-                super().close(*timeout, **named)
+                super().close(timeout)
             finally:
-                self.cluster.close(*timeout, **named)
+                self.cluster.close(timeout)
 
     try:
         return OwnClient(cluster)
@@ -262,21 +268,24 @@ def _stops_held(stops: list[int]) -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-@contextlib.contextmanager
-def _stops_unheard_by_children() -> Iterator[None]:
-    """Have processes that are started meanwhile, or by a thread that is, not hear a Ctrl-C.
+def _deaf(start: Callable[[], Client]) -> Client:
+    """Call what starts processes in a thread that hears no Ctrl-C, and nor do they.
 
-    It reaches all of the terminal's group, and workers that still import end with a traceback.
+    It reaches all of the terminal's group, and workers that still import end with a traceback. This
+    thread hears it, which it does not while Dask waits.
     """
     resource_tracker.ensure_running()  # its start would let the thread hear it again
-    done = threading.Event()
-    threading.Thread(target=done.wait, daemon=True).start()  # hears it in place of this one
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        done.set()
+    started: Future[Client] = Future()
+
+    def work() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            started.set_result(start())
+        except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
+            started.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return started.result()
 
 
 def import_nothing_from_here() -> None:

@@ -7,7 +7,9 @@ written as UTF-8. All that is wrong is a ValueError of one line.
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 import os
 import re
@@ -15,8 +17,9 @@ import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import yaml
 from yaml.composer import Composer
@@ -87,23 +90,56 @@ def text(path: Path) -> str:
     OSError
         It can't be read.
     ValueError
-        It is no file, damaged, larger than ``MOST_BYTES``, or no text.
+        It is a pipe or a device, damaged, larger than ``MOST_BYTES``, or no text.
     """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is no file, but a folder, a pipe or a device")
-    # a pipe that took its place meanwhile is not waited for
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        content = file.read(MOST_BYTES + 1)
-        if content.startswith(b"\x1f\x8b"):
-            file.seek(0)
-            try:
-                with gzip.open(file) as packed:
-                    content = packed.read(MOST_BYTES + 1)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise ValueError(f"damaged: {error}") from error
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it has, or unpacks to, more than {MOST_BYTES >> 20} MiB")
-    return content.decode("utf-8-sig")
+    found = content(path, MOST_BYTES)
+    if found.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(io.BytesIO(found)) as packed:
+                found = packed.read(MOST_BYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"damaged: {error}") from error
+        if len(found) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES / 1e6:,.0f} MB")
+    return found.decode("utf-8-sig")
+
+
+def content(path: Path, most: int) -> bytes:
+    """Content of a file of at most so many bytes.
+
+    Raises
+    ------
+    OSError
+        It can't be read, or is a folder.
+    ValueError
+        It has more, or is a pipe or a device, which may never end.
+    """
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has more than {most / 1e6:,.0f} MB")
+        return file.read(size)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read it.
+
+    Raises
+    ------
+    OSError
+        It can't be read, or is a folder.
+    ValueError
+        It is a pipe or a device, which may never end.
+    """
+    # a pipe without a writer would be waited for, and a terminal become ours
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise ValueError("it is a pipe or a device, no file")
+        yield file
 
 
 def json_of(content: str) -> Any:

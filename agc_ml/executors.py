@@ -290,9 +290,10 @@ class DaskExecutor:
                     return gathering.result()
                 watch.fetching = len(finished)
                 given_up = watch.look(pending) - finished.keys()
-                # at once: results that went with a worker would wait for these once more
-                self._client.cancel([pending[key] for key in given_up], force=True)
-                self._given_up |= given_up
+                if given_up:
+                    # at once: results that went with a worker would wait for these once more
+                    self._client.cancel([pending[key] for key in given_up], force=True)
+                    self._given_up |= given_up
         finally:
             watch.fetching = 0
             gathering.cancel()

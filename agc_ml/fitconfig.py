@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import importlib.util
 import os
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import entry_points
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final
 
@@ -294,18 +292,17 @@ def shipped_config(processor: str) -> dict[str, Any]:
     file = shipped_file(processor, FILE_NAME)
     if file is None:
         raise FitError(f"the processor {processor!r} ships no fit configuration; {way_out}")
-    with importlib.resources.as_file(file) as path:
-        return load_config(path)
+    return load_config(file)
 
 
-def shipped_file(processor: str, name: str) -> Traversable | None:
+def shipped_file(processor: str, name: str) -> Path | None:
     """Find a file that a processor ships beside its code; None where there is none."""
     spec = _package(processor)
-    if spec is None or spec.submodule_search_locations is None:
-        return None
-    # the module is not run: a processor needs much that a fit does not
-    file = importlib.resources.files(importlib.util.module_from_spec(spec)) / name
-    return file if file.is_file() else None
+    # the module is not even made: a processor needs much that a fit does not, and whose it is
+    # nobody knows where only a run names it
+    places = (spec and spec.submodule_search_locations) or ()
+    found = (Path(place) / name for place in places)
+    return next((file for file in found if file.is_file()), None)
 
 
 def _registered() -> dict[str, str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -114,23 +112,16 @@ def is_plain(folder: Path) -> bool:
     return folder.is_dir() and not folder.is_symlink()
 
 
-def content(path: Path, most: int) -> bytes:
-    """Content of a file of at most so many bytes.
+def check_plain(folder: Path) -> None:
+    """Refuse what has the name of a folder that is written into, and is none, or a link to one.
 
     Raises
     ------
-    OSError
-        It can't be read, is larger, or is no file: a pipe or a device may never end.
+    UsageError
+        There is such a thing.
     """
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is a pipe or a device, no file", str(path))
-        if status.st_size > most:
-            raise OSError(errno.EFBIG, f"it has more than {most / 1e6:,.0f} MB", str(path))
-        return file.read(status.st_size)
+    if os.path.lexists(folder) and not is_plain(folder):
+        raise UsageError(f"{folder}: a file or a link is in the way; take it away")
 
 
 def clear(folder: Path, keep: Sequence[str] = ()) -> None:

@@ -30,7 +30,7 @@ import boost_histogram as bh
 import hist
 import numpy as np
 
-from agc_ml import variances
+from agc_ml import documents, variances
 from agc_ml.errors import HistogramError
 from agc_ml.variations import NOMINAL
 
@@ -51,6 +51,8 @@ DAMAGED: Final = (
 """What libraries raise of files of histograms and arrays in which bits are wrong."""
 _MOST: Final = 1 << 32
 """Bytes of histograms, unpacked."""
+_FEW: Final = 1 << 16
+"""So many bins take no memory worth speaking of."""
 _PLAIN: Final = (str, bool, int, float, type(None))
 _ROOT_CLASS: Final = re.compile(r"TH[123][CSIFDL]|TProfile")
 
@@ -479,7 +481,7 @@ def read_zip(path: Path) -> dict[str, hist.Hist[Any]]:
     import uhi.io.zip  # noqa: PLC0415 - only here
 
     try:
-        with zipfile.ZipFile(path) as archive:
+        with documents.opened(path) as file, zipfile.ZipFile(file) as archive:
             _check_size(archive)
             names = [n.removesuffix(".json") for n in archive.namelist() if n.endswith(".json")]
             return {name: _from_uhi(uhi.io.zip.read(archive, name)) for name in names}
@@ -493,20 +495,28 @@ def _check_size(archive: zipfile.ZipFile) -> None:
         raise ValueError(f"it would take {size / 1e9:,.0f} GB of memory")
 
 
-def check_bins(content: Mapping[str, Any], shape: tuple[int, ...]) -> None:
-    """Refuse axes with more bins than an array has, before they take memory.
+def check_bins(content: Mapping[str, Any], size: int) -> None:
+    """Refuse axes with more bins, flow bins among them, than there are, before they take memory.
 
     Raises
     ------
     ValueError
         There are more.
     """
-    if any(axis.get("bins", 0) > max(shape, default=0) for axis in content["axes"]):
+    n_bins = 1
+    for axis in content["axes"]:
+        # as it is made, and as a transformed one is made again
+        stated = (axis, (axis.get("writer_info") or {}).get("boost-histogram") or {})
+        if any(one.get("bins", 0) > max(size, _FEW) for one in stated):
+            raise ValueError("axes with more bins than there are")
+        alone = {"uhi_schema": 1, "axes": [axis], "storage": {"type": "int"}}
+        n_bins *= bh.Histogram(alone).axes[0].extent
+    if n_bins > size:
         raise ValueError("axes with more bins than there are")
 
 
 def _from_uhi(content: dict[str, Any]) -> hist.Hist[Any]:
-    check_bins(content, np.shape(content["storage"]["values"]))
+    check_bins(content, np.size(content["storage"]["values"]))
     histogram: hist.Hist[Any] = hist.Hist(content)
     if histogram.kind is bh.Kind.MEAN:
         # the variance of a single entry is 0 / 0, of which no sum of squared deltas can be made
@@ -525,7 +535,7 @@ def templates_in(path: Path) -> list[str] | None:
         The file can't be read.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with documents.opened(path) as file, zipfile.ZipFile(file) as archive:
             _check_size(archive)
             if _LISTED not in archive.namelist():
                 return None

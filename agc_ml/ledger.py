@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, Literal
 
-from agc_ml import folders
+from agc_ml import documents
 from agc_ml.datasets import plain_tree
 from agc_ml.errors import RunDirectoryError
 
@@ -124,8 +124,8 @@ class Ledger:
             The file is missing, cut off, or has a line that is no entry.
         """
         try:
-            lines = folders.content(path, _MOST).decode().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = documents.content(path, _MOST).decode().splitlines()
+        except (OSError, ValueError) as error:
             raise RunDirectoryError(f"{path}: can't be read ({error})") from error
         return cls(tuple(_entry(path, number, line) for number, line in enumerate(lines, 1)))
 

@@ -34,6 +34,11 @@ def _set_level(context: click.Context, parameter: click.Parameter, value: int | 
     return value
 
 
+def echo(line: object, *, err: bool = False) -> None:
+    """Print a line, as a terminal may have it: the names in it may come from files of others."""
+    click.echo(printable(str(line)), err=err)
+
+
 class _Lines(logging.Formatter):
     """Lines that a terminal takes for nothing else."""
 

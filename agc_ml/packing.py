@@ -78,10 +78,23 @@ def is_code(blob: bytes) -> bool:
 def is_too_large(blob: bytes) -> bool:
     """Return whether the bytes would take so much more memory that they may be made to fill it."""
     try:
-        size = int(lz4.frame.get_frame_info(blob[_MARK:])["content_size"])
+        size = _size(blob)
     except RuntimeError:
         return False  # nothing can be made of them
     return size > max(_LARGE, _RATIO * len(blob)) or not size
+
+
+def _size(blob: bytes) -> int:
+    return int(lz4.frame.get_frame_info(blob[_MARK:])["content_size"])
+
+
+def _unpacked(blob: bytes) -> bytes:
+    """Content of a frame, of which no more is made than the frame says that there is."""
+    frame = lz4.frame.LZ4FrameDecompressor()
+    content: bytes = frame.decompress(blob[_MARK:], max_length=_size(blob))
+    if not frame.eof:
+        raise ValueError("it is cut off, or has more than it says")
+    return content
 
 
 def unpack(blob: bytes) -> Any:
@@ -93,9 +106,9 @@ def unpack(blob: bytes) -> Any:
         They hold no code, and are not what `pack` gives.
     """
     if is_code(blob):
-        return pickle.loads(lz4.frame.decompress(blob[_MARK:]))  # noqa: S301 - see above
+        return pickle.loads(_unpacked(blob))  # noqa: S301 - see above
     try:
-        content = io.BytesIO(lz4.frame.decompress(blob[_MARK:]))
+        content = io.BytesIO(_unpacked(blob))
         (length,) = _LENGTH.unpack(content.read(_LENGTH.size))
         described = json.loads(content.read(length))
         arrays = []
@@ -243,7 +256,7 @@ def _npy(array: Any) -> bytes:
 
 def _booked(text: str, inside: list[Any], shape: tuple[int, ...]) -> hist.Hist[Any]:
     described = _decoded(json.loads(text), inside)
-    check_bins(described, shape)
+    check_bins(described, math.prod(shape))
     zeros = {name: np.zeros(shape) for name, of in described["storage"].items() if of is None}
     described["storage"] |= zeros
     return hist.Hist(described)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from agc_ml.account import Tick
+from agc_ml.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,8 +49,10 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True)
     if console.is_terminal or console.is_jupyter:
+        from rich.text import Text  # noqa: PLC0415 - only on a terminal
+
         with console.status("") as status:
-            yield status.update
+            yield lambda text: status.update(Text(printable(text)))
         return
     last = ("", 0.0)
 
@@ -58,7 +61,7 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
         stage, now = text.partition(":")[0], time.monotonic()
         if stage != last[0] or now - last[1] > SECONDS_BETWEEN_LINES:
             last = (stage, now)
-            console.print(text, highlight=False, soft_wrap=True, markup=False)
+            console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
     yield line
 

@@ -19,7 +19,7 @@ import boost_histogram as bh
 import hist
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from agc_ml import folders, rows, saved, variances
+from agc_ml import documents, rows, saved, variances
 from agc_ml import hists as histograms
 from agc_ml.errors import RunDirectoryError, StoreError
 from agc_ml.folders import PARTIAL
@@ -411,7 +411,7 @@ def _outputs(directory: Path, content: dict[str, Any]) -> Mapping[Any, Any]:
     kept: dict[str, Any] = {}
     try:
         if (directory / OUTPUTS).exists():
-            packed = io.BytesIO(folders.content(directory / OUTPUTS, _MOST_OUTPUTS))
+            packed = io.BytesIO(documents.content(directory / OUTPUTS, _MOST_OUTPUTS))
             with zipfile.ZipFile(packed) as archive:
                 if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
                     raise ValueError(f"{OUTPUTS} is compressed, which ours never is")
@@ -451,7 +451,7 @@ def load_record(directory: Path) -> RunRecord:
     path = directory / "run.json"
     is_replaced = any((directory / name).is_dir() for name in (NEW, MOVING))
     try:
-        raw = json.loads(folders.content(path, MOST_RECORD))
+        raw = json.loads(documents.content(path, MOST_RECORD))
         if is_replaced:
             logger.warning(
                 "%s: a run that replaces this one is unfinished, and here are the results before "
@@ -471,7 +471,7 @@ def load_record(directory: Path) -> RunRecord:
         raise RunDirectoryError(_cannot_read(path, error)) from error
     except (ValueError, RecursionError) as error:
         raise RunDirectoryError(
-            f"{path}: cut off or not JSON ({error}); run again with --overwrite"
+            f"{path}: cut off, or no record ({error}); run again with --overwrite"
         ) from error
     version = raw.get("schema") if isinstance(raw, dict) else None
     if version != SCHEMA:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from agc_ml import documents
 from agc_ml.errors import RunDirectoryError
 
 Array = NDArray[Any]
@@ -168,6 +169,9 @@ def read(
     if label is None:
         label = source if isinstance(source, Path) else "table"
     try:
+        if isinstance(source, Path):
+            with documents.opened(source):
+                pass
         schema = pq.read_schema(source)
         _check_types(label, schema, error)
         text = [field.name for field in schema if pa.types.is_string(field.type)]
@@ -283,8 +287,9 @@ def digest_of(path: Path, error: Callable[[str], Exception] = RunDirectoryError)
     import pyarrow.parquet as pq  # noqa: PLC0415 - heavy
 
     try:
-        metadata = pq.read_schema(path).metadata
-    except (OSError, pa.ArrowException) as cause:
+        with documents.opened(path) as file:
+            metadata = pq.read_schema(file).metadata
+    except (OSError, ValueError, pa.ArrowException) as cause:
         reason = " ".join(str(cause).split())[:200]
         raise error(f"{path}: can't be read as Parquet ({reason}); extract it anew") from cause
     return _stated(path, metadata, error)[2]

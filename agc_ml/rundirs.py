@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from agc_ml import folders
+from agc_ml import documents, folders
 from agc_ml.errors import UsageError
 from agc_ml.results import MOST_RECORD, MOVING, NEW, RunRecord, load_record
 
@@ -75,9 +74,8 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> Found:
         raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
     if folders.is_unused(folder):
         return Found(folder)
-    for name in (NEW, MOVING, CHUNKS):
-        if os.path.lexists(folder / name) and not folders.is_plain(folder / name):
-            raise UsageError(f"{folder / name}: a file or a link is in the way; take it away")
+    for name in (NEW, MOVING, CHUNKS, f"{NEW}/{CHUNKS}"):
+        folders.check_plain(folder / name)
     is_run = any((folder / name).exists() for name in (_RECORD, NEW, MOVING))
     is_begun = _is_begun(folder)
     if overwrite:
@@ -143,6 +141,6 @@ def stands(folder: Path) -> bool:
     if folders.is_plain(folder / MOVING):
         return True
     with suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads(folders.content(folder / NEW / _RECORD, MOST_RECORD))
+        record = json.loads(documents.content(folder / NEW / _RECORD, MOST_RECORD))
         return bool(record["status"] == "complete")
     return False

@@ -57,7 +57,7 @@ def ml_config(processor: str) -> dict[str, Any]:
             "depend on the model: agc-ml fit RUN CONFIG.yml --ml-uncertainty ..."
         )
     try:
-        regions = documents.yaml_of(file.read_text(encoding="utf-8"))["Regions"]
+        regions = documents.read(file)["Regions"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FitError(f"{FILE_NAME} of {processor!r}: can't be read ({error})") from error
     config = {**config, "Regions": regions}

@@ -81,10 +81,11 @@ def is_published(path: Path) -> bool:
 def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
     """Read a file by what it begins with, whatever it is called."""
     try:
-        with path.open("rb") as file:
+        with documents.opened(path) as file:
             start = file.read(4)
-    except OSError as error:
-        raise HistogramError(f"{path}: can't be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise HistogramError(f"{path}: can't be read ({reason})") from error
     if start == b"root":
         return hists.read_root(path)
     if start[:2] == b"PK":

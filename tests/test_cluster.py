@@ -120,7 +120,7 @@ def test_certificate_of_a_cluster_holds_whatever_the_clock_is_set_to(local: Any)
 def test_local_workers_are_ours_whatever_dask_is_configured_to_use(tmp_path: Path) -> None:
     """A facility may set an address for all clients, and ciphers that suit its own keys."""
     called = subprocess.run(
-        [*PROGRAM, "run", "dimuon", "-o", str(tmp_path / "run"), "--workers", "1"],
+        [PROGRAM, "run", "dimuon", "-o", str(tmp_path / "run"), "--workers", "1"],
         env={
             **os.environ,
             "DASK_SCHEDULER_ADDRESS": "tcp://127.0.0.1:9",
@@ -300,6 +300,35 @@ def test_tls_without_certificates_says_so(tmp_path: Path) -> None:
         agc_ml.connect("tls://127.0.0.1:9")
     with pytest.raises(UsageError, match=r"tcp://: an address is needed, such as tcp://host:8786"):
         agc_ml.connect("tcp://")
+    with pytest.raises(UsageError, match="an address is needed, such as tls://host:8786"):
+        agc_ml.connect("tls://[::1")
+
+
+STUCK = """
+import os, signal, threading, time
+import distributed
+import agc_ml
+
+def stuck(**_):
+    for seconds in (0.3, 0.6):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Event().wait(60)
+
+if __name__ == "__main__":
+    distributed.LocalCluster = stuck
+    begun = time.monotonic()
+    try:
+        agc_ml.connect("local", workers=1)
+    except KeyboardInterrupt:
+        print(time.monotonic() - begun)
+"""
+
+
+def test_a_second_ctrl_c_ends_a_start_that_hangs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 0.5 < float(done.stdout) < 5
 
 
 @pytest.mark.parametrize(

@@ -927,6 +927,8 @@ class TestWays:
             ("local=/data", "are known"),
             ("xrootd=https://host", "should be root://HOST"),
             ("xrootd=host:1094", "should be root://HOST"),
+            ("xcache=root://[::1", "should be root://HOST"),
+            ("https=https://[::1", "should be http://HOST or https://HOST"),
             ("xrootd=root://a,root://b", "are known"),
         ],
     )

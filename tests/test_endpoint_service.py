@@ -95,10 +95,21 @@ def test_a_full_disk_ends_nothing(tiny_disk: Path, tmp_path: Path, files: list[P
         wait_for(lambda: "nothing can be kept now" in log.read_text())
         url = f"{running.url}/servicex/transformation/{done}"
         deleted = httpx.delete(url, headers=running.headers())
-        assert deleted.status_code in {200, 507}, deleted.text
-        filler.unlink()
+        assert deleted.status_code == 200, deleted.text
+        assert not (tiny_disk / "objects" / done).exists()
+        filler.unlink(missing_ok=True)
         assert finished(running, request_id).files_completed == 1
         assert "Traceback" not in log.read_text()
+
+
+def test_what_never_passes_is_told_and_not_tried_for_ever(
+    tmp_path: Path, files: list[Path]
+) -> None:
+    with endpoint(tmp_path / "endpoint", "--workers", 1) as running:
+        (tmp_path / "endpoint" / "work").rmdir()
+        (tmp_path / "endpoint" / "work").touch()
+        request_id = submitted(running, files[:1], function("", tmp_path))
+        assert "the endpoint can't work on it (Not a directory)" in failure(running, request_id)
 
 
 def test_a_killed_endpoint_goes_on_where_it_was(tmp_path: Path, files: list[Path]) -> None:

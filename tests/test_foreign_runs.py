@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,6 +90,16 @@ def test_links_in_place_of_folders(
     assert [file.read_text() for file in precious.iterdir()] == ["long"]
 
 
+def test_links_inside_of_a_run_that_replaces_another(
+    foreign: Path, precious: Path, path: Path
+) -> None:
+    (foreign / NEW).mkdir()
+    (foreign / NEW / "chunks").symlink_to(precious)
+    with pytest.raises(UsageError, match=f"{NEW}/chunks: a file or a link is in the way"):
+        run(path, foreign, resume=True)
+    assert [file.read_text() for file in precious.iterdir()] == ["long"]
+
+
 @pytest.mark.parametrize("command", ["plot", "report"])
 def test_figures_are_drawn_through_no_link(command: str, foreign: Path, precious: Path) -> None:
     (foreign / "figures").symlink_to(precious)
@@ -144,11 +155,17 @@ def test_a_complete_run_with_missing_chunks_is_none(foreign: Path) -> None:
         RunResult.load(foreign)
 
 
-@pytest.mark.parametrize("name", ["run.json", "ledger.jsonl", "outputs.npz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("run.json", "ledger.jsonl", "outputs.npz", "outputs.zip", "histograms.zip"),
+        *("training.parquet", "measurement.json"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["pipe", "device", "large"])
 @pytest.mark.timeout(60)
 def test_files_that_never_end(name: str, kind: str, foreign: Path) -> None:
-    (foreign / name).unlink()
+    (foreign / name).unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(foreign / name)
     elif kind == "device":
@@ -158,9 +175,22 @@ def test_files_that_never_end(name: str, kind: str, foreign: Path) -> None:
             file.truncate(1 << 40)
     called = agc("plot", foreign)
     assert called.code == 1
-    reason = "it has more than" if kind == "large" else "it is a pipe or a device, no file"
     assert f"{name}" in called.error or "outputs of the processor" in called.error
-    assert reason in called.error
+    if kind != "large":
+        assert "it is a pipe or a device, no file" in called.error
+    elif name not in {"outputs.zip", "histograms.zip", "training.parquet"}:  # read from their end
+        assert "it has more than" in called.error
+
+
+@pytest.mark.timeout(60)
+def test_figures_that_never_end(foreign: Path) -> None:
+    assert agc("plot", foreign).code == 0
+    figure = next((foreign / "figures").glob("*.png"))
+    figure.unlink()
+    os.mkfifo(figure)
+    called = agc("report", foreign)
+    assert called.code == 1
+    assert f"{figure.name}: can't be read (it is a pipe or a device, no file)" in called.error
 
 
 def test_outputs_that_would_fill_the_memory(foreign: Path) -> None:
@@ -183,12 +213,16 @@ def test_histograms_that_would_fill_the_memory(
         members = {name: archive.read(name) for name in archive.namelist()}
     (name,) = (name for name in members if name.endswith(".json"))
     described = json.loads(members[name])
-    described["axes"][0]["bins"] = 2_000_000_000
-    with zipfile.ZipFile(file, "w") as archive:
-        for other, content in {**members, name: json.dumps(described).encode()}.items():
-            archive.writestr(other, content)
-    with pytest.raises(AgcError, match="axes with more bins than there are"):
-        RunResult.load(foreign)
+    for axes in (
+        [described["axes"][0] | {"bins": 2_000_000_000}],
+        [described["axes"][0] | {"bins": 60_000}, described["axes"][0] | {"bins": 60_000}],
+    ):
+        crafted = json.dumps(described | {"axes": axes}).encode()
+        with zipfile.ZipFile(file, "w") as archive:
+            for other, content in {**members, name: crafted}.items():
+                archive.writestr(other, content)
+        with pytest.raises(AgcError, match="axes with more bins than there are"):
+            RunResult.load(foreign)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for other, content in {**members, "more.npy": bytes(3 << 20)}.items():
             archive.writestr(other, content)
@@ -216,6 +250,9 @@ def test_nothing_is_imported_from_where_one_stands(
         module = here / f"{name}.py"
         module.parent.mkdir(exist_ok=True)
         module.write_text("from pathlib import Path\nPath('imported').touch()\n")
+    native = here / "evil_native" / f"__init__{sysconfig.get_config_var('EXT_SUFFIX')}"
+    native.parent.mkdir()
+    native.write_bytes(b"to load this is an error, and code of it would run")
     monkeypatch.chdir(here)
     for processor in ("evil:Processor", "evil_parent.inner:Processor", "scipy_extra:P"):
         changed(foreign, lambda r, p=processor: r["provenance"]["processor"].update({"name": p}))
@@ -223,6 +260,8 @@ def test_nothing_is_imported_from_where_one_stands(
             agc(command, foreign)
             assert not Path("imported").exists(), (processor, command)
     assert str(here) not in sys.path
+    changed(foreign, lambda r: r["provenance"]["processor"].update({"name": "evil_native:P"}))
+    assert "the processor 'evil_native:P' ships no fit configuration" in agc("fit", foreign).error
 
 
 def test_names_are_no_commands_of_a_terminal(foreign: Path) -> None:

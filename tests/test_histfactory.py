@@ -505,6 +505,14 @@ def test_an_empty_bin_is_left_out_and_told(tmp_path: Path) -> None:
     assert [region.total[2] for region in result.postfit] == [0, 0]
 
 
+def test_names_are_no_commands_of_a_terminal(tmp_path: Path) -> None:
+    base = written(tmp_path / "bkgonly.json", workspace())
+    base.write_text(base.read_text().replace('"mu"', '"mu\\u001b]0;owned\\u0007[/x]"'))
+    called = agc("fit", base, "-o", tmp_path / "out")
+    assert called.code == 0, called.err
+    assert called.out.startswith("mu\\x1b]0;owned\\x07[/x] = ")
+
+
 def test_from_the_command_line(tmp_path: Path) -> None:
     base = written(tmp_path / "bkgonly.json", workspace(signal=False))
     several = written(tmp_path / "set.json", patch_set(workspace(signal=False)))

@@ -25,6 +25,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from agc_ml.errors import ModelError, UsageError
 from agc_ml.ml import server
+from agc_ml.ml.cards import load_model
 from agc_ml.ml.endpoint import Endpoint
 from agc_ml.ml.kserve import Remote, n_features_of
 
@@ -82,6 +83,7 @@ def test_a_uri_says_where_what_and_which_version() -> None:
         ("grpc://h:1/m?version=1 2", "say which version"),
         ("grpc://h:1/m?v", "bad query field"),
         ("grpc://h:1/m#version=1", "one model must follow"),
+        ("grpc://[::1/m?version=1", "Invalid IPv6 URL"),
         ("grpc://h:1/?version=1", "one model must follow"),
         ("grpc://h:1/a/b?version=1", "one model must follow"),
         ("grpc:///m?version=1", "'' is no host:port"),
@@ -91,7 +93,6 @@ def test_a_uri_says_where_what_and_which_version() -> None:
         ("grpc://h:1,/m?version=1", "'' is no host:port"),
         ("grpc://user:secret@h:1/m?version=1", "is no host:port"),
         ("grpc://h:1,h:1/m?version=1", "named twice"),
-        ("grpc://[::1/m?version=1", "Invalid IPv6 URL"),
         ("http://h:1/m?version=1", "neither grpc:// nor grpcs://"),
         ("", "neither grpc:// nor grpcs://"),
     ],
@@ -101,6 +102,8 @@ def test_a_uri_that_says_something_else_is_refused(uri: str, reason: str) -> Non
     assert text.startswith(f"model {uri}: ")
     assert reason in text
     assert "grpc://host:port[,other:port]/model?version=1" in text
+    if uri.startswith("grpc"):
+        assert reason in error_of(lambda: load_model(uri))
 
 
 @pytest.mark.parametrize(

@@ -363,7 +363,7 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.onnx")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     for name in ("pipe.onnx", "zero.json"):
-        assert "it is a device or a pipe, not a file" in refusal(tmp_path / name)
+        assert "it is a pipe or a device, no file" in refusal(tmp_path / name)
     for name in ("model.yaml", "even.onnx"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(ModelError, match="no card"):
@@ -373,7 +373,7 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
             {"schema": 1, "name": "a", "version": "1", "models": [{"file": "even.onnx"}]}
         )
     )
-    with pytest.raises(ModelError, match=r"even\.onnx: it is a device or a pipe"):
+    with pytest.raises(ModelError, match=r"even\.onnx: it is a pipe or a device"):
         cards.load_model(tmp_path / "card.yaml")
 
 
@@ -381,7 +381,7 @@ def test_files_that_are_too_large(tmp_path: Path) -> None:
     for name in ("m.onnx", "m.json", "m.ubj"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(given.MOST_BYTES + 1)
-        assert "it is larger than 1 GB" in refusal(tmp_path / name)
+        assert "it has more than 1,000 MB" in refusal(tmp_path / name)
     with pytest.raises(ModelError, match="no card"):  # other files there do no harm
         cards.load_model(tmp_path)
 
@@ -404,7 +404,7 @@ def test_cards_that_are_too_large(tmp_path: Path) -> None:
 def test_files_of_a_registry_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "even.onnx")
     version = Version("mine", "1", {}, {"even.onnx": "0" * 64}, tmp_path)
-    with pytest.raises(ModelError, match=r"mine@1: even\.onnx can't be read \(it is a device"):
+    with pytest.raises(ModelError, match=r"mine@1: even\.onnx can't be read \(it is a pipe"):
         Registry(tmp_path).content(version, "even.onnx")
 
 

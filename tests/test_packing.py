@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import pickle
+import tracemalloc
 from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import date
 from enum import StrEnum
@@ -301,6 +302,16 @@ def test_what_would_fill_the_memory_is_known_before() -> None:
     assert not is_too_large(pack(noise))
     assert not is_too_large(pack(zeros[: 1 << 20]))
     assert is_too_large(b"agc1" + lz4.frame.compress(b"", store_size=False))
+
+
+def test_no_more_is_unpacked_than_is_stated() -> None:
+    frame = lz4.frame.LZ4FrameCompressor()
+    lies = frame.begin(source_size=1000) + frame.compress(bytes(1 << 28)) + bytes(4)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="it is cut off, or has more than it says"):
+        unpack(b"agc1" + lies)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
 
 
 HISTOGRAM = hist.Hist(axis.Regular(2, 0, 1, name="x"), storage=storage.Weight())

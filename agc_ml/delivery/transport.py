@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from agc_ml.delivery.faults import CorruptError, PermanentError, ReplacedError
 
@@ -69,7 +69,7 @@ def is_one_version(stamp: str, other: str) -> bool:
 
 def scheme(url: str) -> str:
     """Its protocol: ``file`` for paths, too."""
-    return urlsplit(url).scheme.lower() if "://" in url else "file"
+    return url.partition("://")[0].lower() if "://" in url else "file"
 
 
 def local_path(url: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -69,10 +70,16 @@ def parse(text: str) -> Way:
         raise UsageError(f"--via {text}: {USAGE} are known")
     expected = _SCHEMES["xrootd" if kind == "xcache" else kind]
     for place in places:
-        if scheme(place) not in expected or not urlsplit(place).netloc:
+        if scheme(place) not in expected or not _has_host(place):
             known = " or ".join(f"{name}://HOST" for name in sorted(expected))
             raise UsageError(f"--via {text}: {place} should be {known}")
     return Way(kind, places)
+
+
+def _has_host(url: str) -> bool:
+    with suppress(ValueError):  # as of [::1 without the other bracket
+        return bool(urlsplit(url).netloc)
+    return False
 
 
 def deliver(

@@ -106,4 +106,4 @@ def _require_extra() -> None:
 
 
 def _announce(url: str, client: Path) -> None:
-    click.echo(f'ServiceX at {url}: deliver(spec, config_path="{client}")')
+    options.echo(f'ServiceX at {url}: deliver(spec, config_path="{client}")')

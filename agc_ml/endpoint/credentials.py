@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from agc_ml import folders
+from agc_ml import documents, folders
 from agc_ml.endpoint.signatures import Keys
 from agc_ml.errors import RunDirectoryError, UsageError
 
@@ -68,9 +68,11 @@ def read_token(token_file: Path) -> str:
         It can't be read, or is empty.
     """
     try:
-        token = folders.content(token_file, _LONGEST).decode().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "no text"
+        token = documents.content(token_file, _LONGEST).decode().strip()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--token {token_file}: can't be read (no text)") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
         raise UsageError(f"--token {token_file}: can't be read ({why})") from error
     if not token:
         raise UsageError(f"--token {token_file}: empty; write a long random word into it")

@@ -14,7 +14,7 @@ LONGEST: Final = 10_000  # characters of an expression
 DEEPEST: Final = 200  # levels: a | b | c has three
 MOST_NODES: Final = 5000
 LONGEST_TEXT: Final = 1000  # characters of a string in an expression
-MOST_BITS: Final = 4096  # of an integer that is computed of constants
+MOST_BITS: Final = 63  # of an integer of constants: with more, numpy computes without limit
 
 _OPERATORS: Final = (
     *(ast.BoolOp, ast.boolop, ast.BinOp, ast.operator, ast.UnaryOp, ast.unaryop),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import sqlite3
 from typing import Final
@@ -15,7 +16,13 @@ from agc_ml.endpoint.workers import Workers
 
 logger = logging.getLogger(__name__)
 
-AGAIN_S: Final = 5.0  # after nothing could be written: a disk may have room again by then
+AGAIN_S: Final = 5.0  # after there was no room: there may be by then
+_NO_ROOM: Final = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+}
+_STATE_NO_ROOM: Final = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN)
+}
 
 
 class Transforms:
@@ -29,7 +36,13 @@ class Transforms:
         self._news = asyncio.Event()
 
     async def run(self, at_once: int) -> None:
-        """Work until cancelled; what can't be written now is done again later."""
+        """Work until cancelled; what there is no room for now is done again later.
+
+        Raises
+        ------
+        sqlite3.Error
+            The state is damaged.
+        """
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(self._work())
@@ -48,9 +61,10 @@ class Transforms:
 
     async def delete(self, request_id: str) -> None:
         """Remove a request and all that there is of it."""
+        self._kept.delete(request_id)  # first: on a full disk, the state needs room to forget
         self._state.cancel(request_id)
         await self.stop(request_id)
-        self._kept.delete(request_id)  # first: on a full disk, the state needs room to forget
+        self._kept.delete(request_id)  # what was finished before that
         self._state.delete(request_id)
 
     async def _work(self) -> None:
@@ -63,6 +77,8 @@ class Transforms:
                 else:
                     await self._do(job)
             except (OSError, sqlite3.Error) as error:
+                if not _passes(error):
+                    raise
                 logger.error("nothing can be kept now (%s)", error)  # noqa: TRY400 - one line says it
                 await asyncio.sleep(AGAIN_S)
 
@@ -72,7 +88,7 @@ class Transforms:
         try:
             await asyncio.wait({task})
             if not task.cancelled():
-                self._record(job, task.result())
+                self._record(job, _outcome(task))
         finally:
             task.cancel()
             await asyncio.wait({task})
@@ -85,3 +101,20 @@ class Transforms:
             logger.warning("%s", redacted(told))
         if is_finished:
             logger.info("%s: finished", job.request_id)
+
+
+def _outcome(task: asyncio.Task[Outcome]) -> Outcome:
+    """Outcome of a job: that it failed, too, where the endpoint has no way to work on it."""
+    try:
+        return task.result()
+    except OSError as error:
+        if _passes(error):
+            raise
+        return Outcome(error=f"the endpoint can't work on it ({error.strerror or error})")
+
+
+def _passes(error: OSError | sqlite3.Error) -> bool:
+    """Return whether there is no room now, of any kind, and there may be later."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _STATE_NO_ROOM

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -11,11 +10,14 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agc_ml import documents
 from agc_ml.delivery.credentials import redacted
 from agc_ml.endpoint import limits, objects
 from agc_ml.endpoint.generators import check_enabled
@@ -93,8 +95,8 @@ class Workers:
         return Outcome(name, verdict.size, verdict.events)
 
     async def _attempt(self, job: Job) -> Verdict:
-        folder = self._folder / str(job.number)
-        folder.mkdir()
+        # of an earlier attempt something may be left that can't be removed
+        folder = Path(tempfile.mkdtemp(prefix=f"{job.number}-", dir=self._folder))
         try:
             request = job.request
             what = {
@@ -137,13 +139,21 @@ class Workers:
             await _end(process)
         if (folder / VERDICT).is_file():
             return _verdict(folder)
-        said = " ".join(log.read_text(errors="replace").split())[-300:]
+        said = _last_words(log)
         died_of = ending(code)
         if died_of == signal.SIGXCPU.name:
             return Verdict(error=f"not done after {seconds:g} s of each core (--timeout)")
         if _NO_MEMORY.search(said):
             return Verdict(error=out_of_memory(self._allowed.memory))
         return Verdict(error=f"the worker died ({died_of}): {said}", transient=True)
+
+
+def _last_words(log: Path) -> str:
+    """End of a worker's log, which somebody's code may have put something else in place of."""
+    with suppress(OSError, ValueError), documents.opened(log) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _LONGEST_VERDICT))
+        return " ".join(file.read(_LONGEST_VERDICT).decode(errors="replace").split())[-300:]
+    return "no log"
 
 
 def _verdict(folder: Path) -> Verdict:
@@ -164,7 +174,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """End a process and all that it started, unless it is over."""
     if process.returncode is not None:
         return
-    with contextlib.suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):
         process.terminate()
     try:
         async with asyncio.timeout(_END_WITHIN_S):

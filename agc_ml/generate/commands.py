@@ -103,7 +103,7 @@ def generate(context: click.Context, /, **given: Any) -> None:
     tables.generated(made).print(as_json=given["as_json"])
     if not given["as_json"]:
         where = shlex.quote(str(output / "fileset.json"))
-        click.echo(f"measure them with: agc-ml measure {where}")
+        options.echo(f"measure them with: agc-ml measure {where}")
 
 
 def _refuse_lost_options(context: click.Context) -> None:
@@ -150,7 +150,7 @@ def check(folder: Path | None, seed: int | None, as_json: bool, **given: Any) ->
     tables.comparison(checked).print(as_json=as_json)
     figures = checking.write(checked, folder)
     if not as_json:
-        click.echo(f"figures: {figures}")
+        options.echo(f"figures: {figures}")
     checking.raise_if_bad(checked)
 
 
@@ -180,5 +180,5 @@ def lookalike(events: str, output: str, **given: Any) -> None:
     made = large.generate(output, events=parse_events(events), **how)
     for file in made.datasets[0].files:
         size = file.size or 0
-        click.echo(f"{file.lfn}: {file.entries:,} events, {size / 1e6:,.1f} MB")
-    click.echo(f"fileset: {shlex.quote(str(Path(output) / 'fileset.json'))}")
+        options.echo(f"{file.lfn}: {file.entries:,} events, {size / 1e6:,.1f} MB")
+    options.echo(f"fileset: {shlex.quote(str(Path(output) / 'fileset.json'))}")

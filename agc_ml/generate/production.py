@@ -35,7 +35,7 @@ from agc_ml.generate.parameters import DETECTOR
 from agc_ml.generate.plan import PlannedFile
 from agc_ml.generate.samples import COMMON, choose
 from agc_ml.generate.unit import Made, Unit, make
-from agc_ml.packing import is_code, unpack
+from agc_ml.packing import is_code, is_too_large, unpack
 from agc_ml.results import write
 from agc_ml.worker import Failure
 
@@ -204,6 +204,7 @@ def _refuse(folder: Path, *, resume: bool) -> None:
             f"{folder}: there is something in it that is no generated set; name another folder "
             "with -o"
         )
+    folders.check_plain(folder / _UNITS)
     if not resume:
         raise UsageError(
             f"{folder}: there is a set in it; go on with it by --resume, or name another folder "
@@ -341,7 +342,9 @@ def _unit(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes]:
 def _kept(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes] | None:
     """Read a unit from disk; None where it is not there, not whole, or something else."""
     found = unseal(state.path(unit))
-    if found is None or found.header.get("unit") != str(unit) or is_code(found.blob):
+    if found is None or found.header.get("unit") != str(unit):
+        return None
+    if is_code(found.blob) or is_too_large(found.blob):
         return None
     is_whole = found.header.get("events") == unit.events and "generated" in found.header
     return (found.header, found.blob) if is_whole else None

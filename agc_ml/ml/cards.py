@@ -6,7 +6,6 @@ import hashlib
 import importlib.resources
 from pathlib import Path
 from typing import Final, Literal, Self
-from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import (
@@ -313,7 +312,7 @@ def _from_file(path: Path, data: bytes) -> Model:
 
 
 def _served(uri: str) -> Model:
-    scheme = urlsplit(uri).scheme
+    scheme = uri.partition("://")[0].lower()
     if scheme not in {"grpc", "grpcs"}:
         raise ModelError(
             f"model {uri}: no {scheme}:// models; served ones are grpc://host:port/model?version=1"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any, Final
+
+from agc_ml import documents
 
 MOST_BYTES: Final = 1_000_000_000
 """Of a model's file."""
@@ -35,18 +35,10 @@ def read(path: Path) -> bytes:
     OSError
         It can't be read: IsADirectoryError for a folder.
     """
-    # a pipe without a writer would be waited for, and a terminal become ours
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
-        about = os.fstat(file.fileno())
-        if stat.S_ISDIR(about.st_mode):
-            raise IsADirectoryError(path)
-        if not stat.S_ISREG(about.st_mode):
-            raise NotTakenError("it is a device or a pipe, not a file")
-        # a file of a size that is not known, as in /proc, is read, too
-        data = file.read(MOST_BYTES + 1) if about.st_size <= MOST_BYTES else b""
-    if max(len(data), about.st_size) > MOST_BYTES:
-        raise NotTakenError(f"it is larger than {MOST_BYTES / 1e9:g} GB")
-    return data
+    try:
+        return documents.content(path, MOST_BYTES)
+    except ValueError as error:
+        raise NotTakenError(str(error)) from error
 
 
 def parse_json(data: bytes) -> Any:

@@ -22,7 +22,7 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from agc_ml import agc
-from agc_ml.errors import StoreError
+from agc_ml.errors import StoreError, printable
 from agc_ml.results import write
 
 if TYPE_CHECKING:
@@ -136,8 +136,11 @@ def process_colors(processes: Iterable[str]) -> dict[str, str]:
 
 
 def plain(text: str) -> str:
-    """Text that is drawn as it is: names may hold dollar signs, which would start mathematics."""
-    return text.replace("$", r"\$")
+    """Text that is drawn as it is: names may hold dollar signs, which would start mathematics.
+
+    What no font has, such as control characters, is written out.
+    """
+    return printable(text).replace("$", r"\$")
 
 
 def formula(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from agc_ml import documents
 from agc_ml._version import __version__
 from agc_ml.errors import RunDirectoryError
 from agc_ml.report import content
@@ -26,6 +27,8 @@ __all__ = ["is_whole", "write_page", "write_report"]
 
 PNG_END: Final = b"IEND\xaeB`\x82"
 """With what a PNG file ends."""
+_MOST: Final = 1 << 28
+"""Bytes of a figure."""
 
 
 class _Image(NamedTuple):
@@ -89,15 +92,19 @@ def write_page(page: content.Page, figures: Sequence[FigureInfo], path: Path) ->
 
 def is_whole(image: Path) -> bool:
     """Return whether a PNG file is there, and not cut off."""
-    return image.is_file() and image.read_bytes().endswith(PNG_END)
+    try:
+        return documents.content(image, _MOST).endswith(PNG_END)
+    except (OSError, ValueError):
+        return False
 
 
 def _image(figure: FigureInfo) -> _Image:
     try:
-        data = figure.png.read_bytes()
-    except OSError as error:
+        data = documents.content(figure.png, _MOST)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RunDirectoryError(
-            f"{figure.png}: can't be read ({error.strerror}); draw it again with 'agc-ml plot'"
+            f"{figure.png}: can't be read ({reason}); draw it again with 'agc-ml plot'"
         ) from error
     if not data.endswith(PNG_END):
         raise RunDirectoryError(f"{figure.png}: cut off; draw it again with 'agc-ml plot'")

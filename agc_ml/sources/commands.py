@@ -90,4 +90,4 @@ def _write(made: Fileset, target: Path) -> None:
     catalogue.save(made, target)
     for note in made.notes:
         logger.info("note: %s", note)
-    click.echo(target)
+    options.echo(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -80,7 +81,7 @@ def train(dataset: str, *, detach: bool, as_json: bool, quiet: bool, **given: An
             **spec, dataset=digest, space=described(space), idempotency_key=given["key"]
         )
         if not quiet:
-            click.echo(f"job {job.id}: training set {digest[:12]}", err=True)
+            options.echo(f"job {job.id}: training set {digest[:12]}", err=True)
         if detach:
             print_job(job, given, as_json=as_json)
             return
@@ -125,7 +126,7 @@ def jobs_list(*, as_json: bool, **given: Any) -> None:
 def jobs_show(job_id: str, **given: Any) -> None:
     """Show all that is known of a job, as JSON."""
     with connected(given) as training:
-        click.echo(training.job(job_id).model_dump_json(indent=1))
+        click.echo(json.dumps(training.job(job_id).model_dump(mode="json"), indent=1))
 
 
 @jobs.command("follow", epilog="Example: agc-ml jobs follow 1a2b3c4d5e6f")
@@ -148,7 +149,7 @@ def jobs_log(job_id: str, **given: Any) -> None:
     """Print the log of a job."""
     with connected(given) as training:
         for line in training.log(job_id):
-            click.echo(line)
+            options.echo(line)
 
 
 @jobs.command("cancel", epilog="Example: agc-ml jobs cancel 1a2b3c4d5e6f")
@@ -159,4 +160,4 @@ def jobs_cancel(job_id: str, **given: Any) -> None:
     """Stop a job that waits or works; what it found is lost."""
     with connected(given) as training:
         job = training.cancel(job_id)
-    click.echo(f"job {job.id}: {'cancelled' if job.is_over else 'is being stopped'}")
+    options.echo(f"job {job.id}: {'cancelled' if job.is_over else 'is being stopped'}")

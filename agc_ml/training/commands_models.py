@@ -215,7 +215,7 @@ def models_promote(
     with connected(given) as training:
         done = training.promote(name, which, expected=expected, reason=reason.strip())
     was = f", in place of @{done.previous}" if done.previous else ""
-    click.echo(f"{name}@{done.version} is the champion{was}")
+    options.echo(f"{name}@{done.version} is the champion{was}")
 
 
 @models.command("rollback", epilog="Example: agc-ml models rollback jet_assignment")
@@ -236,7 +236,7 @@ def models_rollback(name: str, *, expect: int | None, **given: Any) -> None:
         known = history[-1].version if history else None
         expected = str(expect) if expect else known
         done = training.rollback(name, expected=expected)
-    click.echo(f"{name}@{done.version} is the champion, in place of @{done.previous}")
+    options.echo(f"{name}@{done.version} is the champion, in place of @{done.previous}")
 
 
 @models.command(
@@ -301,7 +301,7 @@ def models_report(model: str, output: Path | None, **given: Any) -> None:
         content = training.content(name, version, "report.html")
     path = output or Path(f"{name}-{version}.html")
     write(path, lambda scratch: scratch.write_bytes(content))
-    click.echo(path)
+    options.echo(path)
 
 
 @models.command("pull", epilog="Example: agc-ml models pull jet_assignment@champion -o bundle")
@@ -324,7 +324,7 @@ def models_pull(model: str, output: Path | None, **given: Any) -> None:
         version = training.resolve(name, which).version
         folder = output or Path(f"{name}-{version}")
         pull(training, name, version, folder)
-    click.echo(f"{name}@{version}: {folder}; use it with: --model {shlex.quote(str(folder))}")
+    options.echo(f"{name}@{version}: {folder}; use it with: --model {shlex.quote(str(folder))}")
 
 
 @models.command("drift", epilog="Example: agc-ml models drift runs/july --train runs/july-features")

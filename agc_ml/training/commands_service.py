@@ -159,9 +159,9 @@ def _limits(path: Path | None) -> Any:
 
 def _announce(url: str, client: Path, mlflow: MlflowServer) -> None:
     user, _ = mlflow.viewer
-    click.echo(f"training service at {url}, pages for browsers too (any name, token as password)")
-    click.echo(f"MLflow at {mlflow.url} (to look at: user {user}, its password is in {client})")
-    click.echo(
+    options.echo(f"training service at {url}, pages for browsers too (any name, token as password)")
+    options.echo(f"MLflow at {mlflow.url} (to look at: user {user}, its password is in {client})")
+    options.echo(
         f"clients: AGC_ML_TRAINING={shlex.quote(str(client))}; it holds a token, and is for you "
         "alone"
     )
@@ -214,7 +214,7 @@ def token_add(name: str, role: Any, days: float | None, folder: Path, **_: Any) 
         raise UsageError(f"--days: more than 0, at most {_MOST_DAYS} are possible")
     expires = None if days is None else time.time() + days * 86400
     with _table(folder) as table:
-        click.echo(access.issue(table, name, role, expires))
+        options.echo(access.issue(table, name, role, expires))
 
 
 @token.command("list", epilog="Example: agc-ml service token list")
@@ -249,4 +249,4 @@ def token_revoke(name: str, folder: Path, **_: Any) -> None:
     """Revoke a token, at once."""
     with _table(folder) as table:
         table.revoke_token(name)
-    click.echo(f"{name}: revoked")
+    options.echo(f"{name}: revoked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import sys
@@ -134,24 +135,24 @@ def print_job(job: Job, given: dict[str, Any], *, as_json: bool) -> None:
         It failed.
     """
     if as_json:
-        click.echo(job.model_dump_json(indent=1))
+        click.echo(json.dumps(job.model_dump(mode="json"), indent=1))
         return
     if job.state == "failed":
         raise TrainingError(
             f"job {job.id} failed: {job.error}; its log: agc-ml jobs log {job.id}{again(given)}"
         )
-    click.echo(f"job {job.id}: {job.state}{f' ({job.note})' if job.note else ''}")
+    options.echo(f"job {job.id}: {job.state}{f' ({job.note})' if job.note else ''}")
     if job.result is None:
         return
     versions, quality = job.result["versions"], job.result["quality"]
     for parity in ("even", "odd"):
         if parity in versions and quality is None:
-            click.echo(f"{job.spec.name}-{parity}@{versions[parity]}: trained on {parity} events")
+            options.echo(f"{job.spec.name}-{parity}@{versions[parity]}: trained on {parity} events")
     if quality is not None:
         verdict = "passes all gates" if job.result["passed"] else "does not pass all gates"
-        click.echo(
+        options.echo(
             f"{job.spec.name}@{versions['bundle']}: AUC {quality['auc']:.4f}, jet score "
             f"{quality['jet_score']:.4f}; {verdict}"
         )
         bundle = f"{job.spec.name}@{versions['bundle']}"
-        click.echo(f"look at it with: agc-ml models report {bundle}{again(given)}")
+        options.echo(f"look at it with: agc-ml models report {bundle}{again(given)}")

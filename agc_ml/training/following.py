@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from agc_ml.errors import printable
 from agc_ml.training.table import Job
 
 Show = Callable[[Job], None]
@@ -28,7 +29,7 @@ def shown(*, quiet: bool) -> Iterator[Show]:
         progress.TextColumn("{task.fields[state]}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.TimeElapsedColumn(),
         console=console,
     )
@@ -63,4 +64,4 @@ class _Lines:
 
 
 def _said(job: Job) -> str:
-    return job.note or job.progress.message
+    return printable(job.note or job.progress.message)
