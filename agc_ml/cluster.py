@@ -100,8 +100,8 @@ def connect(
 ) -> Client:
     """Start worker processes on this machine, or connect to a scheduler.
 
-    What local processes send each other is encrypted, and only they have the key, which is nowhere
-    on disk: other users of the machine can't connect.
+    What local processes send each other is encrypted, and only they have the key: other users of
+    the machine can't connect.
 
     Parameters
     ----------
