@@ -41,7 +41,7 @@ def load(run: Path) -> Choices:
     path = run / FILE_NAME
     try:
         return Choices.model_validate_json(documents.content(path, _MOST))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter of a file of histograms
         return Choices(schema=1)
     except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)

@@ -285,7 +285,17 @@ def _deaf(start: Callable[[], Client]) -> Client:
             started.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
-    return started.result()
+    try:
+        return started.result()
+    except KeyboardInterrupt:
+        started.add_done_callback(_close_again)
+        raise
+
+
+def _close_again(started: Future[Client]) -> None:
+    """Close what nobody waits for any more."""
+    if started.exception() is None:
+        started.result().close(timeout=CLOSE_TIMEOUT_S)
 
 
 def import_nothing_from_here() -> None:

@@ -17,7 +17,6 @@ import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -54,6 +53,8 @@ MOST_DEPTH: Final = 100
 MOST_DIGITS: Final = 308
 """Of an integer, so that it is one of floating point, too."""
 
+_MOST_UNKNOWN: Final = 1 << 20
+"""Bytes of a file of which the size is not known."""
 _LARGEST: Final = 10**MOST_DIGITS
 _MERGE: Final = "tag:yaml.org,2002:merge"
 _ODD: Final = re.compile("[\0\ud800-\udfff]")
@@ -100,7 +101,7 @@ def text(path: Path) -> str:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(f"damaged: {error}") from error
         if len(found) > MOST_BYTES:
-            raise ValueError(f"it unpacks to more than {MOST_BYTES / 1e6:,.0f} MB")
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
     return found.decode("utf-8-sig")
 
 
@@ -117,12 +118,16 @@ def content(path: Path, most: int) -> bytes:
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise ValueError(f"it has more than {most / 1e6:,.0f} MB")
-        return file.read(size)
+            raise ValueError(f"it has more than {most:,} bytes")
+        if size:
+            return file.read(size)
+        found = file.read(_MOST_UNKNOWN + 1)  # some file systems don't know sizes
+        if len(found) > min(_MOST_UNKNOWN, most):
+            raise ValueError("its size is not known; copy it to another file system")
+        return found
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> BinaryIO:
     """Open a file to read it.
 
     Raises
@@ -132,14 +137,19 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     ValueError
         It is a pipe or a device, which may never end.
     """
+    return open(path, "rb", opener=_file)
+
+
+def _file(path: str, flags: int) -> int:
     # a pipe without a writer would be waited for, and a terminal become ours
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise ValueError("it is a pipe or a device, no file")
-        yield file
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise ValueError("it is a pipe or a device, no file")
 
 
 def json_of(content: str) -> Any:

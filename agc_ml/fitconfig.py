@@ -322,7 +322,8 @@ def _package(processor: str) -> ModuleSpec | None:
             # all finders, as of what is installed as editable; without a dot none imports anything
             with suppress(ImportError, ValueError):
                 spec = importlib.util.find_spec(name) if is_first else None
-            spec = spec or PathFinder.find_spec(name, places)
+            with suppress(KeyError):  # as of folders in folders, without __init__.py
+                spec = spec or PathFinder.find_spec(name, places)
         if spec is None:
             return None
         places = list(spec.submodule_search_locations or ())

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -169,19 +170,17 @@ def read(
     if label is None:
         label = source if isinstance(source, Path) else "table"
     try:
-        if isinstance(source, Path):
-            with documents.opened(source):
-                pass
-        schema = pq.read_schema(source)
-        _check_types(label, schema, error)
-        text = [field.name for field in schema if pa.types.is_string(field.type)]
-        file = pq.ParquetFile(source, read_dictionary=text)
-        if most_bytes is not None:
-            _check_footer(label, file.metadata, schema.names, most_bytes, error)
-        widths = [max(field.type.bit_width // 8, 1) for field in schema if field.name not in text]
-        n_bytes = file.metadata.num_rows * sum(widths)
-        _check_size(label, n_bytes, most_bytes, error)
-        table = file.read()
+        with _open(source) as opened:
+            schema = pq.read_schema(opened)
+            _check_types(label, schema, error)
+            text = [field.name for field in schema if pa.types.is_string(field.type)]
+            file = pq.ParquetFile(opened, read_dictionary=text)
+            if most_bytes is not None:
+                _check_footer(label, file.metadata, schema.names, most_bytes, error)
+            widths = [max(f.type.bit_width // 8, 1) for f in schema if f.name not in text]
+            n_bytes = file.metadata.num_rows * sum(widths)
+            _check_size(label, n_bytes, most_bytes, error)
+            table = file.read()
         table.validate(full=True)
     except FileNotFoundError:
         raise error(f"{label}: there is no such file") from None
@@ -208,6 +207,10 @@ def read(
             "was changed or is damaged: extract it anew"
         )
     return Table(columns, about, provenance, content)
+
+
+def _open(source: Path | BinaryIO) -> AbstractContextManager[BinaryIO]:
+    return documents.opened(source) if isinstance(source, Path) else nullcontext(source)
 
 
 def _check_types(label: object, schema: Any, error: Callable[[str], Exception]) -> None:

@@ -253,12 +253,14 @@ def test_nothing_is_imported_from_where_one_stands(
     native = here / "evil_native" / f"__init__{sysconfig.get_config_var('EXT_SUFFIX')}"
     native.parent.mkdir()
     native.write_bytes(b"to load this is an error, and code of it would run")
+    (here / "evil_folder" / "inner").mkdir(parents=True)
     monkeypatch.chdir(here)
-    for processor in ("evil:Processor", "evil_parent.inner:Processor", "scipy_extra:P"):
+    for processor in ("evil:P", "evil_parent.inner:P", "evil_folder.inner:P", "scipy_extra:P"):
         changed(foreign, lambda r, p=processor: r["provenance"]["processor"].update({"name": p}))
         for command in ("show", "fit", "plot", "report"):
             agc(command, foreign)
             assert not Path("imported").exists(), (processor, command)
+        assert "evil_folder" not in processor or "no processor" in agc("fit", foreign).error
     assert str(here) not in sys.path
     changed(foreign, lambda r: r["provenance"]["processor"].update({"name": "evil_native:P"}))
     assert "the processor 'evil_native:P' ships no fit configuration" in agc("fit", foreign).error

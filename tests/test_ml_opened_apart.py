@@ -381,7 +381,7 @@ def test_files_that_are_too_large(tmp_path: Path) -> None:
     for name in ("m.onnx", "m.json", "m.ubj"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(given.MOST_BYTES + 1)
-        assert "it has more than 1,000 MB" in refusal(tmp_path / name)
+        assert "it has more than 1,000,000,000 bytes" in refusal(tmp_path / name)
     with pytest.raises(ModelError, match="no card"):  # other files there do no harm
         cards.load_model(tmp_path)
 

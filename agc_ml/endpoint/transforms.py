@@ -17,11 +17,12 @@ from agc_ml.endpoint.workers import Workers
 logger = logging.getLogger(__name__)
 
 AGAIN_S: Final = 5.0  # after there was no room: there may be by then
-_NO_ROOM: Final = {
+_MAY_PASS: Final = {
     *(errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 }
-_STATE_NO_ROOM: Final = {
-    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN)
+_STATE_MAY_PASS: Final = {
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CANTOPEN),
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
 }
 
 
@@ -61,10 +62,15 @@ class Transforms:
 
     async def delete(self, request_id: str) -> None:
         """Remove a request and all that there is of it."""
-        self._kept.delete(request_id)  # first: on a full disk, the state needs room to forget
-        self._state.cancel(request_id)
+        try:
+            self._state.cancel(request_id)
+        except sqlite3.Error as error:
+            if not _passes(error):
+                raise
+            self._kept.delete(request_id)  # on a full disk, the state needs room to forget
+            self._state.cancel(request_id)
         await self.stop(request_id)
-        self._kept.delete(request_id)  # what was finished before that
+        self._kept.delete(request_id)
         self._state.delete(request_id)
 
     async def _work(self) -> None:
@@ -114,7 +120,7 @@ def _outcome(task: asyncio.Task[Outcome]) -> Outcome:
 
 
 def _passes(error: OSError | sqlite3.Error) -> bool:
-    """Return whether there is no room now, of any kind, and there may be later."""
+    """Return whether it may be otherwise later: of a full disk, or a state in use."""
     if isinstance(error, OSError):
-        return error.errno in _NO_ROOM
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _STATE_NO_ROOM
+        return error.errno in _MAY_PASS
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _STATE_MAY_PASS

@@ -158,10 +158,11 @@ def _last_words(log: Path) -> str:
 
 def _verdict(folder: Path) -> Verdict:
     """Read a worker's verdict, which somebody's code may have written."""
-    with (folder / VERDICT).open("rb") as file:
-        content = file.read(_LONGEST_VERDICT)
     try:
+        content = documents.content(folder / VERDICT, _LONGEST_VERDICT)
         verdict = Verdict.model_validate_json(content)
+    except OSError as error:
+        return Verdict(error=f"the worker's verdict can't be read ({error.strerror})")
     except ValidationError as error:
         return Verdict(error=f"the worker's verdict is damaged ({one_line(error)})")
     output = folder / OUTPUT

@@ -135,7 +135,7 @@ def print_job(job: Job, given: dict[str, Any], *, as_json: bool) -> None:
         It failed.
     """
     if as_json:
-        click.echo(json.dumps(job.model_dump(mode="json"), indent=1))
+        click.echo(json.dumps(json.loads(job.model_dump_json()), indent=1))
         return
     if job.state == "failed":
         raise TrainingError(
