@@ -21,11 +21,12 @@ import pytest
 from coffea import processor
 from coffea.analysis_tools import WeightStatistics
 from hist import axis, storage
+from hist.serialization import to_uhi
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml import variances
-from agc_ml.hists import DenseHist
+from agc_ml.hists import DenseHist, check_bins
 from agc_ml.packing import is_code, is_too_large, pack, unpack
 from agc_ml.rows import Rows
 
@@ -294,6 +295,25 @@ def test_bins_that_are_not_there_take_no_memory() -> None:
     crafted = len(text).to_bytes(8, "little") + text + blob[8 + length :]
     with pytest.raises(ValueError, match="axes with more bins than there are"):
         unpack(b"agc1" + lz4.frame.compress(crafted))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        axis.Regular(30_000, 0, 1),
+        axis.Regular(30_000, 1, 2, transform=axis.transform.log),
+        axis.Integer(0, 30_000),
+        axis.Variable(np.linspace(0, 1, 30_001), flow=False),
+        axis.StrCategory(map(str, range(30_000))),
+    ],
+)
+def test_bins_of_all_axes_count(made: Any) -> None:
+    one = to_uhi(hist.Hist(made, axis.StrCategory([], growth=True), storage=storage.Double()))
+    check_bins(one, 0)
+    check_bins({"axes": [one["axes"][0]]}, made.extent)
+    for axes in ([one["axes"][0]], [one["axes"][0]] * 2):
+        with pytest.raises(ValueError, match="axes with more bins than there are"):
+            check_bins({"axes": axes}, made.extent * len(axes) - 1)
 
 
 def test_what_would_fill_the_memory_is_known_before() -> None:
