@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -313,7 +312,7 @@ def _registered() -> dict[str, str]:
 def _package(processor: str) -> ModuleSpec | None:
     """Find the module of a processor without importing anything, whoever wrote down its name."""
     module = _registered().get(processor, processor.partition(":")[0])
-    places: list[str] = [*sys.path, os.curdir]
+    places: list[str] = [*sys.path, ""]  # the working directory, as it is now
     spec = None
     for part in module.split("."):
         name = part if spec is None else f"{spec.name}.{part}"

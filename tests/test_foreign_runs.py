@@ -254,6 +254,8 @@ def test_nothing_is_imported_from_where_one_stands(
     native.parent.mkdir()
     native.write_bytes(b"to load this is an error, and code of it would run")
     (here / "evil_folder" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert shipped_file("evil_native:P", "fit.yml") is None  # where it is looked for is not kept
     monkeypatch.chdir(here)
     for processor in ("evil:P", "evil_parent.inner:P", "evil_folder.inner:P", "scipy_extra:P"):
         changed(foreign, lambda r, p=processor: r["provenance"]["processor"].update({"name": p}))

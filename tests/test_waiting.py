@@ -147,9 +147,10 @@ def test_what_was_taken_away_twice_stays_where_it_is(
     processor = Count(fault="hold 10", marker=str(marker))
     with dask_cluster(tmp_path / "cluster", 1) as cluster:
         complete(run(fileset, tmp_path / "run", processor, site=cluster.address), fileset)
-    assert caplog.text.count("has not answered for") >= waiting.TAKINGS
-    # on a busy machine also before it has begun
-    assert 1 <= len(marker.read_text()) <= waiting.TAKINGS + 1
+    takings = caplog.text.count("has not answered for")
+    assert takings >= waiting.TAKINGS
+    # on a busy machine others are taken, too, and this one before it is known to have begun
+    assert 1 <= len(marker.read_text()) <= takings + 1
 
 
 def test_what_was_given_up_stays_where_it_is() -> None:
