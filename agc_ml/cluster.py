@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from agc_ml.delivery.transport import has_host
 from agc_ml.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
@@ -85,11 +86,7 @@ def check_site(site: str, workers: int | None = None, dashboard: int | None = No
             f"no site {site!r}; there are {LOCAL}, {INLINE} and scheduler addresses "
             "(tcp://host:port)"
         )
-    try:
-        has_host = bool(urlsplit(site).netloc)
-    except ValueError:  # as of [::1 without the other bracket
-        has_host = False
-    if not has_host:
+    if not has_host(site):
         raise UsageError(f"{site}: an address is needed, such as {scheme}://host:8786")
     if workers is not None:
         raise UsageError(f"--workers is for local workers; {site} has its own")
@@ -194,11 +191,11 @@ def _closing(cluster: LocalCluster) -> Client:
             finally:
                 self.cluster.close(timeout)
 
-    try:
-        return OwnClient(cluster)
-    except BaseException:
-        cluster.close(timeout=CLOSE_TIMEOUT_S)
-        raise
+    with contextlib.ExitStack() as unless_connected:
+        unless_connected.callback(cluster.close, timeout=CLOSE_TIMEOUT_S)
+        client = OwnClient(cluster)
+        unless_connected.pop_all()
+    return client
 
 
 def _only_these_processes() -> Security:

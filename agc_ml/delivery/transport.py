@@ -6,9 +6,10 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from agc_ml.delivery.faults import CorruptError, PermanentError, ReplacedError
 
@@ -70,6 +71,13 @@ def is_one_version(stamp: str, other: str) -> bool:
 def scheme(url: str) -> str:
     """Its protocol: ``file`` for paths, too."""
     return url.partition("://")[0].lower() if "://" in url else "file"
+
+
+def has_host(url: str) -> bool:
+    """Return whether a URL names a host."""
+    with suppress(ValueError):  # as of [::1 without the other bracket
+        return bool(urlsplit(url).netloc)
+    return False
 
 
 def local_path(url: str) -> Path | None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from agc_ml.datasets import Dataset, File, Fileset
-from agc_ml.delivery.transport import scheme
+from agc_ml.delivery.transport import has_host, scheme
 from agc_ml.errors import FilesetError, UsageError
 
 _SCHEMES: Final = {
@@ -70,16 +69,10 @@ def parse(text: str) -> Way:
         raise UsageError(f"--via {text}: {USAGE} are known")
     expected = _SCHEMES["xrootd" if kind == "xcache" else kind]
     for place in places:
-        if scheme(place) not in expected or not _has_host(place):
+        if scheme(place) not in expected or not has_host(place):
             known = " or ".join(f"{name}://HOST" for name in sorted(expected))
             raise UsageError(f"--via {text}: {place} should be {known}")
     return Way(kind, places)
-
-
-def _has_host(url: str) -> bool:
-    with suppress(ValueError):  # as of [::1 without the other bracket
-        return bool(urlsplit(url).netloc)
-    return False
 
 
 def deliver(

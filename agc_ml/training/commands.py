@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -126,7 +125,7 @@ def jobs_list(*, as_json: bool, **given: Any) -> None:
 def jobs_show(job_id: str, **given: Any) -> None:
     """Show all that is known of a job, as JSON."""
     with connected(given) as training:
-        click.echo(json.dumps(json.loads(training.job(job_id).model_dump_json()), indent=1))
+        print_job(training.job(job_id), given, as_json=True)
 
 
 @jobs.command("follow", epilog="Example: agc-ml jobs follow 1a2b3c4d5e6f")
