@@ -187,7 +187,7 @@ class Account:
                 yield file, self.wanted(dataset), info
 
     def mixes(self, chunk: Chunk, receipt: Receipt) -> bool:
-        """Whether a replica was another version of the file when it gave the chunks before.
+        """Return whether a replica was another version of the file when it gave the chunks before.
 
         Who reads the replica that was looked into compares it with that.
         """
@@ -273,11 +273,11 @@ class Account:
         return replace(file, replicas=verified or file.replicas)
 
     def is_verified(self, file: File) -> bool:
-        """Whether a file is read whole before it is used, and compared with its checksum."""
+        """Return whether a file is read whole before it is used, and compared with its checksum."""
         return self.verifies and file.adler32 is not None
 
     def is_empty(self, dataset: Dataset) -> bool:
-        """Whether all files of a dataset could be opened, and have no events."""
+        """Return whether all files of a dataset could be opened, and have no events."""
         infos = [self.files.get((dataset.name, file.lfn)) for file in dataset.files]
         return all(info is not None and info.entries == 0 for info in infos)
 

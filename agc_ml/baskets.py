@@ -139,7 +139,7 @@ def needed_of(directory: Directory, start: int, stop: int) -> dict[str, range]:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a branch says how many objects of a collection an event has."""
+    """Return whether a branch says how many objects of a collection an event has."""
     return name.startswith("n")
 
 

@@ -62,12 +62,12 @@ def demo() -> Path:
 
 
 def is_described(path: Path) -> bool:
-    """Whether it is called like JSON or YAML, perhaps compressed."""
+    """Return whether it is called like JSON or YAML, perhaps compressed."""
     return _ending(path) in FORMATS
 
 
 def is_list(path: Path) -> bool:
-    """Whether it is called like a list of files, perhaps compressed."""
+    """Return whether it is called like a list of files, perhaps compressed."""
     return _ending(path) == _LIST
 
 

@@ -170,7 +170,7 @@ def _code() -> str:
 
 
 def _is_sound(info: FileInfo) -> bool:
-    """Whether baskets and entries fit together."""
+    """Return whether baskets and entries fit together."""
     kept = info.entries - (0 if info.dropped is None else info.dropped.entries)
     parts = [(info.directory or {}, kept)]
     if info.dropped is not None:

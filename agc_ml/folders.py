@@ -98,7 +98,7 @@ def store_errors(folder: Path) -> Iterator[None]:
 
 
 def is_unused(folder: Path) -> bool:
-    """Whether nothing is in a folder, or there is no such folder.
+    """Return whether nothing is in a folder, or there is no such folder.
 
     Hidden files do not count: a process that was killed while it wrote may have left one.
     """

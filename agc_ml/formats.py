@@ -436,7 +436,7 @@ _SAYS_DATA: Final = {"is_data": True, "isData": True, "isMC": False, "is_mc": Fa
 
 
 def _is_data(name: str, metadata: Mapping[str, Any]) -> bool:
-    """Whether a dataset is data, as its metadata say in one of several ways."""
+    """Return whether a dataset is data, as its metadata say in one of several ways."""
     if not isinstance(metadata.get("is_data"), bool | None):
         raise FilesetError(f"{name} -> metadata -> is_data: true or false is needed")
     said = {

@@ -111,7 +111,7 @@ def code_of(processor: Any, *also: Any) -> Code:
 
 
 def is_changed(code: Code, processor: Any, *also: Any) -> bool:
-    """Whether a processor refers to other values now than when it was identified."""
+    """Return whether a processor refers to other values now than when it was identified."""
     found = _referred(processor, also)
     _add_postprocess(found, type(processor))
     return json.dumps(found.values) != json.dumps(code.values)
@@ -445,7 +445,7 @@ def _walk_what_runs(tree: ast.AST) -> Iterator[ast.AST]:
 
 @cache
 def _is_of_library(top: str) -> bool:
-    """Whether a package at the top is Python's or installed; its modules would import it."""
+    """Return whether a package at the top is Python's or installed; its modules would import it."""
     if top in sys.stdlib_module_names:
         return True
     try:

@@ -74,7 +74,7 @@ class FileInfo:
         return Known(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
 
     def is_of_same_file(self, other: FileInfo) -> bool:
-        """Whether another look into a file saw the same one."""
+        """Return whether another look into a file saw the same one."""
         if self.url == other.url and not is_one_version(self.stamp, other.stamp):
             return False
         return (self.uuid, self.size, self.entries) == (other.uuid, other.size, other.entries)

@@ -50,7 +50,7 @@ class Seen:
     sha256: str | None
 
     def differs(self, other: Seen) -> bool:
-        """Whether the content is another one, as far as can be told."""
+        """Return whether the content is another one, as far as can be told."""
         if self.sha256 is None or other.sha256 is None:
             return (self.size, self.modified) != (other.size, other.modified)
         return self.sha256 != other.sha256

@@ -198,7 +198,7 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
 
 
 def _is_integer(value: Any) -> bool:
-    """Whether it is an integer of numpy, also in an array without dimension."""
+    """Return whether it is an integer of numpy, also in an array without dimension."""
     kind = value.dtype.kind if isinstance(value, np.generic | np.ndarray) else ""
     return kind in {"i", "u"} and value.ndim == 0
 

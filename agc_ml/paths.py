@@ -59,7 +59,7 @@ class Meant(NamedTuple):
 
 
 def is_url(text: str) -> bool:
-    """Whether it is of another machine, or names a protocol."""
+    """Return whether it is of another machine, or names a protocol."""
     return local_path(text) is None
 
 
@@ -198,7 +198,7 @@ def written(url: str) -> str:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is such a name; a link need lead nowhere."""
+    """Return whether there is such a name; a link need lead nowhere."""
     return path.is_symlink() or path.exists()
 
 

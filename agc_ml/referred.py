@@ -233,7 +233,7 @@ def canonical(value: Any) -> Any:
 
 
 def describes_itself(value: Any) -> bool:
-    """Whether an object is one of ours that has a form of its own, such as a model."""
+    """Return whether an object is one of ours that has a form of its own, such as a model."""
     kind = type(value)
     return kind.__module__.partition(".")[0] == __package__ and hasattr(kind, "canonical")
 

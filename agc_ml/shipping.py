@@ -296,7 +296,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 
 def _takes_none(kind: Any) -> bool:
-    """Whether a parameter of that type may be None, and not only text."""
+    """Return whether a parameter of that type may be None, and not only text."""
     return type(None) in get_args(kind)
 
 

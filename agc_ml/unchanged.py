@@ -54,7 +54,7 @@ def _pairs(fileset: Fileset, read: Iterable[Entry]) -> Iterator[tuple[str, File,
 
 
 def _compared(pair: tuple[str, File, Known]) -> tuple[bool, str]:
-    """Whether a file is another one, and why it is or could not be compared."""
+    """Return whether a file is another one, and why it is or could not be compared."""
     from agc_ml.delivery.source import ReplicaSource  # noqa: PLC0415 - it needs uproot
 
     _, file, known = pair

@@ -225,7 +225,7 @@ def _look_into(fileset: Fileset) -> int:
 
 
 def _is_known(kind: str) -> bool:
-    """Whether files of a protocol can be opened here at all."""
+    """Return whether files of a protocol can be opened here at all."""
     import fsspec  # noqa: PLC0415 - heavy
 
     try:

@@ -37,12 +37,12 @@ def of(histogram: hist.Hist[Any], *, flow: bool = False) -> _Array | None:
 
 
 def keeps(histogram: hist.Hist[Any]) -> bool:
-    """Whether the storage of a histogram keeps variances beside the contents."""
+    """Return whether the storage of a histogram keeps variances beside the contents."""
     return issubclass(histogram.storage_type, _OWN)
 
 
 def are_counts(values: Any) -> bool:
-    """Whether all contents could be numbers of events."""
+    """Return whether all contents could be numbers of events."""
     return bool(np.all((values >= 0) & (values == np.floor(values))))
 
 

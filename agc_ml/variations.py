@@ -52,5 +52,5 @@ class WeightVariation:
         return lambda jets: self.factor(jets, direction)
 
     def applies_to(self, process: str) -> bool:
-        """Whether this source of uncertainty exists for ``process``."""
+        """Return whether this source of uncertainty exists for ``process``."""
         return self.processes is None or process in self.processes

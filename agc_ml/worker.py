@@ -457,7 +457,7 @@ def _own_classes() -> Iterator[None]:
 
 
 def _kind(error: BaseException) -> Kind:
-    """Whether the file or the processor is to blame.
+    """Return whether the file or the processor is to blame.
 
     Columns are read while the processor runs, so an input error comes out of ``process()``, wrapped
     by awkward: the whole chain of causes is looked at. What the processor reads itself, with uproot

@@ -388,7 +388,7 @@ def _take_out_empty(spec: dict[str, Any]) -> Iterator[str]:
 
 
 def _is_defined(modifier: Config) -> bool:
-    """Whether a modifier's yields are finite, and those of a normalisation positive."""
+    """Return whether a modifier's yields are finite, and those of a normalisation positive."""
     if modifier["type"] not in ("normsys", "histosys"):
         return True
     values = np.concatenate([np.atleast_1d(value) for value in modifier["data"].values()])

@@ -72,7 +72,7 @@ def why_given_up(url: str) -> str | None:
 
 
 def is_on_probation(url: str) -> bool:
-    """Whether its server was given up, and has not answered since."""
+    """Return whether its server was given up, and has not answered since."""
     return (server(url) or url) in _given_up
 
 

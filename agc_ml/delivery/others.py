@@ -45,7 +45,7 @@ class OtherFile:
         return parts
 
     def has(self, stamp: str, timeout: float) -> bool:  # noqa: ARG002 - as of all transports
-        """Whether it is the version of that stamp."""
+        """Return whether it is the version of that stamp."""
         return stamp == self.stamp
 
     def check_same(self, timeout: float) -> None:  # noqa: ARG002 - as of all transports

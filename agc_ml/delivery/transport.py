@@ -41,7 +41,7 @@ class Transport(Protocol):
         """
 
     def has(self, stamp: str, timeout: float) -> bool:
-        """Whether it may be the version of that stamp, though it has one of another."""
+        """Return whether it may be the version of that stamp, though it has one of another."""
 
     def check_same(self, timeout: float) -> None:
         """See that the file was not replaced or overwritten since it was opened.
@@ -63,7 +63,7 @@ STAMPS: Final = "; "
 
 
 def is_one_version(stamp: str, other: str) -> bool:
-    """Whether two stamps are of one version of a file, as far as they tell."""
+    """Return whether two stamps are of one version of a file, as far as they tell."""
     parts = {*stamp.split(STAMPS)} & {*other.split(STAMPS)}
     return not stamp or not other or any(parts)
 
@@ -167,7 +167,7 @@ class LocalFile:
         return part
 
     def has(self, stamp: str, timeout: float) -> bool:  # noqa: ARG002 - a disk
-        """Whether it is the version of that stamp."""
+        """Return whether it is the version of that stamp."""
         return stamp == self.stamp
 
     def check_same(self, timeout: float) -> None:  # noqa: ARG002 - a disk

@@ -86,7 +86,7 @@ class Refresh(_Handler):
     """``/token/refresh``: an access token for the refresh token."""
 
     def is_authorised(self) -> bool:
-        """Whether the client has the refresh token."""
+        """Return whether the client has the refresh token."""
         expected = self.endpoint.credentials.token
         return hmac.compare_digest(self.bearer().encode(), expected.encode())
 

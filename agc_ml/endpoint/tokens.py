@@ -20,7 +20,7 @@ def issue(secret: str, now: float) -> str:
 
 
 def is_valid(token: str, secret: str, now: float) -> bool:
-    """Whether a token was issued with this secret, and holds still."""
+    """Return whether a token was issued with this secret, and holds still."""
     signed, _, signature = token.rpartition(".")
     expected = _signature(secret, signed)
     if not hmac.compare_digest(signature.encode(), expected.encode()):

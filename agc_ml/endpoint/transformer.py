@@ -62,7 +62,7 @@ def reason(error: BaseException) -> str:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether another attempt may help."""
+    """Return whether another attempt may help."""
     from agc_ml.errors import chain  # noqa: PLC0415 - heavy
 
     return any(_TRANSIENT.search(f"{type(e).__name__}: {e}") for e in chain(error))

@@ -121,7 +121,7 @@ def _service(url: str, token: str, source: str) -> Service:
 
 
 def is_named(spec: str) -> bool:
-    """Whether a model is asked for by its name in a registry."""
+    """Return whether a model is asked for by its name in a registry."""
     return SPEC.fullmatch(spec) is not None and not Path(spec).exists()
 
 

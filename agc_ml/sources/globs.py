@@ -121,7 +121,7 @@ def _door(pattern: str) -> tuple[str, str]:
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether there is no such file; of web servers, fsspec says so whatever is wrong."""
+    """Return whether there is no such file; of web servers, fsspec says so whatever is wrong."""
     if isinstance(error, FileNotFoundError):
         return error.__cause__ is None or getattr(error.__cause__, "status", None) == _NOT_FOUND
     return _MISSING in str(error)

@@ -51,5 +51,5 @@ def known(table: Table, token: str) -> Token | None:
 
 
 def may(token: Token, role: Role) -> bool:
-    """Whether a token's role includes another one."""
+    """Return whether a token's role includes another one."""
     return ROLES.index(token.role) >= ROLES.index(role)

@@ -332,7 +332,7 @@ Outcome = Setup | dict[str, Any] | Exception
 
 
 def is_full(outcome: Any) -> bool:
-    """Whether something failed for want of space, which may be there later."""
+    """Return whether something failed for want of space, which may be there later."""
     errors = chain(outcome) if isinstance(outcome, Exception) else ()
     return any(getattr(one, "errno", None) in {errno.ENOSPC, errno.EDQUOT} for one in errors)
 
@@ -353,7 +353,7 @@ def settle(training: Training, job: Job, outcome: Outcome) -> None:
 
 
 def _is_locked(folder: Path) -> bool:
-    """Whether a process is at work in a job's folder."""
+    """Return whether a process is at work in a job's folder."""
     try:
         with (folder / folders.LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -153,7 +153,7 @@ def judge(
 
 
 def _fits(model: Model, data: TrainingSet) -> bool:
-    """Whether a training set has the features that a model takes."""
+    """Return whether a training set has the features that a model takes."""
     return (
         model.n_features == data.features.shape[2]
         and model.features in {(), data.names}

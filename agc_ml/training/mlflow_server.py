@@ -148,7 +148,7 @@ class MlflowServer:
         return False
 
     def is_up(self) -> bool:
-        """Whether it answers, and is ours."""
+        """Return whether it answers, and is ours."""
         # The password is for our process alone, not for whoever took its port.
         if "mlflow" not in _command(self._pid):
             return False
