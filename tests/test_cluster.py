@@ -320,6 +320,7 @@ def slow(**given):
     return made[0]
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
     distributed.LocalCluster = slow
     try:
         agc_ml.connect("local", workers=1)

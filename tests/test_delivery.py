@@ -136,7 +136,7 @@ class TestHttp:
         begun = time.monotonic()
         with pytest.raises(DeliveryError, match=says):
             content(served)
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 5
         assert len(web.requests) == 1
 
     def test_a_server_that_is_busy_is_asked_again(
@@ -170,7 +170,7 @@ class TestHttp:
             begun = time.monotonic()
             with pytest.raises(DeliveryError, match=r"too slow.*\(tried for 2 s\)"):
                 file.file.source.read([(1000, 1100), (9000, 9100)])
-        assert time.monotonic() - begun < 4
+        assert time.monotonic() - begun < 10
 
     @pytest.mark.parametrize("how", ["the same content", "another file"])
     def test_a_file_that_is_replaced_while_it_is_read(

@@ -98,12 +98,12 @@ JSON = {
     ],
 )
 def test_what_is_out_of_bounds(parse: Any, content: str, says: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
         parse(content)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 values = st.recursive(

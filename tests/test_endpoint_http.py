@@ -71,7 +71,7 @@ def test_bodies_of_odd_lengths(
     head = f"POST {TRANSFORMATION} HTTP/1.1\r\n".encode() + HERE + authorization + length
     begin = time.monotonic()
     assert status(raw(servicex_endpoint.port, head + b"\r\n\r\nzz\r\n")) == LENGTHS[length]
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
 
 
 def test_a_body_without_a_length_is_limited(
@@ -243,7 +243,7 @@ def test_slow_requests_have_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
             *(asked(port, part) for part in (b"", b"GET", head, head + b"\r\n{"))
         )
         assert answers == [b""] * 4
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 5
         answer = await asked(port, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")  # longer than that
         assert b"done" in answer
 

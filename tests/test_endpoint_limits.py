@@ -23,7 +23,7 @@ from agc_ml.endpoint import limits, logs, translation
 from agc_ml.endpoint.translation import Busy, Translators
 from agc_ml.errors import UsageError
 
-IN_A_SECOND = 1.5  # with room for a machine that has more to do
+AT_ONCE_S = 5.0  # with room for a machine that has more to do
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_odd_requests_are_refused_at_once(servicex_endpoint: Endpoint, name: str
     )
     assert answer.status_code == 400, answer.text
     assert len(answer.json()["message"].splitlines()) == 1
-    assert time.monotonic() - begin < IN_A_SECOND
+    assert time.monotonic() - begin < AT_ONCE_S
 
 
 @pytest.mark.parametrize(

@@ -148,12 +148,12 @@ def test_what_physicists_write_is_taken(text: str) -> None:
 
 @pytest.mark.parametrize("name", LONG)
 def test_what_parsers_dwell_on_is_refused_at_once(name: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(Refused):
         check(LONG[name])
     with pytest.raises(UsageError):
         generate("uproot-raw", json.dumps([{"treename": "t", "cut": LONG[name]}]), "root-file")
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(
@@ -412,11 +412,11 @@ ADL_ESCAPES = [
 
 @pytest.mark.parametrize("query", ADL_ESCAPES)
 def test_queries_of_func_adl_can_not_escape(query: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(UsageError, match="the query for uproot can't be used: ") as refused:
         generate("uproot", query, "root-file")
     assert "\n" not in str(refused.value)
-    assert time.monotonic() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 ADL_SOUND = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "faults.py"
-N = 8
+N = 5
 
 
 @pytest.mark.slow

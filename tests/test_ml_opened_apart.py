@@ -156,9 +156,9 @@ def test_words_of_a_file_are_one_line(tmp_path: Path) -> None:
 
 
 def test_numbers_are_looked_for_in_no_time() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert backends._number(b"num_treesSL" * 200_000, "num_trees") is None
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_loop_that_only_some_rows_enter(

@@ -125,8 +125,8 @@ def test_half_a_head_is_kept_for_a_while_only(server: Running) -> None:
             except OSError:
                 break
             time.sleep(0.05)
-        assert 0.4 < time.monotonic() - start < 2
-        assert all(seconds_until_closed(one, 5) < 1 for one in (silent, half, second))
+        assert 0.4 < time.monotonic() - start < 4
+        assert all(seconds_until_closed(one, 5) < 4 for one in (silent, half, second))
 
 
 def test_an_idle_connection_stays(server: Running) -> None:
@@ -156,7 +156,7 @@ def test_a_body_has_to_come_on(server: Running) -> None:
             except TimeoutError:
                 pass
         assert b"408 Request Timeout" in said
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 5
         head, _, body = said.partition(b"\r\n\r\n")
         assert b"application/problem+json" in head
         assert json.loads(body)["status"] == 408
@@ -187,7 +187,7 @@ def test_what_nobody_reads_is_dropped(server: Running) -> None:
     with connected(server.url) as two:
         two.sendall(b"PUT /quick HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n")
         assert b"200 OK" in two.recv(1 << 16)
-        assert seconds_until_closed(two, 5) < 2
+        assert seconds_until_closed(two, 5) < 4
 
 
 def test_an_answer_that_nobody_reads(server: Running) -> None:
@@ -304,7 +304,7 @@ def test_halves_of_tls(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch)
             with context.wrap_socket(connected(running.url), server_hostname="127.0.0.1") as one:
                 assert b"200 OK" in answer(one, GET.replace(b"x\r", b"x\r\nConnection: close\r"))
             assert sum(map(is_closed, halves)) >= 50
-            assert seconds_until_closed(halves[-1], 5) < 2
+            assert seconds_until_closed(halves[-1], 5) < 4
     finally:
         running.stop()
 
