@@ -50,20 +50,27 @@ def trainer(service: TrainingService) -> str:
 def ask(
     service: TrainingService, method: str, path: str, token: str | None = None, **more: Any
 ) -> tuple[int, str, float]:
-    """Status, detail and seconds of the fastest of three: a busy machine makes pauses, too."""
+    """Status, detail and seconds."""
     headers = {"Authorization": f"Bearer {token or service.token}", **more.pop("headers", {})}
-    seconds = float("inf")
-    for _ in range(3):
-        start = time.monotonic()
-        found = urllib3.request(
-            method, service.url + path, headers=headers, retries=False, timeout=20, **more
-        )
-        seconds = min(seconds, time.monotonic() - start)
-        if seconds < 1:
-            break
+    start = time.monotonic()
+    found = urllib3.request(
+        method, service.url + path, headers=headers, retries=False, timeout=20, **more
+    )
+    seconds = time.monotonic() - start
     is_json = "json" in found.headers.get("Content-Type", "")
     said = json.loads(found.data) if is_json else {}
     return found.status, said.get("detail", "") if isinstance(said, dict) else "", seconds
+
+
+def ask_promptly(
+    service: TrainingService, method: str, path: str, token: str | None = None, **more: Any
+) -> tuple[int, str]:
+    """Status and detail of an answer within a second: in one of three, as machines are busy."""
+    for _ in range(3):
+        status, detail, seconds = ask(service, method, path, token, **more)
+        if seconds < 1:
+            return status, detail
+    pytest.fail(f"{method} {path[:100]} takes {seconds:.1f} s")
 
 
 def at_last(condition: Callable[[], bool]) -> None:
@@ -78,9 +85,7 @@ def test_half_requests_stop_nobody(service: TrainingService) -> None:
     before = service.log.stat().st_size
     with half_requests(service.url, 1500, HALF) as halves:
         for path in ("/healthz", "/v1/jobs", "/v1/jobs?limit=5"):
-            status, _, seconds = ask(service, "GET", path)
-            assert status == 200
-            assert seconds < 1
+            assert ask_promptly(service, "GET", path)[0] == 200
         at_last(lambda: sum(map(is_closed, halves)) >= 500)
     assert service.log.stat().st_size - before < 3000
 
@@ -164,10 +169,9 @@ BASE = {"kind": "xgboost", "name": "abc", "dataset": DIGEST}
 )
 def test_bodies_that_are_no_job(service: TrainingService, body: bytes) -> None:
     for token, statuses in (("wrong", {401}), (service.token, {400, 413, 422})):
-        status, detail, seconds = ask(service, "POST", "/v1/jobs", token, body=body, headers=JSON)
+        status, detail = ask_promptly(service, "POST", "/v1/jobs", token, body=body, headers=JSON)
         assert status in statuses
         assert 0 < len(detail) < 400
-        assert seconds < 1
 
 
 @pytest.mark.parametrize(
@@ -203,10 +207,9 @@ def test_bodies_that_are_no_job(service: TrainingService, body: bytes) -> None:
 )  # fmt: skip
 def test_values_that_are_none(service: TrainingService, change: dict[str, Any]) -> None:
     body = json.dumps({**BASE, **change}).encode()
-    status, detail, seconds = ask(service, "POST", "/v1/jobs", body=body, headers=JSON)
+    status, detail = ask_promptly(service, "POST", "/v1/jobs", body=body, headers=JSON)
     assert status in {400, 422}
     assert detail
-    assert seconds < 1
 
 
 @pytest.mark.parametrize(
@@ -240,17 +243,16 @@ def test_values_that_are_none(service: TrainingService, change: dict[str, Any]) 
     ids=lambda value: str(value)[:50],
 )
 def test_names_that_are_none(service: TrainingService, path: str, status: int) -> None:
-    found, detail, seconds = ask(service, "GET", path)
+    found, detail = ask_promptly(service, "GET", path)
     assert (found, bool(detail)) == (status, True)
-    assert seconds < 1
 
 
 @pytest.mark.parametrize("body", [b"x", b"", b"PAR1" + b"\0" * 100, b"PAR1" * 3, b"\0" * 1_000_000])
 def test_files_that_are_no_parquet(service: TrainingService, trainer: str, body: bytes) -> None:
-    status, detail, seconds = ask(service, "PUT", f"/v1/datasets/{'a' * 64}", trainer, body=body)
+    path = f"/v1/datasets/{'a' * 64}"
+    status, detail = ask_promptly(service, "PUT", path, trainer, body=body)
     assert status == 422
     assert "the training set: can't be read as Parquet" in detail
-    assert seconds < 1
 
 
 def said_of_itself(table: pa.Table) -> pa.Table:
