@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 from agc_ml._version import __version__
 
 if TYPE_CHECKING:
-    from agc_ml.cluster import connect
-    from agc_ml.datasets import Dataset, File, Fileset
     from agc_ml.errors import AgcError
+    from agc_ml.execution.cluster.clusters import connect
+    from agc_ml.execution.plan import plan
+    from agc_ml.execution.run import run
+    from agc_ml.inputs.fileset import Dataset, File, Fileset
     from agc_ml.measurement import measure
-    from agc_ml.ml.cards import load_model
-    from agc_ml.planning import plan
-    from agc_ml.results import RunResult
-    from agc_ml.running import run
-    from agc_ml.stats import FitResult, fit
-    from agc_ml.templates import compare
-    from agc_ml.training.client import connect_training
+    from agc_ml.models.cards import load_model
+    from agc_ml.results.run_result import RunResult
+    from agc_ml.results.templates import compare
+    from agc_ml.statistics.fit import FitResult, fit
+    from agc_ml.training.service.client import connect_training
 
 __all__ = [
     "AgcError",
@@ -52,19 +52,19 @@ __all__ = [
 
 _HOMES = {
     "AgcError": "errors",
-    "Dataset": "datasets",
-    "File": "datasets",
-    "Fileset": "datasets",
-    "FitResult": "stats",
-    "RunResult": "results",
-    "compare": "templates",
-    "connect": "cluster",
-    "connect_training": "training.client",
-    "fit": "stats",
-    "load_model": "ml.cards",
+    "Dataset": "inputs.fileset",
+    "File": "inputs.fileset",
+    "Fileset": "inputs.fileset",
+    "FitResult": "statistics.fit",
+    "RunResult": "results.run_result",
+    "compare": "results.templates",
+    "connect": "execution.cluster.clusters",
+    "connect_training": "training.service.client",
+    "fit": "statistics.fit",
+    "load_model": "models.cards",
     "measure": "measurement",
-    "plan": "planning",
-    "run": "running",
+    "plan": "execution.plan",
+    "run": "execution.run",
 }
 
 

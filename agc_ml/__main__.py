@@ -1,6 +1,6 @@
 """``python -m agc_ml`` is ``agc-ml``."""
 
-from agc_ml.cli import main
+from agc_ml.cli.main import main
 
 if __name__ == "__main__":
     main()

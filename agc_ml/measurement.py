@@ -22,15 +22,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml import agc, catalogue, choices, cluster, documents, folders, rundirs
+from agc_ml import documents, files
 from agc_ml.errors import AgcError, ClusterError, FitError, HistogramError, UsageError
-from agc_ml.results import RunResult, write
-from agc_ml.running import run
+from agc_ml.execution.cluster import clusters
+from agc_ml.execution.run import run
+from agc_ml.inputs import agc_published, loading
+from agc_ml.results import pseudodata_choice, run_directories
+from agc_ml.results.run_result import RunResult, write
 
 if TYPE_CHECKING:
-    from agc_ml.plots import FigureInfo
-    from agc_ml.stats import FitResult
-    from agc_ml.templates import Pseudodata
+    from agc_ml.presentation import FigureInfo
+    from agc_ml.results.templates import Pseudodata
+    from agc_ml.statistics.fit import FitResult
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    fileset: Any = catalogue.DEMO, *, pseudodata: Pseudodata | None = None, **options: Any
+    fileset: Any = loading.DEMO, *, pseudodata: Pseudodata | None = None, **options: Any
 ) -> Measurement:
     """Measure the ttbar cross-section: run, figures, fit, report.
 
@@ -64,18 +67,22 @@ def measure(
     # what was chosen is kept from the beginning, for a resume
     folder = Path(options["output"]) if options.get("output") else None
     resumed = folder if options.get("resume") else None
-    before = choices.load(rundirs.work_of(resumed)) if resumed else choices.Choices(schema=1)
+    before = (
+        pseudodata_choice.load(run_directories.work_of(resumed))
+        if resumed
+        else pseudodata_choice.Choices(schema=1)
+    )
     kind = pseudodata or before.pseudodata
     try:
         result = run(PROCESSOR, fileset, **options)
     except BaseException:
-        work = rundirs.work_of(folder) if folder else None
-        if work and (work / rundirs.CHUNKS).is_dir():
-            choices.change(work, pseudodata=kind)
+        work = run_directories.work_of(folder) if folder else None
+        if work and (work / run_directories.CHUNKS).is_dir():
+            pseudodata_choice.change(work, pseudodata=kind)
         raise
     if result.path is None:
         raise UsageError("the run has no directory to report in")
-    choices.change(result.path, pseudodata=kind)
+    pseudodata_choice.change(result.path, pseudodata=kind)
     # Figures and fit take about as long, and one core each.
     with _beside(plot, result.path, pseudodata=kind) as drawn:
         try:
@@ -94,7 +101,7 @@ def _beside(function: Any, *arguments: Any, **options: Any) -> Iterator[Callable
 
     That raises `ClusterError` where the process can't be started, or is killed.
     """
-    cluster.import_nothing_from_here()
+    clusters.import_nothing_from_here()
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         call = pool.submit(function, *arguments, **options)
 
@@ -102,7 +109,7 @@ def _beside(function: Any, *arguments: Any, **options: Any) -> Iterator[Callable
             try:
                 return call.result()
             except BrokenProcessPool as error:
-                raise ClusterError(cluster.not_started(error)) from error
+                raise ClusterError(clusters.not_started(error)) from error
 
         yield wait
 
@@ -128,7 +135,7 @@ def plot(
     """
     output = _elsewhere(source, output)
     folder = _no_link(_output(source, output) / "figures")
-    before = choices.load(source).pseudodata
+    before = pseudodata_choice.load(source).pseudodata
     kind = pseudodata or before
     if output is not None and (output / "fit.json").exists():
         raise UsageError(f"{output}: the folder of a fit; name another one with -o")
@@ -139,7 +146,7 @@ def plot(
         if not figures:
             raise HistogramError(f"{source}: {_why_nothing_is_drawn(result)}")
         if output is None:
-            choices.change(source, pseudodata=kind, drawn=kind)
+            pseudodata_choice.change(source, pseudodata=kind, drawn=kind)
     else:
         figures = _draw_file(source, folder, kind, config, label)
     _write_index(folder, figures)
@@ -162,7 +169,7 @@ def _no_link(folder: Path) -> Path:
 
 def _begin(folder: Path) -> None:
     """Take the list of figures away while new ones are drawn: of two kinds none may be shown."""
-    with folders.store_errors(folder):
+    with files.store_errors(folder):
         (folder / INDEX).unlink(missing_ok=True)
 
 
@@ -171,18 +178,20 @@ def _labelled(result: RunResult, label: str | None) -> RunResult:
     if label is None:
         return result
     before = result.provenance.label or ""
-    partly = f"partly {agc.GENERATED}"
-    generated = "some" if partly in before else "all" if agc.GENERATED in before else "none"
-    update = {"label": agc.whose(label, generated=generated)}
+    partly = f"partly {agc_published.GENERATED}"
+    generated = (
+        "some" if partly in before else "all" if agc_published.GENERATED in before else "none"
+    )
+    update = {"label": agc_published.whose(label, generated=generated)}
     return replace(result, provenance=result.provenance.model_copy(update=update))
 
 
 def _draw_run(
     result: RunResult, folder: Path, kind: Pseudodata, config: Path | None
 ) -> list[FigureInfo]:
-    from agc_ml import plots  # noqa: PLC0415 - heavy
+    from agc_ml import presentation  # noqa: PLC0415 - heavy
 
-    return plots.draw_run(
+    return presentation.draw_run(
         result,
         folder,
         _pseudodata(dict(result.templates), kind) if _lacks_data(result) else None,
@@ -204,7 +213,8 @@ def _totals(
 
     The fit is that of ``config``, or the one that the processor ships.
     """
-    from agc_ml import carryover, stats  # noqa: PLC0415 - heavy
+    from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
+    from agc_ml.statistics import unfitted_observables  # noqa: PLC0415 - heavy
 
     if not result.is_scaled:
         return {}
@@ -213,16 +223,18 @@ def _totals(
         settings = stats.shipped_config(name) if config is None else stats.load_config(config)
     except FitError:
         return {}  # without a fit there is no model
-    return _model_totals(result.templates, settings, carryover.shipped_observables(name), kind)
+    return _model_totals(
+        result.templates, settings, unfitted_observables.shipped_observables(name), kind
+    )
 
 
 def _model_totals(
     templates: Any, settings: Any, observables: Any, kind: Pseudodata
 ) -> dict[str, NDArray[np.float64]]:
-    from agc_ml import modelbands  # noqa: PLC0415 - heavy
+    from agc_ml.statistics import model_bands  # noqa: PLC0415 - heavy
 
     try:
-        return modelbands.total_uncertainty(templates, settings, observables, kind)
+        return model_bands.total_uncertainty(templates, settings, observables, kind)
     except (FitError, HistogramError) as error:
         logger.info("drawn without the total uncertainty of a fit's model: %s", error)
         return {}
@@ -242,7 +254,9 @@ def _why_nothing_is_drawn(result: RunResult) -> str:
 def _draw_file(
     source: Path, folder: Path, kind: Pseudodata, config: Path | None, label: str | None
 ) -> list[FigureInfo]:
-    from agc_ml import plots, stats, templates  # noqa: PLC0415 - heavy
+    from agc_ml import presentation  # noqa: PLC0415 - heavy
+    from agc_ml.results import templates  # noqa: PLC0415 - heavy
+    from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
     flat = templates.load(source)
     described = stats.load_config(config) if config else stats.shipped_config(PROCESSOR)
@@ -250,13 +264,13 @@ def _draw_file(
     samples = [s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")]
     # histograms that come alone say nothing of events, but the published ones are known
     published = templates.is_published(source)
-    figures = plots.draw_templates(
+    figures = presentation.draw_templates(
         flat,
         folder,
         samples,
         regions,
-        source=label or (agc.LABEL if published else None),
-        luminosity=agc.LUMINOSITY if published else None,
+        source=label or (agc_published.LABEL if published else None),
+        luminosity=agc_published.LUMINOSITY if published else None,
         data=_pseudodata(flat, kind),
         data_label=f"{kind} pseudodata",
         totals=_model_totals(flat, described, None, kind),
@@ -277,7 +291,7 @@ def _few(names: Collection[str]) -> str:
 
 def _large(result: RunResult, config: Path | None = None) -> tuple[str, ...] | None:
     """Which histograms are shown large: the regions of the fit, of many or if told; None: all."""
-    from agc_ml import stats  # noqa: PLC0415 - heavy
+    from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
     if config is not None:
         regions = stats.region_paths(stats.load_config(config))
@@ -298,7 +312,7 @@ def _large(result: RunResult, config: Path | None = None) -> tuple[str, ...] | N
 
 def _pseudodata(flat: dict[str, Any], kind: Pseudodata) -> dict[str, Any] | None:
     """Pseudodata by region, or None where the histograms are not those of the ttbar measurement."""
-    from agc_ml import templates  # noqa: PLC0415 - heavy
+    from agc_ml.results import templates  # noqa: PLC0415 - heavy
 
     try:
         made = templates.pseudodata(flat, kind)
@@ -331,14 +345,16 @@ def fit(
     AgcError
         Histograms or configuration don't fit together, or the folder can't be written.
     """
-    from agc_ml import plots, progress, stats  # noqa: PLC0415 - heavy
+    from agc_ml import presentation  # noqa: PLC0415 - heavy
+    from agc_ml.execution.cluster import progress  # noqa: PLC0415 - heavy
+    from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
     is_run = (source / "run.json").exists()
     output = _elsewhere(source, output)
     folder = fit_folder(source, output, ml_uncertainty)
     described = stats.load_config(config) if config is not None else None
     made = RunResult.load(source) if is_run else None
-    kind = (pseudodata or choices.load(source).pseudodata) if is_run else None
+    kind = (pseudodata or pseudodata_choice.load(source).pseudodata) if is_run else None
     with progress.steps(quiet=quiet) as tell:
         result = stats.fit(
             made or source,
@@ -351,10 +367,12 @@ def fit(
         _begin(_no_link(folder / "figures"))
         stats.save(result, folder)
         tell("drawing")
-        figures = plots.draw_fit(result, folder / "figures", *_figure_label(source, made, label))
+        figures = presentation.draw_fit(
+            result, folder / "figures", *_figure_label(source, made, label)
+        )
     _write_index(folder / "figures", figures)
     if made is not None and output is None and not ml_uncertainty and kind is not None:
-        choices.change(source, pseudodata=kind)
+        pseudodata_choice.change(source, pseudodata=kind)
     return result
 
 
@@ -362,12 +380,12 @@ def _figure_label(
     source: Path, made: RunResult | None, label: str | None
 ) -> tuple[float | None, str | None]:
     """Luminosity and whose events they are, for figures."""
-    from agc_ml import templates  # noqa: PLC0415 - heavy
+    from agc_ml.results import templates  # noqa: PLC0415 - heavy
 
     if made is not None:
         return made.luminosity, _labelled(made, label).provenance.label
     if templates.is_published(source):
-        return agc.LUMINOSITY, label or agc.LABEL
+        return agc_published.LUMINOSITY, label or agc_published.LABEL
     return None, label
 
 
@@ -388,8 +406,8 @@ def report(source: Path, output: Path | None = None) -> Path:
     AgcError
         It is neither, or the page can't be written.
     """
-    from agc_ml import report as pages  # noqa: PLC0415 - heavy
-    from agc_ml import stats  # noqa: PLC0415 - heavy
+    from agc_ml.presentation import report as pages  # noqa: PLC0415 - heavy
+    from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
     if (source / "fit.json").exists() and not (source / "run.json").exists():
         bare = stats.load(source)
@@ -397,7 +415,7 @@ def report(source: Path, output: Path | None = None) -> Path:
         page = _page(source, output)
         pages.write_report(None, bare, figures, page)
         return page
-    result, chosen = RunResult.load(source), choices.load(source)
+    result, chosen = RunResult.load(source), pseudodata_choice.load(source)
     fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
     if fitted is not None and fitted.pseudodata not in {"data", chosen.pseudodata}:
         raise FitError(
@@ -414,7 +432,7 @@ def report(source: Path, output: Path | None = None) -> Path:
 
 
 def _run_figures(
-    source: Path, output: Path | None, result: RunResult, chosen: choices.Choices
+    source: Path, output: Path | None, result: RunResult, chosen: pseudodata_choice.Choices
 ) -> list[FigureInfo]:
     """Figures of a run, drawn again if there are none, or those of other pseudodata.
 
@@ -430,7 +448,7 @@ def _run_figures(
     drawn = _draw_run(result, folder, chosen.pseudodata, None)
     if drawn:
         _write_index(folder, drawn)
-        choices.change(source, drawn=chosen.pseudodata)
+        pseudodata_choice.change(source, drawn=chosen.pseudodata)
     return drawn
 
 
@@ -438,8 +456,8 @@ def _fit_figures(
     folder: Path, fitted: FitResult, known: tuple[float | None, str | None]
 ) -> list[FigureInfo]:
     """Figures of a fit, drawn again if some are not there: an interrupted command left them."""
-    from agc_ml import plots  # noqa: PLC0415 - heavy
-    from agc_ml.report import is_whole  # noqa: PLC0415 - heavy
+    from agc_ml import presentation  # noqa: PLC0415 - heavy
+    from agc_ml.presentation.report import is_whole  # noqa: PLC0415 - heavy
 
     try:
         drawn = _read_index(folder / "figures")
@@ -448,7 +466,7 @@ def _fit_figures(
         drawn = []
     if drawn and all(is_whole(figure.png) for figure in drawn):
         return drawn
-    drawn = plots.draw_fit(fitted, _no_link(folder / "figures"), *known)
+    drawn = presentation.draw_fit(fitted, _no_link(folder / "figures"), *known)
     _write_index(folder / "figures", drawn)
     return drawn
 
@@ -456,7 +474,7 @@ def _fit_figures(
 def _page(source: Path, output: Path | None) -> Path:
     """Where the page goes, in a folder that is made if it is another one than that of the run."""
     folder = output or source
-    with folders.store_errors(folder):
+    with files.store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder / "report.html"
 
@@ -478,7 +496,7 @@ def _write_index(folder: Path, figures: Sequence[FigureInfo]) -> None:
 
 
 def _read_index(folder: Path) -> list[FigureInfo]:
-    from agc_ml.plots import FigureInfo  # noqa: PLC0415 - heavy
+    from agc_ml.presentation import FigureInfo  # noqa: PLC0415 - heavy
 
     path = folder / INDEX
     if not path.exists():

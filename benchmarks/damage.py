@@ -2,10 +2,10 @@
 
     python benchmarks/damage.py [--kinds A,B] [--n 200] [--seed 1] [--output FILE]
 
-Kinds are those of tests/judges.py, which says what the outcomes are, and models. Each variant is
-read in a child that stays alive; the record names every fault. A model that is read has to score as
-its library does with the very same bytes (tests/damaged_models.py), and counts as "as edited".
-Ends with exit code 1 if there is a fault.
+Kinds are those of tests/helpers/judges.py, which says what the outcomes are, and models. Each
+variant is read in a child that stays alive; the record names every fault. A model that is read has
+to score as its library does with the very same bytes (tests/helpers/damaged_models.py), and counts
+as "as edited". Ends with exit code 1 if there is a fault.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 
 import damaged_models  # noqa: E402
 import judges  # noqa: E402

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT), str(ROOT / "tests")]
+sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 
 # libraries read these when they are imported
 os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -38,15 +38,15 @@ from services.xrootd import Server, Storage  # noqa: E402
 from services.xrootd import opened as servers  # noqa: E402
 
 import agc_ml as agc  # noqa: E402 - after the settings above, as all that follows
-from agc_ml import provenance  # noqa: E402
-from agc_ml.baskets import part_of  # noqa: E402
-from agc_ml.catalogue import DEMO, load  # noqa: E402
-from agc_ml.datasets import Dataset, File, Fileset  # noqa: E402
+from agc_ml.columnar.baskets import part_of  # noqa: E402
+from agc_ml.columnar.columns import Columns  # noqa: E402
 from agc_ml.delivery.opening import opened  # noqa: E402
 from agc_ml.errors import AgcError  # noqa: E402
-from agc_ml.inspection import FileInfo, inspect_file  # noqa: E402
-from agc_ml.reading import Columns  # noqa: E402
-from agc_ml.templates import compare  # noqa: E402
+from agc_ml.execution.inspection import FileInfo, inspect_file  # noqa: E402
+from agc_ml.execution.state import provenance  # noqa: E402
+from agc_ml.inputs.fileset import Dataset, File, Fileset  # noqa: E402
+from agc_ml.inputs.loading import DEMO, load  # noqa: E402
+from agc_ml.results.templates import compare  # noqa: E402
 from benchmarks.speed import SAMPLES, file_of  # noqa: E402
 from processors.ttbar import TtbarProcessor  # noqa: E402
 

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import hist
 import numpy as np
 
-from agc_ml.kernels.flat import blocks
+from agc_ml.columnar.events import blocks
 
 N = {STRIDE * N_FILES}
 

@@ -41,7 +41,7 @@ import fault_parts as parts  # noqa: E402
 RESULTS: Final = ROOT / "benchmarks" / "results" / "faults.json"
 LIMITS: Final = {"LOOK_S": 1.0, "TELL_S": 5.0, "SILENT_S": 5.0, "ANSWER_S": 2.0, "PATIENCE_S": 40.0,
                  "NO_WORKERS_S": 30.0}  # fmt: skip
-"""Of `agc_ml.waiting`, in seconds."""
+"""Of `agc_ml.execution.cluster.waiting`, in seconds."""
 
 HUNG_S: Final = 150
 """A driver that takes longer hangs: the longest honest wait is 40 s, for a scheduler."""
@@ -321,11 +321,13 @@ class Trial:
 
 def _drive(words: list[str]) -> None:
     """Be the command line."""
-    from agc_ml import cli, execution, waiting  # noqa: PLC0415 - in the fork
+    from agc_ml.cli import main as cli  # noqa: PLC0415 - in the fork
+    from agc_ml.execution import rounds  # noqa: PLC0415 - in the fork
+    from agc_ml.execution.cluster import waiting  # noqa: PLC0415 - in the fork
 
     for name, value in LIMITS.items():
         setattr(waiting, name, value)
-    execution.FIRST_WAIT_S = 0.1  # type: ignore[misc]
+    rounds.FIRST_WAIT_S = 0.1  # type: ignore[misc]
     sys.argv = ["agc-ml", *words]
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -353,7 +355,7 @@ def _wrong(output: Path, mixture: Mixture, *, must_be_complete: bool) -> list[st
     import numpy as np  # noqa: PLC0415 - heavy
 
     from agc_ml.errors import AgcError  # noqa: PLC0415 - heavy
-    from agc_ml.results import RunResult  # noqa: PLC0415 - heavy
+    from agc_ml.results.run_result import RunResult  # noqa: PLC0415 - heavy
 
     try:
         result = RunResult.load(output)
@@ -502,8 +504,9 @@ def main() -> int:
 
 def _preload() -> None:
     """Import what all forks need, once."""
-    for name in ("coffea.nanoevents", "distributed", "bokeh.plotting", "agc_ml.cli",
-                 "agc_ml.records", "agc_ml.running", "agc_ml.worker"):  # fmt: skip
+    for name in ("coffea.nanoevents", "distributed", "bokeh.plotting", "agc_ml.cli.main",
+                 "agc_ml.columnar.records", "agc_ml.execution.run",
+                 "agc_ml.execution.processing"):  # fmt: skip
         importlib.import_module(name)
 
 

@@ -27,11 +27,11 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
-from agc_ml import likelihood as lk  # noqa: E402
 from agc_ml.errors import FitError  # noqa: E402
-from agc_ml.fitresult import versions  # noqa: E402
-from agc_ml.minimum import Minimum, minimise  # noqa: E402
-from agc_ml.unreachable import without_unreachable  # noqa: E402
+from agc_ml.statistics.fit_result import versions  # noqa: E402
+from agc_ml.statistics.likelihood import likelihood as lk  # noqa: E402
+from agc_ml.statistics.likelihood.minimization import Minimum, minimise  # noqa: E402
+from agc_ml.statistics.workspace.unreachable_bins import without_unreachable  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "fits.json"
 FIGURE: Final = ROOT / "docs" / "fits" / "minuit.png"

@@ -17,9 +17,11 @@ from unittest import mock
 import awkward as ak
 import numpy as np
 
-from agc_ml.generate import detector, hooks, nanoaod, record, unit
-from agc_ml.generate.pythia import Source
-from agc_ml.generate.samples import SAMPLES, Sample, Vetoes, sample
+from agc_ml.simulation import nanoaod, unit
+from agc_ml.simulation.detector import response as detector
+from agc_ml.simulation.samples import SAMPLES, Sample, Vetoes, sample
+from agc_ml.simulation.truth import hooks, record
+from agc_ml.simulation.truth.pythia import Source
 from processors.ttbar import selection
 
 # events/s of one core: without vetoes, and after them, by process

@@ -32,7 +32,7 @@ from typing import Any, Final
 import numpy as np
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT), str(ROOT / "tests")]
+sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 from services.kills import Report, kill_rounds  # noqa: E402
@@ -40,13 +40,14 @@ from services.training import TrainingService, polled  # noqa: E402
 from trained import SPEC  # noqa: E402
 
 import agc_ml as agc  # noqa: E402
-from agc_ml import catalogue, provenance  # noqa: E402
-from agc_ml.catalogue import DEMO  # noqa: E402
-from agc_ml.generate import production  # noqa: E402
-from agc_ml.ml.hook import Bundle  # noqa: E402
-from agc_ml.ml.registry import Service  # noqa: E402
-from agc_ml.training import scores, trainingset  # noqa: E402
-from agc_ml.training.client import Remote  # noqa: E402
+from agc_ml.execution.state import provenance  # noqa: E402
+from agc_ml.inputs import loading  # noqa: E402
+from agc_ml.inputs.loading import DEMO  # noqa: E402
+from agc_ml.models.model import Bundle  # noqa: E402
+from agc_ml.models.registry import Service  # noqa: E402
+from agc_ml.simulation import production  # noqa: E402
+from agc_ml.training import metrics, training_set  # noqa: E402
+from agc_ml.training.service.client import Remote  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "loop.json"
 DATA: Final = ROOT / "benchmarks" / "data" / "top_pairs"
@@ -137,7 +138,7 @@ def measured(fileset: str, folder: Path) -> str:
     embedded, large = agc.Fileset.load(DEMO), agc.Fileset.load(fileset)
     others = [one for one in embedded.datasets if one.name != large.datasets[0].name]
     path = folder / "measured.json"
-    catalogue.save(replace(embedded, datasets=(*large.datasets, *others)), path)
+    loading.save(replace(embedded, datasets=(*large.datasets, *others)), path)
     return str(path)
 
 
@@ -185,14 +186,14 @@ def published(fileset: str, models: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         raw = Path(scratch) / "raw"
         command("run", NAME, fileset, "--set", "compat=true", "-o", str(raw), "--workers", "1")
-        data = trainingset.load(raw / "training.parquet")
+        data = training_set.load(raw / "training.parquet")
     bundle = agc.load_model(models)
     if not isinstance(bundle, Bundle):
         raise SystemExit(f"{models}: no bundle")
     n, k, n_features = data.features.shape
     event = np.repeat(np.where(data.is_even, 0, 1), k)
     found = bundle(data.features.reshape(n * k, n_features), event).reshape(n, k)
-    quality = scores.quality(found, data.right)
+    quality = metrics.quality(found, data.right)
     return {
         "published_auc": quality.auc,
         "published_jet_score": quality.jet_score,

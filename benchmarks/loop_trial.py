@@ -16,11 +16,12 @@ import xgboost
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agc_ml import rows  # noqa: E402
-from agc_ml.ml import hook  # noqa: E402
-from agc_ml.ml.hook import Content  # noqa: E402
-from agc_ml.training import scores, trials  # noqa: E402
-from agc_ml.training.trials import Source, Trial  # noqa: E402
+from agc_ml.models import model  # noqa: E402
+from agc_ml.models.model import Content  # noqa: E402
+from agc_ml.results import tables  # noqa: E402
+from agc_ml.training import metrics  # noqa: E402
+from agc_ml.training.trainers import trials  # noqa: E402
+from agc_ml.training.trainers.trials import Source, Trial  # noqa: E402
 
 
 def main() -> None:
@@ -28,8 +29,8 @@ def main() -> None:
     path, way, params = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    hook.provide({sha256: Content(content)})
-    source = Source(sha256, rows.digest_of(path), "nominal", "even")
+    model.provide({sha256: Content(content)})
+    source = Source(sha256, tables.digest_of(path), "nominal", "even")
     trials.events(source)
     run = ours if way == "ours" else stock
     run(source, {"max_depth": 2, "n_estimators": 2})
@@ -61,7 +62,7 @@ def stock(source: Source, params: dict[str, float]) -> float:
         booster = xgboost.train({**settings, **fixed}, matrix, int(params["n_estimators"]))
         rows_of = xgboost.DMatrix(validation.features.reshape(-1, n_features), nthread=1)
         scored = booster.predict(rows_of).reshape(-1, k)
-        found.append(scores.quality(scored, validation.right).jet_score)
+        found.append(metrics.quality(scored, validation.right).jet_score)
     return sum(found) / len(found)
 
 

@@ -40,17 +40,18 @@ import aiohttp
 import psutil
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path += [str(ROOT), str(ROOT / "tests")]
+sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")]
 os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 from services.training import TrainingService  # noqa: E402
 from trained import SPEC  # noqa: E402
 
 import agc_ml as agc  # noqa: E402
-from agc_ml import provenance, rows  # noqa: E402
-from agc_ml.catalogue import DEMO  # noqa: E402
-from agc_ml.ml.registry import Service  # noqa: E402
-from agc_ml.training.client import Remote  # noqa: E402
+from agc_ml.execution.state import provenance  # noqa: E402
+from agc_ml.inputs.loading import DEMO  # noqa: E402
+from agc_ml.models.registry import Service  # noqa: E402
+from agc_ml.results import tables  # noqa: E402
+from agc_ml.training.service.client import Remote  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "soak.json"
 NAME: Final = "jet_assignment"
@@ -142,13 +143,15 @@ def soak(folder: Path, minutes: float, clients: int) -> dict[str, Any]:
 
 def uploads(folder: Path, number: int) -> list[Path]:
     """Training sets that differ: each without some events."""
-    table = rows.read(folder / "features" / "training.parquet")
+    table = tables.read(folder / "features" / "training.parquet")
     n = len(table.columns["label"]) // 12
     found = []
     for one in range(number):
         keep = [i for i in range(12 * n) if i // 12 != one]
         path = folder / f"set{one}.parquet"
-        rows.write(path, rows.Rows({k: v[keep] for k, v in table.columns.items()}, table.about), {})
+        tables.write(
+            path, tables.Rows({k: v[keep] for k, v in table.columns.items()}, table.about), {}
+        )
         found.append(path)
     return found
 
@@ -377,7 +380,7 @@ async def uploader(
 ) -> None:
     """Upload a set that is not there yet, once a minute, and a known one more often."""
     for path in sets:
-        digest, content = rows.digest_of(path), path.read_bytes()
+        digest, content = tables.digest_of(path), path.read_bytes()
         for expected in (201, 200, 200):
             if time.monotonic() > end:
                 return

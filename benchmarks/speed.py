@@ -47,28 +47,25 @@ from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: E402
 from coffea.processor.accumulator import iadd  # noqa: E402
 from numba import njit  # noqa: E402
 
-from agc_ml import (  # noqa: E402
-    baskets,
-    catalogue,
-    inspection,
-    packing,
-    provenance,
-    reading,
-    worker,
-)
-from agc_ml.checkpoints import Chunk  # noqa: E402
-from agc_ml.datasets import File, with_counters  # noqa: E402
-from agc_ml.delivery import transport  # noqa: E402
+from agc_ml.columnar import baskets  # noqa: E402
+from agc_ml.columnar import columns as reading  # noqa: E402
 from agc_ml.delivery.opening import opened  # noqa: E402
-from agc_ml.generate.lookalike import Part, generate  # noqa: E402
-from agc_ml.hists import materialised  # noqa: E402
-from agc_ml.kernels import forest  # noqa: E402
-from agc_ml.ml import cards, hook  # noqa: E402
-from agc_ml.ml.trees import read_xgboost  # noqa: E402
-from agc_ml.packing import unpack  # noqa: E402
-from agc_ml.shipping import prepare  # noqa: E402
-from agc_ml.variations import NOMINAL  # noqa: E402
-from agc_ml.worker import Job, process_chunk  # noqa: E402
+from agc_ml.execution import inspection, processing  # noqa: E402
+from agc_ml.execution.processing import Job, process_chunk  # noqa: E402
+from agc_ml.execution.processor.loading import prepare  # noqa: E402
+from agc_ml.execution.state import provenance  # noqa: E402
+from agc_ml.execution.state.checkpoints import Chunk  # noqa: E402
+from agc_ml.inputs import loading  # noqa: E402
+from agc_ml.inputs.fileset import File, with_counters  # noqa: E402
+from agc_ml.inputs.variations import NOMINAL  # noqa: E402
+from agc_ml.models import cards, model  # noqa: E402
+from agc_ml.models.backends import forest  # noqa: E402
+from agc_ml.models.backends.xgboost_file import read_xgboost  # noqa: E402
+from agc_ml.results import packing  # noqa: E402
+from agc_ml.results.histograms import materialised  # noqa: E402
+from agc_ml.results.packing import unpack  # noqa: E402
+from agc_ml.simulation.lookalike import Part, generate  # noqa: E402
+from agc_ml.transports import base  # noqa: E402
 from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
 from processors.ttbar import TtbarProcessor, assignment, systematics  # noqa: E402
 
@@ -112,7 +109,7 @@ def file_of(sample: Sample) -> Path:
             dataset=sample.dataset,
             mixed_with=sample.mixed_with,
         )
-    (dataset,) = catalogue.load(folder / "fileset.json").datasets
+    (dataset,) = loading.load(folder / "fileset.json").datasets
     return Path(dataset.files[0].url)
 
 
@@ -151,12 +148,12 @@ class Ours:
             source=b"",
         )
 
-    def __call__(self, start: int, stop: int) -> worker.Finished:
+    def __call__(self, start: int, stop: int) -> processing.Finished:
         """Process the events [start, stop)."""
         chunk = replace(self._job.chunk, start=start, stop=stop)
         directory = baskets.part_of(self._job.directory or {}, start, stop)
         outcome = process_chunk(replace(self._job, chunk=chunk, directory=directory))
-        if not isinstance(outcome, worker.Finished):
+        if not isinstance(outcome, processing.Finished):
             raise SystemExit(f"{outcome.reason}\n{outcome.details}")
         return outcome
 
@@ -322,13 +319,13 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         totals = dict.fromkeys(STAGES, 0.0)
         watched = (
-            (worker, "_opened", "open"),
-            (transport.os, "pread", "read"),
+            (processing, "_opened", "open"),
+            (base.os, "pread", "read"),
             (reading, "_decompressed", "decompress"),
             (reading.Columns, "read", "flatten"),
             (TtbarProcessor, "process", "kernels"),
             (assignment, "permutations", "features"),
-            (hook.Model, "__call__", "inference"),
+            (model.Model, "__call__", "inference"),
             (assignment.DenseHist, "fill", "fill"),
             (packing, "pack", "pack"),
         )
@@ -408,13 +405,13 @@ def rows_of(sample: Sample, models: Any) -> list[Any]:
 def forests(models: Any, booster: Any, rounds: int) -> dict[str, Any]:
     """Our forest kernel against xgboost: rows as they come, and by rows an event."""
     events = rows_of(SAMPLES[1], models)
-    content = hook.contents([models.odd])[models.odd.sha256]
+    content = model.contents([models.odd])[models.odd.sha256]
     trees = read_xgboost(content.data)
     kinds = {"as they come": events}
     kinds |= {f"{n} an event": [e for e in events if len(e) == n] for n in (12, 60, 180)}
     found = {}
     for name, chosen in kinds.items():
-        rows = np.concatenate(chosen)[: hook.BATCH_ROWS]
+        rows = np.concatenate(chosen)[: model.BATCH_ROWS]
 
         def of_xgboost(rows: Any = rows) -> Any:
             return booster.inplace_predict(rows, predict_type="margin")

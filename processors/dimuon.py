@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import awkward as ak
 from coffea.processor import ProcessorABC
 
-from agc_ml.hists import book
+from agc_ml.results.histograms import book
 
 
 class DimuonProcessor(ProcessorABC):  # type: ignore[misc]

@@ -16,12 +16,12 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from coffea.processor import ProcessorABC
 
-from agc_ml.kernels.combinatorics import best_trijet_mass
-from agc_ml.kernels.flat import blocks
-from agc_ml.kernels.jagged import Collection
-from agc_ml.kernels.kinematics import cartesian
-from agc_ml.rows import Rows
-from agc_ml.variations import NOMINAL
+from agc_ml.columnar.combinatorics import best_trijet_mass
+from agc_ml.columnar.events import blocks
+from agc_ml.columnar.jagged import Collection
+from agc_ml.columnar.kinematics import cartesian
+from agc_ml.inputs.variations import NOMINAL
+from agc_ml.results.tables import Rows
 from processors.ttbar import assignment, selection, systematics, truth
 from processors.ttbar.varied import Varied, select
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from places import ROOT, TESTS
 from services.catalogues import portal, rucio  # noqa: F401 - the fixtures
 from services.proxy import proxies  # noqa: F401 - the fixture
 from services.servicex import servicex_endpoint  # noqa: F401 - the fixture
@@ -23,9 +24,9 @@ from services.triton import triton  # noqa: F401 - the fixture
 from services.web import web  # noqa: F401 - the fixture
 from services.xrootd import shared_storage, storage  # noqa: F401 - the fixtures
 
-from agc_ml import running
-from agc_ml.generate import production, samples
-from agc_ml.generate.samples import SAMPLES
+from agc_ml.execution import run
+from agc_ml.simulation import production, samples
+from agc_ml.simulation.samples import SAMPLES
 
 settings.register_profile("suite", deadline=None)  # machines are shared: a pause is no failure
 settings.load_profile("suite")
@@ -35,19 +36,28 @@ UNIT = 25
 
 REQUIRE_ALL = os.environ.get("AGC_ML_REQUIRE_ALL") == "1"
 
-LONGEST = ("training_kills", "execution", "delivery_servicex", "measurement", "delivery_faults",
-           "generate_production", "training_service", "models_in_runs", "training_gates",
-           "training_loop", "training_registry")  # fmt: skip
+LONGEST = (
+    "training/test_training_kills.py",
+    "execution/test_rounds.py",
+    "delivery/test_servicex_client.py",
+    "test_measurement.py",
+    "delivery/test_replica_faults.py",
+    "simulation/test_production.py",
+    "training/test_training_service.py",
+    "models/test_models_in_runs.py",
+    "training/test_training_gates.py",
+    "training/test_training_loop.py",
+    "training/test_training_registry.py",
+)
 """Files of minutes, that come first: else one of them runs alone in the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first."""
-    here = Path(__file__).parent
-    if gone := [name for name in LONGEST if not (here / f"test_{name}.py").is_file()]:
+    if gone := [name for name in LONGEST if not (TESTS / name).is_file()]:
         raise pytest.UsageError(f"tests/conftest.py: LONGEST names files that are not here: {gone}")
-    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(LONGEST)))
 
 
 def absent(what: str) -> None:
@@ -68,8 +78,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real data files and reference figures."""
-    checkout = Path(__file__).resolve().parent.parent
-    folder = Path(os.environ.get("AGC_ML_REAL_DATA") or checkout.parent / "shared" / "data")
+    folder = Path(os.environ.get("AGC_ML_REAL_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         absent("the real data are not here: point AGC_ML_REAL_DATA at their folder")
     return folder
@@ -98,7 +107,7 @@ def generated_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that extracted the training set of the embedded events; not to be changed."""
     folder = tmp_path_factory.mktemp("features") / "run"
-    running.run("jet_assignment", site="inline", output=folder, quiet=True)
+    run.run("jet_assignment", site="inline", output=folder, quiet=True)
     return folder
 
 
@@ -110,17 +119,19 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """
     import stepwise  # noqa: PLC0415 - a processor, of few tests
 
-    from agc_ml import execution, reading  # noqa: PLC0415 - heavy
-    from agc_ml.delivery import health, source  # noqa: PLC0415 - heavy
+    from agc_ml.columnar import columns  # noqa: PLC0415 - heavy
+    from agc_ml.delivery import replica_source  # noqa: PLC0415 - heavy
+    from agc_ml.execution import rounds  # noqa: PLC0415 - heavy
+    from agc_ml.transports import server_health  # noqa: PLC0415 - heavy
 
-    health.forget()
+    server_health.forget()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(reading, "BLOCK", 100)
-    monkeypatch.setattr(execution, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(source, "PAUSE_S", 0.05)
+    monkeypatch.setattr(columns, "BLOCK", 100)
+    monkeypatch.setattr(rounds, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(replica_source, "PAUSE_S", 0.05)
     stepwise.EVENTS.clear()
     yield
-    health.forget()
+    server_health.forget()
     stepwise.EVENTS.clear()
 
 
@@ -145,9 +156,9 @@ def trained_job(training_run: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """The folder of a job that trained and judged a bundle; not to be changed."""
     from trained import setup_of  # noqa: PLC0415 - only for tests of training
 
-    from agc_ml.training import job  # noqa: PLC0415 - likewise
+    from agc_ml.training import job_process  # noqa: PLC0415 - likewise
 
     folder = tmp_path_factory.mktemp("job")
     setup_of(folder, training_run)
-    assert job.main(folder) == 0
+    assert job_process.main(folder) == 0
     return folder

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agc_ml import catalogue
+from agc_ml.inputs import loading
 from benchmarks import speed
 
 EVENTS = 600
@@ -25,7 +25,7 @@ def test_the_benchmark_of_speed_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    events = catalogue.demo().parent / "ttbar__nominal.root"
+    events = loading.demo().parent / "ttbar__nominal.root"
     for name in ("3", "11", "W"):
         folder = tmp_path / f"speed-{name}-{EVENTS}-5"
         folder.mkdir()

@@ -11,17 +11,17 @@ import pytest
 import uproot
 from commandline import agc
 
-from agc_ml import catalogue
-from agc_ml.generate import manifest as manifests
-from agc_ml.generate import samples
-from agc_ml.generate.events import Collection, Events, of_plain
-from agc_ml.generate.manifest import Manifest
-from agc_ml.generate.nanoaod import branches_of
-from agc_ml.generate.unit import Made, Unit, make, skim
-from agc_ml.packing import unpack
-from agc_ml.results import RunResult
+from agc_ml.inputs import loading
+from agc_ml.results.packing import unpack
+from agc_ml.results.run_result import RunResult
+from agc_ml.simulation import manifest as manifests
+from agc_ml.simulation import samples
+from agc_ml.simulation.events import Collection, Events, of_plain
+from agc_ml.simulation.manifest import Manifest
+from agc_ml.simulation.nanoaod import branches_of
+from agc_ml.simulation.unit import Made, Unit, make, skim
 
-FOLDER = catalogue.demo().parent
+FOLDER = loading.demo().parent
 REGENERATED = 8  # events of each dataset
 
 

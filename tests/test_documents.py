@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml import documents
-from agc_ml.datasets import Fileset
 from agc_ml.errors import AgcError, FilesetError, FitError
-from agc_ml.fitconfig import load_config
+from agc_ml.inputs.fileset import Fileset
+from agc_ml.statistics.workspace.fit_config import load_config
 
 TOO_MANY = "more than 1,000,000 values, counting what anchors and merges repeat"
 

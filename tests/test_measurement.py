@@ -16,9 +16,12 @@ import yaml
 from commandline import PROGRAM, agc
 from services.servicex import Endpoint
 
-from agc_ml import catalogue, hists, measurement, stats
-from agc_ml.datasets import Fileset
-from agc_ml.results import RunResult
+from agc_ml import measurement
+from agc_ml.inputs import loading
+from agc_ml.inputs.fileset import Fileset
+from agc_ml.results import histograms as hists
+from agc_ml.results.run_result import RunResult
+from agc_ml.statistics import fit
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_run_directory_has_everything(measured: tuple[Path, str, float]) -> None
     }
     assert not (folder / "chunks").exists()
     lines = output.splitlines()
-    events = sum(d.n_events or 0 for d in Fileset.load(catalogue.DEMO).datasets)
+    events = sum(d.n_events or 0 for d in Fileset.load(loading.DEMO).datasets)
     assert lines[0].startswith(f"complete: {events:,} events in 9 chunks")
     assert re.fullmatch(
         r"sigma\(tt\) = \d+ ± \d+ pb \(predicted 729.84; ttbar_norm \d.\d+ ± \d.\d+\)", lines[2]
@@ -77,7 +80,7 @@ def test_templates_are_those_of_the_measurement(measured: tuple[Path, str, float
 
 def test_it_closes(measured: tuple[Path, str, float]) -> None:
     """Pseudodata of all generated processes: the cross-section that went in comes out."""
-    poi = stats.load(measured[0] / "fit").poi
+    poi = fit.load(measured[0] / "fit").poi
     assert abs(poi.value - 1) < poi.uncertainty
     assert poi.uncertainty < 0.25  # published: 0.08 to 0.11, with a thousand times the events
 
@@ -92,7 +95,7 @@ def test_figures_do_not_say_cms(measured: tuple[Path, str, float]) -> None:
 def test_fit_is_written_down(measured: tuple[Path, str, float]) -> None:
     folder, output, _ = measured
     written = json.loads((folder / "fit" / "fit.json").read_text())
-    again = stats.load(folder / "fit")
+    again = fit.load(folder / "fit")
     assert str(again) in output.splitlines()
     assert again.poi.value == written["poi"]["value"]
     assert written["cross_section"]["predicted"] == 729.84
@@ -124,8 +127,8 @@ def test_through_servicex_it_is_the_same(
     assert called.code == 0, called.err
     assert agc("compare", folder, measured[0], "--rtol", 1e-12).code == 0
     assert RunResult.load(folder).cutflow == RunResult.load(measured[0]).cutflow
-    assert stats.load(folder / "fit").poi.value == pytest.approx(
-        stats.load(measured[0] / "fit").poi.value, rel=1e-6
+    assert fit.load(folder / "fit").poi.value == pytest.approx(
+        fit.load(measured[0] / "fit").poi.value, rel=1e-6
     )
 
 
@@ -157,7 +160,7 @@ def test_the_configuration_of_figures_of_a_run_counts(tmp_path: Path) -> None:
     made = {name: hist.Hist.new.Reg(2, 0, 2).Weight().fill([1]) for name in ("SR", "CR")}
     factories.run_result(made, templates=made).save(run)
     assert "my.yml: no such file" in agc("plot", run, tmp_path / "my.yml").error
-    config = stats.shipped_config("ttbar")
+    config = fit.shipped_config("ttbar")
     (tmp_path / "my.yml").write_text(yaml.safe_dump(config))
     called = agc("plot", run, tmp_path / "my.yml")
     assert (
@@ -179,7 +182,7 @@ def test_plot_of_other_histograms_says_what_there_is(tmp_path: Path) -> None:
     assert called.code == 1
     for part in ("SR_zz, CR_zz", "4j1b, 4j2b", "CONFIG.yml"):
         assert part in called.err
-    config = stats.shipped_config("ttbar")
+    config = fit.shipped_config("ttbar")
     config["Regions"] = [{**config["Regions"][0], "RegionPath": "SR"}]
     first = next(sample for sample in config["Samples"] if not sample.get("Data"))
     first["SamplePath"] = "zz"
@@ -221,7 +224,7 @@ def with_observables(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_fit_is_carried_over_to_what_the_run_has(with_observables: Path) -> None:
     measurement.fit(with_observables)
-    fitted = stats.load(with_observables / "fit")
+    fitted = fit.load(with_observables / "fit")
     assert tuple(one.prefit.region for one in fitted.carried_over) == factories.CARRIED
     drawn = {path.name for path in (with_observables / "fit" / "figures").glob("*_carried_over.p*")}
     assert drawn == {
@@ -236,7 +239,7 @@ def test_regions_of_the_fit_are_drawn_large(with_observables: Path, tmp_path: Pa
     result = RunResult.load(with_observables)
     assert measurement._large(result) == ("4j1b", "4j2b")
     config = tmp_path / "my.yml"
-    described = stats.shipped_config("ttbar")
+    described = fit.shipped_config("ttbar")
     config.write_text(yaml.safe_dump({**described, "Regions": described["Regions"][1:]}))
     assert measurement._large(result, config) == ("4j2b",)
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
-from agc_ml.datasets import File, Known
-from agc_ml.delivery.credentials import redacted
 from agc_ml.errors import DeliveryError
+from agc_ml.inputs.fileset import File, Known
+from agc_ml.transports.credentials import redacted
 
 
 @contextmanager
@@ -19,9 +19,9 @@ def opened(
 
     It has to be what the fileset says, and what is ``known`` from looking into it.
 
-    Its ``file.source`` is a `agc_ml.delivery.source.ReplicaSource`, which notes in ``failures``
-    what was wrong with replicas, by their URL. An error inside the context is
-    taken for a fault of the replica: who opens the file again gets another one, if there is one.
+    Its ``file.source`` is a `agc_ml.delivery.replica_source.ReplicaSource`, which notes in
+    ``failures`` what was wrong with replicas, by their URL. An error inside the context is taken
+    for a fault of the replica: who opens the file again gets another one, if there is one.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def opened(
     """
     import uproot  # noqa: PLC0415 - heavy
 
-    from agc_ml.delivery.source import ReplicaSource  # noqa: PLC0415 - it needs uproot
+    from agc_ml.delivery.replica_source import ReplicaSource  # noqa: PLC0415 - it needs uproot
 
     sources: list[ReplicaSource] = []
     options = {"wanted": file, "made": sources.append, "failures": failures, "known": known}

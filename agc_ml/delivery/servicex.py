@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from agc_ml.datasets import EVENT_ID, Dataset, File, Fileset, with_counters
 from agc_ml.delivery import opening
-from agc_ml.delivery import service as talk
-from agc_ml.delivery.credentials import redacted
-from agc_ml.delivery.transport import local_path
-from agc_ml.delivery.ways import Needs
+from agc_ml.delivery import servicex_client as talk
+from agc_ml.delivery.routing import Needs
 from agc_ml.errors import DeliveryError, FilesetError, UsageError
+from agc_ml.inputs.fileset import EVENT_ID, Dataset, File, Fileset, with_counters
+from agc_ml.transports.base import local_path
+from agc_ml.transports.credentials import redacted
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml.errors import ModelError, TrainingError
-from agc_ml.hists import DAMAGED
-from agc_ml.ml import backends, given
-from agc_ml.ml.cards import CARD, FORMATS, Card, CardEntry, GoldenRows, load_model
-from agc_ml.ml.hook import PARITIES, Bundle, DeltaPhi, Parity
-from agc_ml.results import write
-from agc_ml.training.trials import Fitted
+from agc_ml.models import model_files
+from agc_ml.models.backends import backends
+from agc_ml.models.cards import CARD, FORMATS, Card, CardEntry, GoldenRows, load_model
+from agc_ml.models.model import PARITIES, Bundle, DeltaPhi, Parity
+from agc_ml.results.histograms import DAMAGED
+from agc_ml.results.run_result import write
+from agc_ml.training.trainers.trials import Fitted
 
 Array = NDArray[Any]
 
@@ -189,11 +190,11 @@ def read_golden(folder: Path, parity: Parity) -> tuple[Array, Array] | None:
     if not path.exists():
         return None
     try:
-        data = BytesIO(given.read(path))
+        data = BytesIO(model_files.read(path))
         with zipfile.ZipFile(data) as packed:
             unpacked = sum(one.file_size for one in packed.infolist())
         if unpacked > MOST_GOLDEN_BYTES:
-            raise given.NotTakenError(f"it unpacks to {unpacked / 1e9:.1f} GB")
+            raise model_files.NotTakenError(f"it unpacks to {unpacked / 1e9:.1f} GB")
         with np.load(data, allow_pickle=False) as content:
             return content["rows"], content["scores"]
     except DAMAGED as error:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.errors import TrainingError
-from agc_ml.results import RunRecord
+from agc_ml.results.run_result import RunRecord
 
 if TYPE_CHECKING:
-    from agc_ml.training.client import Training
-    from agc_ml.training.table import Job
+    from agc_ml.training.service.client import Training
+    from agc_ml.training.service.database import Job
 
 Array = NDArray[Any]
 
@@ -160,7 +160,7 @@ def challenge(training: Training, name: str, trained: Mapping[str, Any], source:
     """File a job that trains on new events as a model was trained; once for these events.
 
     ``trained`` is the content of that model's ``training.json``, ``source`` a training set as of
-    `agc_ml.training.client.table_of`.
+    `agc_ml.training.service.client.table_of`.
     """
     digest = training.upload(source)
     first = trained["models"]["even"]

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from agc_ml.errors import ModelError
-from agc_ml.ml.cards import load_model
-from agc_ml.ml.hook import BATCH_ROWS, PARITIES, Bundle, Model, Parity
-from agc_ml.training import bundles, scores
-from agc_ml.training.scores import Quality
-from agc_ml.training.spec import Limits
-from agc_ml.training.trainingset import TrainingSet
-from agc_ml.variations import NOMINAL
+from agc_ml.inputs.variations import NOMINAL
+from agc_ml.models.cards import load_model
+from agc_ml.models.model import BATCH_ROWS, PARITIES, Bundle, Model, Parity
+from agc_ml.training import bundles, metrics
+from agc_ml.training.job_spec import Limits
+from agc_ml.training.metrics import Quality
+from agc_ml.training.training_set import TrainingSet
 
 Array = NDArray[Any]
 
@@ -56,12 +56,12 @@ class Judged(BaseModel):
 
 
 class Seen(BaseModel):
-    """What figures are drawn of: shapes as of `agc_ml.training.scores`."""
+    """What figures are drawn of: shapes as of `agc_ml.training.metrics`."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     roc: dict[str, tuple[Any, Any]]
-    calibration: scores.Calibration
+    calibration: metrics.Calibration
     multiplicity: dict[str, tuple[float, float, int]]
     variations: dict[str, Quality]
     confusion: Any
@@ -105,23 +105,23 @@ def judge(
     nominal = sets[NOMINAL]
     _check_features(bundle, nominal)
     mine = score(bundle, nominal)
-    quality = scores.quality(mine, nominal.right)
-    roc = {"this bundle": scores.roc(mine, nominal.right)}
+    quality = metrics.quality(mine, nominal.right)
+    roc = {"this bundle": metrics.roc(mine, nominal.right)}
     its_quality: dict[str, float] = {}
     gates = [_least_auc(mine, nominal, limits)]
     if champion is not None:
         version, other = champion
         if all(_fits(model, nominal) for model in other.members):
             its = score(other, nominal)
-            its_quality = scores.quality(its, nominal.right)._asdict()
-            roc[f"champion, version {version}"] = scores.roc(its, nominal.right)
+            its_quality = metrics.quality(its, nominal.right)._asdict()
+            roc[f"champion, version {version}"] = metrics.roc(its, nominal.right)
             gates += _against(mine, its, nominal, limits)
         else:
             gates.append(_not_compared(version, limits))
     by_variation = {
-        name: scores.quality(score(bundle, data), data.right) for name, data in sets.items()
+        name: metrics.quality(score(bundle, data), data.right) for name, data in sets.items()
     }
-    calibration = scores.calibration(mine, nominal.right)
+    calibration = metrics.calibration(mine, nominal.right)
     multiplicity = _by_multiplicity(mine, nominal)
     gates += [
         _gap(folder, bundle, nominal, limits),
@@ -146,7 +146,7 @@ def judge(
         calibration=calibration,
         multiplicity=multiplicity,
         variations=by_variation,
-        confusion=scores.confusion(mine, nominal.right),
+        confusion=metrics.confusion(mine, nominal.right),
         importance=_importance(bundle, nominal, quality.auc),
         events_of=nominal.events_of,
     )
@@ -184,7 +184,7 @@ def _not_compared(version: str, limits: Limits) -> Gate:
 
 
 def _least_auc(mine: Array, data: TrainingSet, limits: Limits) -> Gate:
-    found = scores.bootstrap(mine, data.right)
+    found = metrics.bootstrap(mine, data.right)
     auc, jet = found["auc"], found["jet_score"]
     return Gate(
         name="auc",
@@ -210,7 +210,7 @@ def _against(mine: Array, its: Array, data: TrainingSet, limits: Limits) -> list
             detail=f"difference {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}] at 95 %; "
             "the interval must reach zero",
         )
-        for name, found in scores.bootstrap(mine, data.right, its).items()
+        for name, found in metrics.bootstrap(mine, data.right, its).items()
     ]
 
 
@@ -221,7 +221,7 @@ def _gap(folder: Path, bundle: Bundle, data: TrainingSet, limits: Limits) -> Gat
         others = data.of_parity("odd" if parity == "even" else "even")
         n, k, n_features = others.features.shape
         found = model(others.features.reshape(n * k, n_features)).reshape(n, k)
-        test = scores.quality(found, others.right)
+        test = metrics.quality(found, others.right)
         gaps[parity] = learned[parity].validation["auc"] - test.auc
     worst = max(gaps.values())
     return Gate(
@@ -235,7 +235,7 @@ def _gap(folder: Path, bundle: Bundle, data: TrainingSet, limits: Limits) -> Gat
     )
 
 
-def _calibration(found: scores.Calibration, limits: Limits) -> Gate:
+def _calibration(found: metrics.Calibration, limits: Limits) -> Gate:
     worst = found.worst
     return Gate(
         name="calibration",
@@ -251,7 +251,7 @@ def _calibration(found: scores.Calibration, limits: Limits) -> Gate:
 
 def _by_multiplicity(mine: Array, data: TrainingSet) -> dict[str, tuple[float, float, int]]:
     """Jet score, its standard error, and number of events, by number of jets."""
-    per_event = scores.jet_scores(mine, data.right)
+    per_event = metrics.jet_scores(mine, data.right)
     found = {}
     for name, (low, high) in MULTIPLICITIES.items():
         some = per_event[(data.njet >= low) & (data.njet <= high)]
@@ -371,6 +371,6 @@ def _importance(bundle: Bundle, data: TrainingSet, auc: float) -> dict[str, tupl
             rows = data.features.reshape(n * k, n_features).copy()
             rng.shuffle(rows[:, column])
             shuffled = bundle(rows, event).reshape(n, k)
-            losses.append(auc - scores.quality(shuffled, data.right).auc)
+            losses.append(auc - metrics.quality(shuffled, data.right).auc)
         found[name] = float(np.mean(losses)), float(np.std(losses))
     return found

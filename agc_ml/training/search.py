@@ -15,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 
 from agc_ml.errors import TrainingError, UsageError
-from agc_ml.ml.hook import Parity
-from agc_ml.training.scores import Quality
-from agc_ml.training.spaces import Kind, Space, suggest
-from agc_ml.training.trials import Source, Trial, Tried
+from agc_ml.models.model import Parity
+from agc_ml.training.metrics import Quality
+from agc_ml.training.search_spaces import Kind, Space, suggest
+from agc_ml.training.trainers.trials import Source, Trial, Tried
 
 GENERATION: Final = 4
 """Trials of each parity that are asked for at once."""

@@ -18,7 +18,7 @@ import numpy as np
 from coffea.analysis_tools import PackedSelection
 from coffea.processor import ProcessorABC
 
-from agc_ml.variations import DIRECTIONS, NOMINAL, variation_name
+from agc_ml.inputs.variations import DIRECTIONS, NOMINAL, variation_name
 
 B_TAG: Final = 0.5
 KINEMATIC: Final = ("pt_scale_up", "pt_res_up")

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from coffea.processor import ProcessorABC
 
-from agc_ml.hists import materialised
-from agc_ml.kernels.flat import blocks
-from agc_ml.ml.hook import Bundle
+from agc_ml.columnar.events import blocks
+from agc_ml.models.model import Bundle
+from agc_ml.results.histograms import materialised
 from processors.ttbar import assignment, selection
 from processors.ttbar.filling import Filling
 

@@ -13,14 +13,14 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from agc_ml.columnar import combinatorics
+from agc_ml.columnar.histogram_filling import fill
+from agc_ml.columnar.jagged import Collection, offsets_of
+from agc_ml.columnar.kinematics import cartesian, pair_mass
 from agc_ml.errors import ModelError
-from agc_ml.hists import DenseHist
-from agc_ml.kernels import combinatorics
-from agc_ml.kernels.filling import fill
-from agc_ml.kernels.jagged import Collection, offsets_of
-from agc_ml.kernels.kinematics import cartesian, pair_mass
-from agc_ml.ml.hook import PARITIES, Batches, Bundle, Parity
-from agc_ml.variations import NOMINAL
+from agc_ml.inputs.variations import NOMINAL
+from agc_ml.models.model import PARITIES, Batches, Bundle, Parity
+from agc_ml.results.histograms import DenseHist
 
 TASK: Final = "jet_assignment"
 REGION: Final = "4j2b"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from agc_ml.hists import DenseHist
-from agc_ml.ml.hook import Bundle
-from agc_ml.variations import NOMINAL
+from agc_ml.inputs.variations import NOMINAL
+from agc_ml.models.model import Bundle
+from agc_ml.results.histograms import DenseHist
 from processors.ttbar import assignment, selection, systematics
 from processors.ttbar.observables import OBSERVABLES
 from processors.ttbar.varied import select

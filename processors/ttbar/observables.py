@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from agc_ml.kernels.combinatorics import best_trijet_mass
-from agc_ml.kernels.jagged import total
-from agc_ml.kernels.kinematics import cartesian
+from agc_ml.columnar.combinatorics import best_trijet_mass
+from agc_ml.columnar.jagged import total
+from agc_ml.columnar.kinematics import cartesian
 from processors.ttbar import selection
 
 

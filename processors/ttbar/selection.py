@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from agc_ml.kernels.jagged import count
+from agc_ml.columnar.jagged import count
 
 B_TAG: Final = 0.5
 JET_PT: Final = 30

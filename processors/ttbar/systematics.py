@@ -12,13 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from agc_ml.variations import (
-    DIRECTIONS,
-    NOMINAL,
-    Direction,
-    WeightVariation,
-    variation_name,
-)
+from agc_ml.inputs.variations import DIRECTIONS, NOMINAL, Direction, WeightVariation, variation_name
 
 JET_ENERGY_SCALE: Final = 1.03
 JET_ENERGY_RESOLUTION: Final = 0.05

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from agc_ml.kernels import combinatorics
-from agc_ml.kernels.jagged import Collection, offsets_of
+from agc_ml.columnar import combinatorics
+from agc_ml.columnar.jagged import Collection, offsets_of
 
 N_JETS: Final = 4
 """The leading selected jets of an event, whose assignment is learned."""

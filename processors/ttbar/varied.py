@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agc_ml.kernels.jagged import Collection, count
+from agc_ml.columnar.jagged import Collection, count
 from processors.ttbar import selection
 from processors.ttbar.systematics import Variation
 

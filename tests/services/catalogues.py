@@ -18,8 +18,7 @@ from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
 import pytest
-
-REFERENCE = Path(__file__).resolve().parent.parent / "reference"
+from places import REFERENCE
 
 
 @dataclass

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from places import HELPERS, TESTS
 
-TESTS = Path(__file__).resolve().parent.parent
+_FOLDERS = sorted({path.parent for path in TESTS.rglob("test_*.py")})
 
 
 @dataclass
@@ -63,7 +64,9 @@ def dask_cluster(folder: Path, workers: int = 2, *more: str) -> Iterator[DaskClu
 
 
 def _start(folder: Path, what: str, *arguments: object) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [*map(str, (HELPERS, TESTS, *_FOLDERS)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "dask", what, "--no-dashboard", *map(str, arguments)],
         cwd=folder,

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.errors import ModelError, TrainingError
-from agc_ml.ml.registry import Service
-from agc_ml.training.client import Remote
-from agc_ml.training.publishing import Publisher
+from agc_ml.models.registry import Service
+from agc_ml.training.registry.publisher import Publisher
+from agc_ml.training.service.client import Remote
 from services.training import TrainingService, processes_of
 
 VICTIMS: Final = ("service", "worker", "trainer", "service and worker")

@@ -20,9 +20,9 @@ import pytest
 import urllib3
 import yaml
 
-from agc_ml.training import core
-from agc_ml.training.core import Settings
-from agc_ml.training.table import Job
+from agc_ml.training.service import job_manager
+from agc_ml.training.service.database import Job
+from agc_ml.training.service.job_manager import Settings
 
 READY_S = 60
 
@@ -111,13 +111,15 @@ async def polled(service: TrainingService, path: str, clients: int, times: int) 
     return latencies
 
 
-def registered(folder: Path, run: Path, trained: Path, **change: Any) -> tuple[Job, core.Training]:
+def registered(
+    folder: Path, run: Path, trained: Path, **change: Any
+) -> tuple[Job, job_manager.Training]:
     """Have a folder register a job as if it had done what was done in ``trained``."""
     from trained import SPEC  # noqa: PLC0415 - beside this package
 
-    training = core.Training(Settings(folder))
+    training = job_manager.Training(Settings(folder))
     digest = training.add_dataset(run / "training.parquet")
-    from agc_ml.training.client import checked  # noqa: PLC0415 - on demand
+    from agc_ml.training.service.client import checked  # noqa: PLC0415 - on demand
 
     spec = checked({**SPEC, "dataset": digest, **change})
     job, _ = training.submit(spec, "tests")
@@ -136,7 +138,7 @@ def champions(
     folder = tmp_path_factory.mktemp("champions") / "training"
     for number in range(2):
         job, training = registered(folder, training_run, trained_job, seed=number)
-        core.advance(training, job)
+        job_manager.advance(training, job)
         assert training.table.job(job.id).state == "succeeded"
         if number == 0:
             training.promoting.promote("jet_assignment", "1", expected=None, who="tests")

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from places import ROOT
 
-SERVE = Path(__file__).resolve().parents[2] / "deploy" / "xrootd" / "serve"
+SERVE = ROOT / "deploy" / "xrootd" / "serve"
 READY_S = 20
 
 

@@ -1,0 +1,1 @@
+"""Command line: commands parse options, call the library and print results."""

@@ -1,0 +1,1 @@
+"""Commands that start services of one's own."""

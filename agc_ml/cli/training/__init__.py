@@ -1,0 +1,1 @@
+"""Commands for training: jobs, models, and the training service."""

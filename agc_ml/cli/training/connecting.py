@@ -1,0 +1,158 @@
+"""What the commands of training share: finding the service, naming versions, showing jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agc_ml.cli import options
+from agc_ml.errors import Interrupted, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from agc_ml.training.service.client import Training
+    from agc_ml.training.service.database import Job
+
+_EXTRA = ("mlflow", "optuna", "fastapi", "fastapi_offline", "uvicorn", "prometheus_client")
+
+where_options = options.together(
+    click.option(
+        "--service",
+        "where",
+        metavar="WHERE",
+        help="URL of a service, its client.yaml, or its folder [AGC_ML_TRAINING, or ./training].",
+    ),
+    click.option("--local", is_flag=True, help="Without a service, in the folder WHERE."),
+)
+
+
+@contextlib.contextmanager
+def connected(given: dict[str, Any]) -> Iterator[Training]:
+    """Connect as the options say."""
+    from agc_ml.training.service.client import connect_training  # noqa: PLC0415 - on demand
+
+    if given.get("local"):
+        require_extra()
+    elif given.get("workers") is not None or given.get("site", "local") != "local":
+        raise UsageError("--cluster and --workers are for --local: a service has its own workers")
+    found = connect_training(
+        given["where"],
+        local=given["local"],
+        workers=given.get("workers"),
+        site=given.get("site") or "local",
+    )
+    with found as training:
+        yield training
+
+
+def require_extra() -> None:
+    """Make sure that the libraries of training are there.
+
+    Raises
+    ------
+    UsageError
+        One is not.
+    """
+    for part in _EXTRA:
+        if find_spec(part) is None:
+            raise UsageError(
+                f"{part} is not installed; it comes with: pip install 'agc-ml[training]'"
+            )
+
+
+def named(label: str) -> tuple[str, str]:
+    """Name, and version or alias; of a name alone, its champion.
+
+    Raises
+    ------
+    UsageError
+        It is neither.
+    """
+    from agc_ml.models.registry import SPEC  # noqa: PLC0415 - heavy
+
+    full = label if "@" in label else f"{label}@champion"
+    if not SPEC.fullmatch(full):
+        raise UsageError(f"{label!r}: NAME@VERSION or NAME@champion is needed")
+    name, _, which = full.partition("@")
+    return name, which
+
+
+def bare(name: str) -> str:
+    """A name of a model, without a version.
+
+    Raises
+    ------
+    UsageError
+        It is none.
+    """
+    from agc_ml.models.registry import NAME  # noqa: PLC0415 - heavy
+
+    if not re.fullmatch(NAME, name):
+        raise UsageError(f"{name!r}: the name of a model is needed, such as jet_assignment")
+    return name
+
+
+def again(given: dict[str, Any]) -> str:
+    """The options by which another command finds the same place."""
+    service = f" --service {shlex.quote(given['where'])}" if given["where"] else ""
+    return service + (" --local" if given["local"] else "")
+
+
+def follow(
+    training: Training, job: Job, given: dict[str, Any], *, as_json: bool, quiet: bool
+) -> None:
+    """Show a job until it is over; exit code 1 if it failed."""
+    from agc_ml.cli.training.following import shown  # noqa: PLC0415 - on demand
+
+    try:
+        with shown(quiet=quiet or as_json) as show:
+            for now in training.follow(job.id):
+                show(now)
+                job = now
+    except KeyboardInterrupt as stop:
+        goes_on = "is stopped, and goes on" if given["local"] else "goes on; follow it"
+        raise Interrupted(
+            f"interrupted; the job {goes_on} with: agc-ml jobs follow {job.id}{again(given)}"
+        ) from stop
+    print_job(job, given, as_json=as_json)
+    if job.state != "succeeded":
+        sys.exit(1)
+
+
+def print_job(job: Job, given: dict[str, Any], *, as_json: bool) -> None:
+    """Say what came of a job, or how it stands.
+
+    Raises
+    ------
+    TrainingError
+        It failed.
+    """
+    if as_json:
+        click.echo(json.dumps(json.loads(job.model_dump_json()), indent=1))
+        return
+    if job.state == "failed":
+        raise TrainingError(
+            f"job {job.id} failed: {job.error}; its log: agc-ml jobs log {job.id}{again(given)}"
+        )
+    options.echo(f"job {job.id}: {job.state}{f' ({job.note})' if job.note else ''}")
+    if job.result is None:
+        return
+    versions, quality = job.result["versions"], job.result["quality"]
+    for parity in ("even", "odd"):
+        if parity in versions and quality is None:
+            options.echo(f"{job.spec.name}-{parity}@{versions[parity]}: trained on {parity} events")
+    if quality is not None:
+        verdict = "passes all gates" if job.result["passed"] else "does not pass all gates"
+        options.echo(
+            f"{job.spec.name}@{versions['bundle']}: AUC {quality['auc']:.4f}, jet score "
+            f"{quality['jet_score']:.4f}; {verdict}"
+        )
+        bundle = f"{job.spec.name}@{versions['bundle']}"
+        options.echo(f"look at it with: agc-ml models report {bundle}{again(given)}")

@@ -1,0 +1,404 @@
+"""``agc-ml models``: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agc_ml.cli import options
+from agc_ml.cli.training.connecting import again, bare, connected, follow, named, where_options
+from agc_ml.errors import UsageError
+
+if TYPE_CHECKING:
+    from agc_ml.training.registry.versions import VersionFacts
+    from agc_ml.training.service.client import Training
+
+
+@click.group(epilog="Example: agc-ml models promote jet_assignment@3")
+def models() -> None:
+    """List, compare, promote and fetch models of the registry."""
+
+
+@models.command("list", epilog="Example: agc-ml models list")
+@click.argument("name", required=False)
+@where_options
+@options.json_option
+@options.logging_options
+def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
+    """List bundles, the oldest first."""
+    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+
+    known = None if name is None else bare(name)
+    with connected(given) as training:
+        found = training.models(known)
+    rows = [
+        (
+            f"{one.name}@{one.version}",
+            "champion" if one.is_champion else "",
+            f"{one.quality.get('auc', float('nan')):.4f}",
+            f"{one.quality.get('jet_score', float('nan')):.4f}",
+            "passed" if one.passed else "failed",
+            one.against or "-",
+            one.job,
+        )
+        for one in found
+    ]
+    header = ("bundle", "", "AUC", "jet score", "gates", "judged against", "job")
+    facts = [one.model_dump(mode="json") for one in found]
+    Page(facts, [Table("bundles", header, rows) if rows else "no bundles yet"]).print(
+        as_json=as_json
+    )
+
+
+@models.command("show", epilog="Example: agc-ml models show jet_assignment@champion")
+@click.argument("model", metavar="NAME[@VERSION]")
+@where_options
+@options.json_option
+@options.logging_options
+def models_show(model: str, *, as_json: bool, **given: Any) -> None:
+    """Show a bundle: gates, parameters, what it was made of; and who was champion when.
+
+    NAME alone is the champion, as with report and pull.
+    """
+    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+
+    name, which = named(model)
+    with connected(given) as training:
+        found = training.resolve(name, which)
+        judged, trained = _records(training, name, found.version)
+        history = training.promotions(name)
+    gates = [
+        (
+            gate["title"],
+            "passed" if gate["passed"] else "FAILED",
+            f"{gate['value']:.4g}",
+            f"{gate['limit']:.4g}",
+            gate["detail"],
+        )
+        for gate in judged["gates"]
+    ]
+    crowned = [
+        (
+            f"@{one.version}",
+            f"@{one.previous}" if one.previous else "-",
+            one.who,
+            one.reason or "-",
+            time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.at)),
+        )
+        for one in history
+    ]
+    parts: list[Table | str] = [
+        _described(found, judged, trained),
+        Table("gates", ("gate", "verdict", "number", "limit", "what was found"), gates),
+        _parameters({f"{parity}": one["params"] for parity, one in trained["models"].items()}),
+    ]
+    if crowned:
+        parts.append(Table("champions", ("to", "from", "by", "reason", "when (UTC)"), crowned))
+    facts = {
+        "version": found.model_dump(mode="json"),
+        "judged": judged,
+        "trained": trained,
+        "promotions": [one.model_dump(mode="json") for one in history],
+    }
+    Page(facts, parts).print(as_json=as_json)
+
+
+def _described(found: VersionFacts, judged: dict[str, Any], trained: dict[str, Any]) -> str:
+    champion = " (champion)" if found.is_champion else ""
+    seeds = " and ".join(dict.fromkeys(str(one["seed"]) for one in trained["models"].values()))
+    made = f"{trained['kind']}, seed {seeds}, trained on {trained['dataset'][:12]}"
+    jets = f"{trained['variation']} jets, judged on {judged['events']:,} events"
+    return f"{found.name}@{found.version}{champion}: {made}, {jets}"
+
+
+def _records(training: Training, name: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    judged, trained = (
+        json.loads(training.content(name, version, file))
+        for file in ("gates.json", "training.json")
+    )
+    return judged, trained
+
+
+def _parameters(of: dict[str, dict[str, float]]) -> Any:
+    from agc_ml.cli.tables import Table  # noqa: PLC0415 - on demand
+
+    names = dict.fromkeys(key for params in of.values() for key in params)
+    rows = [
+        (name, *(f"{params[name]:.4g}" if name in params else "-" for params in of.values()))
+        for name in names
+    ]
+    return Table("parameters", ("parameter", *of), rows)
+
+
+@models.command("diff", epilog="Example: agc-ml models diff jet_assignment@1 jet_assignment@2")
+@click.argument("a", metavar="NAME@A")
+@click.argument("b", metavar="NAME@B")
+@where_options
+@options.json_option
+@options.logging_options
+def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
+    """Compare two bundles: quality, gates, parameters, training sets."""
+    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+
+    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    with connected(given) as training:
+        for label in (a, b):
+            name, which = named(label)
+            version = training.resolve(name, which).version
+            found[f"{name}@{version}"] = _records(training, name, version)
+    if len(found) == 1:
+        raise UsageError(f"{a} and {b} are the same version; name two")
+    (judged_a, trained_a), (judged_b, trained_b) = found.values()
+    quality = [
+        (
+            key,
+            f"{judged_a['quality'][key]:.4f}",
+            f"{judged_b['quality'][key]:.4f}",
+            f"{judged_b['quality'][key] - judged_a['quality'][key]:+.4f}",
+        )
+        for key in judged_a["quality"]
+    ]
+    by_name = [{gate["name"]: gate for gate in judged["gates"]} for judged, _ in found.values()]
+    gates = [
+        (name, *(f"{gates[name]['value']:.4g}" if name in gates else "-" for gates in by_name))
+        for name in dict.fromkeys(key for gates in by_name for key in gates)
+    ]
+    origin = [
+        (key, str(trained_a[key])[:20], str(trained_b[key])[:20])
+        for key in ("kind", "dataset", "variation", "job")
+    ]
+    params = {
+        f"{label} {parity}": one["params"]
+        for label, (_, trained) in found.items()
+        for parity, one in trained["models"].items()
+    }
+    names = tuple(found)
+    parts = [
+        Table("quality", ("", *names, "difference"), quality),
+        Table("gates", ("gate", *names), gates),
+        Table("made of", ("", *names), origin),
+        _parameters(params),
+    ]
+    facts = {label: {"judged": j, "trained": t} for label, (j, t) in found.items()}
+    Page(facts, parts).print(as_json=as_json)
+
+
+@models.command("promote", epilog="Example: agc-ml models promote jet_assignment@3")
+@click.argument("model", metavar="NAME@VERSION")
+@click.option(
+    "--expect",
+    metavar="VERSION",
+    type=click.IntRange(0),
+    help="Only if this is the champion now; 0: only if there is none.",
+)
+@click.option("--force", is_flag=True, help="Although it does not pass all gates.")
+@click.option("--reason", metavar="TEXT", default="", help="Why, with --force.")
+@where_options
+@options.logging_options
+def models_promote(
+    model: str, *, expect: int | None, force: bool, reason: str, **given: Any
+) -> None:
+    """Make a bundle the champion: the next runs with NAME@champion score with it."""
+    name, which = named(model)
+    if force != bool(reason.strip()):
+        raise UsageError("--force and --reason belong together")
+    if not which.isdecimal():
+        raise UsageError(f"{model}: the number of a version is needed; see 'agc-ml models list'")
+    expected = None if expect is None else str(expect or "")
+    with connected(given) as training:
+        done = training.promote(name, which, expected=expected, reason=reason.strip())
+    was = f", in place of @{done.previous}" if done.previous else ""
+    options.echo(f"{name}@{done.version} is the champion{was}")
+
+
+@models.command("rollback", epilog="Example: agc-ml models rollback jet_assignment")
+@click.argument("name")
+@click.option(
+    "--expect",
+    metavar="VERSION",
+    type=click.IntRange(1),
+    help="Only if this is the champion now [that of when the command begins].",
+)
+@where_options
+@options.logging_options
+def models_rollback(name: str, *, expect: int | None, **given: Any) -> None:
+    """Make the champion before the champion again."""
+    name = bare(name)
+    with connected(given) as training:
+        history = training.promotions(name)
+        known = history[-1].version if history else None
+        expected = str(expect) if expect else known
+        done = training.rollback(name, expected=expected)
+    options.echo(f"{name}@{done.version} is the champion, in place of @{done.previous}")
+
+
+@models.command(
+    "judge", epilog="Example: agc-ml models judge jet_assignment runs/features --even 3 --odd 4"
+)
+@click.argument("name")
+@click.argument("dataset", metavar="RUN_OR_PARQUET")
+@click.option(
+    "--even",
+    type=click.IntRange(1),
+    required=True,
+    metavar="VERSION",
+    help="Of the model NAME-even.",
+)
+@click.option(
+    "--odd", type=click.IntRange(1), required=True, metavar="VERSION", help="Of the model NAME-odd."
+)
+@click.option("--remote-even", metavar="ADDRESS", help="Where it is served: grpc://...")
+@click.option("--remote-odd", metavar="ADDRESS", help="Where it is served: grpc://...")
+@where_options
+@options.json_option
+@options.logging_options
+def models_judge(
+    name: str, dataset: str, *, even: int, odd: int, as_json: bool, quiet: bool, **given: Any
+) -> None:
+    """Make a bundle of two models, and judge it against the champion of now.
+
+    With --remote-..., their scores by a server are compared too.
+    """
+    name = bare(name)
+    served = {"even": given["remote_even"], "odd": given["remote_odd"]}
+    remote = {parity: address for parity, address in served.items() if address} or None
+    with connected(given) as training:
+        job = training.submit(
+            kind="judge",
+            name=name,
+            dataset=training.upload(dataset),
+            versions={"even": even, "odd": odd},
+            remote=remote,
+        )
+        follow(training, job, given, as_json=as_json, quiet=quiet)
+
+
+@models.command("report", epilog="Example: agc-ml models report jet_assignment@3 -o report.html")
+@click.argument("model", metavar="NAME[@VERSION]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Where to write it [NAME-VERSION.html].",
+)
+@where_options
+@options.logging_options
+def models_report(model: str, output: Path | None, **given: Any) -> None:
+    """Fetch the page by which to decide whether a bundle is promoted."""
+    from agc_ml.results.run_result import write  # noqa: PLC0415 - on demand
+
+    name, which = named(model)
+    with connected(given) as training:
+        version = training.resolve(name, which).version
+        content = training.content(name, version, "report.html")
+    path = output or Path(f"{name}-{version}.html")
+    write(path, lambda scratch: scratch.write_bytes(content))
+    options.echo(path)
+
+
+@models.command("pull", epilog="Example: agc-ml models pull jet_assignment@champion -o bundle")
+@click.argument("model", metavar="NAME[@VERSION]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to make [NAME-VERSION].",
+)
+@where_options
+@options.logging_options
+def models_pull(model: str, output: Path | None, **given: Any) -> None:
+    """Copy a bundle into a folder: 'run --model DIR' then needs no registry."""
+    from agc_ml.training.service.client import pull  # noqa: PLC0415 - on demand
+
+    name, which = named(model)
+    with connected(given) as training:
+        version = training.resolve(name, which).version
+        folder = output or Path(f"{name}-{version}")
+        pull(training, name, version, folder)
+    options.echo(f"{name}@{version}: {folder}; use it with: --model {shlex.quote(str(folder))}")
+
+
+@models.command("drift", epilog="Example: agc-ml models drift runs/july --train runs/july-features")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--max-psi",
+    type=click.FloatRange(0),
+    default=0.2,
+    show_default=True,
+    help="Population stability index from which a feature counts as drifted.",
+)
+@click.option(
+    "--train",
+    "dataset",
+    metavar="RUN_OR_PARQUET",
+    help="Training set of the new events: file a challenger if they drifted.",
+)
+@where_options
+@options.json_option
+@options.logging_options
+def models_drift(
+    run: Path, *, max_psi: float, dataset: str | None, as_json: bool, **given: Any
+) -> None:
+    """Compare what a run gave its model with what that was trained on; exit code 1 if it drifted.
+
+    RUN is a run of ttbar with --model NAME@VERSION. A challenger is trained as the model was, and
+    never promoted by itself.
+    """
+    from agc_ml.cli import tables  # noqa: PLC0415 - on demand
+    from agc_ml.results.run_result import load_record  # noqa: PLC0415 - on demand
+    from agc_ml.training import drift  # noqa: PLC0415 - on demand
+    from agc_ml.training.service.client import table_of  # noqa: PLC0415 - on demand
+
+    if not math.isfinite(max_psi):
+        raise UsageError("--max-psi: a number is needed")
+    record = load_record(run)
+    name, version = drift.model_of(record)
+    path = None if dataset is None else table_of(dataset)
+    with connected(given) as training:
+        drift.check_same(record, training.resolve(name, version).files)
+        _, trained = _records(training, name, version)
+        found = drift.compare(trained["inputs"], drift.inputs_of(record), max_psi)
+        drifted = [one for one in found if one.drifted]
+        challenger = None
+        if drifted and path is not None:
+            challenger = drift.challenge(training, name, trained, path)
+    rows = [
+        (
+            one.process,
+            one.feature,
+            f"{one.psi:.4f}",
+            f"{one.ks:.4f}",
+            f"{one.ks_limit:.4f}",
+            "drifted" if one.drifted else "",
+        )
+        for one in found
+    ]
+    parts: list[tables.Table | str] = [
+        tables.Table(
+            f"{run} against the training of {name}@{version}",
+            ("process", "feature", "PSI", "KS distance", "by chance", ""),
+            rows,
+        ),
+        f"{len(drifted)} of {len(found)} features drifted",
+    ]
+    if challenger is not None:
+        parts.append(f"challenger: agc-ml jobs follow {challenger.id}{again(given)}")
+    elif drifted:
+        parts.append("train on the new events with --train, a run of jet_assignment on them")
+    facts = {
+        "model": f"{name}@{version}",
+        "drifted": len(drifted),
+        "features": [one._asdict() for one in found],
+        "challenger": None if challenger is None else challenger.id,
+    }
+    tables.Page(facts, parts).print(as_json=as_json)
+    sys.exit(1 if drifted else 0)

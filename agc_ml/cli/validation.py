@@ -1,0 +1,269 @@
+"""What a file or folder is, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from agc_ml.errors import AgcError, InputFileError
+from agc_ml.execution.inspection import FileInfo, inspect_file
+from agc_ml.execution.state.run_state import file_label
+from agc_ml.inputs.fileset import File, Fileset
+from agc_ml.inputs.loading import is_described, is_list, read_mapping
+from agc_ml.inputs.paths import is_root_file, split_tree
+from agc_ml.models import cards
+from agc_ml.results import pseudodata_choice
+from agc_ml.results.run_result import RunResult
+from agc_ml.simulation import manifest
+from agc_ml.simulation.manifest import MANIFEST
+from agc_ml.transports.base import scheme
+
+MODELS: Final = (".onnx", ".ubj", ".keras", ".h5", ".pkl", ".pickle", ".joblib")
+"""Endings of models, and of what is mistaken for one."""
+RUN: Final = ("run.json", "ledger.jsonl", "histograms.root", "chunks")
+"""What only a run directory has in it."""
+_PROTOCOLS: Final = {"file", "root", "roots", "xroot", "xroots", "http", "https"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``kind`` of a path, a ``summary`` of what is in it, or the ``problem`` it has."""
+
+    path: Path
+    kind: str
+    summary: str
+    problem: str | None
+
+
+def validate(path: Path) -> Verdict:
+    """Recognise and check filesets, generated sets, fit configurations, models, runs, and so on.
+
+    Of filesets the files on disks are opened, too: what is good can be run over.
+    """
+    try:
+        file, tree = split_tree(str(path))
+        if not path.exists() and (tree is None or not Path(file).is_file()):
+            return Verdict(path, "nothing", "", "no such file or folder")
+        if path.exists() and not path.is_dir() and not path.is_file():
+            return Verdict(path, "nothing", "", "neither a file nor a folder, but a pipe or device")
+        kind, summarise = _recognise_for_pyhf(path) or _recognise(path)
+    except OSError as error:
+        return Verdict(path, "nothing", "", f"can't be looked into ({error.strerror or error})")
+    try:
+        return Verdict(path, kind, summarise(path), None)
+    except AgcError as error:
+        return Verdict(path, kind, "", str(error))
+
+
+def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
+    if path.is_dir() or path.name == MANIFEST:
+        return _recognise_folder(path)
+    by_ending = dict.fromkeys(MODELS, ("model", _model))
+    by_ending[".parquet"] = ("training set", _training_set)
+    if path.suffix.lower() in by_ending:
+        return by_ending[path.suffix.lower()]
+    if is_list(path):
+        return "fileset", _fileset
+    if not is_described(path):
+        return _recognise_root_file(path)
+    try:
+        content = read_mapping(path)
+    except AgcError:
+        return "fileset", _fileset  # which says what is wrong with it
+    # whatever its datasets are called
+    return ("fileset", _fileset) if _is_fileset(path) else _recognise_content(content)
+
+
+def _recognise_for_pyhf(path: Path) -> tuple[str, Callable[[Path], str]] | None:
+    from agc_ml.statistics.workspace import histfactory  # noqa: PLC0415 - heavy
+
+    if histfactory.is_workspace(path):
+        return "pyhf workspace", _workspace
+    return ("pyhf patch", _patch) if histfactory.is_patch(path) else None
+
+
+def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:
+    from agc_ml.results import templates  # noqa: PLC0415 - heavy
+
+    try:
+        _events(path)
+    except AgcError:
+        try:
+            templates.load(path)
+        except AgcError:
+            # a ROOT file without histograms has lost its events
+            is_of_events = is_root_file(split_tree(str(path))[0])
+            return ("event file", _events) if is_of_events else ("histograms", _histograms)
+        return "histograms", _histograms
+    return "event file", _events
+
+
+def _recognise_content(content: Mapping[str, Any]) -> tuple[str, Callable[[Path], str]]:
+    if "learner" in content or {"schema", "models"} <= content.keys():
+        return "model", _model
+    if {"poi", "parameters"} <= content.keys():
+        return "fit", lambda path: _fit(path.parent)
+    if all(isinstance(value, dict) and "contents" in value for value in content.values()):
+        return "histograms", _histograms
+    is_configuration = {"General", "Regions", "Samples"} & content.keys()
+    return ("fit configuration", _configuration) if is_configuration else ("fileset", _fileset)
+
+
+def _recognise_folder(path: Path) -> tuple[str, Callable[[Path], str]]:
+    if path.name == MANIFEST or (path / MANIFEST).exists():
+        return "generated set", _generated
+    if (path / "fit.json").exists():
+        return "fit", _fit
+    is_run = any((path / name).exists() for name in RUN)
+    if not is_run and _is_fileset(path):
+        return "fileset", _fileset
+    if any((path / name).exists() for name in (*cards.CARD, "model_even.json")):
+        return "model", _model
+    return ("run directory", _run) if is_run else ("fileset", _fileset)
+
+
+def _is_fileset(path: Path) -> bool:
+    try:
+        Fileset.load(path)
+    except AgcError:
+        return False
+    return True
+
+
+def _run(path: Path) -> str:
+    result = RunResult.load(path)
+    pseudodata_choice.load(path)
+    return f"{result.status}, {result.metrics.events:,} events, {len(result.templates)} histograms"
+
+
+def _generated(path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    made = manifest.load(folder)
+    manifest.verify(folder, made)
+    events = sum(dataset.events for dataset in made.datasets.values())
+    return f"{len(made.datasets)} datasets, {events:,} events"
+
+
+def _model(path: Path) -> str:
+    found = cards.load_model(path)
+    first, *others = found.members
+    parts = f"two models of {first.n_features}" if others else f"{first.n_features}"
+    told = "".join(f"; {note}" for note in cards.remarks(found))
+    return f"{found.name}, version {found.version}: {parts} features{told}"
+
+
+def _training_set(path: Path) -> str:
+    from agc_ml.training import training_set  # noqa: PLC0415 - heavy
+
+    found = training_set.load(path)
+    even = int(found.is_even.sum())
+    return (
+        f"{found.task}, {even:,} even and {len(found) - even:,} odd events of "
+        f"{found.features.shape[1]} rows, digest {found.digest[:12]}"
+    )
+
+
+def _events(path: Path) -> str:
+    name, tree = (str(path), None) if path.exists() else split_tree(str(path))
+    file = File(lfn=name, replicas=(str(Path(name).absolute()),))
+    file = file if tree is None else replace(file, tree=tree)
+    found = inspect_file(file, ())
+    if not isinstance(found, FileInfo):
+        raise InputFileError(f"{name}: {found.reason}")
+    if not found.entries:
+        raise InputFileError(f"{name}: no events in {file.tree}")
+    return f"{found.entries:,} events in {file.tree}"
+
+
+def _fileset(path: Path) -> str:
+    found = Fileset.load(path)
+    elsewhere = _look_into(found)
+    there = f", {elsewhere:,} of them on servers and not opened" if elsewhere else ""
+    return f"{len(found.datasets)} datasets, {found.n_files:,} files{there}"
+
+
+def _look_into(fileset: Fileset) -> int:
+    """Open the files on disks, as a run does; count those that are only on servers.
+
+    Raises
+    ------
+    InputFileError
+        Files can't be read, are not what the fileset says, or all are without events.
+    FilesetError
+        Two are the same file, so that events would count twice.
+    """
+    problems: list[str] = []
+    elsewhere = n_events = 0
+    datasets = []
+    for dataset in fileset.datasets:
+        files = []
+        for file in dataset.files:
+            usable = tuple(url for url in file.replicas if _is_known(scheme(url)))
+            if not usable:
+                problems.append(f"{file_label(dataset, file)}: no protocol known here")
+            elif any(scheme(url) != "file" for url in usable):
+                elsewhere += 1
+                files.append(file)
+            else:
+                info = inspect_file(replace(file, replicas=usable), ())
+                if isinstance(info, FileInfo):
+                    files.append(replace(file, uuid=info.uuid))
+                    n_events += info.entries
+                else:
+                    problems.append(f"{file_label(dataset, file)}: {info.reason}")
+        if not problems:
+            datasets.append(replace(dataset, files=tuple(files)))
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
+        raise InputFileError(f"{problems[0]}{more}")
+    replace(fileset, datasets=tuple(datasets))  # which refuses a file that is there twice
+    if not elsewhere and not n_events:
+        raise InputFileError(f"dataset {datasets[0].name}: no events in it, nor in any other")
+    return elsewhere
+
+
+def _is_known(kind: str) -> bool:
+    """Return whether files of a protocol can be opened here at all."""
+    import fsspec  # noqa: PLC0415 - heavy
+
+    try:
+        return kind in _PROTOCOLS or fsspec.get_filesystem_class(kind) is not None
+    except (ValueError, ImportError):
+        return False
+
+
+def _configuration(path: Path) -> str:
+    from agc_ml.statistics import fit  # noqa: PLC0415 - heavy
+    from agc_ml.statistics.workspace import fit_inputs  # noqa: PLC0415 - heavy
+
+    config = fit.load_config(path)
+    fit_inputs.needs(config)
+    return f"{len(config['Regions'])} regions, {len(config['Samples'])} samples"
+
+
+def _workspace(path: Path) -> str:
+    from agc_ml.statistics.workspace import histfactory  # noqa: PLC0415 - heavy
+
+    return histfactory.describe(path)
+
+
+def _patch(path: Path) -> str:
+    from agc_ml.statistics.workspace import histfactory  # noqa: PLC0415 - heavy
+
+    return histfactory.describe_patch(path)
+
+
+def _fit(path: Path) -> str:
+    from agc_ml.statistics import fit  # noqa: PLC0415 - heavy
+
+    return str(fit.load(path))
+
+
+def _histograms(path: Path) -> str:
+    from agc_ml.results import templates  # noqa: PLC0415 - heavy
+
+    found = templates.load(path)
+    templates.check(found)
+    return f"{len(found)} histograms"

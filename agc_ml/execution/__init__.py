@@ -1,0 +1,1 @@
+"""Execution of runs: inspection of files, processing of chunks, reduction of outputs."""

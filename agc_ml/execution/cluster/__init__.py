@@ -1,0 +1,1 @@
+"""Clusters and executors of tasks; the only place that knows Dask."""

@@ -1,0 +1,1 @@
+"""Processors in runs: loading, code identity, declared files and outputs."""

@@ -1,0 +1,347 @@
+"""What a processor may return: checked on the worker, in the chunk where it goes wrong.
+
+Whatever coffea can add up may be returned: mappings nested to any depth, or a bare histogram. Some
+keys mean something: ``sumw``, ``cutflow``, ``warnings``; with other content than they have they are
+outputs like all others.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, MutableMapping, MutableSet
+from numbers import Real
+from typing import Any, Final
+
+import boost_histogram as bh
+import hist
+import numpy as np
+
+from agc_ml.errors import ProcessorError
+from agc_ml.results import saved_outputs, variances
+from agc_ml.results import tables as rows
+from agc_ml.results.histograms import DenseHist, flatten, unkept
+from agc_ml.results.tables import Rows
+
+SUMW: Final = "sumw"
+WARNINGS: Final = "warnings"
+_HISTOGRAMS: Final = (bh.Histogram, DenseHist)
+
+
+def check(output: Any, dataset: str = "") -> None:
+    """Check what ``process()`` returned for a chunk of a dataset.
+
+    Raises
+    ------
+    ProcessorError
+        Something in it can't be added up, normalised or kept in a run directory.
+    """
+    if not isinstance(output, Mapping | MutableSet) and not _is_addable(output):
+        raise ProcessorError(
+            f"process() returned {type(output).__name__}; a dictionary, a histogram or something "
+            "else that can be added up is needed"
+        )
+    named = by_name(output, "its output")
+    tables(named)
+    if saved_outputs.is_deeper(named, MOST_LEVELS):
+        raise ProcessorError(f"its output is nested more than {MOST_LEVELS} levels; make it flat")
+    try:
+        saved_outputs.check(rest(named))
+    except TypeError as error:
+        raise ProcessorError(str(error)) from error
+    sumw = sum_of_weights(named, dataset)
+    if sumw is not None and not math.isfinite(sumw):
+        raise ProcessorError(
+            f"its 'sumw' is {sumw!r}; a finite number is needed, the sum of the chunk's weights"
+        )
+    if isinstance(named.get(WARNINGS), str):
+        raise ProcessorError("its 'warnings' must be a list of lines")
+    histograms = collect(named)
+    for name, histogram in histograms.items():
+        dense = isinstance(histogram, DenseHist)
+        values = np.asarray(histogram.bins if dense else histogram.values(flow=True))
+        if not np.isfinite(values).all():
+            raise ProcessorError(f"its histogram {name} holds NaN or infinite contents")
+        problem = None if dense else unkept(histogram)
+        if problem is not None:
+            raise ProcessorError(f"its histogram {name}: {problem}")
+    flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})
+
+
+MOST_LEVELS: Final = 60
+"""Levels of nesting of a chunk's output; its JSON may have three times as many."""
+
+
+def by_name(output: Any, name: str) -> Mapping[Any, Any]:
+    """The output as a mapping: one that is none, such as a bare histogram, under a name."""
+    return output if isinstance(output, Mapping) else {name: output}
+
+
+def sum_of_weights(output: Any, dataset: str) -> float | None:
+    """The sum of generator weights that an output of a dataset states, None if it states none.
+
+    It is the key ``sumw`` of the output, or of what stands under the dataset's name in it: a number
+    or ``{dataset: number}``. Of several numbers, such as those of variations, none is the sum.
+    """
+    stated = output if isinstance(output, Mapping) else {}
+    if SUMW not in stated and isinstance(stated.get(dataset), Mapping):
+        stated = stated[dataset]
+    found = stated.get(SUMW)
+    if isinstance(found, Mapping):
+        found = next(iter(found.values())) if len(found) == 1 else None
+    return _number(found)
+
+
+def has_sumw(output: Any) -> bool:
+    """Whether there is a key ``sumw`` in an output, however deep and whatever stands there."""
+    return isinstance(output, Mapping) and (
+        SUMW in output or any(has_sumw(value) for value in output.values())
+    )
+
+
+def _number(value: Any) -> float | None:
+    if type(value).__name__ == "value_accumulator":
+        value = value.value
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    is_number = isinstance(value, Real) and not isinstance(value, np.timedelta64)
+    return float(value) if is_number else None
+
+
+COUNTS: Final = "events"
+WEIGHTS: Final = "weights"
+BOTH: Final = "both"
+_TOLERANCE: Final = 1e-4
+"""Of a sum in single precision, relative to that of the absolute values."""
+
+
+def kind_of_sum(sumw: float, events: int, weights: Any) -> str:
+    """What a sum over a chunk is: of its ``events``, of its generator ``weights``, or neither, "".
+
+    ``weights`` have shape ``(n_events,)``, None: there are none.
+    """
+    counts = sumw == events
+    if weights is None:
+        return COUNTS if counts else ""
+    values = np.asarray(weights, np.float64)
+    weighs = bool(abs(sumw - values.sum()) <= _TOLERANCE * np.abs(values).sum())
+    if counts and weighs and sumw == values.sum():
+        return BOTH
+    return COUNTS if counts else WEIGHTS if weighs else ""
+
+
+def is_sum(sumw: float, whole: float) -> bool:
+    """Return whether two sums are equal within single precision."""
+    return math.isclose(sumw, whole, rel_tol=_OF_WHOLE)
+
+
+_OF_WHOLE: Final = 1e-6
+
+
+def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
+    """Events after each cut, ``{dataset: {cut: events}}``, of an output of one dataset.
+
+    ``{cut: events}`` is that dataset's. What has another shape, in a part of it, is no cutflow.
+    """
+    stated = output.get("cutflow") if isinstance(output, Mapping) else None
+    if not isinstance(stated, Mapping):
+        return {}
+    flat = _numbers(stated)
+    if flat is not None:
+        return {dataset: flat} if flat else {}
+    found = {text_of(name): _numbers(cuts) for name, cuts in stated.items()}
+    cutflows = {name: cuts for name, cuts in found.items() if cuts is not None}
+    return cutflows if len(cutflows) == len(stated) else {}
+
+
+def _numbers(cuts: Any) -> dict[str, float] | None:
+    stated = cuts.items() if isinstance(cuts, Mapping) else [(None, None)]
+    found = {text_of(cut): _number(value) for cut, value in stated}
+    numbers = {c: v for c, v in found.items() if v is not None and math.isfinite(v)}
+    return numbers if len(numbers) == len(stated) else None
+
+
+def warnings(output: Any) -> tuple[str, ...] | None:
+    """Lines for the report that an output has; None if it has something else of that name."""
+    stated = output.get(WARNINGS, ()) if isinstance(output, Mapping) else ()
+    if not isinstance(stated, list | tuple | MutableSet):
+        return None
+    lines = sorted(stated, key=repr) if isinstance(stated, MutableSet) else stated
+    return tuple(lines) if all(isinstance(line, str) for line in lines) else None
+
+
+def text_of(key: Any) -> str:
+    """Name of what stands under a key: the content of text, also of that of an enumeration."""
+    return str.__str__(key) if isinstance(key, str) else str(key)
+
+
+def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
+    """The output as it may travel and be added in place.
+
+    Integers of numpy, whose sums may overflow, become Python's; what stands in two places becomes
+    two things, or both would be added twice; columns that were not read yet are; histograms of
+    boost-histogram are hist's, and mappings can be changed.
+    """
+    seen = {} if seen is None else seen
+    if _is_integer(output):
+        return int(output)
+    if isinstance(output, _IMMUTABLE):
+        return output
+    if isinstance(output, bh.Histogram) and not isinstance(output, hist.Hist):
+        output = hist.Hist(output)
+    if isinstance(output, Mapping) and not isinstance(output, MutableMapping):
+        output = dict(output)
+    identity = id(getattr(output, "_hist", output))  # histograms may share their content
+    if identity in seen:
+        return ready(copy.deepcopy(output), seen)
+    seen[identity] = output
+    return _ready_inside(output, seen)
+
+
+def _is_integer(value: Any) -> bool:
+    """Return whether it is an integer of numpy, also in an array without dimension."""
+    kind = value.dtype.kind if isinstance(value, np.generic | np.ndarray) else ""
+    return kind in {"i", "u"} and value.ndim == 0
+
+
+def _ready_inside(output: Any, seen: dict[int, Any]) -> Any:
+    """The same, with what is in it ready."""
+    if _is_awkward(output):
+        import awkward as ak  # noqa: PLC0415 - heavy
+
+        return ak.materialize(output)
+    if isinstance(output, tuple):
+        return tuple(ready(value, seen) for value in output)
+    kind = type(output)
+    if kind.__name__ == "column_accumulator":
+        return kind(ready(output.value, seen))
+    if kind.__name__ == "value_accumulator":
+        output.value = ready(output.value, seen)
+    elif isinstance(output, MutableMapping | list):
+        for key, value in output.items() if isinstance(output, Mapping) else enumerate(output):
+            output[key] = ready(value, seen)
+    return output
+
+
+def _is_awkward(value: Any) -> bool:
+    """Whether it is an array of awkward's; coffea's objects are of classes that inherit of it."""
+    return any((c.__module__, c.__name__) == _AWKWARD for c in type(value).__mro__)
+
+
+_AWKWARD: Final = ("awkward.highlevel", "Array")
+_IMMUTABLE: Final = (int, float, complex, str, bytes, frozenset, np.generic, type(None))
+
+
+def add(left: Any, right: Any, place: str = "output") -> Any:
+    """Add the outputs of two chunks as coffea does; ``left`` may be changed.
+
+    Raises
+    ------
+    ProcessorError
+        They can't be added; the message names the place.
+    """
+    if _is_addable(left) and _is_addable(right):
+        try:
+            return _added(left, right)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ProcessorError(f"{place} can't be added: {error}") from error
+    if isinstance(left, MutableSet) and isinstance(right, MutableSet):
+        left |= right
+        return left
+    if isinstance(left, MutableMapping) and isinstance(right, MutableMapping):
+        for key in list(left):
+            if key in right:
+                left[key] = add(left[key], right[key], f"{place}[{key!r}]")
+        for key, value in right.items():
+            if key not in left:
+                left[key] = value
+        return left
+    kinds = " and ".join(dict.fromkeys(type(value).__name__ for value in (left, right)))
+    raise ProcessorError(f"{place} can't be added: it is a {kinds}")
+
+
+def _added(left: Any, right: Any) -> Any:
+    shapes = {x.shape for x in (left, right) if isinstance(x, np.ndarray) and x.ndim}
+    if len(shapes) > 1:
+        raise ValueError(f"arrays of the shapes {' and '.join(map(str, sorted(shapes)))}")
+    if isinstance(left, np.ndarray):
+        # in place it would keep its kind of numbers, which may be too small for their sum
+        are_integers = all(np.asarray(x).dtype.kind in "iu" for x in (left, right))
+        return np.add(left, right, dtype=_exact(left, right) if are_integers else None)
+    if _is_awkward(left):
+        return left + right
+    with variances.kept_in_sum({"": left}, {"": right}):
+        left += right
+    return left
+
+
+def _exact(left: Any, right: Any) -> Any:
+    """The kind of integers that the sum of arrays of others is exact in."""
+    kind = np.result_type(left, right)
+    return np.promote_types(kind, np.uint64 if kind.kind == "u" else np.int64)
+
+
+_MAPPINGS: Final = {"dict", "Counter", "dict_accumulator", "defaultdict_accumulator"}
+"""Added by key like all mappings: counters would drop what is not positive, the others stop at keys
+that one chunk has and the other one has not."""
+_ADDING: Final = {"add", "__add__", "__iadd__"}
+
+
+def _is_addable(value: Any) -> bool:
+    """Whether it adds itself: of mappings those that bring their own way, or inherit such a one."""
+    if not isinstance(value, MutableMapping):
+        return hasattr(value, "__add__")
+    adding = (cls.__name__ for cls in type(value).__mro__ if _ADDING & vars(cls).keys())
+    return next(adding, "dict") not in _MAPPINGS
+
+
+def rest(output: Mapping[Any, Any]) -> dict[Any, Any]:
+    """What is neither a histogram nor a table, with its nesting."""
+    found: dict[Any, Any] = {}
+    for key, value in output.items():
+        if isinstance(value, (*_HISTOGRAMS, Rows)):
+            continue
+        if not isinstance(value, Mapping):
+            found[key] = value
+        elif (inner := rest(value)) or not value:
+            found[key] = inner
+    return found
+
+
+def tables(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Rows]:
+    """The tables of a nested output; names of nested ones are joined by ``.``, as of files."""
+    found: dict[str, Rows] = {}
+    for key, value in output.items():
+        if isinstance(value, Rows):
+            name = f"{prefix}{text_of(key)}"
+            if not rows.is_name(name):
+                raise ProcessorError(f"a table can't be called {name!r:.80}: it names its file")
+            found[name] = value
+        elif isinstance(value, Mapping):
+            found |= tables(value, f"{prefix}{text_of(key)}.")
+    return found
+
+
+def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """All histograms of a nested output, dense ones too; names of nested ones are joined by ``/``.
+
+    Raises
+    ------
+    ProcessorError
+        Two have the same name.
+    """
+    found: dict[str, Any] = {}
+    for key, value in output.items():
+        name = f"{prefix}{text_of(key)}"
+        inner = (
+            {name: value}
+            if isinstance(value, _HISTOGRAMS)
+            else collect(value, f"{name}/")
+            if isinstance(value, Mapping)
+            else {}
+        )
+        for inner_name, histogram in inner.items():
+            if inner_name in found:
+                raise ProcessorError(f"it returns two histograms {inner_name}")
+            found[inner_name] = histogram
+    return found

@@ -1,0 +1,1 @@
+"""State of a run: accounting of chunks, checkpoints, provenance and caches."""

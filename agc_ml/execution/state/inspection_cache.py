@@ -1,0 +1,198 @@
+"""What opening a file told, kept on disk for the next run: trees are parsed once, not once a run.
+
+It saves time and decides nothing. Kept is only what has proven right: all chunks of the file were
+read with it. Whoever reads the file again compares size, UUID, stamp and number of entries, and
+doubts what is known here before the file; then it is looked into again. A local file is forgotten
+as soon as its size or its time of modification is another. The cache is in agc-ml/files.sqlite in
+XDG_CACHE_HOME (~/.cache), and may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import lz4.frame
+import numpy as np
+
+from agc_ml import files as folders
+from agc_ml.columnar import baskets, columns
+from agc_ml.columnar.baskets import Baskets, Directory, Dropped, EntriesPlace
+from agc_ml.execution import inspection
+from agc_ml.execution.inspection import FileInfo
+from agc_ml.execution.processor.code_identity import version_of
+from agc_ml.inputs.fileset import File, Wanted
+from agc_ml.transports.base import local_path
+
+logger = logging.getLogger(__name__)
+
+UNUSED_S: Final = 90 * 86_400
+_TABLE: Final = "CREATE TABLE IF NOT EXISTS files (key TEXT PRIMARY KEY, used REAL, content BLOB)"
+
+
+class FileCache:
+    """What is known of files; ``path`` is that of its database.
+
+    Without a place that can be written it holds nothing: it saves time, and decides nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or folders.cache() / "files.sqlite"
+        self._is_usable = True
+
+    def recall(self, file: File, wanted: Wanted) -> FileInfo | None:
+        """What was found when the file was opened for this; None if it has to be again."""
+        key, found = _key(file, wanted), None
+        with self._database() as database:
+            if database is None:
+                return None
+            found = database.execute("SELECT content FROM files WHERE key = ?", (key,)).fetchone()
+            if found is not None:
+                database.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), key))
+        if found is None:
+            return None
+        try:
+            info = _unpacked(found[0])
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:  # lz4's, and of JSON
+            logger.debug("%s: %s is not what was written (%s)", self._path, file.lfn, error)
+            return None
+        return info if _is_sound(info) and _is_as_it_was(file, info) else None
+
+    def keep(self, file: File, wanted: Wanted, info: FileInfo) -> None:
+        """Keep what was found, unless a replica failed; drop what nobody asked for in 3 months."""
+        if info.failures:
+            return
+        content = packed(info)
+        key = _key(file, wanted)
+        with self._database() as database:
+            if database is not None:
+                database.execute("DELETE FROM files WHERE used < ?", (time.time() - UNUSED_S,))
+                database.execute(
+                    "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (key, time.time(), content)
+                )
+
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection | None]:
+        if not self._is_usable:  # another process has it locked: each try would take seconds
+            yield None
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            database = sqlite3.connect(self._path, timeout=5)
+            database.execute(_TABLE)
+        except (OSError, sqlite3.Error) as error:
+            logger.debug("%s: no cache of files (%s)", self._path, error)
+            self._is_usable = False
+            yield None
+            return
+        try:
+            with database:
+                yield database
+        except (sqlite3.Error, OSError) as error:
+            logger.debug("%s: the cache of files is not used (%s)", self._path, error)
+            self._is_usable = False
+        finally:
+            database.close()
+
+
+def packed(info: FileInfo) -> bytes:
+    """All but what was wrong with replicas: that is of the run which saw it."""
+    directory = None if info.directory is None else _plain(info.directory)
+    dropped = info.dropped and info.dropped._replace(directory=_plain(info.dropped.directory))
+    plain = replace(info, failures=(), directory=None, dropped=None)
+    content = json.dumps({**asdict(plain), "directory": directory, "dropped": dropped})
+    packed: bytes = lz4.frame.compress(content.encode())
+    return packed
+
+
+def _plain(directory: Directory) -> dict[str, Any]:
+    return {
+        name: None
+        if baskets is None
+        else [
+            *(places.tolist() for places in (baskets.seeks, baskets.sizes, baskets.bounds)),
+            *(baskets.dtype.str, baskets.is_jagged),
+        ]
+        for name, baskets in directory.items()
+    }
+
+
+def _unpacked(content: bytes) -> FileInfo:
+    known = json.loads(lz4.frame.decompress(content))
+    directory, dropped = known.pop("directory"), known.pop("dropped")
+    if dropped is not None:
+        tree, plain, entries = dropped
+        dropped = Dropped(tree, _found(plain), entries)
+    place = known["place"] and EntriesPlace(*known["place"])
+    lists = {name: tuple(known[name]) for name in ("misread", "uneven", "lacking")}
+    return FileInfo(
+        **{**known, "failures": (), "place": place, **lists},
+        directory=None if directory is None else _found(directory),
+        dropped=dropped,
+    )
+
+
+def _found(directory: dict[str, Any]) -> Directory:
+    return {n: None if plain is None else _baskets(*plain) for n, plain in directory.items()}
+
+
+def _baskets(
+    seeks: list[int], sizes: list[int], bounds: list[int], dtype: str, is_jagged: bool
+) -> Baskets:
+    return Baskets(
+        seeks=np.array(seeks, np.int64),
+        sizes=np.array(sizes, np.int64),
+        bounds=np.array(bounds, np.int64),
+        dtype=np.dtype(dtype),
+        is_jagged=is_jagged,
+    )
+
+
+def _key(file: File, wanted: Wanted) -> str:
+    """Of all that decides what opening tells: what is stated, what is asked, and the code."""
+    stated = {name: value for name, value in asdict(file).items() if name != "replicas"}
+    content = repr([sorted(stated.items()), wanted, _code(), version_of("uproot")])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+@functools.cache
+def _code() -> str:
+    files = (__file__, baskets.__file__, inspection.__file__, columns.__file__)
+    sources = b"".join(Path(file).read_bytes() for file in files)
+    return hashlib.sha256(sources).hexdigest()
+
+
+def _is_sound(info: FileInfo) -> bool:
+    """Return whether baskets and entries fit together."""
+    kept = info.entries - (0 if info.dropped is None else info.dropped.entries)
+    parts = [(info.directory or {}, kept)]
+    if info.dropped is not None:
+        parts.append((info.dropped.directory, info.dropped.entries))
+    return all(
+        len(b.seeks) == len(b.sizes) == len(b.bounds) - 1
+        and (b.bounds[0], b.bounds[-1]) == (0, entries)
+        and bool(np.all(np.diff(b.bounds) >= 0))
+        for directory, entries in parts
+        for b in directory.values()
+        if b is not None
+    )
+
+
+def _is_as_it_was(file: File, info: FileInfo) -> bool:
+    path = local_path(file.url)
+    if path is None:
+        return True  # whoever reads it finds out
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_size, str(status.st_mtime_ns)) == (info.size, info.stamp)

@@ -1,0 +1,1 @@
+"""Back ends that evaluate models: compiled forests, xgboost, ONNX Runtime, KServe."""

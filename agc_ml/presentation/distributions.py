@@ -1,0 +1,481 @@
+"""Figures of histograms: a stacked plot a region, the shapes of all variations of each process."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import boost_histogram as bh
+import hist
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from agc_ml.errors import HistogramError
+from agc_ml.inputs.variations import NOMINAL, Direction, source_of
+from agc_ml.presentation import overview, stack, style
+from agc_ml.results import variances
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from agc_ml.presentation.style import Array, FigureInfo
+    from agc_ml.results.run_result import RunResult
+
+logger = logging.getLogger(__name__)
+
+Histogram = hist.Hist[Any]
+
+ENTRIES: Final = "Entries"
+NAMED: Final = 5  # histograms in a line that says what was not drawn
+
+
+_GREY_BAND: Final = "The grey band is the statistical uncertainty of the nominal one."
+_NO_BAND: Final = (
+    "There is no band for their statistical uncertainty, which is not known: "
+    "histograms were filled with weights or scaled, in a storage that keeps no variances."
+)
+
+
+class Region(NamedTuple):
+    """One-dimensional histograms of a region: process -> variation -> histogram."""
+
+    name: str
+    processes: dict[str, dict[str, Histogram]]
+
+
+class _Points(NamedTuple):
+    """Points of a figure, their name, and the unit of an entry of each histogram.
+
+    ``totals`` are the total uncertainties of a model, of the histograms that have one.
+    """
+
+    data: Mapping[str, Histogram]
+    label: str
+    units: Mapping[str, str]
+    totals: Mapping[str, Array]
+    is_pseudo: bool
+
+
+def draw_run(
+    result: RunResult,
+    directory: Path,
+    data: Mapping[str, Histogram] | None = None,
+    large: Collection[str] | None = None,
+    *,
+    data_label: str = "pseudodata",
+    totals: Mapping[str, Array] | None = None,
+) -> list[FigureInfo]:
+    """Draw the histograms of a run: stacked plots, and the shapes of its variations.
+
+    Parameters
+    ----------
+    result
+        The run. Category axes other than the variation's tell the samples of a stack apart.
+        Histograms of two and more numeric axes are left out, with a line in the log.
+    directory
+        Folder of the figures; made if needed.
+    data
+        Histogram of each region that is drawn as points, such as pseudodata; without it, the
+        run's datasets of recorded collisions.
+    large
+        Names of the histograms that get figures of their own, None for all; the others go into
+        one overview, without their variations.
+    data_label
+        What ``data`` are.
+    totals
+        Total uncertainties of the fit's model, by histogram, shape ``(n_bins,)``.
+
+    Raises
+    ------
+    HistogramError
+        ``data`` are binned differently.
+    StoreError
+        The folder can't be written.
+    """
+    recorded = {d.process for d in result.provenance.datasets if d.is_data}
+    regions, points = [], dict(data or {})
+    for name, histogram in result.hists.items():
+        region = Region(name, _processes(name, histogram, result.templates))
+        popped = [region.processes.pop(p, {}) for p in recorded]
+        measured = [variations[NOMINAL] for variations in popped if NOMINAL in variations]
+        if measured and name not in points:
+            points[name] = variances.total(measured)
+        regions.append(region)
+    simulated = [d for d in result.provenance.datasets if not d.is_data and d.xsec is not None]
+    is_simulation = data is not None or (bool(simulated) and not recorded)
+    label = style.Label(result.luminosity, is_simulation, result.provenance.label)
+    what = data_label if data is not None else "data"
+    units = {name: _unit(histogram, result) for name, histogram in result.hists.items()}
+    return _draw(
+        regions,
+        directory,
+        _Points(points, what, units, totals or {}, data is not None),
+        label,
+        large,
+    )
+
+
+def _unit(histogram: Histogram, result: RunResult) -> str:
+    """Unit of an entry, as the histogram says; weights that are scaled to nothing are no events."""
+    stated = getattr(histogram, "label", None)
+    is_known = bool(stated) and (stated != "Events" or result.luminosity is not None)
+    return str(stated) if is_known else ENTRIES
+
+
+def draw_templates(
+    templates: Mapping[str, Histogram],
+    directory: Path,
+    processes: Sequence[str],
+    regions: Sequence[str],
+    *,
+    luminosity: float | None = None,
+    source: str | None = None,
+    data: Mapping[str, Histogram] | None = None,
+    data_label: str = "pseudodata",
+    totals: Mapping[str, Array] | None = None,
+) -> list[FigureInfo]:
+    """Draw histograms named ``{region}_{process}[_{variation}]``, as `draw_run` does.
+
+    ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known.
+    ``totals`` are total uncertainties of the fit's model, by region.
+
+    Raises
+    ------
+    HistogramError
+        ``data`` are binned differently.
+    StoreError
+        The folder can't be written.
+    """
+    owners = {
+        f"{region}_{process}": (region, process) for region in regions for process in processes
+    }
+    found = {region: Region(region, {}) for region in regions}
+    others = []
+    for name, histogram in templates.items():
+        # the longest name wins: single_top_tW is no variation of single_top
+        owner = max(
+            (o for o in owners if name == o or name.startswith(f"{o}_")), key=len, default=""
+        )
+        if owner and histogram.ndim == 1 and histogram.kind is bh.Kind.COUNT:
+            region, process = owners[owner]
+            variation = name[len(owner) + 1 :] or NOMINAL
+            found[region].processes.setdefault(process, {})[variation] = histogram
+        else:
+            others.append(name)
+    if others:
+        more = ", ..." if len(others) > NAMED else ""
+        logger.warning(
+            "not drawn, as they are not of the regions and samples of the fit configuration: "
+            "%d histograms (%s%s)",
+            *(len(others), ", ".join(others[:NAMED]), more),
+        )
+    label = style.Label(luminosity, simulation=True, source=source)
+    units = {
+        region: str(getattr(histogram, "label", None) or ENTRIES)
+        for region, owned in found.items()
+        for histogram in owned.processes.get(next(iter(owned.processes), ""), {}).values()
+    }
+    return _draw(
+        found.values(),
+        directory,
+        _Points(data or {}, data_label, units, totals or {}, is_pseudo=True),
+        label,
+    )
+
+
+def _processes(
+    name: str, histogram: Histogram, templates: Mapping[str, Histogram]
+) -> dict[str, dict[str, Histogram]]:
+    """Find the templates of a histogram: sample -> variation -> template; empty if not drawable."""
+    categories = [
+        axis
+        for axis in histogram.axes
+        if isinstance(axis, (hist.axis.StrCategory, hist.axis.IntCategory))
+    ]
+    if histogram.ndim - len(categories) != 1:
+        logger.info("%s: %d numeric axes, not drawn", name, histogram.ndim - len(categories))
+        return {}
+    if histogram.kind is bh.Kind.MEAN:
+        logger.info("%s: means, which don't add up, not drawn", name)
+        return {}
+    if not categories:
+        return {name: {NOMINAL: histogram}}
+    names, variations = [""], [NOMINAL]
+    for axis in categories:
+        if axis is categories[-1] and axis.name == "variation":
+            variations = [str(label) for label in axis]
+        else:
+            names = [f"{before}_{label}" for before in names for label in axis]
+    found: dict[str, dict[str, Histogram]] = {}
+    for sample in names:
+        for variation in variations:
+            suffix = "" if variation == NOMINAL else f"_{variation}"
+            template = templates.get(f"{name}{sample}{suffix}")
+            if template is not None:
+                found.setdefault(sample.removeprefix("_"), {})[variation] = template
+    return found
+
+
+def _draw(
+    regions: Iterable[Region],
+    directory: Path,
+    points: _Points,
+    label: style.Label,
+    large: Collection[str] | None = None,
+) -> list[FigureInfo]:
+    style.make_folder(directory)
+    stacks, small, shapes = [], [], []
+    with style.applied():
+        for region in regions:
+            content = _stack(region, points)
+            unit = points.units.get(region.name, ENTRIES)
+            if large is not None and region.name not in large:
+                small += [] if content is None else [content]
+                continue
+            if content is not None:
+                stacks.append(_save_stack(content, region, points, directory, label))
+            for process, variations in region.processes.items():
+                if NOMINAL not in variations:
+                    logger.info("%s: %s has no nominal histogram, not drawn", region.name, process)
+                elif len(variations) > 1:
+                    shapes.append(_save_shapes(region, process, directory, label, unit))
+        if small:
+            stacks.append(_save_overview(small, points, directory, label))
+    return stacks + shapes
+
+
+def _stack(region: Region, given: _Points) -> stack.Stack | None:
+    """Collect the stacked plot of a region; None when it has neither nominal samples nor data."""
+    points = given.data.get(region.name)
+    nominal = {p: v[NOMINAL] for p, v in region.processes.items() if NOMINAL in v}
+    together = nominal if points is None else nominal | {"data": points}
+    if not together:
+        return None
+    first = next(iter(together.values()))
+    edges = _edges(first)
+    for process, histogram in together.items():
+        if not np.array_equal(_edges(histogram), edges):
+            raise HistogramError(f"{region.name}: {process} is binned differently from the others")
+    return stack.Stack(
+        note=region.name,
+        label=_label(first),
+        edges=edges,
+        samples={process: _values(histogram) for process, histogram in nominal.items()},
+        uncertainty=_uncertainty(nominal.values(), edges),
+        uncertainty_label="stat. uncertainty",
+        data=None if points is None else _values(points),
+        data_label=given.label,
+        unit=given.units.get(region.name, ENTRIES),
+        errors=None if points is None else _errors(points, is_pseudo=given.is_pseudo),
+        total_uncertainty=given.totals.get(region.name),
+    )
+
+
+def _errors(points: Histogram, *, is_pseudo: bool) -> Array | None:
+    """Uncertainties of data: their own, or what as many counted events would have."""
+    if is_pseudo:
+        return np.sqrt(np.maximum(_values(points), 0))
+    variance = variances.of(points)
+    return None if variance is None else np.sqrt(np.maximum(variance, 0))
+
+
+def _save_stack(
+    content: stack.Stack, region: Region, points: _Points, directory: Path, label: style.Label
+) -> FigureInfo:
+    parts = [f"{content.unit} in {region.name}.", *_legend_in_words(content, points, label)]
+    parts.append(
+        _flow_note([v[NOMINAL] for v in region.processes.values() if NOMINAL in v], content.unit)
+    )
+    figure = stack.draw(content, label)
+    name = f"{region.name}_stack"
+    return style.save(figure, directory, name, f"{region.name}: stacked", " ".join(parts).strip())
+
+
+def _save_overview(
+    small: Sequence[stack.Stack], points: _Points, directory: Path, label: style.Label
+) -> FigureInfo:
+    names = ", ".join(content.note for content in small)
+    parts = [f"Row by row: {names}.", *_legend_in_words(small[0], points, label)]
+    unknown = [content.note for content in small if content.uncertainty is None]
+    if unknown:
+        parts.append(f"No band, as variances are not known: {', '.join(unknown)}.")
+    parts.append("Underflow and overflow are not shown.")
+    figure = overview.draw(small, label)
+    title = f"{len(small)} more observables"
+    return style.save(figure, directory, "overview", title, " ".join(parts))
+
+
+def _legend_in_words(content: stack.Stack, points: _Points, label: style.Label) -> Iterator[str]:
+    if content.samples and content.uncertainty is not None:
+        yield (
+            "The processes are on top of each other, the hatched band is their statistical "
+            "uncertainty."
+        )
+    elif content.samples:
+        yield f"The processes are on top of each other. {_NO_BAND}"
+    if content.total_uncertainty is not None:
+        yield "The grey band is the total uncertainty of the fit's model before the fit."
+    if content.data is not None and content.errors is None:
+        yield f"Points: {content.data_label}, without uncertainty: they were filled with weights."
+    elif content.data is not None and points.is_pseudo:
+        yield (
+            f"Points: {content.data_label}, mixed from the templates themselves, with the square "
+            "root of their number as uncertainty."
+        )
+    elif content.data is not None:
+        yield f"Points: {content.data_label}, with their statistical uncertainty."
+        if content.samples and label.luminosity is None:
+            yield "The simulation is not scaled to them."
+
+
+def _flow_note(histograms: Sequence[Histogram], unit: str) -> str:
+    """Say how much is outside of the axis, where anything is."""
+    inside = sum(float(np.sum(_values(h))) for h in histograms)
+    outside = sum(float(np.sum(h.values(flow=True))) for h in histograms) - inside
+    if abs(outside) <= 1e-9 * abs(inside):
+        return ""
+    what = f"{outside:,.4g} {unit.lower()}"
+    return f"Not shown: {what} below or above the axis (underflow and overflow)."
+
+
+def _save_shapes(
+    region: Region, process: str, directory: Path, label: style.Label, unit: str
+) -> FigureInfo:
+    variations = region.processes[process]
+    sources: dict[str, dict[Direction | None, Histogram]] = {}
+    for variation, histogram in variations.items():
+        if variation != NOMINAL:
+            source, direction = source_of(variation)
+            sources.setdefault(source, {})[direction] = histogram
+    nominal = variations[NOMINAL]
+    figure = _shapes((region.name, process, unit), nominal, sources, label)
+    caption = (
+        f"{process} in {region.name}: each source of uncertainty, up (red) and down (blue) against "
+        "nominal (black), below it the ratio to nominal; sources with one side show that side. "
+        f"{_NO_BAND if _uncertainty([nominal], _edges(nominal)) is None else _GREY_BAND} "
+        "Underflow and overflow are not shown."
+    )
+    name = f"{region.name}_{process}_variations"
+    return style.save(figure, directory, name, f"{region.name}: variations of {process}", caption)
+
+
+def _shapes(
+    what: tuple[str, str, str],
+    nominal: Histogram,
+    sources: Mapping[str, Mapping[Direction | None, Histogram]],
+    label: style.Label,
+) -> Figure:
+    region, process, unit = what
+    columns = min(len(sources), 3) if len(sources) != 4 else 2  # noqa: PLR2004 - 2 x 2
+    rows = -(-len(sources) // columns)
+    above = 0.8 if columns > 1 else 1.1  # inches; one panel is too narrow for note and legend
+    width, height = max(4.2 * columns, 5.5), 3.3 * rows + 0.7 + above
+    figure = style.new_figure(width, height)
+    left, right, top = 0.75 / width, 1 - 0.2 / width, 1 - above / height
+    style.header(figure, (left, right, 1 - 0.35 / height), label._replace(simulation=True))
+    note = f"{style.plain(region)}, {style.process_label(process)}"
+    if _uncertainty([nominal], _edges(nominal)) is None:
+        note += f" ({style.UNKNOWN})"
+    figure.text(left, 1 - 0.6 / height, note, va="center")
+    _legend(figure, right, top + 0.2 / height)
+    grid = figure.add_gridspec(
+        *(rows, columns),
+        left=left,
+        right=right,
+        top=top,
+        bottom=0.65 / height,
+        hspace=0.14,
+        wspace=0.2,
+    )
+    for index, (source, sides) in enumerate(sources.items()):
+        cell = grid[index].subgridspec(2, 1, height_ratios=[2.2, 1], hspace=0.06)
+        main, ratio = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
+        _panel(main, ratio, nominal, sides)
+        main.text(0.96, 0.93, style.plain(source), transform=main.transAxes, ha="right", va="top")
+        if index + columns >= len(sources):
+            ratio.set_xlabel(style.formula(_label(nominal)))
+        else:
+            ratio.tick_params(labelbottom=False)
+        if index % columns == 0:
+            main.set_ylabel(unit)
+            ratio.set_ylabel("Ratio", loc="center")
+    return figure
+
+
+def _legend(figure: Figure, right: float, height: float) -> None:
+    """Say once for all panels what the colours mean."""
+    colors = {"nominal": "black", "up": style.UP, "down": style.DOWN}
+    figure.legend(
+        handles=[Line2D([], [], color=color, label=label) for label, color in colors.items()],
+        loc="center right",
+        bbox_to_anchor=(right, height),
+        ncols=3,
+        borderpad=0,
+        borderaxespad=0,
+    )
+
+
+def _panel(
+    main: Axes, ratio: Axes, nominal: Histogram, sides: Mapping[Direction | None, Histogram]
+) -> None:
+    edges, center = _edges(nominal), _values(nominal)
+    uncertainty = _uncertainty([nominal], edges)
+    if uncertainty is not None:
+        style.band(ratio, np.nan_to_num(style.divide(uncertainty, center)), edges)
+    ratio.axhline(1, color="black", linewidth=1)
+    main.stairs(center, edges, color="black", linewidth=1)
+    lowest, highest, farthest = -style.largest(-center), style.largest(center), 0.0
+    relevant = center > stack.RELEVANT * highest
+    for direction, histogram in sides.items():
+        values = _values(histogram)
+        color = style.DOWN if direction == "down" else style.UP
+        quotient = style.divide(values, center)
+        main.stairs(values, edges, color=color, linewidth=1)
+        ratio.stairs(quotient, edges, color=color, linewidth=1, baseline=None)
+        lowest, highest = -style.largest(-lowest, -values), style.largest(highest, values)
+        farthest = style.largest(farthest, np.abs(quotient[relevant] - 1))
+    for axes in (main, ratio):
+        axes.set_xlim(edges[0], edges[-1])
+        # what costs time here is the number of ticks
+        axes.minorticks_off()
+        axes.tick_params(top=False, right=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
+    main.tick_params(labelbottom=False)
+    main.yaxis.set_major_locator(MaxNLocator(4))
+    if highest == lowest:
+        main.set_ylim(0, 1)
+        style.say_no_events(main)
+    else:
+        main.set_ylim(1.1 * lowest, 1.3 * highest)
+        style.short_numbers(main, highest - lowest)
+    stack.set_ratio_range(ratio, farthest)
+
+
+def _edges(histogram: Histogram) -> Array:
+    return np.asarray(histogram.axes[0].edges, dtype=np.float64)
+
+
+def _values(histogram: Histogram) -> Array:
+    return np.asarray(histogram.values(), dtype=np.float64)
+
+
+def _uncertainty(histograms: Iterable[Histogram], edges: Array) -> Array | None:
+    """Statistical uncertainty of a sum; None if that of a part is not known."""
+    total = np.zeros(len(edges) - 1)
+    for histogram in histograms:
+        variance = variances.of(histogram)
+        if variance is None:
+            return None
+        total = total + np.maximum(variance, 0)
+    return np.sqrt(total)
+
+
+def _label(histogram: Histogram) -> str:
+    """Label of the axis; histograms from ROOT files without a title have a made-up one."""
+    label = str(histogram.axes[0].label)
+    return "" if label in ("xaxis", "Axis 0", "axis_0") else label

@@ -1,0 +1,1 @@
+"""Results of runs: histograms, tables, the event ledger, run records and directories."""

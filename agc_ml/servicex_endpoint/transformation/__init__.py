@@ -1,0 +1,1 @@
+"""Transformations: workers that read files, apply a query and write the results."""

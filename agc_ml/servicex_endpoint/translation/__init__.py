@@ -1,0 +1,1 @@
+"""Queries of ServiceX requests, translated to plans of columns and cuts."""

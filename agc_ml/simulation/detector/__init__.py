@@ -1,0 +1,1 @@
+"""Parametrised detector response of the simulation."""

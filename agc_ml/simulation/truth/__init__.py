@@ -1,0 +1,1 @@
+"""Generated events at particle level: Pythia, decay chains and truth records."""

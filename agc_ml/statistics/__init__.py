@@ -1,0 +1,1 @@
+"""Statistical analysis: workspaces, likelihoods, fits, predictions and impacts."""

@@ -1,0 +1,79 @@
+"""The cross-section that a fit measures: its parameter of interest times a known one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from agc_ml.inputs import agc_published
+from agc_ml.inputs.variations import NOMINAL
+from agc_ml.results import templates
+from agc_ml.results.run_result import RunResult
+from agc_ml.statistics.fit_result import CrossSection
+from agc_ml.statistics.workspace.fit_config import Config
+
+SYMBOLS: Final = {"ttbar": "tt"}
+"""How processes are written in results, where that is not their name."""
+
+
+def measured_cross_section(source: Any, settings: Config) -> CrossSection | None:
+    """The predicted cross-section that the parameter of interest multiplies; None if not known.
+
+    It is known where that parameter alone scales the sample of one process in all of its regions,
+    and the process's templates were scaled to a stated cross-section: in a run
+    (`RunResult.scales`), or in the published histograms.
+    """
+    poi = settings["General"]["POI"]
+    scaled = [
+        sample
+        for sample in settings["Samples"]
+        if not sample.get("Data", False)
+        and any(poi == factor["Name"] for factor in _factors(settings, sample))
+    ]
+    if len(scaled) != 1:
+        return None
+    (sample,), process = scaled, str(scaled[0].get("SamplePath"))
+    # nothing else may scale it, and nowhere may it stay as it was
+    everywhere = [_names(one, "Regions") for one in _factors(settings, sample)]
+    if len(everywhere) > 1 or not _covers(everywhere[0], _names(sample, "Regions"), settings):
+        return None
+    predicted = _predicted(source).get(process)
+    if predicted is None:
+        return None
+    return CrossSection(process, SYMBOLS.get(process, process), predicted)
+
+
+def _names(item: Config, field: str) -> list[str]:
+    given = item.get(field, [])
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _factors(settings: Config, sample: Config) -> list[Config]:
+    """Normalisation factors that act on a sample."""
+    return [
+        factor
+        for factor in settings["NormFactors"]
+        if sample["Name"] in (_names(factor, "Samples") or [sample["Name"]])
+    ]
+
+
+def _covers(factor: list[str], sample: list[str], settings: Config) -> bool:
+    """Return whether a factor acts in all regions of a sample; no names mean all of them."""
+    every = [region["Name"] for region in settings["Regions"]]
+    return set(sample or every) <= set(factor or every)
+
+
+def _predicted(source: Any) -> Mapping[str, float]:
+    """Cross-sections that templates were scaled to, in pb, by process."""
+    if isinstance(source, RunResult):
+        return {
+            dataset.process: dataset.process_xsec or dataset.xsec
+            for dataset in source.provenance.datasets
+            if dataset.variation == NOMINAL
+            and dataset.xsec is not None
+            and (source.scales or {}).get(dataset.name) is not None
+        }
+    if isinstance(source, str | Path) and templates.is_published(Path(source)):
+        return agc_published.CROSS_SECTIONS
+    return {}

@@ -1,0 +1,1 @@
+"""Binned likelihoods and their minimisation."""

@@ -1,0 +1,208 @@
+"""The uncertainty of a method: what other models, as good as that of a run, would have made.
+
+Runs of the same events with models of other seeds, parameters or kinds give other templates. How
+they scatter about those of the run is taken apart into independent directions (principal components
+of the deviations in all bins, samples and regions together). Each of the largest ones becomes a
+nuisance parameter of one standard deviation, correlated over all of them, as the model is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import hist
+import numpy as np
+from numpy.typing import NDArray
+
+from agc_ml import documents
+from agc_ml.errors import FitError
+from agc_ml.results import variances
+from agc_ml.results.run_result import RunResult
+from agc_ml.statistics.workspace.fit_config import (
+    Config,
+    check_config,
+    shipped_config,
+    shipped_file,
+)
+
+_Array = NDArray[np.float64]
+
+FILE_NAME: Final = "fit_ml.yml"
+"""Name of the file with the regions that depend on a model, which a processor ships."""
+
+ENOUGH: Final = 0.9
+"""Fraction of the scatter that the directions have to describe, if so many do it."""
+
+MOST: Final = 3
+NAME: Final = "ML model {number}"
+_VARIATION: Final = "ml_model_{number}_up"
+
+
+class Spread(NamedTuple):
+    """Templates with those of the directions added, and the configuration that uses them."""
+
+    templates: dict[str, hist.Hist[Any]]
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def ml_config(processor: str) -> dict[str, Any]:
+    """The fit configuration that a processor ships for regions that depend on a model.
+
+    Raises
+    ------
+    FitError
+        It ships none, or it is damaged.
+    """
+    config = shipped_config(processor)
+    file = shipped_file(processor, FILE_NAME)
+    if file is None:
+        raise FitError(
+            f"the processor {processor!r} ships no {FILE_NAME}; give a configuration whose regions "
+            "depend on the model: agc-ml fit RUN CONFIG.yml --ml-uncertainty ..."
+        )
+    try:
+        regions = documents.read(file)["Regions"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FitError(f"{FILE_NAME} of {processor!r}: can't be read ({error})") from error
+    config = {**config, "Regions": regions}
+    check_config(config, FILE_NAME)
+    return config
+
+
+def check_alternatives(run: RunResult, alternatives: Sequence[RunResult]) -> None:
+    """Make sure that runs differ in their models, and in nothing else.
+
+    Raises
+    ------
+    FitError
+        One has other events or another processor, or the same model, or none.
+    """
+    mine = run.provenance
+    if not mine.models:
+        raise FitError(f"{run.path}: it had no model (--model), so there is no uncertainty of one")
+    used = {tuple(sorted(mine.models.values())): run.path}
+    for other in alternatives:
+        its = other.provenance
+        if its.fileset != mine.fileset:
+            raise FitError(f"{other.path}: it ran over other events than {run.path}")
+        if its.processor.code != mine.processor.code or _settings(its) != _settings(mine):
+            raise FitError(
+                f"{other.path}: its processor had other code or parameters than that of {run.path}"
+            )
+        if not its.models:
+            raise FitError(f"{other.path}: it had no model (--model)")
+        models = tuple(sorted(its.models.values()))
+        if models in used:
+            raise FitError(
+                f"{other.path}: the same models as {used[models]}; train some with another seed or "
+                "space, and run with those"
+            )
+        used[models] = other.path
+
+
+def _settings(provenance: Any) -> dict[str, Any]:
+    return {k: v for k, v in provenance.processor.parameters.items() if k != "model"}
+
+
+def with_spread(
+    templates: Mapping[str, hist.Hist[Any]],
+    config: Config,
+    alternatives: Sequence[Mapping[str, hist.Hist[Any]]],
+) -> Spread:
+    """Add the scatter of alternative templates as systematic uncertainties.
+
+    Raises
+    ------
+    FitError
+        A template is missing, or none of them depends on the model.
+    """
+    names = [
+        f"{region.get('RegionPath')}_{sample['SamplePath']}"
+        for region in config["Regions"]
+        for sample in config["Samples"]
+        if not sample.get("Data", False)
+    ]
+    for found in (templates, *alternatives):
+        for name in names:
+            if name not in found:
+                raise FitError(
+                    f"histogram {name} is missing, which the uncertainty of the model needs; run "
+                    "ttbar with --model"
+                )
+    nominal = _contents(templates, names)
+    deviations = np.stack([_contents(one, names) - nominal for one in alternatives])
+    directions, described = _directions(deviations)
+    if not len(directions):
+        raise FitError(
+            "no template of the fit depends on the model: give a configuration with regions that do"
+        )
+    added: dict[str, hist.Hist[Any]] = {}
+    systematics = []
+    for number, direction in enumerate(directions, 1):
+        variation = _VARIATION.format(number=number)
+        parts = np.split(direction, np.cumsum([_size(templates[name]) for name in names])[:-1])
+        for name, part in zip(names, parts, strict=True):
+            added[f"{name}_{variation}"] = _shifted(templates[name], part)
+        moved = [
+            region["Name"]
+            for region in config["Regions"]
+            if any(
+                np.any(part)
+                for name, part in zip(names, parts, strict=True)
+                if name.startswith(f"{region.get('RegionPath')}_")
+            )
+        ]
+        systematics.append(
+            {
+                "Name": NAME.format(number=number),
+                "Type": "NormPlusShape",
+                "Regions": moved,
+                "Up": {"VariationPath": f"_{variation}"},
+                "Down": {"Symmetrize": True},
+            }
+        )
+    note = (
+        f"uncertainty of the model: {len(directions)} directions describe {described:.0%} of the "
+        f"scatter of {len(alternatives)} other ones"
+    )
+    return Spread(
+        {**templates, **added},
+        {**config, "Systematics": [*config.get("Systematics", []), *systematics]},
+        (note,),
+    )
+
+
+def _directions(deviations: _Array) -> tuple[_Array, float]:
+    """Principal components of one standard deviation each, and the fraction they describe.
+
+    The mean square is about the run itself, not about the mean of the others: its model is no
+    better than theirs. A direction's sign is such that it adds events where it moves most.
+    """
+    n = len(deviations)
+    _, singular, components = np.linalg.svd(deviations / np.sqrt(n), full_matrices=False)
+    scatter = singular**2
+    if not scatter.sum() > 0:
+        return np.empty((0, deviations.shape[1])), 0.0
+    fractions = np.cumsum(scatter) / scatter.sum()
+    enough = min(int(np.searchsorted(fractions, ENOUGH)) + 1, MOST, n)
+    chosen = singular[:enough, None] * components[:enough]
+    chosen[:, ~deviations.any(axis=0)] = 0  # but for rounding it is so
+    largest = np.abs(chosen).argmax(axis=1)
+    signs = np.sign(chosen[np.arange(enough), largest])
+    return chosen * signs[:, None], float(fractions[enough - 1])
+
+
+def _contents(templates: Mapping[str, hist.Hist[Any]], names: Sequence[str]) -> _Array:
+    parts = [np.asarray(templates[name].values(flow=True), np.float64) for name in names]
+    return np.concatenate(parts)
+
+
+def _size(histogram: hist.Hist[Any]) -> int:
+    return len(histogram.values(flow=True))
+
+
+def _shifted(histogram: hist.Hist[Any], by: _Array) -> hist.Hist[Any]:
+    values = histogram.values(flow=True) + by
+    return variances.filled(histogram.axes, values, variances.of(histogram, flow=True))

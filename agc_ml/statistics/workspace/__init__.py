@@ -1,0 +1,1 @@
+"""Workspaces: from a fit configuration and templates to the HistFactory model."""

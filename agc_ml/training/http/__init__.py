@@ -1,0 +1,1 @@
+"""HTTP server of the training service: limits on connections, problem details, logs."""

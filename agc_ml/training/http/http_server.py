@@ -1,0 +1,64 @@
+"""uvicorn, with a door and connections of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from agc_ml.training.http.accepting import Door
+from agc_ml.training.http.connections import KEEP_ALIVE_S, Guarded, capacity
+
+
+class Server(uvicorn.Server):
+    """A server that accepts connections by `Door`, and leaves signals to the service."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them: uvicorn would raise them once more when it has stopped."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await self.lifespan.startup()
+        protocol = functools.partial(
+            Guarded,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        handshakes = capacity() // 8
+        doors: list[Any] = [
+            Door(listener, protocol, self.config.ssl, handshakes) for listener in sockets or []
+        ]
+        for door in doors:
+            door.open()
+        self.servers = doors
+        self.started = True
+
+
+def server_of(app: FastAPI, certificate: Path | None, key: Path | None) -> Server:
+    """A server of an application; with a certificate and its key it speaks TLS."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http=Guarded,
+            ws="none",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=2,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+        )
+    )

@@ -1,0 +1,181 @@
+"""What a job is asked to do, and what it is given to do it with."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from agc_ml.errors import ModelError, UsageError
+from agc_ml.models.backends.kserve_endpoint import Endpoint
+from agc_ml.models.model import PARITIES, Parity
+from agc_ml.models.registry import MOST_VERSION, NAME
+from agc_ml.training.search_spaces import Kind, space_of
+
+DIGEST: Final = r"[0-9a-f]{64}"
+MAX_TRIALS: Final = 1000
+
+VersionNumber = Annotated[int, Field(ge=1, le=MOST_VERSION)]
+
+
+def _both(versions: dict[Parity, int]) -> dict[Parity, int]:
+    if set(versions) != set(PARITIES):
+        raise ValueError("versions of the even and of the odd model are needed")
+    return versions
+
+
+Pair = Annotated[dict[Parity, VersionNumber], AfterValidator(_both)]
+"""Versions of the two models of a bundle."""
+
+
+class Limits(BaseModel):
+    """What gates allow; a service may have its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_auc: FiniteFloat = Field(default=0.9, ge=0, le=1, description="least AUC")
+    max_loss: FiniteFloat = Field(
+        default=0.02, ge=0, description="most that AUC or jet score may be below the champion's"
+    )
+    max_gap: FiniteFloat = Field(
+        default=0.02, ge=0, description="most that the validation's AUC may be above the test's"
+    )
+    max_calibration: FiniteFloat = Field(
+        default=0.1,
+        ge=0,
+        description="most that score and fraction of right permutations may differ, beyond two "
+        "standard errors, in the worst of ten parts of the scores",
+    )
+    max_multiplicity: FiniteFloat = Field(
+        default=0.1,
+        ge=0,
+        description="most that the jet score of a number of jets may be below that of all",
+    )
+    max_variation: FiniteFloat = Field(
+        default=0.02, ge=0, description="largest change of AUC or jet score under a variation"
+    )
+    max_parity: FiniteFloat = Field(
+        default=1e-5, ge=0, description="largest difference of a score between ways to score"
+    )
+    max_latency: FiniteFloat = Field(
+        default=20.0, ge=0, description="most microseconds a row, on one core"
+    )
+
+
+class JobSpec(BaseModel):
+    """A job: models to train on a training set, or a pair of them to judge."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["xgboost", "keras", "judge"]
+    name: str = Field(pattern=f"^{NAME}$", description="of the model in the registry")
+    dataset: str = Field(
+        description="digest of the training set; or label@digest",
+        json_schema_extra={"pattern": f"^(.*@)?{DIGEST}$"},
+    )
+    fold: Literal["even", "odd", "both"] = Field(
+        default="both", description="parity of the events that are trained on"
+    )
+    space: str | dict[str, Any] | None = Field(
+        default=None, description="search space: the name of a preset, or parameters"
+    )
+    trials: int = Field(default=20, ge=1, le=MAX_TRIALS, description="of the search, each fold")
+    seed: int = Field(default=1, ge=0, lt=2**31)
+    variation: str = Field(
+        default="nominal", pattern=r"^\w{1,64}$", description="of the jets that are trained with"
+    )
+    versions: Pair | None = Field(default=None, description="of the two models to judge")
+    remote: dict[Parity, Annotated[str, Field(max_length=1000)]] | None = Field(
+        default=None, description="where the two are served, to compare scores with"
+    )
+    idempotency_key: str | None = Field(
+        default=None, min_length=1, max_length=200, description="the same key is the same job"
+    )
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_a_digest(cls, value: str) -> str:
+        digest = value.rpartition("@")[2]
+        if not re.fullmatch(DIGEST, digest):
+            raise ValueError("the digest of a training set is needed, 64 hexadecimal digits")
+        return digest
+
+    @field_validator("remote")
+    @classmethod
+    def _are_addresses(cls, value: dict[Parity, str] | None) -> dict[Parity, str] | None:
+        for address in (value or {}).values():
+            try:
+                Endpoint.parse(address)
+            except ModelError as error:
+                raise ValueError(str(error)) from error
+        return value
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if (self.kind == "judge") != (self.versions is not None):
+            raise ValueError("versions belong to the kind judge, which needs them")
+        if self.kind == "judge" and self.space is not None:
+            raise ValueError("space belongs to the kinds that train")
+        if self.remote and self.kind != "judge":
+            raise ValueError("remote belongs to the kind judge: nothing else is served yet")
+        if self.kind != "judge":
+            try:
+                space_of(self.kind, self.space)
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def parities(self) -> tuple[Parity, ...]:
+        """Parities of the events that are trained on."""
+        return PARITIES if self.fold == "both" else (self.fold,)
+
+    @property
+    def trained_kind(self) -> Kind:
+        """Kind of the models to train."""
+        if self.kind == "judge":
+            raise ValueError("nothing is trained")
+        return self.kind
+
+
+def first_error(error: ValidationError) -> str:
+    """What is wrong with what was asked, in a line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+class Known(BaseModel):
+    """A version in the registry, and the folder with its content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: str
+    folder: str
+
+
+class Setup(BaseModel):
+    """All that a job's process is given: it asks nobody for anything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: str
+    spec: JobSpec
+    dataset: str = Field(description="file of the training set")
+    site: str = Field(description="where trials run")
+    workers: int
+    limits: Limits
+    champion: Known | None
+    members: dict[Parity, Known] = Field(
+        default_factory=dict, description="models of other jobs that make a bundle"
+    )

@@ -1,0 +1,1 @@
+"""Registry of trained models: an MLflow server, versions, promotion and rollback."""

@@ -1,0 +1,164 @@
+"""The interface of the training service over HTTP."""
+
+from __future__ import annotations
+
+import logging
+import time
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agc_ml._version import __version__
+from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
+from agc_ml.models.registry import HEADER, ChangedError, RegistryError
+from agc_ml.training.http import guard, openapi, problems
+from agc_ml.training.registry.promotion import ConflictError
+from agc_ml.training.service import api_jobs, api_models, api_pages
+from agc_ml.training.service.context import House
+from agc_ml.training.service.database import QueueFullError, UnknownError
+
+logger = logging.getLogger(__name__)
+
+_STATUS: Final[tuple[tuple[type[AgcError], HTTPStatus], ...]] = (
+    (UnknownError, HTTPStatus.NOT_FOUND),
+    (ConflictError, HTTPStatus.CONFLICT),
+    (QueueFullError, HTTPStatus.TOO_MANY_REQUESTS),
+    (RegistryError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (ChangedError, HTTPStatus.CONFLICT),
+    (StoreError, HTTPStatus.INSUFFICIENT_STORAGE),
+    (TrainingError, HTTPStatus.UNPROCESSABLE_ENTITY),
+    (ModelError, HTTPStatus.NOT_FOUND),
+)
+_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    HEADER: __version__,
+}
+_LONGEST_PATH: Final = 200
+"""Of a path in the log."""
+
+
+def application(house: House) -> FastAPI:
+    """The application, with its page of documentation."""
+    from fastapi_offline import FastAPIOffline  # noqa: PLC0415 - reads its files
+
+    app = FastAPIOffline(
+        title="agc-ml training service",
+        version=__version__,
+        # it would lead to the host that was asked for, and by http where a proxy has https
+        redirect_slashes=False,
+        swagger_ui_parameters={"defaultModelsExpandDepth": 0},
+    )
+    app.state.house = house
+    _add_errors(app)
+    app.add_middleware(_Watched, house=house)
+    for routes in (api_pages.ROUTES, api_jobs.ROUTES, api_models.ROUTES):
+        app.include_router(routes)
+    app.openapi()["components"]["schemas"][openapi.PROBLEM] = problems.SCHEMA
+    return app
+
+
+def _problem(
+    status: HTTPStatus | int, detail: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    known = HTTPStatus(status)
+    return JSONResponse(
+        problems.content(known, detail),
+        known.value,
+        {**problems.headers(known), **(headers or {})},
+        media_type=problems.MEDIA_TYPE,
+    )
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(AgcError)
+    async def ours(_: Request, error: AgcError) -> JSONResponse:
+        status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
+        return _problem(status, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        return _problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {message}" if where else message
+        )
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
+        # Nobody reads this, but those who read the log and the counts: it is no fault of ours.
+        return _problem(HTTPStatus.BAD_REQUEST, "the connection broke off within the body")
+
+    @app.exception_handler(HTTPException)
+    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+        return _problem(error.status_code, str(error.detail), dict(error.headers or {}))
+
+
+class _Watched:
+    """An application of which each answer is logged and counted, and carries our headers.
+
+    It is not even asked where others use a browser. Not a function of ``app.middleware``: that
+    costs a task and a queue for each request.
+    """
+
+    def __init__(self, app: ASGIApp, house: House) -> None:
+        self._app = app
+        self._house = house
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        begun = False
+
+        async def sent(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                MutableHeaders(scope=message).update(_HEADERS)
+                self._log(scope, message["status"], time.perf_counter() - start)
+            await send(message)
+
+        if (refused := guard.refusal(scope, self._house.names)) is not None:
+            await _problem(*refused)(scope, receive, sent)
+            return
+        try:
+            await self._app(scope, receive, sent)
+        except Exception as error:
+            logger.exception("a fault of the service")
+            if begun:  # too late to say so: whoever reads sees that the answer breaks off
+                raise
+            detail = f"a fault of the service ({type(error).__name__})"
+            await _problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)(scope, receive, sent)
+
+    def _log(self, scope: Scope, status: int, seconds: float) -> None:
+        # whoever has no token may ask with any word as the method
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        key = method, status
+        self._house.requests[key] = self._house.requests.get(key, 0) + 1
+        logger.info(
+            "request",
+            extra={
+                "facts": {
+                    "method": method,
+                    "path": scope["path"][:_LONGEST_PATH],
+                    "status": status,
+                    "ms": round(1000 * seconds, 1),
+                    "who": scope.get("state", {}).get("who", ""),
+                }
+            },
+        )

@@ -1,0 +1,1 @@
+"""Trainers: gradient-boosted trees, neural networks, and the trials of a search."""

@@ -1,0 +1,1 @@
+"""Bytes of remote files: XRootD, HTTP and others behind one interface."""
