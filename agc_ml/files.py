@@ -1,4 +1,4 @@
-"""Folders that a command writes: one owner at a time, errors in one line."""
+"""Files written whole or not at all, and folders with one owner at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
@@ -136,10 +137,46 @@ def clear(folder: Path, keep: Sequence[str] = ()) -> None:
             path.unlink()
 
 
-def write_private(file: Path, text: str) -> None:
-    """Write a file that nobody else can read, all of it or nothing."""
-    partial = file.with_name(f"{file.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o600)
-    partial.write_text(text)
-    partial.replace(file)
+def write(
+    path: Path, writer: Callable[[Path], object], *, durable: bool = True, mode: int = 0o644
+) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename.
+
+    ``writer`` gets the temporary path and fills it. Without ``durable`` there is no fsync: the file
+    survives the death of the process, but may be damaged when the machine goes down, so its reader
+    has to check it. ``mode`` are the permissions of the file.
+
+    Raises
+    ------
+    StoreError
+        The folder can't be written, or the disk is full.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL, suffix=path.suffix)
+    except OSError as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        writer(temporary)
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(_cannot_write(path, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a text file that nobody else can read, whole or not at all; raises as `write`."""
+    write(path, lambda temporary: temporary.write_text(text), mode=0o600)
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
+        "name another place"
+    )

@@ -26,9 +26,10 @@ from agc_ml import documents, files
 from agc_ml.errors import AgcError, ClusterError, FitError, HistogramError, UsageError
 from agc_ml.execution.cluster import clusters
 from agc_ml.execution.run import run
+from agc_ml.files import write
 from agc_ml.inputs import agc_published, loading
 from agc_ml.results import pseudodata_choice, run_directories
-from agc_ml.results.run_result import RunResult, write
+from agc_ml.results.run_result import RunResult
 
 if TYPE_CHECKING:
     from agc_ml.presentation import FigureInfo

@@ -149,9 +149,8 @@ def uploads(folder: Path, number: int) -> list[Path]:
     for one in range(number):
         keep = [i for i in range(12 * n) if i // 12 != one]
         path = folder / f"set{one}.parquet"
-        tables.write(
-            path, tables.Rows({k: v[keep] for k, v in table.columns.items()}, table.about), {}
-        )
+        part = {name: values[keep] for name, values in table.columns.items()}
+        tables.write(path, tables.ColumnTable(part, table.about), {})
         found.append(path)
     return found
 

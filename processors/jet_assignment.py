@@ -21,7 +21,7 @@ from agc_ml.columnar.events import blocks
 from agc_ml.columnar.jagged import Collection
 from agc_ml.columnar.kinematics import cartesian
 from agc_ml.inputs.variations import NOMINAL
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 from processors.ttbar import assignment, selection, systematics, truth
 from processors.ttbar.varied import Varied, select
 
@@ -106,13 +106,13 @@ class JetAssignmentProcessor(ProcessorABC):  # type: ignore[misc]
         columns = accumulator["training"].columns()
         order = np.argsort(columns["variation"], kind="stable")
         ordered = {name: values[order] for name, values in columns.items()}
-        return {**accumulator, "training": Rows(ordered, {**self.about, **inputs})}
+        return {**accumulator, "training": ColumnTable(ordered, {**self.about, **inputs})}
 
     @property
     def _precision(self) -> type:
         return np.float32 if self.compat else np.float64
 
-    def _add(self, events: Any, leptons: Any, varied: Varied) -> tuple[Rows, Any]:
+    def _add(self, events: Any, leptons: Any, varied: Varied) -> tuple[ColumnTable, Any]:
         """Rows of fully matched events, and the features of the first permutation of all events."""
         jets, rows = varied.selected(assignment.REGION)
         lepton = selection.lepton(leptons, rows, self._precision)
@@ -134,11 +134,11 @@ class JetAssignmentProcessor(ProcessorABC):  # type: ignore[misc]
             features[of_event[:-1]],
         )
 
-    def _rows(self, variation: str, per_event: Any, labels: Any, features: Any) -> Rows:
+    def _rows(self, variation: str, per_event: Any, labels: Any, features: Any) -> ColumnTable:
         n = len(truth.PERMUTATIONS)
         run, lumi, event, weight, njet, mass, sum_of_labels = (np.repeat(v, n) for v in per_event)
         label_of = truth.reference_targets if self.compat else truth.targets
-        return Rows(
+        return ColumnTable(
             {
                 "run": run.astype(np.uint32),
                 "lumi": lumi.astype(np.uint32),

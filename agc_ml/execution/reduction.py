@@ -32,7 +32,7 @@ from agc_ml.inputs.fileset import Dataset
 from agc_ml.results import saved_outputs, variances
 from agc_ml.results.histograms import flatten, labels_of, lost_categories, materialised
 from agc_ml.results.packing import unpack
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 MOST_NAMED: Final = 4
 
@@ -46,7 +46,7 @@ class Reduced:
     cutflow: dict[str, dict[str, float]]
     warnings: tuple[str, ...]
     outputs: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, Rows] = field(default_factory=dict)
+    tables: dict[str, ColumnTable] = field(default_factory=dict)
     scales: dict[str, float | None] = field(default_factory=dict)
 
 

@@ -26,10 +26,10 @@ import yaml
 
 from agc_ml import documents
 from agc_ml.errors import FilesetError, UsageError
+from agc_ml.files import write
 from agc_ml.inputs.fileset import File, Fileset
 from agc_ml.inputs.formats import SCHEMA, described, from_mapping, known_luminosity, to_model
 from agc_ml.inputs.paths import expand, is_root_file, logical_name, meant, split_tree
-from agc_ml.results.run_result import write
 from agc_ml.transports.base import local_path
 
 FORMATS: Final = (".json", ".yaml", ".yml")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from agc_ml import documents
 from agc_ml._version import __version__
 from agc_ml.errors import RunDirectoryError
+from agc_ml.files import write
 from agc_ml.presentation import report_content
-from agc_ml.results.run_result import write
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

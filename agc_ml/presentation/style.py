@@ -22,8 +22,8 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from agc_ml.errors import StoreError, printable
+from agc_ml.files import write
 from agc_ml.inputs import agc_published
-from agc_ml.results.run_result import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

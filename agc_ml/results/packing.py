@@ -31,7 +31,7 @@ import numpy as np
 
 from agc_ml.results import variances
 from agc_ml.results.histograms import DenseHist, check_bins
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 _ARRAYS: Final = b"agc1"
 _PICKLE: Final = b"pick"
@@ -282,7 +282,7 @@ def _of_dense(content: Any, arrays: list[Any]) -> DenseHist:
     return found
 
 
-def _rows(value: Rows, arrays: list[Any]) -> list[Any]:
+def _rows(value: ColumnTable, arrays: list[Any]) -> list[Any]:
     return [_encoded(value.columns(), arrays), _encoded(value.about, arrays)]
 
 
@@ -328,10 +328,10 @@ _FORMS: Final[dict[type, tuple[str, Callable[..., Any], Callable[..., Any]]]] = 
     np.ndarray: ("array", _array, lambda index, arrays: arrays[index]),
     hist.Hist: ("Hist", _histogram, _of_histogram),
     DenseHist: ("DenseHist", _dense, _of_dense),
-    Rows: (
+    ColumnTable: (
         "Rows",
         _rows,
-        lambda content, arrays: Rows(_decoded(content[0], arrays), _decoded(content[1], arrays)),
+        lambda content, arrays: ColumnTable(*(_decoded(part, arrays) for part in content)),
     ),
     bh.accumulators.WeightedSum: (
         "WeightedSum",

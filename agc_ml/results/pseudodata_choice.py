@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import documents
 from agc_ml.errors import RunDirectoryError
-from agc_ml.results.run_result import write
+from agc_ml.files import write
 
 FILE_NAME: Final = "measurement.json"
 _MOST: Final = 1 << 16

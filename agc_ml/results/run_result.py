@@ -7,10 +7,8 @@ import io
 import json
 import logging
 import math
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,12 +18,12 @@ import hist
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from agc_ml import documents
-from agc_ml.errors import RunDirectoryError, StoreError
-from agc_ml.files import PARTIAL
+from agc_ml.errors import RunDirectoryError
+from agc_ml.files import write
 from agc_ml.results import histograms, saved_outputs, variances
 from agc_ml.results import tables as rows
 from agc_ml.results.ledger import Ledger
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 SCHEMA: Final = 1
 OUTPUTS: Final = "outputs.npz"
@@ -253,7 +251,7 @@ class RunResult:
     provenance: Provenance
     warnings: tuple[str, ...] = ()
     outputs: Mapping[str, Any] = field(default_factory=dict)
-    tables: Mapping[str, Rows] = field(default_factory=dict)
+    tables: Mapping[str, ColumnTable] = field(default_factory=dict)
     scales: Mapping[str, float | None] | None = None
     path: Path | None = None
 
@@ -433,14 +431,14 @@ def _outputs(directory: Path, content: dict[str, Any]) -> Mapping[Any, Any]:
     return found
 
 
-def _table(directory: Path, name: str, stated: TableSummary) -> Rows:
+def _table(directory: Path, name: str, stated: TableSummary) -> ColumnTable:
     path = directory / f"{name}.parquet"
     found = rows.read(path)
     if found.digest != stated.digest:
         raise RunDirectoryError(
             f"{path}: its content is not what run.json says; run again with --overwrite"
         )
-    return Rows(found.columns, found.about)
+    return ColumnTable(found.columns, found.about)
 
 
 def load_record(directory: Path) -> RunRecord:
@@ -492,42 +490,5 @@ def load_record(directory: Path) -> RunRecord:
         raise RunDirectoryError(f"{path}: field {where}: {first['msg']}; run again") from error
 
 
-def write(path: Path, writer: Callable[[Path], object], *, durable: bool = True) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename.
-
-    Without ``durable`` there is no fsync: the file survives the death of the process, but may be
-    damaged when the machine goes down, so its reader has to check it.
-
-    Raises
-    ------
-    StoreError
-        The folder can't be written, or the disk is full.
-    """
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL, suffix=path.suffix)
-    except OSError as error:
-        raise StoreError(_cannot_write(path, error)) from error
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        writer(temporary)
-        if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise StoreError(_cannot_write(path, error)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _cannot_read(path: Path, error: OSError) -> str:
     return f"{path}: can't be read ({error.strerror or error}); see that it can, and try again"
-
-
-def _cannot_write(path: Path, error: OSError) -> str:
-    return (
-        f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
-        "name another place"
-    )

@@ -32,8 +32,8 @@ import numpy as np
 from agc_ml.results import histograms as hists
 
 _PLAIN: Final = "biufcSUmM"  # kinds of arrays without Python objects
-_FORMS: Final = ("numbers, text, arrays, histograms, tables (agc_ml.results.tables.Rows), and "
-                 "lists, sets and mappings of them")  # fmt: skip
+_FORMS: Final = ("numbers, text, arrays, histograms, tables (agc_ml.ColumnTable), and lists, "
+                 "sets and mappings of them")  # fmt: skip
 
 
 class Encoded(NamedTuple):

@@ -31,7 +31,7 @@ _UNPACKED: Final = 8
 """Times that what is in a file may be larger than what it takes as a table, before it is packed."""
 
 
-class Rows:
+class ColumnTable:
     """A table in memory, ``{column: values}``, of which all columns are equally long.
 
     Those of later chunks go behind those of earlier ones, in the order of the fileset. Text is kept
@@ -69,13 +69,13 @@ class Rows:
         return {name: self[name] for name in self.names}
 
     def __iadd__(self, other: Any) -> Self:
-        if not isinstance(other, Rows) or self._kind() != other._kind():
+        if not isinstance(other, ColumnTable) or self._kind() != other._kind():
             raise ValueError("tables of other columns, or about something else")
         self._parts += other._parts
         return self
 
-    def __add__(self, other: Any) -> Rows:
-        total = Rows(self._parts[0], self.about)
+    def __add__(self, other: Any) -> ColumnTable:
+        total = ColumnTable(self._parts[0], self.about)
         total._parts = list(self._parts)
         total += other
         return total
@@ -124,7 +124,7 @@ class Table:
     digest: str
 
 
-def write(path: Path, rows: Rows, provenance: Mapping[str, Any]) -> None:
+def write(path: Path, rows: ColumnTable, provenance: Mapping[str, Any]) -> None:
     """Write a table as Parquet, compressed with zstd."""
     import pyarrow as pa  # noqa: PLC0415 - heavy
     import pyarrow.parquet as pq  # noqa: PLC0415 - heavy

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import documents
 from agc_ml.errors import GenerateError
+from agc_ml.files import write
 from agc_ml.inputs import agc_published, loading
 from agc_ml.inputs.fileset import Dataset, File, Fileset
-from agc_ml.results.run_result import write
 
 SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"

@@ -24,9 +24,9 @@ from agc_ml.execution.cluster.executors import Lost
 from agc_ml.execution.processing import Failure
 from agc_ml.execution.state.checkpoints import seal, unseal
 from agc_ml.execution.state.run_state import Tick
+from agc_ml.files import write
 from agc_ml.inputs import agc_published
 from agc_ml.results.packing import is_code, is_too_large, unpack
-from agc_ml.results.run_result import write
 from agc_ml.simulation import manifest as manifests
 from agc_ml.simulation import plan
 from agc_ml.simulation.detector.parameters import DETECTOR

@@ -283,7 +283,7 @@ def write(checked: Checked, folder: Path) -> Path:
     StoreError
         It can't be written.
     """
-    from agc_ml.results.run_result import write as write_file  # noqa: PLC0415 - heavy
+    from agc_ml.files import write as write_file  # noqa: PLC0415 - heavy
     from agc_ml.simulation import figures  # noqa: PLC0415 - heavy
 
     where = folder / FOLDER

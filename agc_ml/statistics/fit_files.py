@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from agc_ml import documents
 from agc_ml.errors import FitError, StoreError
-from agc_ml.results.run_result import write
+from agc_ml.files import write
 from agc_ml.statistics.fit_result import (
     CarriedOver,
     CrossSection,

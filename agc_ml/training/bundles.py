@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml.errors import ModelError, TrainingError
+from agc_ml.files import write
 from agc_ml.models import model_files
 from agc_ml.models.backends import backends
 from agc_ml.models.cards import CARD, FORMATS, Card, CardEntry, GoldenRows, load_model
 from agc_ml.models.model import PARITIES, Bundle, DeltaPhi, Parity
 from agc_ml.results.histograms import DAMAGED
-from agc_ml.results.run_result import write
 from agc_ml.training.trainers.trials import Fitted
 
 Array = NDArray[Any]

@@ -30,11 +30,11 @@ from agc_ml.execution.cluster.clusters import INLINE, LOCAL
 from agc_ml.execution.cluster.executors import Executor, Lost
 from agc_ml.execution.processing import Failure
 from agc_ml.execution.state.provenance import versions
+from agc_ml.files import write
 from agc_ml.inputs.variations import NOMINAL
 from agc_ml.models import model
 from agc_ml.models.model import Content, Parity
 from agc_ml.results import tables
-from agc_ml.results.run_result import write
 from agc_ml.training import bundles, gates, training_set
 from agc_ml.training.bundles import Learned, Trained
 from agc_ml.training.job_spec import Setup

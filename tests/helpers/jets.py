@@ -10,7 +10,7 @@ from coffea.processor import ProcessorABC
 
 from agc_ml.columnar.events import blocks
 from agc_ml.results.histograms import book
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Everything(Spectrum):
             **found,
             "array": np.array([n]),
             "list": [found["n"].copy()],
-            "table": Rows({"x": np.arange(n, dtype=np.float32)}, {"what": "numbers"}),
+            "table": ColumnTable({"x": np.arange(n, dtype=np.float32)}, {"what": "numbers"}),
         }
 
 

@@ -26,7 +26,7 @@ import agc_ml
 from agc_ml.errors import AgcError, RunDirectoryError, UsageError
 from agc_ml.results import histograms
 from agc_ml.results.run_result import MOVING, NEW, RunResult
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 from agc_ml.statistics.workspace.fit_config import shipped_file
 
 EVENTS = 300
@@ -44,7 +44,7 @@ class Keeps:
         """Of numbers of events."""
         numbers = np.asarray(events.event)
         drawn = hist.Hist.new.Reg(3, 0, 300, name="number").Weight().fill(numbers)
-        rows = Rows({"number": numbers}, {"task": "t"})
+        rows = ColumnTable({"number": numbers}, {"task": "t"})
         return {"n": len(numbers), "numbers": numbers, "h": drawn, self.table: rows}
 
 

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from agc_ml.results import variances
 from agc_ml.results.histograms import DenseHist, check_bins
 from agc_ml.results.packing import is_code, is_too_large, pack, unpack
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 
 def same(one: Any, other: Any) -> bool:
@@ -206,7 +206,8 @@ def test_categories_that_grow_are_merged() -> None:
 def test_ours_and_coffeas_types_come_back() -> None:
     dense = DenseHist(3, 0, 1, label="x", process="p", variations=("nominal", "up"), counts="Jets")
     dense.fill("up", [0.1, 0.5], 2.0)
-    rows = Rows({"a": np.arange(3), "t": np.array([b"x", b"yy", b""])}, {"task": "t", "k": (1, 2)})
+    columns = {"a": np.arange(3), "t": np.array([b"x", b"yy", b""])}
+    rows = ColumnTable(columns, {"task": "t", "k": (1, 2)})
     value = {
         "dense": dense,
         "rows": rows,

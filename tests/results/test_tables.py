@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from agc_ml.errors import RunDirectoryError
 from agc_ml.results import tables
 from agc_ml.results.run_result import RunResult
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 COLUMNS = {
     "n": np.array([1, 2, 3], np.int16),
@@ -31,7 +31,7 @@ COLUMNS = {
 def written(
     path: Path, columns: dict[str, Any] = COLUMNS, about: dict[str, Any] | None = None
 ) -> Path:
-    tables.write(path, Rows(columns, about or {"task": "test"}), {"code": "abc"})
+    tables.write(path, ColumnTable(columns, about or {"task": "test"}), {"code": "abc"})
     return path
 
 
@@ -44,7 +44,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [v.dtype.kind for v in table.columns.values()] == ["i", "f", "S"]
     assert table.about == {"task": "test"}
     assert table.provenance == {"code": "abc"}
-    assert table.digest == Rows(COLUMNS, {"task": "test"}).digest == tables.digest_of(path)
+    assert table.digest == ColumnTable(COLUMNS, {"task": "test"}).digest == tables.digest_of(path)
     assert tables.read(io.BytesIO(path.read_bytes())).digest == table.digest
 
 
@@ -52,12 +52,12 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_chunks_add_up_to_the_same(cuts: list[int]) -> None:
     bounds = [0, *sorted(cuts), 3]
     parts = [
-        Rows({name: values[a:b] for name, values in COLUMNS.items()})
+        ColumnTable({name: values[a:b] for name, values in COLUMNS.items()})
         for a, b in itertools.pairwise(bounds)
     ]
     total = sum(parts[1:], start=parts[0])
     assert len(total) == 3
-    assert total.digest == Rows(COLUMNS).digest
+    assert total.digest == ColumnTable(COLUMNS).digest
     assert parts[0].names == total.names
 
 
@@ -73,14 +73,14 @@ def test_chunks_add_up_to_the_same(cuts: list[int]) -> None:
     ],
 )
 def test_any_change_is_another_digest(changed: dict[str, Any]) -> None:
-    assert Rows(changed).digest != Rows(COLUMNS).digest
-    assert Rows(COLUMNS, {"a": 1}).digest != Rows(COLUMNS).digest
+    assert ColumnTable(changed).digest != ColumnTable(COLUMNS).digest
+    assert ColumnTable(COLUMNS, {"a": 1}).digest != ColumnTable(COLUMNS).digest
 
 
 def test_the_width_of_text_does_not_count() -> None:
     wide = {**COLUMNS, "name": COLUMNS["name"].astype("S40")}
-    assert Rows(wide).digest == Rows(COLUMNS).digest
-    assert len(Rows(wide) + Rows(COLUMNS)) == 6
+    assert ColumnTable(wide).digest == ColumnTable(COLUMNS).digest
+    assert len(ColumnTable(wide) + ColumnTable(COLUMNS)) == 6
 
 
 @pytest.mark.parametrize(
@@ -94,13 +94,13 @@ def test_the_width_of_text_does_not_count() -> None:
 )
 def test_what_is_no_table(columns: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Rows(columns)
+        ColumnTable(columns)
 
 
 def test_tables_of_other_kinds_do_not_add_up() -> None:
-    for other in (Rows({"n": [1]}), Rows(COLUMNS, {"task": "other"}), 3):
+    for other in (ColumnTable({"n": [1]}), ColumnTable(COLUMNS, {"task": "other"}), 3):
         with pytest.raises(ValueError, match="other columns"):
-            Rows(COLUMNS) + other
+            ColumnTable(COLUMNS) + other
 
 
 def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:

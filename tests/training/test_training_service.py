@@ -272,10 +272,11 @@ def test_training_sets_that_are_refused(
     good = (training_run / "training.parquet").read_bytes()
     few = tables.read(training_run / "training.parquet")
     path = tmp_path / "few.parquet"
-    tables.write(path, tables.Rows({k: v[:120] for k, v in few.columns.items()}, few.about), {})
+    part = {name: values[:120] for name, values in few.columns.items()}
+    tables.write(path, tables.ColumnTable(part, few.about), {})
     few_digest = tables.digest_of(path)
     large = tmp_path / "large.parquet"
-    tables.write(large, tables.Rows({"run": np.ones(10_000_000)}, {}), {})
+    tables.write(large, tables.ColumnTable({"run": np.ones(10_000_000)}, {}), {})
     for digest, body, status, message in (
         ("1" * 64, good, 422, "the training set has the digest"),
         ("2" * 64, b"no parquet at all", 422, "the training set: can't be read as Parquet"),

@@ -11,7 +11,7 @@ import pytest
 
 from agc_ml.errors import TrainingError
 from agc_ml.results import tables
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 from agc_ml.training import training_set
 
 Columns = dict[str, Any]
@@ -64,7 +64,7 @@ def test_nothing_can_be_learned(
 ) -> None:
     table = tables.read(training_run / "training.parquet")
     path = tmp_path / "t.parquet"
-    tables.write(path, Rows(change(dict(table.columns)), table.about), {})
+    tables.write(path, ColumnTable(change(dict(table.columns)), table.about), {})
     with pytest.raises(TrainingError, match=message):
         training_set.load(path)
 
@@ -75,7 +75,7 @@ def test_other_faults(training_run: Path, tmp_path: Path) -> None:
         training_set.load(path, "0" * 64)
     with pytest.raises(TrainingError, match=r"variation 'JER'; there are: nominal, pt_res_up"):
         training_set.load(path, variation="JER")
-    tables.write(tmp_path / "t.parquet", Rows({"x": [1.0]}), {})
+    tables.write(tmp_path / "t.parquet", ColumnTable({"x": [1.0]}), {})
     with pytest.raises(TrainingError, match="does not say its task"):
         training_set.load(tmp_path / "t.parquet")
 
@@ -102,7 +102,7 @@ def test_what_it_says_of_itself_makes_no_sense(
     training_run: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     table = tables.read(training_run / "training.parquet")
-    tables.write(tmp_path / "t.parquet", Rows(table.columns, {**table.about, **change}), {})
+    tables.write(tmp_path / "t.parquet", ColumnTable(table.columns, {**table.about, **change}), {})
     with pytest.raises(TrainingError, match=r"extract it|rows an event"):
         training_set.load(tmp_path / "t.parquet")
 

@@ -293,7 +293,7 @@ def models_judge(
 @options.logging_options
 def models_report(model: str, output: Path | None, **given: Any) -> None:
     """Fetch the page by which to decide whether a bundle is promoted."""
-    from agc_ml.results.run_result import write  # noqa: PLC0415 - on demand
+    from agc_ml.files import write  # noqa: PLC0415 - on demand
 
     name, which = named(model)
     with connected(given) as training:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
+from agc_ml import _moved
 from agc_ml.errors import ProcessorError, chain
 from agc_ml.execution.processor.function_processor import FunctionProcessor
 from agc_ml.execution.processor.referred_values import (
@@ -470,6 +471,7 @@ def _is_of_library(top: str) -> bool:
 def _origin(name: str) -> Path | None:
     """File of a module; None for what is no module, built in, or an extension."""
     if name.startswith(f"{OURS}."):  # to ask for a module would import the packages it is in
+        name = _moved.home(name)
         place = Path(__file__).parents[2].joinpath(*name.split(".")[1:])
         files = (place.with_suffix(".py"), place / "__init__.py")
         return next((file for file in files if file.is_file()), None)

@@ -25,10 +25,10 @@ import numpy as np
 from agc_ml.execution.processor.code_identity import is_library, state_of
 from agc_ml.execution.processor.function_processor import origin
 from agc_ml.results.histograms import DenseHist
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 _CONTAINERS: Final = (MutableMapping, list, deque, MutableSet)
-_COUNTING: Final = (bh.Histogram, DenseHist, Rows, np.ndarray)
+_COUNTING: Final = (bh.Histogram, DenseHist, ColumnTable, np.ndarray)
 _ACCUMULATORS: Final = ("value_accumulator", "column_accumulator")
 _VALUE: Final = object()
 """Place of what is in one of coffea's accumulators."""
@@ -94,7 +94,7 @@ def _is_other_now(container: Any) -> bool:
 def _is_empty(value: Any) -> bool:
     if isinstance(value, bh.Histogram):
         return bool(value.empty(flow=True))
-    if isinstance(value, Rows):
+    if isinstance(value, ColumnTable):
         return not len(value)
     content: Any = value.bins if isinstance(value, DenseHist) else getattr(value, "value", value)
     return isinstance(content, (*_PLAIN, np.ndarray)) and not np.asarray(content).any()
@@ -201,7 +201,7 @@ def _state(value: Any) -> Any:
     """Return what differs when the content does; values inside of containers have their own."""
     if isinstance(value, _PLAIN):
         return repr(value)  # nan is not equal to itself
-    if isinstance(value, Rows):
+    if isinstance(value, ColumnTable):
         return len(value)
     if isinstance(value, _CONTAINERS):
         if len(value) > _MOST:  # what gathers something grows

@@ -21,7 +21,7 @@ from agc_ml.errors import ProcessorError
 from agc_ml.results import saved_outputs, variances
 from agc_ml.results import tables as rows
 from agc_ml.results.histograms import DenseHist, flatten, unkept
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 SUMW: Final = "sumw"
 WARNINGS: Final = "warnings"
@@ -299,7 +299,7 @@ def rest(output: Mapping[Any, Any]) -> dict[Any, Any]:
     """What is neither a histogram nor a table, with its nesting."""
     found: dict[Any, Any] = {}
     for key, value in output.items():
-        if isinstance(value, (*_HISTOGRAMS, Rows)):
+        if isinstance(value, (*_HISTOGRAMS, ColumnTable)):
             continue
         if not isinstance(value, Mapping):
             found[key] = value
@@ -308,11 +308,11 @@ def rest(output: Mapping[Any, Any]) -> dict[Any, Any]:
     return found
 
 
-def tables(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Rows]:
+def tables(output: Mapping[Any, Any], prefix: str = "") -> dict[str, ColumnTable]:
     """The tables of a nested output; names of nested ones are joined by ``.``, as of files."""
-    found: dict[str, Rows] = {}
+    found: dict[str, ColumnTable] = {}
     for key, value in output.items():
-        if isinstance(value, Rows):
+        if isinstance(value, ColumnTable):
             name = f"{prefix}{text_of(key)}"
             if not rows.is_name(name):
                 raise ProcessorError(f"a table can't be called {name!r:.80}: it names its file")

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter, ValidationError
 from agc_ml import files
 from agc_ml.errors import TrainingError, UsageError
 from agc_ml.execution.cluster.clusters import check_site
+from agc_ml.files import write
 from agc_ml.models.model import Parity
 from agc_ml.models.registry import (
     FOLDER,
@@ -42,7 +43,7 @@ from agc_ml.models.registry import (
     problem,
 )
 from agc_ml.results import tables
-from agc_ml.results.run_result import load_record, write
+from agc_ml.results.run_result import load_record
 from agc_ml.training.job_spec import JobSpec, first_error
 from agc_ml.training.registry.versions import VersionFacts
 from agc_ml.training.service.database import Job, Promotion

@@ -33,10 +33,10 @@ from typing import Any, Final
 from agc_ml import files
 from agc_ml.errors import ModelError, StoreError, TrainingError, chain
 from agc_ml.execution.cluster.clusters import LOCAL
+from agc_ml.files import write
 from agc_ml.models.model import PARITIES, Parity
 from agc_ml.models.registry import RegistryError, Version
 from agc_ml.results import tables
-from agc_ml.results.run_result import write
 from agc_ml.training import job_process as work
 from agc_ml.training import training_set
 from agc_ml.training.http import logs

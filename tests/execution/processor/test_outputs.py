@@ -35,7 +35,7 @@ import agc_ml as agc
 from agc_ml.errors import ProcessorError
 from agc_ml.execution.processor import outputs
 from agc_ml.results import saved_outputs, templates, variances
-from agc_ml.results.tables import Rows
+from agc_ml.results.tables import ColumnTable
 
 N, CHUNK = 100, 25
 
@@ -284,7 +284,7 @@ def test_a_result_that_holds_itself(paths: list[Path], tmp_path: Path) -> None:
 
 def test_tables_everywhere(paths: list[Path], tmp_path: Path) -> None:
     def make(events: Any) -> Any:
-        rows = Rows({"event": np.asarray(events.event)})
+        rows = ColumnTable({"event": np.asarray(events.event)})
         return {"a": {"b": rows}, "n": len(events)}
 
     run(make, paths, tmp_path)
