@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from agc_ml.execution.cluster.clusters import connect
     from agc_ml.execution.plan import plan
     from agc_ml.execution.run import run
-    from agc_ml.inputs.fileset import Dataset, File, Fileset
+    from agc_ml.inputs.datasets import Dataset, File
+    from agc_ml.inputs.fileset import Fileset
     from agc_ml.inputs.variations import NOMINAL
     from agc_ml.measurement import measure
     from agc_ml.models.cards import load_model

@@ -44,8 +44,9 @@ from agc_ml.delivery.opening import opened  # noqa: E402
 from agc_ml.errors import AgcError  # noqa: E402
 from agc_ml.execution.inspection import FileInfo, inspect_file  # noqa: E402
 from agc_ml.execution.state import provenance  # noqa: E402
-from agc_ml.inputs.fileset import Dataset, File, Fileset  # noqa: E402
-from agc_ml.inputs.loading import DEMO, load  # noqa: E402
+from agc_ml.inputs.datasets import Dataset, File  # noqa: E402
+from agc_ml.inputs.fileset import Fileset  # noqa: E402
+from agc_ml.inputs.loading import DEMO  # noqa: E402
 from agc_ml.results.templates import compare  # noqa: E402
 from benchmarks.speed import SAMPLES, file_of  # noqa: E402
 from processors.ttbar import TtbarProcessor  # noqa: E402
@@ -234,7 +235,7 @@ def bins(storage: Storage, path: Path, folder: Path) -> dict[str, Any]:
     urls = (server.url(path.name), server.http(path.name), cache.url(path.name))
     ways = [run(listed(url), folder / str(n)) for n, url in enumerate(urls)]
     differing = sum(len(compare(way.templates, direct.templates, 0.0)) for way in ways)
-    demo = load(DEMO)
+    demo = Fileset.load(DEMO)
     expected = run(demo, folder / "demo")
     with endpoint(folder / "endpoint", "--workers", os.cpu_count() or 1) as service:
         begun = time.perf_counter()

@@ -24,6 +24,7 @@ import psutil
 
 import agc_ml as agc
 from agc_ml.inputs import loading
+from agc_ml.inputs.fileset import Fileset
 
 PATIENCE_S = 60
 
@@ -61,7 +62,7 @@ def cluster() -> Iterator[tuple[str, psutil.Process]]:
 
 def cost(client: Any, scheduler: psutil.Process, chunks: int) -> tuple[int, float, float]:
     """Number of chunks, and CPU s of the scheduler and of the driver."""
-    fileset = loading.load(loading.DEMO)
+    fileset = Fileset.load(loading.DEMO)
     events = sum(file.entries or 0 for dataset in fileset.datasets for file in dataset.files)
     before, driver = sum(scheduler.cpu_times()[:2]), time.process_time()
     with tempfile.TemporaryDirectory() as folder:

@@ -55,8 +55,9 @@ from agc_ml.execution.processing import Job, process_chunk  # noqa: E402
 from agc_ml.execution.processor.loading import prepare  # noqa: E402
 from agc_ml.execution.state import provenance  # noqa: E402
 from agc_ml.execution.state.checkpoints import Chunk  # noqa: E402
-from agc_ml.inputs import loading  # noqa: E402
-from agc_ml.inputs.fileset import File, with_counters  # noqa: E402
+from agc_ml.inputs.columns import with_counters  # noqa: E402
+from agc_ml.inputs.datasets import File  # noqa: E402
+from agc_ml.inputs.fileset import Fileset  # noqa: E402
 from agc_ml.inputs.variations import NOMINAL  # noqa: E402
 from agc_ml.models import cards, model  # noqa: E402
 from agc_ml.models.backends import forest  # noqa: E402
@@ -109,7 +110,7 @@ def file_of(sample: Sample) -> Path:
             dataset=sample.dataset,
             mixed_with=sample.mixed_with,
         )
-    (dataset,) = loading.load(folder / "fileset.json").datasets
+    (dataset,) = Fileset.load(folder / "fileset.json").datasets
     return Path(dataset.files[0].url)
 
 

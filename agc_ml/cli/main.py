@@ -421,9 +421,10 @@ def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
     """List the embedded demo set and the filesets in a folder (default: this one)."""
     from agc_ml.cli import tables  # noqa: PLC0415 - on demand
     from agc_ml.inputs import loading  # noqa: PLC0415 - on demand
+    from agc_ml.inputs.fileset import Fileset  # noqa: PLC0415 - on demand
 
-    embedded = (Path(loading.DEMO), loading.load(loading.DEMO))
-    tables.filesets([embedded, *loading.find(folder)]).print(as_json=as_json)
+    embedded = (Path(loading.DEMO), Fileset.load(loading.DEMO))
+    tables.filesets([embedded, *Fileset.find(folder)]).print(as_json=as_json)
 
 
 @fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")

@@ -10,9 +10,11 @@ from typing import Any, Final
 from agc_ml.errors import AgcError, InputFileError
 from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.execution.state.run_state import file_label
-from agc_ml.inputs.fileset import File, Fileset
+from agc_ml.inputs.datasets import File
+from agc_ml.inputs.fileset import Fileset
+from agc_ml.inputs.folders import is_root_file
 from agc_ml.inputs.loading import is_described, is_list, read_mapping
-from agc_ml.inputs.paths import is_root_file, split_tree
+from agc_ml.inputs.paths import split_tree
 from agc_ml.models import cards
 from agc_ml.results import pseudodata_choice
 from agc_ml.results.run_result import RunResult

@@ -7,13 +7,13 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from agc_ml.errors import DeliveryError
-from agc_ml.inputs.fileset import File, Known
+from agc_ml.inputs.datasets import ExpectedFile, File
 from agc_ml.transports.credentials import redacted
 
 
 @contextmanager
 def opened(
-    file: File, failures: dict[str, str] | None = None, known: Known | None = None
+    file: File, failures: dict[str, str] | None = None, known: ExpectedFile | None = None
 ) -> Iterator[Any]:
     """A file as an uproot directory, as long as the context lasts.
 

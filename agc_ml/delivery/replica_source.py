@@ -14,7 +14,7 @@ from uproot.source.chunk import Chunk, Source
 from uproot.source.futures import TrivialFuture
 
 from agc_ml.errors import DeliveryError
-from agc_ml.inputs.fileset import File, Known
+from agc_ml.inputs.datasets import ExpectedFile, File
 from agc_ml.transports import credentials, file_header, server_health
 from agc_ml.transports.base import (
     Data,
@@ -71,7 +71,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         path: str,
         *,
         wanted: File,
-        known: Known | None = None,
+        known: ExpectedFile | None = None,
         made: Callable[[ReplicaSource], None],
         failures: dict[str, str] | None = None,
         **_: Any,

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from agc_ml.errors import FilesetError, UsageError
-from agc_ml.inputs.fileset import Dataset, File, Fileset
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.transports.base import has_host, scheme
 
 _SCHEMES: Final = {

@@ -24,7 +24,9 @@ from agc_ml.delivery import opening
 from agc_ml.delivery import servicex_client as talk
 from agc_ml.delivery.routing import Needs
 from agc_ml.errors import DeliveryError, FilesetError, UsageError
-from agc_ml.inputs.fileset import EVENT_ID, Dataset, File, Fileset, with_counters
+from agc_ml.inputs.columns import EVENT_ID, with_counters
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.transports.base import local_path
 from agc_ml.transports.credentials import redacted
 

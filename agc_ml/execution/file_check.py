@@ -14,9 +14,9 @@ from agc_ml.execution.processing import Failure
 from agc_ml.execution.processor.declarations import wanted_of
 from agc_ml.execution.processor.loading import Shipment, prepare, taken
 from agc_ml.execution.state.run_state import Tick
-from agc_ml.inputs import loading
-from agc_ml.inputs.fileset import Dataset, File, Fileset, Wanted, plain_tree
-from agc_ml.inputs.loading import Facts
+from agc_ml.inputs.columns import ColumnRequest
+from agc_ml.inputs.datasets import Dataset, File, FileFacts, plain_tree
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.transports.credentials import redacted
 
 Outcome = FileInfo | Failure | Lost
@@ -110,10 +110,10 @@ def check(
     return checked
 
 
-def _wanted(made: Shipment | None, dataset: Dataset) -> Wanted:
+def _wanted(made: Shipment | None, dataset: Dataset) -> ColumnRequest:
     """What `run` would want of the files of a dataset."""
     if made is None:
-        return Wanted()
+        return ColumnRequest()
     return wanted_of(made.processor, made.schema, is_data=dataset.is_data)
 
 
@@ -171,7 +171,7 @@ def written_back(fileset: Fileset, checked: Iterable[CheckedFile]) -> Fileset:
     Events that a filter dropped are stated where a file tells that there are any.
     """
     facts = {
-        (file.dataset, file.lfn): Facts(
+        (file.dataset, file.lfn): FileFacts(
             uuid=file.uuid,
             entries=file.entries,
             size=file.size,
@@ -184,4 +184,4 @@ def written_back(fileset: Fileset, checked: Iterable[CheckedFile]) -> Fileset:
         and file.entries is not None
         and file.size is not None
     }
-    return loading.with_facts(fileset, facts)
+    return fileset.with_facts(facts)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from agc_ml.execution import normalisation
 from agc_ml.execution.state.run_state import Account
-from agc_ml.inputs.fileset import plain_tree
+from agc_ml.inputs.datasets import plain_tree
 from agc_ml.transports.base import is_one_version
 
 

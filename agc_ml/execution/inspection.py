@@ -23,7 +23,8 @@ from agc_ml.delivery import opening
 from agc_ml.errors import DeliveryError, InputFileError
 from agc_ml.execution.processing import Failure, one_line, trace
 from agc_ml.inputs import agc_published
-from agc_ml.inputs.fileset import NANOAOD, File, Known, Wanted, plain_tree, with_counters
+from agc_ml.inputs.columns import NANOAOD, ColumnRequest, with_counters
+from agc_ml.inputs.datasets import ExpectedFile, File, plain_tree
 from agc_ml.transports.base import is_one_version
 from agc_ml.transports.credentials import redacted
 
@@ -69,9 +70,9 @@ class FileInfo:
     is_generated: bool = False
     place: EntriesPlace | None = None
 
-    def known(self, *, is_remembered: bool) -> Known:
+    def known(self, *, is_remembered: bool) -> ExpectedFile:
         """What whoever reads the file has to find."""
-        return Known(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
+        return ExpectedFile(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
 
     def is_of_same_file(self, other: FileInfo) -> bool:
         """Return whether another look into a file saw the same one."""
@@ -103,7 +104,7 @@ def inspect_file(  # noqa: PLR0917 - arguments of a job go by position
     ``checksum``: also read it whole, and compare its adler32 with that of the fileset.
     ``optional`` columns may be there; ``schema`` is the one of coffea's that makes records of all.
     """
-    wanted = Wanted(columns, optional, flat, schema)
+    wanted = ColumnRequest(columns, optional, flat, schema)
     failure = Failure("input", "it has no replica")
     failures: dict[str, str] = {}
     for _ in file.replicas:  # a damaged one is asked last the next time
@@ -120,12 +121,14 @@ def inspect_file(  # noqa: PLR0917 - arguments of a job go by position
     return failure
 
 
-def look(file: File, wanted: Wanted, *, checksum: bool = False) -> tuple[Any, ...]:
+def look(file: File, wanted: ColumnRequest, *, checksum: bool = False) -> tuple[Any, ...]:
     """Arguments of `inspect_file`."""
     return (file, wanted.columns, wanted.flat, checksum, wanted.optional, wanted.schema)
 
 
-def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> FileInfo | Failure:
+def _inspected(
+    opened: Any, file: File, wanted: ColumnRequest, *, checksum: bool
+) -> FileInfo | Failure:
     from agc_ml.columnar.rntuple_pages import compare_pages  # noqa: PLC0415 - it needs uproot
 
     name = plain_tree(file.tree)
@@ -176,7 +179,7 @@ def _inspected(opened: Any, file: File, wanted: Wanted, *, checksum: bool) -> Fi
     return _located(info, opened, file, wanted.columns) if wanted.flat else info
 
 
-def _unfit_for_schema(opened: Any, tree: str, wanted: Wanted) -> str | None:
+def _unfit_for_schema(opened: Any, tree: str, wanted: ColumnRequest) -> str | None:
     """Say what records need that the columns lack; of all branches a chunk will tell."""
     if wanted.flat or not wanted.columns:
         return None
@@ -267,7 +270,7 @@ def _contradiction(file: File, info: FileInfo) -> str | None:
     return None
 
 
-def _unfit_column(tree: Any, wanted: Wanted) -> str | None:
+def _unfit_column(tree: Any, wanted: ColumnRequest) -> str | None:
     present, columns = set(tree.keys()), wanted.columns
     needed = (*wanted.identity, *columns) if columns else ()
     missing = [name for name in needed if name not in present]
@@ -316,7 +319,7 @@ def _counter_of(branch: Any) -> str | None:
     return getattr(getattr(branch, "count_branch", None), "name", None)
 
 
-def _bytes_of(tree: Any, wanted: Wanted) -> int | None:
+def _bytes_of(tree: Any, wanted: ColumnRequest) -> int | None:
     names = set(wanted.with_counters())
     branches = [b for b in getattr(tree, "branches", ()) if not names or b.name in names]
     return sum(int(branch.compressed_bytes) for branch in branches) if branches else None

@@ -18,7 +18,7 @@ from agc_ml.execution.inspection import FileInfo
 from agc_ml.execution.processor.outputs import BOTH, COUNTS, WEIGHTS, is_sum, sum_of_weights
 from agc_ml.execution.state.checkpoints import Chunk, Receipt
 from agc_ml.execution.state.run_state import Account
-from agc_ml.inputs.fileset import Dataset, File
+from agc_ml.inputs.datasets import Dataset, File
 
 Source = Literal["entries", "fileset", "runs"]
 NONE: Final = "none"

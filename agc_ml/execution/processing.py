@@ -47,7 +47,7 @@ from agc_ml.execution.processor.instances import Original
 from agc_ml.execution.processor.loading import load_source
 from agc_ml.execution.processor.outputs import check, is_sum, kind_of_sum, ready, sum_of_weights
 from agc_ml.execution.state.checkpoints import Chunk, Receipt
-from agc_ml.inputs.fileset import File, Known
+from agc_ml.inputs.datasets import ExpectedFile, File
 from agc_ml.models import model
 from agc_ml.results import packing
 from agc_ml.transports.base import local_path
@@ -95,7 +95,7 @@ class Job:
 
     chunk: Chunk
     file: File
-    known: Known
+    known: ExpectedFile
     metadata: Mapping[str, Any]
     columns: tuple[str, ...]
     key: str
@@ -306,7 +306,7 @@ class _Kept(threading.local):
     """The file of a thread's last chunk stays open: opening it costs more than 100,000 events."""
 
     def __init__(self) -> None:
-        self.of: tuple[File, Known] | None = None
+        self.of: tuple[File, ExpectedFile] | None = None
         self.file: Any = None
         self.failures: dict[str, str] = {}
         self.open = ExitStack()

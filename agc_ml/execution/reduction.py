@@ -28,7 +28,7 @@ from agc_ml.execution.processor.outputs import (
     warnings,
 )
 from agc_ml.execution.state.run_state import Account
-from agc_ml.inputs.fileset import Dataset
+from agc_ml.inputs.datasets import Dataset
 from agc_ml.results import saved_outputs, variances
 from agc_ml.results.histograms import flatten, labels_of, lost_categories, materialised
 from agc_ml.results.packing import unpack

@@ -31,7 +31,7 @@ from agc_ml.execution.processor.outputs import add
 from agc_ml.execution.state.checkpoints import Chunk
 from agc_ml.execution.state.inspection_cache import packed
 from agc_ml.execution.state.run_state import Account, file_label, is_of_another
-from agc_ml.inputs.fileset import Dataset, File, plain_tree
+from agc_ml.inputs.datasets import Dataset, File, plain_tree
 from agc_ml.models import model as hook
 from agc_ml.results.packing import unpack
 from agc_ml.transports.base import local_path

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from agc_ml import documents
 from agc_ml.errors import RunDirectoryError
-from agc_ml.inputs.fileset import plain_tree
+from agc_ml.inputs.datasets import plain_tree
 
 Status = Literal["done", "missing"]
 

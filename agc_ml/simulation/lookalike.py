@@ -23,7 +23,8 @@ from agc_ml import files as folders
 from agc_ml.errors import UsageError
 from agc_ml.files import write
 from agc_ml.inputs import agc_published, loading
-from agc_ml.inputs.fileset import Dataset, File, Fileset
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.simulation import manifest, plan, samples
 
 if TYPE_CHECKING:

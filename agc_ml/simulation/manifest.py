@@ -12,7 +12,8 @@ from agc_ml import documents
 from agc_ml.errors import GenerateError
 from agc_ml.files import write
 from agc_ml.inputs import agc_published, loading
-from agc_ml.inputs.fileset import Dataset, File, Fileset
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 
 SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"

@@ -187,7 +187,7 @@ def test_fileset_check_writes_back(folder: Path, tmp_path: Path) -> None:
     called = agc(*arguments, "--write", target)
     assert called.code == 0
     assert called.err.splitlines() == ["3/3 files", f"written: {target}"]
-    checked = loading.load(target)
+    checked = Fileset.load(target)
     for dataset in checked.datasets:
         for file in dataset.files:
             assert file.size == Path(file.url).stat().st_size
@@ -195,7 +195,7 @@ def test_fileset_check_writes_back(folder: Path, tmp_path: Path) -> None:
     assert [dataset.n_events for dataset in checked.datasets] == [400, 99]
     again = agc("fileset", "check", target, "--cluster", "inline", "--json", "--write", target)
     assert (again.code, again.err) == (0, f"written: {target}\n")
-    assert loading.load(target) == checked
+    assert Fileset.load(target) == checked
     quiet = agc("fileset", "check", target, "--cluster", "inline", "-q")
     assert (quiet.code, quiet.err) == (0, "")
 

@@ -21,7 +21,7 @@ import agc_ml as agc
 from agc_ml.cli.validation import validate
 from agc_ml.errors import AgcError
 from agc_ml.execution import rounds
-from agc_ml.inputs.fileset import EVENT_ID
+from agc_ml.inputs.columns import EVENT_ID
 
 COUNT = """
 from coffea.processor import ProcessorABC
@@ -149,7 +149,7 @@ BAD = [
     (own({"replicas": ["good.root"], "size": 31}), "its size is"),
     (own({"replicas": ["good.root"], "uuid": str(uuid.UUID(int=1))}), "its uuid is"),
     (own({"replicas": ["gopher://h/a.root"]}), "no protocol known here"),
-    (own("root://[h//a.root"), "no URL"),
+    (own("root://[h//a.root"), "not a URL"),
     (own("root:///a.root"), "SCHEME://HOST/PATH is needed"),
     (own("file://elsewhere/a.root"), "another machine"),
     (own("https://h/*.root"), "a pattern on a server"),

@@ -24,7 +24,9 @@ import agc_ml as agc
 from agc_ml.columnar import records
 from agc_ml.delivery.opening import opened
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
-from agc_ml.inputs.fileset import Dataset, File, Fileset, Wanted
+from agc_ml.inputs.columns import ColumnRequest
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 
 FORMS = {"TTree": damage.own_counters, "RNTuple": damage.vectors}
 
@@ -34,7 +36,7 @@ def read(
     path: Path, start: int = 0, stop: int = 80, columns: tuple[str, ...] = (), **options: Any
 ) -> Iterator[Any]:
     with opened(File("x.root", (str(path),))) as file:
-        names = Wanted(columns).names()
+        names = ColumnRequest(columns).names()
         yield records.events(
             file, "Events", (start, stop), names=names, metadata={}, clock=None, **options
         )

@@ -34,7 +34,8 @@ from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.execution.processing import Failure, Finished, Job, process_chunk
 from agc_ml.execution.processor.loading import prepare
 from agc_ml.execution.state.checkpoints import Chunk
-from agc_ml.inputs.fileset import EVENT_ID, File
+from agc_ml.inputs.columns import EVENT_ID
+from agc_ml.inputs.datasets import File
 from agc_ml.transports import base
 from processors.ttbar import TtbarProcessor
 

@@ -16,7 +16,8 @@ from agc_ml.columnar.columns import Columns
 from agc_ml.columnar.rntuple_pages import compare_pages
 from agc_ml.delivery.opening import opened
 from agc_ml.errors import InputFileError
-from agc_ml.inputs.fileset import Dataset, File, Fileset
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 
 
 @pytest.fixture(scope="module")

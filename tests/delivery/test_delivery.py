@@ -40,7 +40,9 @@ from agc_ml.execution import file_check, inspection
 from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.execution.processing import Failure, one_line
 from agc_ml.execution.state import inspection_cache
-from agc_ml.inputs.fileset import Dataset, File, Fileset, Wanted
+from agc_ml.inputs.columns import ColumnRequest
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.inputs.paths import logical_name
 from agc_ml.transports import base, credentials, file_header, http, server_health, xrootd
 from agc_ml.transports.replica_errors import PermanentError, ReplicaError, TransientError
@@ -662,7 +664,7 @@ class TestCertificates:
             """What a process reads, or the line that says why not."""
             code = (
                 "import sys\n"
-                "from agc_ml.inputs.fileset import File\n"
+                "from agc_ml.inputs.datasets import File\n"
                 "from agc_ml.delivery.opening import opened\n"
                 "from agc_ml.errors import DeliveryError\n"
                 "try:\n"
@@ -699,7 +701,7 @@ class TestCertificates:
         first = Asking(certificates.server, (last.port, "?xrd.wantprot=ztn"))
         code = (
             "import sys\n"
-            "from agc_ml.inputs.fileset import File\n"
+            "from agc_ml.inputs.datasets import File\n"
             "from agc_ml.delivery import opening\n"
             "from agc_ml.transports import credentials\n"
             "from agc_ml.errors import DeliveryError\n"
@@ -997,18 +999,18 @@ class TestWhatIsKnownOfFiles:
         cache, file = inspection_cache.FileCache(), File("x.root", (str(mine),))
         info = inspect_file(file, self.COLUMNS, flat=True)
         assert isinstance(info, FileInfo)
-        assert cache.recall(file, Wanted(self.COLUMNS, flat=True)) is None
-        cache.keep(file, Wanted(self.COLUMNS, flat=True), info)
-        known = cache.recall(file, Wanted(self.COLUMNS, flat=True))
+        assert cache.recall(file, ColumnRequest(self.COLUMNS, flat=True)) is None
+        cache.keep(file, ColumnRequest(self.COLUMNS, flat=True), info)
+        known = cache.recall(file, ColumnRequest(self.COLUMNS, flat=True))
         assert known is not None
         assert known.uuid == info.uuid
         np.testing.assert_array_equal(
             known.directory["Jet_pt"].seeks, info.directory["Jet_pt"].seeks
         )
-        assert cache.recall(file, Wanted(("Jet_pt",), flat=True)) is None
-        assert cache.recall(file, Wanted(self.COLUMNS)) is None
+        assert cache.recall(file, ColumnRequest(("Jet_pt",), flat=True)) is None
+        assert cache.recall(file, ColumnRequest(self.COLUMNS)) is None
         os.utime(mine, ns=(1, 1))
-        assert cache.recall(file, Wanted(self.COLUMNS, flat=True)) is None
+        assert cache.recall(file, ColumnRequest(self.COLUMNS, flat=True)) is None
 
     def test_what_is_known_is_no_matter_of_life_and_death(self, path: Path, tmp_path: Path) -> None:
         damaged = tmp_path / "damaged.sqlite"
@@ -1018,20 +1020,20 @@ class TestWhatIsKnownOfFiles:
         assert isinstance(info, FileInfo)
         for place in (damaged, Path("/proc/nowhere/files.sqlite")):
             cache = inspection_cache.FileCache(place)
-            cache.keep(file, Wanted(self.COLUMNS), info)
-            assert cache.recall(file, Wanted(self.COLUMNS)) is None
+            cache.keep(file, ColumnRequest(self.COLUMNS), info)
+            assert cache.recall(file, ColumnRequest(self.COLUMNS)) is None
         good = tmp_path / "good.sqlite"
-        inspection_cache.FileCache(good).keep(file, Wanted(self.COLUMNS), info)
+        inspection_cache.FileCache(good).keep(file, ColumnRequest(self.COLUMNS), info)
         with contextlib.closing(sqlite3.connect(good)) as database, database:
             database.execute("UPDATE files SET content = ?", (b"what is this",))
-        assert inspection_cache.FileCache(good).recall(file, Wanted(self.COLUMNS)) is None
+        assert inspection_cache.FileCache(good).recall(file, ColumnRequest(self.COLUMNS)) is None
         locked = inspection_cache.FileCache(good)
         begun = time.monotonic()
         with contextlib.closing(sqlite3.connect(good)) as database:
             database.execute("BEGIN EXCLUSIVE")
             for _ in range(3):
-                locked.keep(file, Wanted(self.COLUMNS), info)
-                assert locked.recall(file, Wanted(self.COLUMNS)) is None
+                locked.keep(file, ColumnRequest(self.COLUMNS), info)
+                assert locked.recall(file, ColumnRequest(self.COLUMNS)) is None
         assert time.monotonic() - begun < 8
 
 

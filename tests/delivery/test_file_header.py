@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agc_ml.delivery import opening
 from agc_ml.errors import DeliveryError
-from agc_ml.inputs.fileset import File
+from agc_ml.inputs.datasets import File
 from agc_ml.transports import file_header
 from agc_ml.transports.base import connect, local_path
 from agc_ml.transports.replica_errors import CorruptError, PermanentError

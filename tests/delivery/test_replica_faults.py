@@ -23,7 +23,8 @@ from services.xrootd import Server, Storage
 import agc_ml as agc
 from agc_ml.delivery import replica_source
 from agc_ml.errors import IncompleteError, InputFileError
-from agc_ml.inputs.fileset import Dataset, File, Fileset
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.run_result import RunResult
 from agc_ml.transports import server_health
 

@@ -30,7 +30,9 @@ from agc_ml.delivery import servicex_client
 from agc_ml.errors import AgcError, DeliveryError, FilesetError, ProcessorError, UsageError
 from agc_ml.execution import file_check
 from agc_ml.inputs import loading
-from agc_ml.inputs.fileset import EVENT_ID, Dataset, File, Fileset
+from agc_ml.inputs.columns import EVENT_ID
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.run_result import RunResult
 from agc_ml.results.templates import compare
 from processors.ttbar import TtbarProcessor
@@ -63,7 +65,7 @@ def paths(tmp_path: Path) -> list[Path]:
 def test_the_measurement_is_the_same_bin_by_bin(
     servicex_endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    chosen = loading.load(loading.DEMO).select(["ttbar__nominal", "wjets__nominal"])
+    chosen = Fileset.load(loading.DEMO).select(["ttbar__nominal", "wjets__nominal"])
     options: dict[str, Any] = {"site": "inline", "quiet": True}
     direct = agc.run("ttbar", chosen, output=tmp_path / "direct", **options)
     via = f"servicex={servicex_endpoint.config}"

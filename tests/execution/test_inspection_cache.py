@@ -30,7 +30,9 @@ from agc_ml.errors import AgcError, IncompleteError, InputFileError, UsageError
 from agc_ml.execution import rounds
 from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.execution.state import inspection_cache
-from agc_ml.inputs.fileset import Dataset, File, Fileset, Wanted
+from agc_ml.inputs.columns import ColumnRequest
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.run_result import RunResult
 from agc_ml.transports import file_header, server_health
 
@@ -113,7 +115,7 @@ def test_whatever_is_cached_the_result_is_the_files(
     info = inspect_file(file, columns, flat=True)
     assert isinstance(info, FileInfo)
     cache = inspection_cache.FileCache()
-    cache.keep(file, Wanted(columns, flat=True), poisons()[poison](info))
+    cache.keep(file, ColumnRequest(columns, flat=True), poisons()[poison](info))
     result = run("flat", listed(url), tmp_path / "run")
     assert result.status == "complete"
     assert is_of(result, files[0], tmp_path / "right", "flat")

@@ -15,7 +15,7 @@ import numpy as np
 import uproot
 import yaml
 
-from agc_ml.inputs.fileset import EVENT_ID
+from agc_ml.inputs.columns import EVENT_ID
 
 
 def own_counters(path: Path, n_jets: Any, counts: Any) -> Path:

@@ -239,7 +239,7 @@ def _make_fileset(ending: str) -> Callable[[Path], list[tuple[str, str]]]:
 
 def _read_fileset(folder: Path) -> Any:
     from agc_ml.inputs.fileset import Fileset  # noqa: PLC0415 - only in the child
-    from agc_ml.inputs.formats import to_model  # noqa: PLC0415 - likewise
+    from agc_ml.inputs.formats.own import to_model  # noqa: PLC0415 - likewise
 
     (path,) = folder.glob("f.*")
     model = to_model(Fileset.load(path))

@@ -9,7 +9,8 @@ import awkward as ak
 import numpy as np
 import uproot
 
-from agc_ml.inputs.fileset import Dataset, File, Fileset
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 
 COLLECTIONS = {
     "Electron": ("pt", "eta", "phi", "mass", "sip3d", "charge", "cutBased"),

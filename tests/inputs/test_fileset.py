@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml.errors import FilesetError, UsageError
-from agc_ml.inputs.fileset import Dataset, File, Fileset, plain_tree
+from agc_ml.inputs.datasets import Dataset, File, plain_tree
+from agc_ml.inputs.fileset import Fileset
 
 names = st.text("abcdef", min_size=1, max_size=4)
 files = st.lists(names, min_size=1, max_size=5, unique=True).map(

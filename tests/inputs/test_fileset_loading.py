@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from agc_ml import documents
 from agc_ml.errors import FilesetError, UsageError
 from agc_ml.inputs import agc_published, loading
-from agc_ml.inputs.fileset import Dataset, File, Fileset
-from agc_ml.inputs.loading import Facts
+from agc_ml.inputs.datasets import Dataset, File, FileFacts
+from agc_ml.inputs.fileset import Fileset
 
 
 def test_published_input_list(real_data: Path) -> None:
@@ -295,7 +295,7 @@ def test_folders_and_patterns_in_filesets(text: str, content: Any, files: Path) 
     expected = [str(files / name) for name in FOUND] if "{}" in text else FOUND
     assert [file.lfn for file in dataset.files] == expected
     if text != "d/*.root*" and "[" not in text:
-        assert any("passed over 1 not called *.root (n.txt)" in note for note in fileset.notes)
+        assert any("skipped 1 not called *.root (n.txt)" in note for note in fileset.notes)
 
 
 def test_a_pattern_of_one_file_is_that_file(files: Path) -> None:
@@ -334,8 +334,8 @@ def test_a_pattern_of_one_file_is_that_file(files: Path) -> None:
         ({"tt": {"files": {"c.root:T": "Events"}}}, "two trees are named, Events and T"),
         (own([{"replicas": ["c.root:T"], "tree": "U"}]), "two trees are named, T and U"),
         (own([{"replicas": ["c.root:T", "root://h//c.root:U"]}]), "two trees are named"),
-        (own(["root://[x//a.root"]), "no URL"),
-        (own(["file://elsewhere/a.root"]), "of another machine"),
+        (own(["root://[x//a.root"]), "not a URL"),
+        (own(["file://elsewhere/a.root"]), "on another machine"),
         (own(["a\0.root"]), "NUL"),
         (own(["a\ud800.root"]), "UTF-8"),
         ({"": ["a.root"]}, "its name is empty"),
@@ -381,7 +381,7 @@ def test_compressed_filesets(name: str, files: Path) -> None:
     path = files / name
     path.write_bytes(gzip.compress(json.dumps({"tt": ["d/*"]}).encode("utf-8-sig")))
     assert len(Fileset.load(path).datasets[0].files) == 2
-    assert [found for found, _ in loading.find(files)] == [path]
+    assert [found for found, _ in Fileset.find(files)] == [path]
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(FilesetError, match="can't be read as"):
         Fileset.load(path)
@@ -608,19 +608,19 @@ BOMB = f"{{a: &a [0, 0], {', '.join(LEVELS)}}}"
 @pytest.mark.parametrize(
     ("metadata", "says"),
     [
-        ("{process: 5}", "process: 5 is no name"),
+        ("{process: 5}", "process: 5 is not a name"),
         ("{process: [a]}", "process: "),
-        ("{nevts: many}", "nevts: 'many' is no number of events"),
+        ("{nevts: many}", "nevts: 'many' is not a number of events"),
         ("{nevts: -1}", "nevts: -1"),
         ("{nevts: true}", "nevts: True"),
-        ("{k: {1: a, b: c}}", "k: it can't be kept"),
+        ("{k: {1: a, b: c}}", "k: can't be stored"),
         ("{k: &x [*x]}", "line 1: an alias of what it is in"),
-        (f"{{k: {'[' * 60}{']' * 60}}}", "k: it can't be kept (more than 50 levels"),
+        (f"{{k: {'[' * 60}{']' * 60}}}", "k: can't be stored (more than 50 levels"),
         ("{k: {? [1, 2] : 3}}", "unhashable"),
         (BOMB, "line 1: more than 1,000,000 values, counting what anchors and merges repeat"),
         ("{1: a}", "metadata -> 1"),
-        ("{k: [!!set {x, y}]}", "k: it can't be kept (set is no number, text, date"),
-        ("{k: !!binary gIGC}", "k: it can't be kept (bytes is no"),
+        ("{k: [!!set {x, y}]}", "k: can't be stored (set is not a number, text, date"),
+        ("{k: !!binary gIGC}", "k: can't be stored (bytes is not a"),
         (f"{{xsec: 1{'0' * 400}}}", "line 1: an integer of more than 308 digits: 1000"),
         ("[1]", "metadata: "),
     ],
@@ -672,7 +672,7 @@ def test_find(tmp_path: Path) -> None:
     load(tmp_path / "one.json", {"ttbar": ["a.root"]})
     (tmp_path / "other.json").write_text('{"x": 3}')
     (tmp_path / "bad.yaml").write_text(":")
-    assert [path.name for path, _ in loading.find(tmp_path)] == ["one.json"]
+    assert [path.name for path, _ in Fileset.find(tmp_path)] == ["one.json"]
 
 
 def test_a_folder_called_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -690,15 +690,15 @@ def test_facts_are_written_back() -> None:
         for name in "ab"
     )
     fileset = Fileset((Dataset(name="tt", process="ttbar", files=files),))
-    facts = {("tt", "/a.root"): Facts("7-1", 10, 5000, generated=40)}
-    first, second = loading.with_facts(fileset, facts).datasets[0].files
+    facts = {("tt", "/a.root"): FileFacts("7-1", 10, 5000, generated=40)}
+    first, second = fileset.with_facts(facts).datasets[0].files
     assert (first.uuid, first.entries, first.size, first.generated) == ("7-1", 10, 5000, 40)
     assert (first.adler32, first.replicas) == ("01020304", files[0].replicas)
     assert second == files[1]
     assert fileset.datasets[0].files == files
-    facts["tt", "/b.root"] = Facts("7-1", 10, 5000)
+    facts["tt", "/b.root"] = FileFacts("7-1", 10, 5000)
     with pytest.raises(FilesetError, match=r"/a\.root and /b\.root are the same file"):
-        loading.with_facts(fileset, facts)
+        fileset.with_facts(facts)
 
 
 @pytest.mark.parametrize("name", ["f.json", "f.yaml"])

@@ -25,7 +25,8 @@ from agc_ml.execution.inspection import FileInfo
 from agc_ml.execution.processor.outputs import BOTH, COUNTS, WEIGHTS, kind_of_sum
 from agc_ml.execution.state.checkpoints import Chunk, Receipt
 from agc_ml.inputs import loading
-from agc_ml.inputs.fileset import Dataset, File, Fileset
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.run_result import RunResult
 
 XSEC, LUMINOSITY = 10.0, 1000.0

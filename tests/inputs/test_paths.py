@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml.errors import FilesetError
-from agc_ml.inputs.paths import is_root_file, logical_name, meant, split_tree, written
+from agc_ml.inputs.folders import is_root_file
+from agc_ml.inputs.paths import escaped, logical_name, resolve, split_tree
 
 
 @pytest.fixture
@@ -44,19 +45,19 @@ ALL = (
 
 
 def names(text: str, folder: Path) -> tuple[list[str], str]:
-    found = meant(text, folder, "here")
-    return [place.lfn for place in found.places], found.note or found.problem or ""
+    found = resolve(text, folder, "here")
+    return [place.lfn for place in found.locations], found.note or found.problem or ""
 
 
 def test_a_folder(data: Path) -> None:
     """Through links, each real file once, without hidden ones; what is passed over is told."""
     found, note = names(".", data)
     assert found == sorted(ALL)
-    assert "passed over 3 not called *.root (notes.txt, b.root.part, log.json)" in note
+    assert "skipped 3 not called *.root (notes.txt, b.root.part, log.json)" in note
     assert "2 links to the same (latest.root, up)" in note
-    absolute = meant(str(data), Path("/"), "here")
-    assert [place.lfn for place in absolute.places] == [f"{data}/{name}" for name in found]
-    assert all(lfn == url for lfn, url in absolute.places)
+    absolute = resolve(str(data), Path("/"), "here")
+    assert [place.lfn for place in absolute.locations] == [f"{data}/{name}" for name in found]
+    assert all(lfn == url for lfn, url in absolute.locations)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +106,8 @@ def test_a_folder_that_may_not_be_listed(data: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Path, "iterdir", refused)
     for text in (".", "*.root", "run1/**"):
-        with pytest.raises(
-            FilesetError, match=r"here: /.*: can't be looked into \(Permission denied\)"
-        ):
-            meant(text, data, "here")
+        with pytest.raises(FilesetError, match=r"here: /.*: can't be read \(Permission denied\)"):
+            resolve(text, data, "here")
 
 
 @pytest.mark.parametrize(
@@ -145,8 +144,8 @@ def test_one_file(
 ) -> None:
     for name, value in {"DATA": data, "HOME": data, "T": "Events"}.items():
         monkeypatch.setenv(name, str(value))
-    found = meant(text.format(data=data), data, "here")
-    (place,) = found.places
+    found = resolve(text.format(data=data), data, "here")
+    (place,) = found.locations
     assert place.lfn == lfn.format(data=data)
     assert place.url == url.format(data=data)
     assert found.tree == tree
@@ -155,10 +154,10 @@ def test_one_file(
 
 def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
     (data / "a.root:T").touch()
-    found = meant("a.root:T", data, "here")
-    assert (found.places[0].url, found.tree) == (f"{data}/a.root:T", None)
+    found = resolve("a.root:T", data, "here")
+    assert (found.locations[0].url, found.tree) == (f"{data}/a.root:T", None)
     assert names("*.root:T", data)[0] == names("*.root", data)[0]
-    assert meant("*.root:T", data, "here").tree == "T"
+    assert resolve("*.root:T", data, "here").tree == "T"
 
 
 @pytest.mark.parametrize(
@@ -167,11 +166,11 @@ def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
         ("root://h//d/*.root", "agc-ml fileset from-glob NAME=root://h//d/"),
         ("https://h/d/[ab].root:T", "a pattern on a server"),
         ("https://me:secret@h/*.root", "a pattern on a server"),
-        ("file://elsewhere/a.root", "of another machine"),
-        ("root://[x//a.root", "no URL"),
+        ("file://elsewhere/a.root", "on another machine"),
+        ("root://[x//a.root", "not a URL"),
         ("root:///a.root", "SCHEME://HOST/PATH is needed"),
         ("root://h//a.root\t123", "without tabs"),
-        ("https://h/a#1.root", "in a name it is %23"),
+        ("https://h/a#1.root", "write '#' in a name as %23"),
         ("memory://x.root", "SCHEME://HOST/PATH is needed"),
         ("", "'' is empty"),
         ("$SET_TO_NOTHING", "'$SET_TO_NOTHING' is empty"),
@@ -183,7 +182,7 @@ def test_a_file_that_is_called_like_one_with_a_tree(data: Path) -> None:
         ("https://${DOOR}.evil/a.root", "expanded in paths only, not in URLs; write it out"),
         ("/d/$BEARER_TOKEN/a.root", "$BEARER_TOKEN may be a secret, and is not expanded"),
         ("/d/${AWS_SECRET_ACCESS_KEY}", "$AWS_SECRET_ACCESS_KEY may be a secret"),
-        ("x" * 5000, "can't be looked into (File name too long)"),
+        ("x" * 5000, "can't be read (File name too long)"),
         ("~nobody-of-that-name/a.root", "here: ~nobody"),
     ],
 )
@@ -199,7 +198,7 @@ def test_what_is_no_place(
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(FilesetError) as caught:
-        meant(text, tmp_path, "here")
+        resolve(text, tmp_path, "here")
     assert str(caught.value).startswith("here: ")
     assert says in str(caught.value)
     assert "hush" not in str(caught.value)
@@ -223,21 +222,21 @@ def test_a_tree_is_split_off_again(stem: str, number: str, tree: str) -> None:
 def test_what_is_written_is_meant(stem: str) -> None:
     path = f"/d/{stem}.root"
     for place in (path, f"{path}:T", f"/d{path}/../~x"):
-        found = meant(written(place), Path("/elsewhere"), "here")
+        found = resolve(escaped(place), Path("/elsewhere"), "here")
         if "/../" not in place:
-            assert [url for _, url in found.places] == [place]
+            assert [url for _, url in found.locations] == [place]
         assert (found.tree, found.problem) == (None, None)
     url = f"https://h:1{path}"
     with contextlib.suppress(FilesetError):  # such as ':' that begins a tree
-        (found,) = meant(written(url), Path("/"), "here").places
+        (found,) = resolve(escaped(url), Path("/"), "here").locations
         assert unquote(found.url) == unquote(url)
 
 
 def test_names_on_servers_without_escapes() -> None:
     for name in ("root://h//d/a%24.root?b=1", "root://h//d/a$HOME.root"):
-        assert meant(written(name), Path("/"), "here").places[0].url == name
+        assert resolve(escaped(name), Path("/"), "here").locations[0].url == name
     with pytest.raises(FilesetError, match="a fileset can't list it; rename it"):
-        written("root://h//d/a*.root")
+        escaped("root://h//d/a*.root")
 
 
 def test_logical_names_of_spellings() -> None:

@@ -27,8 +27,9 @@ from services.catalogues import (
 from services.xrootd import Server, Storage
 
 from agc_ml.errors import AgcError, CatalogueError, FilesetError, UsageError
-from agc_ml.inputs import globs, loading, opendata, rucio
-from agc_ml.inputs.fileset import File, Fileset
+from agc_ml.inputs.datasets import File
+from agc_ml.inputs.fileset import Fileset
+from agc_ml.inputs.sources import globs, opendata, rucio
 
 DOOR = "root://eospublic.cern.ch/"
 TTBAR = "/TT_TuneCUETP8M1/RunIIFall15NanoAODv1/NANOAODSIM"
@@ -52,7 +53,7 @@ def make(tmp_path: Path) -> Callable[..., Called]:
 
 
 def made(tmp_path: Path) -> Fileset:
-    return loading.load(tmp_path / "made.yaml")
+    return Fileset.load(tmp_path / "made.yaml")
 
 
 def files(fileset: Fileset) -> list[File]:
@@ -189,9 +190,7 @@ def test_all_indexes_of_a_record(tmp_path: Path) -> None:
         expected = ["validation/check.root", "a.root", "a.pool.root.1", "b.root.1", "c.root"]
         assert lfns == [*expected, "d.root"]
         assert files(fileset)[-1].replicas == (f"{PLACE}/d.root", f"{server}/eos/opendata/x/d.root")
-        assert any(
-            "passed over 2 not called *.root (README.txt, log.tgz)" in n for n in fileset.notes
-        )
+        assert any("skipped 2 not called *.root (README.txt, log.tgz)" in n for n in fileset.notes)
         del answers["D_00003_file_index.txt"]
         with pytest.raises(CatalogueError, match=r"D_00003_file_index\.txt: .*404.*download-files"):
             opendata.from_records([f"tt={path}"], server=server)
@@ -210,7 +209,7 @@ def test_all_indexes_of_a_record(tmp_path: Path) -> None:
         ),
         (
             {"files": [*indexed("check.root"), {"uri": "root://else//1_file_index.txt"}]},
-            "1_file_index.txt is not to be had over http",
+            "1_file_index.txt is not available over http",
         ),
         (
             {"_file_indices": [{"key": "D", "number_files": 2, "files": indexed("a.root")}]},
@@ -273,9 +272,9 @@ def test_records_that_give_no_files(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no .root files are listed; there is nothing"),
+        ("", "no .root files are listed"),
         ("{", "can't be read as JSON"),
-        ("3 files\n", "line 1: '3 files' is no location"),
+        ("3 files\n", "line 1: '3 files' is not a file location"),
         ('{"metadata": {"files": [{"size": 3}]}}', "files -> 0 -> uri: Field required"),
         ('{"metadata": {"files": [{"uri": "/a.root", "size": -3}]}}', "files -> 0 -> size"),
         ('{"metadata": {"files": [{"uri": "root://[x"}]}}', "files -> 0 -> uri"),
@@ -364,7 +363,7 @@ def test_what_is_left_out_of_a_dataset_of_rucio() -> None:
         (f"root://near.example.org:1094/{STORE_2}/A.root",),
         (f"https://far.example.org:443{STORE_2}/B.pool.root.1",),
     ]
-    assert any("passed over 1 not called *.root" in note for note in fileset.notes)
+    assert any("skipped 1 not called *.root" in note for note in fileset.notes)
     says = "left out 3 replicas that can't be read from here (gsiftp://, srm://, tape)"
     assert f"tt: {says}" in fileset.notes
 
@@ -461,8 +460,8 @@ def test_a_rucio_that_says_nothing(
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
-        (Answer(200, "<html>log in</html>", "text/html"), "can't be understood"),
-        (Answer(200, '{"scope": "cms", "na', "application/x-json-stream"), "can't be understood"),
+        (Answer(200, "<html>log in</html>", "text/html"), "is not valid ("),
+        (Answer(200, '{"scope": "cms", "na', "application/x-json-stream"), "is not valid ("),
         (Answer(500, "{}"), "Rucio's server says"),
     ],
 )
@@ -530,7 +529,7 @@ def test_patterns_of_paths_are_those_of_filesets(tmp_path: Path) -> None:
         fileset = globs.from_patterns([f"tt={pattern}"])
         assert [Path(file.url).name for file in files(fileset)] == ["a.root", "b.root.1"]
         assert [file.size for file in files(fileset)] == [5, 5]
-        assert any("passed over 1 not called *.root (n.txt)" in note for note in fileset.notes)
+        assert any("skipped 1 not called *.root (n.txt)" in note for note in fileset.notes)
     (file,) = files(globs.from_patterns([f"tt={tmp_path}/d/*.root:T"]))
     assert (Path(file.url).name, file.tree) == ("a.root", "T")
     with pytest.raises(UsageError, match=r"no file matches; only n\.txt there"):
@@ -551,7 +550,7 @@ def test_pages_of_links() -> None:
     with serving(answer) as server:
         fileset = globs.from_patterns([f"tt={server}/d/*"])
         assert [file.lfn for file in files(fileset)] == ["/d/a.root", "/d/b.root.1"]
-        assert any("passed over 1 not called *.root (n.txt)" in note for note in fileset.notes)
+        assert any("skipped 1 not called *.root (n.txt)" in note for note in fileset.notes)
         (file,) = files(globs.from_patterns([f"tt={server}/d/a*.root:T"]))
         assert (file.url, file.tree) == (f"{server}/d/a.root", "T")
         for pattern, says in {"d/*.txt": "only n.txt there", "none/*.root": "no file m"}.items():
@@ -598,7 +597,7 @@ def test_from_a_glob_to_a_checked_fileset(
     source = tmp_path / "made.yaml"
     called = agc("fileset", "check", source, "--cluster", "inline", "--write", target)
     assert called.code == 0, called.out + called.err
-    (file,) = files(loading.load(target))
+    (file,) = files(Fileset.load(target))
     assert file.entries == 20
     assert file.uuid is not None
 
@@ -608,14 +607,14 @@ def test_from_a_glob_to_a_checked_fileset(
     [
         ("root://{xrootd}//none/*.root", "no file matches"),
         ("root://{xrootd}//none.root", "no file matches"),
-        ("root://{xrootd}//deep", "no file matches; those of a folder are FOLDER/*.root"),
+        ("root://{xrootd}//deep", "no file matches; FOLDER/*.root matches the files of a folder"),
         ("root://{xrootd}//deep/x*", "no file matches"),
         ("http://{http}/none/*.root", "no file matches"),
         ("http://{http}/none.root", "no file matches"),
         ("/nowhere/*.root", "no file matches"),
         ("s3://bucket/*.root", "unknown scheme 's3'; known are root, http, https"),
         ("root:///data/*.root", "no host in it"),
-        ("root://[x/*.root", "no URL"),
+        ("root://[x/*.root", "not a URL"),
         ("http://[::1]/*/a.root", "only the last part"),
     ],
 )

@@ -21,6 +21,7 @@ import agc_ml as agc
 from agc_ml.errors import ModelError, UsageError
 from agc_ml.execution.cluster.executors import DaskExecutor
 from agc_ml.inputs import loading
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.models import cards
 from agc_ml.models import model as hook
 from agc_ml.results.run_result import RunResult, load_record
@@ -91,7 +92,7 @@ def test_a_users_own_model_in_two_lines(kind: str, mine: str, fileset: Any, tmp_
 
 
 def test_ttbar_fills_the_features_of_the_best_assignment(real_data: Path, tmp_path: Path) -> None:
-    fileset = loading.load(loading.DEMO).select(["ttbar__nominal", "wjets__nominal"])
+    fileset = Fileset.load(loading.DEMO).select(["ttbar__nominal", "wjets__nominal"])
     found = []
     for workers in (1, 2, 4):
         with agc.connect("local", workers=workers) as client:
@@ -139,7 +140,7 @@ def plugins(client: Client) -> list[list[str]]:
 
 
 def test_angles_are_wrapped_as_the_model_was_trained(real_data: Path, tmp_path: Path) -> None:
-    fileset = loading.load(loading.DEMO).select(["ttbar__nominal"])
+    fileset = Fileset.load(loading.DEMO).select(["ttbar__nominal"])
     beyond = {}
     for delta_phi in ("raw", "wrapped"):
         folder = tmp_path / delta_phi
@@ -336,7 +337,7 @@ def test_inference_does_not_import_xgboost(real_data: Path, tmp_path: Path) -> N
     with agc.connect("local", workers=1) as client:
         agc.run(
             "ttbar",
-            loading.load(loading.DEMO).select(["ttbar__nominal"]),
+            Fileset.load(loading.DEMO).select(["ttbar__nominal"]),
             model=real_data,
             client=client,
             output=tmp_path / "run",

@@ -17,7 +17,8 @@ from test_ttbar import SAMPLE, SEEDS
 from agc_ml.columnar.columns import Columns, directory
 from agc_ml.delivery.opening import opened
 from agc_ml.inputs import loading
-from agc_ml.inputs.fileset import File, with_counters
+from agc_ml.inputs.columns import with_counters
+from agc_ml.inputs.datasets import File
 from agc_ml.models import cards
 from agc_ml.results.histograms import materialised
 from processors.ttbar import TtbarProcessor

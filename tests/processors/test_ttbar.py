@@ -23,7 +23,9 @@ from agc_ml.columnar.events import FlatEvents, blocks
 from agc_ml.columnar.jagged import count, offsets_of
 from agc_ml.errors import InputFileError
 from agc_ml.inputs import agc_published as published
-from agc_ml.inputs.fileset import EVENT_ID, Dataset, File, Fileset, with_counters
+from agc_ml.inputs.columns import EVENT_ID, with_counters
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.models import model
 from agc_ml.results.histograms import materialised
 from processors.ttbar import TtbarProcessor, assignment, selection, systematics

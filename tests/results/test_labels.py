@@ -23,8 +23,9 @@ from agc_ml import measurement, presentation
 from agc_ml.errors import FitError, RunDirectoryError, UsageError
 from agc_ml.execution import run as running
 from agc_ml.execution.inspection import FileInfo, inspect_file
-from agc_ml.inputs import agc_published, loading, opendata
+from agc_ml.inputs import agc_published, loading
 from agc_ml.inputs.fileset import Fileset
+from agc_ml.inputs.sources import opendata
 from agc_ml.presentation import style
 from agc_ml.presentation.distributions import draw_run
 from agc_ml.results import pseudodata_choice, run_directories

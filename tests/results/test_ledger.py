@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agc_ml.execution.inspection import FileInfo
 from agc_ml.execution.state.run_state import chunks_of
-from agc_ml.inputs.fileset import File
+from agc_ml.inputs.datasets import File
 from agc_ml.results.ledger import Entry, Ledger, merge_attempts
 
 

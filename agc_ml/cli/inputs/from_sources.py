@@ -33,7 +33,7 @@ def from_record(wanted: tuple[str, ...], target: Path, server: str | None, **_: 
     that the record only names are read from the portal. NAME is that of the dataset,
     process__variation; a NAME that comes again adds files.
     """
-    from agc_ml.inputs import opendata  # noqa: PLC0415 - on demand
+    from agc_ml.inputs.sources import opendata  # noqa: PLC0415 - on demand
 
     _check(target)
     _write(opendata.from_records(wanted, server=server or opendata.PORTAL), target)
@@ -53,7 +53,7 @@ def from_rucio(wanted: tuple[str, ...], target: Path, **_: Any) -> None:
     https are listed, nearest first; what is left out is counted in a note.
     NAME is that of the dataset, process__variation; a NAME that comes again adds files.
     """
-    from agc_ml.inputs import rucio  # noqa: PLC0415 - on demand
+    from agc_ml.inputs.sources import rucio  # noqa: PLC0415 - on demand
 
     _check(target)
     _write(rucio.from_dids(wanted), target)
@@ -72,7 +72,7 @@ def from_glob(wanted: tuple[str, ...], target: Path, **_: Any) -> None:
     it, or a folder on a disk. Only files called *.root are taken, also *.root.1. NAME is that of
     the dataset, process__variation; a NAME that comes again adds files.
     """
-    from agc_ml.inputs import globs  # noqa: PLC0415 - on demand
+    from agc_ml.inputs.sources import globs  # noqa: PLC0415 - on demand
 
     _check(target)
     _write(globs.from_patterns(wanted), target)

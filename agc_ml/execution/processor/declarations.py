@@ -7,7 +7,7 @@ from typing import Any, Final
 from agc_ml.delivery.routing import Needs
 from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.execution.processor.function_processor import declared
-from agc_ml.inputs.fileset import NANOAOD, Wanted
+from agc_ml.inputs.columns import NANOAOD, ColumnRequest
 
 _SCHEMAS: Final = "coffea.nanoevents.schemas"
 
@@ -23,7 +23,7 @@ def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
     return columns
 
 
-def wanted_of(processor: Any, schema: type | None, *, is_data: bool) -> Wanted:
+def wanted_of(processor: Any, schema: type | None, *, is_data: bool) -> ColumnRequest:
     """What a processor wants of the files of a dataset; events are made by ``schema``.
 
     Raises
@@ -33,7 +33,7 @@ def wanted_of(processor: Any, schema: type | None, *, is_data: bool) -> Wanted:
     """
     columns = declared_columns(processor, is_data=is_data)
     optional = _names(processor, "optional_columns") if columns else ()
-    return Wanted(
+    return ColumnRequest(
         columns=columns,
         optional=tuple(name for name in optional if name not in columns),
         flat=is_flat(processor),

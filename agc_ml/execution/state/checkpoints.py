@@ -20,7 +20,7 @@ from agc_ml.errors import UsageError
 from agc_ml.execution.processor.opened_files import from_plain
 from agc_ml.execution.state.signing import is_own, signature
 from agc_ml.files import write
-from agc_ml.inputs.fileset import as_text
+from agc_ml.inputs.datasets import as_text
 from agc_ml.results import packing
 
 

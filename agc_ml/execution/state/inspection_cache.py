@@ -30,7 +30,8 @@ from agc_ml.columnar.baskets import Baskets, Directory, Dropped, EntriesPlace
 from agc_ml.execution import inspection
 from agc_ml.execution.inspection import FileInfo
 from agc_ml.execution.processor.code_identity import version_of
-from agc_ml.inputs.fileset import File, Wanted
+from agc_ml.inputs.columns import ColumnRequest
+from agc_ml.inputs.datasets import File
 from agc_ml.transports.base import local_path
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class FileCache:
         self._path = path or folders.cache() / "files.sqlite"
         self._is_usable = True
 
-    def recall(self, file: File, wanted: Wanted) -> FileInfo | None:
+    def recall(self, file: File, wanted: ColumnRequest) -> FileInfo | None:
         """What was found when the file was opened for this; None if it has to be again."""
         key, found = _key(file, wanted), None
         with self._database() as database:
@@ -67,7 +68,7 @@ class FileCache:
             return None
         return info if _is_sound(info) and _is_as_it_was(file, info) else None
 
-    def keep(self, file: File, wanted: Wanted, info: FileInfo) -> None:
+    def keep(self, file: File, wanted: ColumnRequest, info: FileInfo) -> None:
         """Keep what was found, unless a replica failed; drop what nobody asked for in 3 months."""
         if info.failures:
             return
@@ -157,7 +158,7 @@ def _baskets(
     )
 
 
-def _key(file: File, wanted: Wanted) -> str:
+def _key(file: File, wanted: ColumnRequest) -> str:
     """Of all that decides what opening tells: what is stated, what is asked, and the code."""
     stated = {name: value for name, value in asdict(file).items() if name != "replicas"}
     content = repr([sorted(stated.items()), wanted, _code(), version_of("uproot")])

@@ -17,7 +17,9 @@ from agc_ml.execution.processor.loading import Shipment, normalises_itself
 from agc_ml.execution.processor.opened_files import Seen, from_plain
 from agc_ml.execution.state.checkpoints import Chunk, Receipt, Store
 from agc_ml.execution.state.inspection_cache import FileCache
-from agc_ml.inputs.fileset import Dataset, File, Fileset, Wanted
+from agc_ml.inputs.columns import ColumnRequest
+from agc_ml.inputs.datasets import Dataset, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.ledger import Entry, Ledger
 from agc_ml.transports.base import is_one_version
 from agc_ml.transports.credentials import redacted
@@ -108,7 +110,7 @@ class Account:
         """Whether the processor normalises to the number of events that the fileset states."""
         return getattr(self.shipment.processor, "normalised_to", "") == "nevts"
 
-    def wanted(self, dataset: Dataset) -> Wanted:
+    def wanted(self, dataset: Dataset) -> ColumnRequest:
         """What the processor wants of the files of a dataset."""
         shipment = self.shipment
         return wanted_of(shipment.processor, shipment.schema, is_data=dataset.is_data)
@@ -176,7 +178,7 @@ class Account:
             else:
                 self.recalled.discard(chunk)
 
-    def proven(self) -> Iterator[tuple[File, Wanted, FileInfo]]:
+    def proven(self) -> Iterator[tuple[File, ColumnRequest, FileInfo]]:
         """Files that were looked into in this run, and of which all chunks are done since then."""
         open_files = {(c.dataset, c.lfn) for c in self.chunks if self._is_missing(c)}
         for dataset, file in self.all_files():

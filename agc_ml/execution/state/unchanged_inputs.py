@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Final
 
 from agc_ml.errors import DeliveryError
-from agc_ml.inputs.fileset import File, Fileset, Known
+from agc_ml.inputs.datasets import ExpectedFile, File
+from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.ledger import Entry, Ledger
 from agc_ml.transports.credentials import redacted
 
@@ -42,18 +43,18 @@ def changed_input(fileset: Fileset, ledger: Ledger) -> str | None:
     return None
 
 
-def _pairs(fileset: Fileset, read: Iterable[Entry]) -> Iterator[tuple[str, File, Known]]:
+def _pairs(fileset: Fileset, read: Iterable[Entry]) -> Iterator[tuple[str, File, ExpectedFile]]:
     """Files with what they were: of the replica that was read, where that is still listed."""
     files = {(d.name, f.lfn): f for d in fileset.datasets for f in d.files}
     for entry in read:
         file = files.get((entry.dataset, entry.lfn))
         if file is not None and entry.uuid is not None and entry.size is not None:
             same = tuple(url for url in file.replicas if redacted(url) == entry.url)
-            known = Known(entry.url, entry.stamp, entry.size, entry.uuid, entry.entries or 0)
+            known = ExpectedFile(entry.url, entry.stamp, entry.size, entry.uuid, entry.entries or 0)
             yield entry.dataset, replace(file, replicas=same or file.replicas), known
 
 
-def _compared(pair: tuple[str, File, Known]) -> tuple[bool, str]:
+def _compared(pair: tuple[str, File, ExpectedFile]) -> tuple[bool, str]:
     """Return whether a file is another one, and why it is or could not be compared."""
     from agc_ml.delivery.replica_source import ReplicaSource  # noqa: PLC0415 - it needs uproot
 

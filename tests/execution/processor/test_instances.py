@@ -26,7 +26,7 @@ from agc_ml.execution import processing
 from agc_ml.execution.processor import loading
 from agc_ml.execution.processor.instances import LARGE, Original
 from agc_ml.execution.state.checkpoints import Chunk
-from agc_ml.inputs.fileset import File, Known
+from agc_ml.inputs.datasets import ExpectedFile, File
 
 N_FILES, N_EVENTS = 3, 1000
 
@@ -401,7 +401,7 @@ def test_classes_of_two_runs_at_once() -> None:
         return processing.Job(
             chunk=Chunk("d", "x", "Events", "u", 1, 0, 1),
             file=File("x", ("x",)),
-            known=Known("x", "", 1, "u", 1, is_remembered=False),
+            known=ExpectedFile("x", "", 1, "u", 1, is_remembered=False),
             metadata={},
             columns=(),
             key=shipment.key,

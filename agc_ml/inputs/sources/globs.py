@@ -1,27 +1,28 @@
-"""Files that match patterns, on local disks and on servers."""
+"""Filesets of files that match patterns, on local disks and on servers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from agc_ml.errors import CatalogueError, UsageError
-from agc_ml.inputs.assembly import Found, assembled, named
-from agc_ml.inputs.fileset import File, Fileset
-from agc_ml.inputs.paths import is_root_file, is_url, logical_name, meant, some, split_tree
+from agc_ml.inputs.datasets import EVENTS, File
+from agc_ml.inputs.fileset import Fileset
+from agc_ml.inputs.folders import first_few, is_root_file, not_root_files
+from agc_ml.inputs.paths import is_url, logical_name, resolve, split_tree
+from agc_ml.inputs.sources.assembly import SourceFiles, assemble, split_pairs
 from agc_ml.transports import xrootd
 
 TIMEOUT_S: Final = 20.0
-"""How long a server may take for a folder."""
+"""Time limit for the listing of a folder."""
 
 _SCHEMES: Final = ("root", "http", "https")
 _MAGIC: Final = re.compile(r"[*\[]")  # in URLs a question mark begins the query
-_MISSING: Final = "[3011]"  # in XRootD's words
+_MISSING: Final = "[3011]"  # of XRootD
 _NOT_FOUND: Final = 404
 
 
@@ -30,9 +31,9 @@ def from_patterns(wanted: Iterable[str]) -> Fileset:
 
     A pattern is a path or a URL (root, http, https) with ``*``, ``[abc]`` and ``**`` for folders at
     any depth, and perhaps a tree behind it (``*.root:Events``). Hidden files and folders are left
-    out; a note names what is not called like a ROOT file. Web servers have to show their folders as
-    pages of links, which don't tell files from folders: there, only the last part of the path can
-    be a pattern.
+    out; a note counts files that are not called like ROOT files. Web servers have to list their
+    folders as pages of links, which do not tell files from folders: there, only the last part of
+    the path can be a pattern.
 
     Raises
     ------
@@ -43,28 +44,28 @@ def from_patterns(wanted: Iterable[str]) -> Fileset:
     FilesetError
         A file matches twice, or a variable in a path is not set.
     """
-    return assembled(named(wanted, "PATTERN"), _find)
+    return assemble(split_pairs(wanted, "PATTERN"), _find)
 
 
-def _find(pattern: str) -> Found:
+def _find(pattern: str) -> SourceFiles:
     return _remote(pattern) if is_url(pattern) else _local(pattern)
 
 
-def _local(pattern: str) -> Found:
-    match = meant(pattern, Path.cwd(), "the command line")
+def _local(pattern: str) -> SourceFiles:
+    match = resolve(pattern, Path.cwd(), "the command line")
     if match.problem or match.is_missing:
-        raise _nothing(pattern, match.problem or "no file matches")
+        raise _no_files(pattern, match.problem or "no file matches")
     files = []
-    for place in match.places:
-        path = Path(place.url)  # a link may lead nowhere
+    for _, url in match.locations:
+        path = Path(url)  # may be a broken link
         size = path.stat().st_size if path.exists() else None
-        files.append(_file(place.url, place.url, size, match.tree))
-    return Found(tuple(files), (match.note,) if match.note else ())
+        files.append(_file(url, url, size, match.tree))
+    return SourceFiles(tuple(files), (match.note,) if match.note else ())
 
 
-def _remote(pattern: str) -> Found:
+def _remote(pattern: str) -> SourceFiles:
     pattern, tree = split_tree(pattern)
-    scheme, host = _door(pattern)
+    scheme, host = _server(pattern)
     import aiohttp  # noqa: PLC0415 - heavy
 
     try:
@@ -72,39 +73,39 @@ def _remote(pattern: str) -> Found:
         sizes = {entry["name"]: entry["size"] for entry in _matches(system, path)}
     except (OSError, ValueError, aiohttp.ClientError) as error:
         if _is_missing(error):
-            raise _nothing(pattern, "no file matches") from error
+            raise _no_files(pattern, "no file matches") from error
         raise CatalogueError(
             f"{pattern}: {scheme}://{host} does not list it ({_reason(error)}); check its address "
             "and the network"
         ) from error
     is_named = not _MAGIC.search(path)
     others = [] if is_named else [name for name in sorted(sizes) if not is_root_file(name)]
-    only = some([name.rpartition("/")[2] for name in others])
+    names = [name.rpartition("/")[2] for name in others]
     if len(others) == len(sizes):
-        raise _nothing(pattern, "no file matches" + (f"; only {only} there" if others else ""))
+        only = f"; only {first_few(names)} there" if others else ""
+        raise _no_files(pattern, f"no file matches{only}")
     files = []
     for name in sorted(sizes.keys() - others):
         url = name if is_url(name) else f"{scheme}://{host}/{name}"
         files.append(_file(logical_name(url), url, sizes[name], tree))
-    told = f"{pattern}: passed over {len(others)} not called *.root ({only})"
-    return Found(tuple(files), (told,) if others else ())
+    note = f"{pattern}: skipped {not_root_files(names)}"
+    return SourceFiles(tuple(files), (note,) if others else ())
 
 
 def _file(lfn: str, url: str, size: int | None, tree: str | None) -> File:
-    file = File(lfn=lfn, replicas=(url,), size=size)
-    return file if tree is None else replace(file, tree=tree)
+    return File(lfn, (url,), tree or EVENTS, size=size)
 
 
-def _nothing(pattern: str, problem: str) -> UsageError:
-    return UsageError(f"{pattern}: {problem}; those of a folder are FOLDER/*.root")
+def _no_files(pattern: str, problem: str) -> UsageError:
+    return UsageError(f"{pattern}: {problem}; FOLDER/*.root matches the files of a folder")
 
 
-def _door(pattern: str) -> tuple[str, str]:
-    """Scheme and host of a pattern, if files can be listed there."""
+def _server(pattern: str) -> tuple[str, str]:
+    """Return scheme and host of a pattern, if files can be listed there."""
     try:
         scheme, host, path, *_ = urlsplit(pattern)
     except ValueError as error:
-        raise UsageError(f"{pattern}: no URL ({error})") from error
+        raise UsageError(f"{pattern}: not a URL ({error})") from error
     if scheme not in _SCHEMES:
         raise UsageError(
             f"{pattern}: unknown scheme {scheme!r}; known are {', '.join(_SCHEMES)} and paths"
@@ -115,27 +116,27 @@ def _door(pattern: str) -> tuple[str, str]:
     if scheme != "root" and ("**" in last or _MAGIC.search(folder)):
         raise UsageError(
             f"{pattern}: over {scheme}, only the last part can be a pattern, and not '**'; name "
-            "each folder, or take root://"
+            "each folder, or use root://"
         )
     return scheme, host
 
 
 def _is_missing(error: Exception) -> bool:
-    """Return whether there is no such file; of web servers, fsspec says so whatever is wrong."""
+    """Return whether there is no such file; fsspec says so for any error of a web server."""
     if isinstance(error, FileNotFoundError):
         return error.__cause__ is None or getattr(error.__cause__, "status", None) == _NOT_FOUND
     return _MISSING in str(error)
 
 
 def _opened(url: str, scheme: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
+    """Return the file system of a URL, and the path in it."""
     xrootd.prepare()
     import aiohttp  # noqa: PLC0415 - heavy
     import fsspec  # noqa: PLC0415 - heavy
 
     limit = aiohttp.ClientTimeout(total=TIMEOUT_S, sock_connect=5)
     options: dict[str, Any] = (
-        # its memory of listings fails on the topmost folder
+        # its cache of listings fails on the topmost folder
         {"timeout": int(TIMEOUT_S), "use_listings_cache": False}
         if scheme == "root"
         else {"client_kwargs": {"timeout": limit}}
@@ -153,10 +154,10 @@ def _opened(url: str, scheme: str) -> tuple[Any, str]:
 
 
 def _matches(system: Any, path: str) -> Iterator[dict[str, Any]]:
-    """Entries of files that match.
+    """Yield the entries of matching files.
 
-    Folders are listed one by one: the file system's own search takes a folder that can't be listed
-    for an empty one, so that files would be missing in silence.
+    Folders are listed one by one: the file system's own search treats a folder that can't be
+    listed as empty, and would lose files silently.
     """
     parts = path.split("/")
     start = 3 if is_url(path) else 0  # a host may have brackets
@@ -189,23 +190,23 @@ def _below(system: Any, folder: str, parts: list[str]) -> Iterator[dict[str, Any
 
 
 def _listed(system: Any, folder: str) -> list[dict[str, Any]]:
-    # web servers want a slash
-    found = system.ls(f"{folder}/" if is_url(folder) else folder, detail=True)
-    entries = [_tidy(entry) for entry in found]
+    # web servers need a slash
+    listed = system.ls(f"{folder}/" if is_url(folder) else folder, detail=True)
+    entries = [_tidy(entry) for entry in listed]
     itself = [entry for entry in entries if entry["name"] == folder]
-    if any(entry["type"] == "directory" for entry in itself):  # so XRootD's, if it may not look
+    if any(entry["type"] == "directory" for entry in itself):  # XRootD's answer without permission
         raise PermissionError(f"{folder} may not be listed")
     return [entry for entry in entries if entry not in itself]
 
 
 def _tidy(entry: dict[str, Any]) -> dict[str, Any]:
-    """The same with a name that has no slash twice or at its end, as servers like to write."""
+    """Return an entry whose name has no double slash and none at its end, as servers write them."""
     scheme, sign, rest = str(entry["name"]).rpartition("://")
     return {**entry, "name": f"{scheme}{sign}{re.sub('/+', '/', rest).rstrip('/')}"}
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the names of functions that XRootD's file system puts before it."""
+    """Return the text of an error without the function names that XRootD's file system adds."""
     if isinstance(error, TimeoutError):
         return f"no answer within {TIMEOUT_S:g} s"
     if isinstance(error, FileNotFoundError):

@@ -1,4 +1,4 @@
-"""Datasets that Rucio manages: the files of a data identifier, and where they can be read."""
+"""Filesets of datasets in Rucio: the files of a data identifier, and their replicas."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from agc_ml.errors import CatalogueError, UsageError
-from agc_ml.inputs.assembly import Found, assembled, named
-from agc_ml.inputs.fileset import File, Fileset
-from agc_ml.inputs.paths import is_root_file, some
+from agc_ml.inputs.datasets import File
+from agc_ml.inputs.fileset import Fileset
+from agc_ml.inputs.folders import first_few, is_root_file, not_root_files
+from agc_ml.inputs.sources.assembly import SourceFiles, assemble, split_pairs
 from agc_ml.transports.base import scheme
 
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_TIMEOUT_S: Final = 60.0
-"""How long the server may be silent; it thinks long about large datasets."""
+"""Longest silence of the server, which needs time for large datasets."""
 
 _SCHEMES: Final = ("root", "davs", "https")
 _SET_UP: Final = (
@@ -29,26 +30,26 @@ _SET_UP: Final = (
 def from_dids(wanted: Iterable[str]) -> Fileset:
     """Make a fileset of data identifiers, given as ``NAME=SCOPE:DID``: files or sets of them.
 
-    The replicas of a file are in the order of the server, nearest first; those on tape, inside an
-    archive or of other protocols are left out, and so are sites that can't be read at the moment.
-    Files that are no ROOT files are left out as well. Notes tell how many of either. Which server,
-    and who asks, is what Rucio's own configuration says.
+    The replicas of a file are in the order of the server, nearest first. Replicas on tape, inside
+    an archive, of other protocols or at sites that can't be read at the moment are left out, and so
+    are files that are not ROOT files; notes count both. Server and account are those of Rucio's own
+    configuration.
 
     Raises
     ------
     UsageError
-        A pair makes no sense.
+        A pair is not valid.
     CatalogueError
         The client is not installed or configured; the server can't be reached, does not answer in
-        time, or refuses; it does not know the identifier, or has no replica of a file.
+        time, or refuses; the identifier is unknown, or a file has no replica.
     """
-    pairs = named(wanted, "SCOPE:DID")
+    pairs = split_pairs(wanted, "SCOPE:DID")
     for _, did in pairs:
         scope, _, name = did.partition(":")
         if not scope or not name:
             raise UsageError(f"{did}: a data identifier is SCOPE:NAME")
     with _connected() as client:
-        return assembled(pairs, partial(_find, client))
+        return assemble(pairs, partial(_find, client))
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def _connected() -> Iterator[Any]:
             f"Rucio's client is needed ({error}): pip install 'agc-ml[rucio]'"
         ) from error
     silent = logging.getLogger(f"{__name__}.client")
-    silent.setLevel(logging.CRITICAL)  # it logs what it raises as well, once for each attempt
+    silent.setLevel(logging.CRITICAL)  # it also logs its exceptions, once for each attempt
     with _translated("Rucio"):
         from rucio.client import Client  # noqa: PLC0415 - reads its configuration
 
@@ -74,42 +75,47 @@ def _connected() -> Iterator[Any]:
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Turn what the client raises into one line; ``what`` is what it was asked for."""
+def _translated(label: str) -> Iterator[None]:
+    """Turn the client's exceptions into one line that begins with ``label``."""
     import requests  # noqa: PLC0415 - comes with the client
-    from rucio.common import exception as told  # noqa: PLC0415 - an extra
+    from rucio.common import exception as errors  # noqa: PLC0415 - an extra
 
     try:
         yield
     except (
-        *(told.ConfigNotFound, told.ConfigLoadingError, told.MissingClientParameter),
-        *(told.NoAuthInformation, configparser.Error, KeyError),  # of a proxy that is not there
-        *(told.ClientProtocolNotFound, told.ClientProtocolNotSupported),
+        errors.ConfigNotFound,
+        errors.ConfigLoadingError,
+        errors.MissingClientParameter,
+        errors.NoAuthInformation,
+        errors.ClientProtocolNotFound,
+        errors.ClientProtocolNotSupported,
+        configparser.Error,
+        KeyError,  # without a proxy
     ) as error:
-        raise CatalogueError(f"{what}: not configured ({_line(error)}); {_SET_UP}") from error
-    except (told.CannotAuthenticate, told.AccessDenied) as error:
+        raise CatalogueError(f"{label}: not configured ({_line(error)}); {_SET_UP}") from error
+    except (errors.CannotAuthenticate, errors.AccessDenied) as error:
         raise CatalogueError(
-            f"{what}: the server refuses ({_line(error)}); see account and credentials with "
+            f"{label}: the server refuses ({_line(error)}); see account and credentials with "
             "'rucio whoami'"
         ) from error
-    except told.DataIdentifierNotFound as error:
+    except errors.DataIdentifierNotFound as error:
         raise CatalogueError(
-            f"{what}: Rucio knows no such data identifier; find it with 'rucio did list SCOPE:*'"
+            f"{label}: Rucio knows no such data identifier; find it with 'rucio did list SCOPE:*'"
         ) from error
     except requests.Timeout as error:
         raise CatalogueError(
-            f"{what}: the server does not answer within {ANSWER_TIMEOUT_S:g} s; try again later"
+            f"{label}: the server does not answer within {ANSWER_TIMEOUT_S:g} s; try again later"
         ) from error
-    except (told.ServerConnectionException, requests.RequestException) as error:
+    except (errors.ServerConnectionException, requests.RequestException) as error:
         raise CatalogueError(
-            f"{what}: the server at {_hosts()} can't be reached ({_line(error)}); check rucio_host "
-            "and auth_host in rucio.cfg, and the network"
+            f"{label}: the server at {_hosts()} can't be reached ({_line(error)}); check "
+            "rucio_host and auth_host in rucio.cfg, and the network"
         ) from error
-    except told.RucioException as error:
-        raise CatalogueError(f"{what}: Rucio's server says: {_line(error)}") from error
+    except errors.RucioException as error:
+        raise CatalogueError(f"{label}: Rucio's server says: {_line(error)}") from error
     except ValueError as error:
         raise CatalogueError(
-            f"{what}: the answer of {_hosts()} can't be understood ({_line(error)}); is it a Rucio "
+            f"{label}: the answer of {_hosts()} is not valid ({_line(error)}); is it a Rucio "
             "server?"
         ) from error
 
@@ -125,7 +131,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _find(client: Any, did: str) -> Found:
+def _find(client: Any, did: str) -> SourceFiles:
     from rucio.common.client import detect_client_location  # noqa: PLC0415 - an extra
 
     scope, _, name = did.partition(":")
@@ -144,10 +150,11 @@ def _find(client: Any, did: str) -> Found:
     chosen = [key for key in sorted(files) if is_root_file(key[1])]
     others = [name for _, name in sorted(files.keys() - chosen)]
     if not chosen:
-        raise CatalogueError(f"{did}: it has no ROOT files, only {some(others)}")
-    places = {key: _places(replicas.get(key, {})) for key in chosen}
-    lost = [f"{scope}:{name}" for (scope, name), found in places.items() if not found.readable]
-    unreadable = [why for found in places.values() for why in found.left_out]
+        raise CatalogueError(f"{did}: it has no ROOT files, only {first_few(others)}")
+    # replicas by file, in the order of the names
+    places = {key: _sorted_replicas(replicas.get(key, {})) for key in chosen}
+    lost = [f"{scope}:{name}" for (scope, name), place in places.items() if not place.readable]
+    unreadable = [reason for place in places.values() for reason in place.left_out]
     kinds = ", ".join(sorted(set(unreadable)))
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
@@ -158,38 +165,38 @@ def _find(client: Any, did: str) -> Found:
         )
     notes = [f"{did} of Rucio at {client.host}"]
     if others:
-        notes.append(f"passed over {len(others)} not called *.root ({some(others)})")
+        notes.append(f"skipped {not_root_files(others)}")
     if unreadable:
         notes.append(f"left out {len(unreadable)} replicas that can't be read from here ({kinds})")
-    made = (_file(*key, files[key], found.readable) for key, found in places.items())
-    return Found(tuple(made), tuple(notes))
+    listed = (_file(*key, files[key], place.readable) for key, place in places.items())
+    return SourceFiles(tuple(listed), tuple(notes))
 
 
 def _by_name(rows: Iterable[Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    found = {}
+    by_name = {}
     for row in rows:
         if not isinstance(row, dict) or not {"scope", "name"} <= row.keys():
-            raise ValueError(f"no list of files, but {str(row)[:100]!r}")
-        found[row["scope"], row["name"]] = row
-    return found
+            raise ValueError(f"not a list of files, but {str(row)[:100]!r}")
+        by_name[row["scope"], row["name"]] = row
+    return by_name
 
 
-class _Places(NamedTuple):
-    """Where a file can be read, nearest first; why others can't be read from here."""
+class _Replicas(NamedTuple):
+    """Readable replicas of a file, nearest first, and the reasons why others were left out."""
 
     readable: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
-def _places(row: Mapping[str, Any]) -> _Places:
+def _sorted_replicas(row: Mapping[str, Any]) -> _Replicas:
     """Sort the replicas of a file: Rucio's priority 1 is the nearest."""
     pfns = row.get("pfns", {})
     reasons = {pfn: _unreadable(pfn, facts) for pfn, facts in pfns.items()}
     usable = [pfn for pfn in pfns if reasons[pfn] is None]
     ordered = sorted(usable, key=lambda pfn: pfns[pfn].get("priority", len(usable)))
-    # WebDAV is spoken over https, and that is what libraries know it by
+    # WebDAV is spoken over https, the scheme that libraries know
     readable = dict.fromkeys(pfn.replace("davs://", "https://", 1) for pfn in ordered)
-    return _Places(tuple(readable), tuple(why for why in reasons.values() if why is not None))
+    return _Replicas(tuple(readable), tuple(filter(None, reasons.values())))
 
 
 def _unreadable(pfn: str, facts: Mapping[str, Any]) -> str | None:
@@ -203,7 +210,7 @@ def _unreadable(pfn: str, facts: Mapping[str, Any]) -> str | None:
 
 def _file(scope: str, name: str, facts: Mapping[str, Any], places: tuple[str, ...]) -> File:
     return File(
-        # experiments whose names are paths use them everywhere, without a scope
+        # experiments with paths as names use them without a scope
         lfn=name if name.startswith("/") else f"{scope}:{name}",
         replicas=places,
         size=facts.get("bytes"),

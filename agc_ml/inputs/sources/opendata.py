@@ -1,8 +1,8 @@
-"""Records of the CERN Open Data portal.
+"""Filesets of records of the CERN Open Data portal.
 
 A record comes from the portal, through CERN's own client, or from a file that holds
 
-- the record as the portal's API gives it, or its metadata as the client prints them;
+- the record from the portal's API, or its metadata as the client prints them;
 - an index of files (``..._file_index.json``), or the text of one;
 - the output of ``cernopendata-client get-file-locations --protocol xrootd --verbose``.
 """
@@ -27,16 +27,18 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from agc_ml import documents
 from agc_ml.errors import AgcError, CatalogueError, FilesetError, UsageError
-from agc_ml.inputs.assembly import Found, assembled, named
-from agc_ml.inputs.fileset import File, Fileset
-from agc_ml.inputs.formats import first_problem
-from agc_ml.inputs.paths import is_root_file, is_url, logical_name, some
+from agc_ml.inputs.datasets import File
+from agc_ml.inputs.fileset import Fileset
+from agc_ml.inputs.folders import first_few, is_root_file, not_root_files
+from agc_ml.inputs.formats.schema import first_problem
+from agc_ml.inputs.paths import is_url, logical_name
+from agc_ml.inputs.sources.assembly import SourceFiles, assemble, split_pairs
 
 PORTAL: Final = "https://opendata.cern.ch"
 TIMEOUT_S: Final = 60.0
-"""How long the portal may take for a record."""
+"""Time limit for a record."""
 
-_DOOR: Final = "root://eospublic.cern.ch/"
+_XROOTD: Final = "root://eospublic.cern.ch/"
 _HOSTS: Final = ("eospublic.cern.ch", "opendata.cern.ch")
 _CHECKSUM: Final = "adler32:"
 _ONLINE: Final = "online"
@@ -45,7 +47,7 @@ _CLIENT: Final = "from cernopendata_client.cli import cernopendata_client; cerno
 
 
 def _location(text: str) -> str:
-    urlsplit(text)  # raises what pydantic takes for an error of this field
+    urlsplit(text)  # raises ValueError, an error of this field for pydantic
     return text
 
 
@@ -74,19 +76,19 @@ class _Index(BaseModel):
 
 
 class _Kind(BaseModel):
-    """What a record is of: ``Collision`` or ``Simulated``, among others."""
+    """Kinds of a record: ``Collision`` or ``Simulated``, among others."""
 
     secondary: list[str] = []
 
 
 class _Distribution(BaseModel):
-    """How much a record says that it has."""
+    """Number of files that a record states."""
 
     number_files: int | None = None
 
 
 class _Record(BaseModel):
-    """What is needed of a record's metadata."""
+    """Metadata of a record, as far as needed here."""
 
     title: str | None = None
     experiment: list[str] | str = []
@@ -100,12 +102,12 @@ def from_records(wanted: Iterable[str], *, server: str = PORTAL) -> Fileset:
     """Make a fileset of records, given as ``NAME=RECORD``: a number, or a file that holds one.
 
     Only ROOT files are taken, those of all indexes; an index that is not part of the record is read
-    from ``server``. Replicas of files are the portal's XRootD door and ``server``.
+    from ``server``. Replicas of files are at the portal's XRootD server and at ``server``.
 
     Raises
     ------
     UsageError
-        A pair, the server's address or a file's name makes no sense.
+        A pair, the server's address or a file's name is not valid.
     CatalogueError
         The client is not installed, or the portal can't be reached, does not answer in time, has
         no such record, or does not give one of its indexes.
@@ -114,48 +116,49 @@ def from_records(wanted: Iterable[str], *, server: str = PORTAL) -> Fileset:
     """
     if not re.match(r"https?://[^/]", server):
         raise UsageError(f"--server {server}: an address such as {PORTAL} is needed")
-    return assembled(named(wanted, "RECORD"), partial(_find, server=server.rstrip("/")))
+    return assemble(split_pairs(wanted, "RECORD"), partial(_find, server=server.rstrip("/")))
 
 
-def _find(record: str, *, server: str) -> Found:
+def _find(record: str, *, server: str) -> SourceFiles:
     if record.isascii() and record.isdecimal():
         label = f"record {record} of {server}"
-        content = _asked(record, server)
+        content = _metadata(record, server)
     else:
         label, path = record, Path(record).expanduser()
         if not path.is_file():
             raise UsageError(f"{record}: neither the number of a record nor a file")
         content = _read(path)
+    # the portal's record, and all files that it lists
     parsed = _validated(label, content)
     listed = _listed(label, parsed, server)
     kinds = set(parsed.kind.secondary)
     others = [name for name in map(_name, listed) if not is_root_file(name)]
     notes = [f"{label}{f', {parsed.title}' if parsed.title else ''}"]
     if others:
-        notes.append(f"passed over {len(others)} not called *.root ({some(others)})")
+        notes.append(f"skipped {not_root_files(others)}")
     if len(others) == len(listed):
-        there = some(others) or "nothing"
-        raise FilesetError(f"{label}: no .root files are listed; there is {there}")
-    chosen = [one for one in listed if is_root_file(_name(one))]
+        only = f", only {first_few(others)}" if others else ""
+        raise FilesetError(f"{label}: no .root files are listed{only}")
+    chosen = [file for file in listed if is_root_file(_name(file))]
     stated = parsed.distribution.number_files or 0
     if len(listed) < stated:
         notes.append(f"{label}: only {len(listed)} of the {stated} files that it states are listed")
-    offline = [one.availability for one in chosen if one.availability not in {None, _ONLINE}]
+    offline = [file.availability for file in chosen if file.availability not in {None, _ONLINE}]
     if offline:
         notes.append(
             f"{label}: {len(offline)} of {len(chosen)} files are not online ({offline[0]}); have "
             "the portal stage them, on the page of the record"
         )
-    return Found(
-        _once(label, (_file(one, server) for one in chosen)),
+    return SourceFiles(
+        _merged(label, (_file(file, server) for file in chosen)),
         notes=tuple(notes),
         is_data=True if "Collision" in kinds else False if "Simulated" in kinds else None,
-        label=_whose(parsed.experiment),
+        label=_events_label(parsed.experiment),
     )
 
 
-def _whose(experiment: list[str] | str) -> str | None:
-    """Label of events of an experiment, where the record names one."""
+def _events_label(experiment: list[str] | str) -> str | None:
+    """Return the label of an experiment's events, None if the record names not exactly one."""
     names = [experiment] if isinstance(experiment, str) else experiment
     return f"{names[0]} Open Data" if len(names) == 1 and names[0] else None
 
@@ -172,7 +175,7 @@ def _name(listed: _Listed) -> str:
 
 
 def _listed(label: str, record: _Record, server: str) -> list[_Listed]:
-    """Files of a record and of all its indexes, each of which may be there in several forms."""
+    """Return the files of a record and of all its indexes, which may exist in several forms."""
     files: list[_Listed] = []
     missing: dict[str, list[_Listed]] = {}
     for index in record.indexes:
@@ -182,11 +185,12 @@ def _listed(label: str, record: _Record, server: str) -> list[_Listed]:
                 f"{index.number_files} files; ask for the record again"
             )
     known = {_stem(index.key) for index in record.indexes}
-    for one in (*record.files, *(file for index in record.indexes for file in index.files)):
-        if not _INDEX.search(_name(one)):
-            files.append(one)
-        elif _stem(_name(one)) not in known:
-            missing.setdefault(_stem(_name(one)), []).append(one)
+    # an index among the files is read only if the record does not include its content
+    for file in (*record.files, *(file for index in record.indexes for file in index.files)):
+        if not _INDEX.search(_name(file)):
+            files.append(file)
+        elif _stem(_name(file)) not in known:
+            missing.setdefault(_stem(_name(file)), []).append(file)
     only = "only indexes of its files are listed, and " if not files else ""
     for forms in missing.values():
         files += _indexed(f"{label}: {only}", forms, server)
@@ -198,23 +202,23 @@ def _stem(name: str) -> str:
 
 
 def _indexed(label: str, forms: list[_Listed], server: str) -> list[_Listed]:
-    """Files of an index that is to be fetched, in whichever form can be read."""
+    """Fetch the files of an index, in the first form that can be read."""
     problem: AgcError | None = None
-    for form in sorted(forms, key=lambda form: form.uri):  # json before txt: it says more
+    for form in sorted(forms, key=lambda form: form.uri):  # json before txt: it has more fields
         try:
-            return _validated(_name(form), _content(_name(form), _fetched(form, server))).files
+            return _validated(_name(form), _content(_name(form), _fetch(form, server))).files
         except (CatalogueError, FilesetError) as error:
             problem = problem or error
     raise CatalogueError(
         f"{label}an index can't be read: {problem}; fetch all of them with 'cernopendata-client "
-        "download-files', and name them in place of the record"
+        "download-files', and give these files instead of the record"
     ) from problem
 
 
-def _fetched(index: _Listed, server: str) -> str:
+def _fetch(index: _Listed, server: str) -> str:
     url = _replicas(index.uri, server)[-1]
     if not url.startswith(("http://", "https://")):
-        raise CatalogueError(f"{url} is not to be had over http")
+        raise CatalogueError(f"{url} is not available over http")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - see above
             return str(answer.read().decode("utf-8-sig"))
@@ -240,42 +244,42 @@ def _file(listed: _Listed, server: str) -> File:
 
 
 def _replicas(uri: str, server: str) -> tuple[str, ...]:
-    """Every door to a file: what the portal stores is to be had by XRootD and by https."""
+    """Return all replicas of a file: files of the portal are available by XRootD and by https."""
     if is_url(uri) and urlsplit(uri).hostname not in _HOSTS:
         return (uri,)
     path = logical_name(uri.partition("?")[0])
-    return (f"{_DOOR}{path}", f"{server}{path}")
+    return (f"{_XROOTD}{path}", f"{server}{path}")
 
 
-def _once(label: str, files: Iterable[File]) -> tuple[File, ...]:
-    """Each file once: a record may list it at several doors, and in several indexes."""
-    found: dict[str, File] = {}
+def _merged(label: str, files: Iterable[File]) -> tuple[File, ...]:
+    """Merge the replicas of a file that a record lists at several servers or in several indexes."""
+    merged: dict[str, File] = {}
     for file in files:
-        twin = found.setdefault(file.lfn, file)
+        twin = merged.setdefault(file.lfn, file)
         for field in ("size", "adler32"):
-            one, other = getattr(twin, field), getattr(file, field)
-            if None not in {one, other} and one != other:
+            first, second = getattr(twin, field), getattr(file, field)
+            if None not in {first, second} and first != second:
                 raise FilesetError(
-                    f"{label}: {file.lfn} is listed with the {field} {one} and with {other}; "
+                    f"{label}: {file.lfn} is listed with the {field} {first} and with {second}; "
                     "remove one"
                 )
-        found[file.lfn] = replace(
+        merged[file.lfn] = replace(
             twin,
             replicas=tuple(dict.fromkeys((*twin.replicas, *file.replicas))),
             size=file.size if twin.size is None else twin.size,
             adler32=twin.adler32 or file.adler32,
         )
-    return tuple(found.values())
+    return tuple(merged.values())
 
 
-def _asked(record: str, server: str) -> Any:
-    """Metadata of a record, from the portal.
+def _metadata(record: str, server: str) -> Any:
+    """Return the metadata of a record from the portal.
 
-    The client runs as a process: it knows no time limit, and it prints and exits where it fails.
+    The client runs as a process: it has no time limit, and prints and exits on errors.
     """
     if importlib.util.find_spec("cernopendata_client") is None:
         raise CatalogueError(
-            f"record {record}: CERN's client is needed for it: pip install 'agc-ml[opendata]'"
+            f"record {record}: CERN's client is needed: pip install 'agc-ml[opendata]'"
         )
     arguments = ["get-metadata", "--recid", record, "--server", server]
     try:
@@ -300,7 +304,7 @@ def _asked(record: str, server: str) -> Any:
 
 
 def _complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """What the client says is wrong: its own error, or the last line of its traceback."""
+    """Return the client's own error message, or the last line of its traceback."""
     own = re.search(r"==> ERROR: (.*)", done.stdout)
     if own:
         return own[1].strip().rstrip(".")
@@ -318,7 +322,7 @@ def _read(path: Path) -> Any:
 
 
 def _content(label: str, text: str) -> Any:
-    """A record's metadata of JSON, or of lines."""
+    """Return a record's metadata from JSON, or from lines."""
     if text.lstrip().startswith(("{", "[")):
         content = _parsed(text, label)
     else:
@@ -336,14 +340,14 @@ def _parsed(text: str, label: str) -> Any:
 
 
 def _locations(label: str, text: str) -> Iterator[dict[str, Any]]:
-    """Lines of the client, or of an index: the location, and perhaps size and checksum."""
+    """Yield the lines of the client or of an index: location, and perhaps size and checksum."""
     for number, line in enumerate(text.splitlines(), 1):
         uri, *facts = line.strip().split("\t")
         if not uri:
             continue
         if not (is_url(uri) or uri.startswith("/")) or " " in uri:
             raise FilesetError(
-                f"{label}: line {number}: {uri[:80]!r} is no location of a file; the output of "
-                "'cernopendata-client get-file-locations --verbose' is needed, or a record's JSON"
+                f"{label}: line {number}: {uri[:80]!r} is not a file location; the output of "
+                "'cernopendata-client get-file-locations --verbose' or a record's JSON is needed"
             )
         yield {"uri": uri, **dict(zip(("size", "checksum"), facts, strict=False))}

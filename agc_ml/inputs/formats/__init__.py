@@ -1,0 +1,1 @@
+"""Formats of filesets: our own, the Analysis Grand Challenge's, coffea's."""
