@@ -238,8 +238,8 @@ def test_the_dashboard_is_there_where_it_is_asked_for(caplog: pytest.LogCaptureF
     [
         (("--cluster", "inline", "--dashboard"), "for local workers; inline has none"),
         (("--cluster", "tcp://h:1", "--dashboard"), "for local workers; tcp://h:1 has its own"),
-        (("--dashboard", "ttbar"), "ttbar is no port; where none is meant, put the option last"),
-        (("--dashboard", "70000"), "70000 is no port"),
+        (("--dashboard", "ttbar"), "ttbar is not a port; without a port, put the option last"),
+        (("--dashboard", "70000"), "70000 is not a port"),
         (("--cluster", "inline", "--workers", "2"), "--workers is for local workers; inline has"),
         (("--patience", "nan"), "a number of minutes is needed"),
         (("--patience", "0"), "0.0 is not in the range"),

@@ -332,7 +332,7 @@ def test_interrupted_driver_resumes(
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 130, errors
     assert "Traceback" not in errors
-    assert "go on with: agc-ml run faulty:Spectrum" in errors
+    assert "resume with: agc-ml run faulty:Spectrum" in errors
     assert errors.strip().endswith("--resume")
     assert load_record(folder).status == "partial"
     second = start(folder, on_disk, "inline", "--resume")

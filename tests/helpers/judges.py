@@ -60,7 +60,7 @@ def serve() -> None:
             found = KINDS[asked["kind"]].act(Path(asked["folder"]))
             answer = {"outcome": "read", "found": found}
         except AgcError as error:
-            is_one_line = "\n" not in str(error).strip() and "a fault of agc-ml" not in str(error)
+            is_one_line = "\n" not in str(error).strip() and "a bug in agc-ml" not in str(error)
             answer = {"outcome": "refused" if is_one_line else "traceback", "text": str(error)}
         except Exception as error:  # noqa: BLE001 - what we look for
             answer = {"outcome": "traceback", "text": f"{type(error).__name__}: {error}"}

@@ -212,7 +212,7 @@ def test_a_server_that_dies_stops_the_run_which_goes_on_later(
     killer.join()
     assert called.code == 1
     assert f"model slow (version 1): no server scores: {address} (" in called.error
-    assert "go on with: agc-ml run" in called.error
+    assert "resume with: agc-ml run" in called.error
     record = load_record(tmp_path / "run")
     assert record.status == "partial"
     server.stop()

@@ -1,1 +1,1 @@
-"""Commands that build filesets."""
+"""``agc-ml fileset``."""

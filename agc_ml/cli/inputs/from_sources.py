@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +24,20 @@ _TARGET = click.argument("target", type=click.Path(path_type=Path))
 )
 @click.argument("wanted", metavar="NAME=RECORD...", nargs=-1, required=True)
 @_TARGET
-@click.option("--server", metavar="URL", help="The portal [https://opendata.cern.ch].")
+@click.option("--server", metavar="URL", help="Portal to ask [https://opendata.cern.ch].")
 @options.logging_options
 def from_record(wanted: tuple[str, ...], target: Path, server: str | None, **_: Any) -> None:
-    """Write a fileset of CERN Open Data records, JSON or YAML by the ending of TARGET.
+    """Write a fileset of CERN Open Data records to TARGET, which ends in .json or .yaml.
 
-    RECORD is a record's number, which needs the extra 'opendata'; or a file: the record's JSON, an
-    index of files, or the output of 'cernopendata-client get-file-locations --verbose'. Indexes
-    that the record only names are read from the portal. NAME is that of the dataset,
-    process__variation; a NAME that comes again adds files.
+    NAME is the dataset, process__variation; a repeated NAME adds files to its dataset.
+
+    RECORD is the number of a record, which needs the extra 'opendata', or a file: the record's
+    JSON, an index of files, or the output of 'cernopendata-client get-file-locations --verbose'.
+    Indexes that a record only names are read from the portal.
     """
     from agc_ml.inputs.sources import opendata  # noqa: PLC0415 - on demand
 
-    _check(target)
-    _write(opendata.from_records(wanted, server=server or opendata.PORTAL), target)
+    _write(lambda: opendata.from_records(wanted, server=server or opendata.PORTAL), target)
 
 
 @click.command(
@@ -47,16 +48,16 @@ def from_record(wanted: tuple[str, ...], target: Path, server: str | None, **_: 
 @_TARGET
 @options.logging_options
 def from_rucio(wanted: tuple[str, ...], target: Path, **_: Any) -> None:
-    """Write a fileset of Rucio's data identifiers, JSON or YAML by the ending of TARGET.
+    """Write a fileset of Rucio datasets to TARGET, which ends in .json or .yaml.
 
-    Needs the extra 'rucio', and a rucio.cfg. All replicas of a file that can be read over root or
-    https are listed, nearest first; what is left out is counted in a note.
-    NAME is that of the dataset, process__variation; a NAME that comes again adds files.
+    NAME is the dataset, process__variation; a repeated NAME adds files to its dataset.
+
+    SCOPE:DID is a data identifier. Needs the extra 'rucio' and a rucio.cfg. The fileset lists all
+    replicas of a file that can be read over root or https, nearest first; a note counts the others.
     """
     from agc_ml.inputs.sources import rucio  # noqa: PLC0415 - on demand
 
-    _check(target)
-    _write(rucio.from_dids(wanted), target)
+    _write(lambda: rucio.from_dids(wanted), target)
 
 
 @click.command(
@@ -66,28 +67,24 @@ def from_rucio(wanted: tuple[str, ...], target: Path, **_: Any) -> None:
 @_TARGET
 @options.logging_options
 def from_glob(wanted: tuple[str, ...], target: Path, **_: Any) -> None:
-    """Write a fileset of files that match, JSON or YAML by the ending of TARGET.
+    """Write a fileset of files that match patterns to TARGET, which ends in .json or .yaml.
+
+    NAME is the dataset, process__variation; a repeated NAME adds files to its dataset.
 
     PATTERN is a path or a URL (root, with the extra 'xrootd'; http; https) with *, [abc] and ** in
-    it, or a folder on a disk. Only files called *.root are taken, also *.root.1. NAME is that of
-    the dataset, process__variation; a NAME that comes again adds files.
+    it, or a local folder. Only files named *.root or *.root.N are taken.
     """
     from agc_ml.inputs.sources import globs  # noqa: PLC0415 - on demand
 
-    _check(target)
-    _write(globs.from_patterns(wanted), target)
+    _write(lambda: globs.from_patterns(wanted), target)
 
 
-def _check(target: Path) -> None:
+def _write(make: Callable[[], Fileset], target: Path) -> None:
     from agc_ml.inputs import loading  # noqa: PLC0415 - on demand
 
-    loading.check_target(target)
-
-
-def _write(made: Fileset, target: Path) -> None:
-    from agc_ml.inputs import loading  # noqa: PLC0415 - on demand
-
-    loading.save(made, target)
-    for note in made.notes:
+    loading.check_target(target)  # before a server is asked
+    fileset = make()
+    loading.save(fileset, target)
+    for note in fileset.notes:
         logger.info("note: %s", note)
     options.echo(target)

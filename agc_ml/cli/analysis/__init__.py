@@ -1,0 +1,1 @@
+"""``agc-ml run``, ``measure`` and ``plan``."""

@@ -1,0 +1,1 @@
+"""Commands on run directories and histograms: ``agc-ml show``, ``plot``, ``fit`` and others."""
