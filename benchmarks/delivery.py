@@ -40,7 +40,7 @@ from services.xrootd import opened as servers  # noqa: E402
 import agc_ml as agc  # noqa: E402 - after the settings above, as all that follows
 from agc_ml.columnar.baskets import part_of  # noqa: E402
 from agc_ml.columnar.columns import Columns  # noqa: E402
-from agc_ml.delivery.opening import opened  # noqa: E402
+from agc_ml.delivery.opening import open_file  # noqa: E402
 from agc_ml.errors import AgcError  # noqa: E402
 from agc_ml.execution.inspection import FileInfo, inspect_file  # noqa: E402
 from agc_ml.execution.state import provenance  # noqa: E402
@@ -73,7 +73,7 @@ def one_pass(file: File, info: FileInfo) -> int:
     """Stream all columns of a file, chunk by chunk; how many bytes they take in it."""
     directory = info.directory or {}
     n_bytes = 0
-    with opened(file) as handle:
+    with open_file(file) as handle:
         for start in range(0, info.entries, CHUNK):
             stop = min(start + CHUNK, info.entries)
             columns = Columns(handle, file.tree, part_of(directory, start, stop))
@@ -190,7 +190,7 @@ def faults(storage: Storage, path: Path) -> dict[str, float]:
     first, second = (storage.data(storage.folder(path)) for _ in range(2))
     urls = (first.url(path.name), second.url(path.name))
     info = looked_into(File("bench.root", urls))
-    with opened(File("bench.root", urls)) as file:
+    with open_file(File("bench.root", urls)) as file:
         part = part_of(info.directory or {}, 0, CHUNK)
 
         def read() -> None:

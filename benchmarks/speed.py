@@ -49,7 +49,7 @@ from numba import njit  # noqa: E402
 
 from agc_ml.columnar import baskets  # noqa: E402
 from agc_ml.columnar import columns as reading  # noqa: E402
-from agc_ml.delivery.opening import opened  # noqa: E402
+from agc_ml.delivery.opening import open_file  # noqa: E402
 from agc_ml.execution import inspection, processing  # noqa: E402
 from agc_ml.execution.processing import Job, process_chunk  # noqa: E402
 from agc_ml.execution.processor.loading import prepare  # noqa: E402
@@ -66,7 +66,7 @@ from agc_ml.results import packing  # noqa: E402
 from agc_ml.results.histograms import materialised  # noqa: E402
 from agc_ml.results.packing import unpack  # noqa: E402
 from agc_ml.simulation.lookalike import Part, generate  # noqa: E402
-from agc_ml.transports import base  # noqa: E402
+from agc_ml.transports import local_file  # noqa: E402
 from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
 from processors.ttbar import TtbarProcessor, assignment, systematics  # noqa: E402
 
@@ -270,7 +270,7 @@ def equality(sample: Sample, models: Any, boosters: dict[str, Any]) -> dict[str,
 @contextmanager
 def floor(path: Path, names: tuple[str, ...]) -> Iterator[Callable[[], Any]]:
     """Read columns, and do nothing with them; as long as the file is open."""
-    with opened(File(str(path), (str(path),))) as file:
+    with open_file(File(str(path), (str(path),))) as file:
         yield floor_of(file, names)
 
 
@@ -321,7 +321,7 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
         totals = dict.fromkeys(STAGES, 0.0)
         watched = (
             (processing, "_opened", "open"),
-            (base.os, "pread", "read"),
+            (local_file.os, "pread", "read"),
             (reading, "_decompressed", "decompress"),
             (reading.Columns, "read", "flatten"),
             (TtbarProcessor, "process", "kernels"),

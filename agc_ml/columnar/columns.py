@@ -58,7 +58,7 @@ def directory(file: Any, tree: str, names: Iterable[str]) -> tuple[Directory, li
 
 
 class Columns:
-    """Columns of the tree of an `agc_ml.delivery.opening.opened` file.
+    """Columns of the tree of an `agc_ml.delivery.opening.open_file` file.
 
     ``names`` are those of its branches. ``seconds`` and ``bytes`` count the time spent on reading,
     or waiting for it, and what was read.
@@ -114,7 +114,7 @@ class Columns:
             for i in needed:
                 seek = int(baskets.seeks[i])
                 ranges[seek] = (seek, seek + int(baskets.sizes[i]))
-        self._asked = list(ranges), self._source.begin(list(ranges.values()))
+        self._asked = list(ranges), self._source.read_ahead(list(ranges.values()))
 
     def take(self) -> None:
         """Wait for what was asked for; what was taken before is gone."""

@@ -32,7 +32,7 @@ def events(
     clock: Any,
     schema: Any = NanoAODSchema,
 ) -> Any:
-    """Entries [start, stop) of a tree of an `agc_ml.delivery.opening.opened` file.
+    """Entries [start, stop) of a tree of an `agc_ml.delivery.opening.open_file` file.
 
     ``names`` are the branches that are set up, none: all; ``clock`` runs uproot's tasks. What is
     read of them raises `InputFileError` where it does not fit: it has another number of entries,

@@ -1,1 +1,1 @@
-"""Getting events to the workers: replicas, ways to them, and what is known of files."""
+"""Getting events to the workers: replicas, routes to them, and ServiceX."""

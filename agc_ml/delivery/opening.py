@@ -12,16 +12,16 @@ from agc_ml.transports.credentials import redacted
 
 
 @contextmanager
-def opened(
+def open_file(
     file: File, failures: dict[str, str] | None = None, known: ExpectedFile | None = None
 ) -> Iterator[Any]:
-    """A file as an uproot directory, as long as the context lasts.
+    """Open a file as an uproot directory, for the context.
 
-    It has to be what the fileset says, and what is ``known`` from looking into it.
+    It has to be the file that the fileset describes, and that was inspected (``known``).
 
-    Its ``file.source`` is a `agc_ml.delivery.replica_source.ReplicaSource`, which notes in
-    ``failures`` what was wrong with replicas, by their URL. An error inside the context is taken
-    for a fault of the replica: who opens the file again gets another one, if there is one.
+    Its ``file.source`` is a `agc_ml.delivery.replica_source.ReplicaSource`, which records in
+    ``failures`` why replicas failed, by their URL. An error inside the context counts as a fault of
+    the replica: whoever opens the file again gets another one, if there is one.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def opened(
     from agc_ml.delivery.replica_source import ReplicaSource  # noqa: PLC0415 - it needs uproot
 
     sources: list[ReplicaSource] = []
-    options = {"wanted": file, "made": sources.append, "failures": failures, "known": known}
+    options = {"listed": file, "on_open": sources.append, "failures": failures, "known": known}
     try:
         with closing(
             uproot.open({file.url: None}, handler=ReplicaSource, array_cache=None, **options)
@@ -47,10 +47,10 @@ def opened(
         raise
 
 
-def told(failures: Mapping[str, str]) -> list[str]:
-    """What a reader of a result should know of replicas that failed: nothing is missing for it."""
+def failure_notes(failures: Mapping[str, str]) -> list[str]:
+    """Return a note on each replica that failed, for the reader of a result that lacks nothing."""
     return [
-        f"{redacted(url)} failed while it was read ({reason}); what was missing came from another "
-        "replica, or from it later"
+        f"{redacted(url)} failed while it was read ({reason}); the rest came from another replica, "
+        "or from it later"
         for url, reason in failures.items()
     ]

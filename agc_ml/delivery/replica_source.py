@@ -15,16 +15,12 @@ from uproot.source.futures import TrivialFuture
 
 from agc_ml.errors import DeliveryError
 from agc_ml.inputs.datasets import ExpectedFile, File
-from agc_ml.transports import credentials, file_header, server_health
-from agc_ml.transports.base import (
-    Data,
-    LocalFile,
-    Range,
-    Transport,
-    connect,
-    is_one_version,
-    scheme,
-)
+from agc_ml.transports import server_health
+from agc_ml.transports.base import Data, Range, Transport, is_same_version, scheme
+from agc_ml.transports.connect import connect
+from agc_ml.transports.credentials import redacted
+from agc_ml.transports.file_header import N_BYTES, FileHeader, parse_header
+from agc_ml.transports.local_file import LocalFile
 from agc_ml.transports.replica_errors import (
     ChangedError,
     CorruptError,
@@ -37,28 +33,27 @@ from agc_ml.transports.replica_errors import (
 
 logger = logging.getLogger(__name__)
 
+# Seconds after which a read fails that no replica answers.
 DEADLINE_S: Final = 25.0
-"""A read that no replica answers fails after so long."""
+# One request to one replica may take OPERATION_S, and a second more for so many bytes.
 OPERATION_S: Final = 8.0
 SLOWEST: Final = 1e6
-"""One request to one replica may take ``OPERATION_S`` and, a second, so many bytes more."""
+# Seconds that a server has to say whether a file has changed.
 CHECK_S: Final = 1.0
-"""So long a server may take to say whether a file is still what it was."""
 PAUSE_S: Final = 1.0
-MOST_RANGES: Final = 1000  # a vector read of a multiple of 1024 ranges is refused
-MOST_BYTES: Final = 2_097_136  # of one range in a vector read: XRootD's limit
-REQUEST_BYTES: Final = 4 * MOST_BYTES
+MAX_RANGES: Final = 1000  # a vector read of a multiple of 1024 ranges is refused
+MAX_RANGE_BYTES: Final = 2_097_136  # of a vector read: XRootD's limit
+MAX_REQUEST_BYTES: Final = 4 * MAX_RANGE_BYTES
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class ReplicaSource(Source):  # type: ignore[misc]
-    """The bytes of a file, from whichever replica gives them.
+    """The bytes of a file, from whichever replica answers.
 
     What was read stays read: when a replica fails, the next one is asked for the rest. It has to be
     the same file, by size and by the UUID in its header: the one that the fileset describes, and
-    the one that is ``known`` from looking into it. ``failures`` tells what failed so far, by
-    replica.
+    the one that was inspected (``known``). ``failures`` has a reason for each replica that failed.
 
     Raises
     ------
@@ -70,17 +65,17 @@ class ReplicaSource(Source):  # type: ignore[misc]
         self,
         path: str,
         *,
-        wanted: File,
+        listed: File,
         known: ExpectedFile | None = None,
-        made: Callable[[ReplicaSource], None],
+        on_open: Callable[[ReplicaSource], object] = lambda _: None,
         failures: dict[str, str] | None = None,
         **_: Any,
     ) -> None:
         super().__init__()
         self._file_path = path
-        self._wanted = wanted
+        self._listed = listed
         self._known = known
-        self._header: file_header.Header | None = None
+        self._header: FileHeader | None = None
         self._begin = b""
         self._size: int | None = None
         self._transport: Transport | None = None
@@ -91,22 +86,22 @@ class ReplicaSource(Source):  # type: ignore[misc]
         self._ahead: ThreadPoolExecutor | None = None
         self._closed = False
         self.failures = {} if failures is None else failures
-        self._from_any(lambda _transport, _timeout: None, 0)
-        made(self)
+        self._from_any_replica(lambda _transport, _timeout: None, 0)
+        on_open(self)
 
     @property
     def url(self) -> str:
-        """The replica that is read from."""
+        """URL of the replica that is read."""
         return self._url
 
     @property
     def stamp(self) -> str:
-        """What changes when the replica does: its time of modification, or the server's tag."""
+        """Stamp of the replica that is read, which changes when the file does."""
         return "" if self._transport is None else self._transport.stamp
 
     @property
     def is_local(self) -> bool:
-        """Whether it is read from a disk of this machine."""
+        """True for a file on a disk of this machine."""
         return scheme(self._url) == "file"
 
     @property
@@ -116,7 +111,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
+        """True after `close`."""
         return self._closed
 
     def chunk(self, start: int, stop: int) -> Any:
@@ -124,16 +119,17 @@ class ReplicaSource(Source):  # type: ignore[misc]
         return self.chunks([(start, stop)], None)[0]
 
     def chunks(self, ranges: Sequence[Range], notifications: Any) -> list[Any]:
-        """Read parts, in as few requests as may be."""
-        within = [
+        """Read parts, in as few requests as possible."""
+        inside = [
             (int(start), max(int(start), min(int(stop), self.num_bytes))) for start, stop in ranges
         ]
+        # uproot's performance counters
         self._num_requests += 1
-        self._num_requested_chunks += len(within)
-        self._num_requested_bytes += sum(stop - start for start, stop in within)
+        self._num_requested_chunks += len(inside)
+        self._num_requested_bytes += sum(stop - start for start, stop in inside)
         chunks = [
             Chunk(self, start, stop, TrivialFuture(data))
-            for (start, stop), data in zip(ranges, self.read(within), strict=True)
+            for (start, stop), data in zip(ranges, self.read(inside), strict=True)
         ]
         for chunk in chunks if notifications is not None else ():
             notifications.put(chunk)
@@ -145,52 +141,50 @@ class ReplicaSource(Source):  # type: ignore[misc]
             return [self._begin[start:stop] for start, stop in ranges]
         with self._lock:
             if isinstance(self._transport, LocalFile):  # no limits, no waiting
-                with contextlib.suppress(ReplicaError):  # else as it is done for all
+                with contextlib.suppress(ReplicaError):  # then retry below, as for servers
                     return self._transport.read(ranges, OPERATION_S)
-            found = [data for some in _requests(ranges) for data in self._request(some)]
-        return _together(ranges, iter(found))
+            pieces = [data for batch in _batches(ranges) for data in self._read_batch(batch)]
+        return _join(ranges, iter(pieces))
 
-    def _request(self, ranges: Sequence[Range]) -> list[Data]:
-        n_bytes = sum(stop - start for start, stop in ranges)
+    def _read_batch(self, batch: Sequence[Range]) -> list[Data]:
+        n_bytes = sum(stop - start for start, stop in batch)
+        return self._from_any_replica(
+            lambda transport, timeout: transport.read(batch, timeout), n_bytes
+        )
 
-        def read(transport: Transport, timeout: float) -> list[Data]:
-            return transport.read(ranges, timeout)
-
-        return self._from_any(read, n_bytes)
-
-    def begin(self, ranges: Sequence[Range]) -> Future[list[Data]]:
+    def read_ahead(self, ranges: Sequence[Range]) -> Future[list[Data]]:
         """Read parts in the background, while the caller does something else."""
         if self._ahead is None:
-            # glibc keeps blocks for use again up to the size of one that it has seen freed. Without
-            # this, all that comes is new memory: a tenth of the time of reading.
-            bytes(REQUEST_BYTES)
+            # glibc reuses blocks up to the size of the largest that was freed. Without this,
+            # each answer is new memory: a tenth of the time of reading.
+            bytes(MAX_REQUEST_BYTES)
             self._ahead = ThreadPoolExecutor(1, "read-ahead")
         return self._ahead.submit(self.read, ranges)
 
     def distrust(self, reason: str, url: str = "") -> bool:
-        """Take it that a replica (the open one) is damaged; whether there is another one."""
+        """Mark a replica (the open one) as damaged; return whether there is another one."""
         with self._lock:
             url = url or self._url
             if not url or self._is_doubtful:
                 return False
-            self._blame(url, CorruptError(reason))
+            self._record_failure(url, CorruptError(reason))
             self._distrusted.add(url)
             if url == self._url:
                 self._drop()
-            return not self._distrusted.issuperset(self._wanted.replicas)
+            return not self._distrusted.issuperset(self._listed.replicas)
 
     @property
     def _is_doubtful(self) -> bool:
-        """Whether what is known of the file is to blame before a replica is."""
+        """True if what is remembered of the file is to blame before a replica is."""
         return self._known is not None and self._known.is_remembered
 
     def check_same(self) -> None:
-        """See that what was read is what is there.
+        """Reject a file that was replaced or changed while it was read.
 
         Raises
         ------
         DeliveryError
-            The file was replaced or changed while it was read.
+            It was.
         """
         with self._lock:
             if self._transport is None:
@@ -200,20 +194,22 @@ class ReplicaSource(Source):  # type: ignore[misc]
             except ReplacedError as error:
                 self._drop()
                 raise DeliveryError(str(error), may_be_replaced=True) from error
-            except ReplicaError as error:  # its server went; what it gave before is whole
-                logger.debug("%s: can't be compared: %s", self._wanted.lfn, error)
+            except ReplicaError as error:  # its server is gone; what it gave before is whole
+                logger.debug("%s: can't be compared: %s", self._listed.lfn, error)
                 self._drop()
 
-    def _from_any(self, action: Callable[[Transport, float], Answer], n_bytes: int) -> Answer:
-        """Do something with a replica, with another one if it fails, until the deadline."""
+    def _from_any_replica(
+        self, action: Callable[[Transport, float], Result], n_bytes: int
+    ) -> Result:
+        """Return the result of an action on a replica, on another one if it fails."""
         begun, longest = time.monotonic(), OPERATION_S + n_bytes / SLOWEST
         errors: dict[str, ReplicaError] = {}
         if self._transport is not None and not self._closed:  # nearly always no more is needed
             with contextlib.suppress(ReplicaError):
                 return self._attempt(self._url, action, min(longest, DEADLINE_S), errors)
-        patience = DEADLINE_S
-        if all(map(server_health.is_on_probation, self._wanted.replicas)):
-            patience = OPERATION_S
+        # Servers that were given up get one short try, so that a run without servers ends.
+        is_hopeless = all(map(server_health.is_on_probation, self._listed.replicas))
+        patience = OPERATION_S if is_hopeless else DEADLINE_S
         end = begun + patience
         while not self._closed:
             for url in self._candidates(errors):
@@ -224,37 +220,38 @@ class ReplicaSource(Source):  # type: ignore[misc]
                     return self._attempt(url, action, min(longest, left), errors)
             left = end - time.monotonic()
             if not self._candidates(errors) or left <= PAUSE_S:
-                self._refuse(errors, patience if left <= PAUSE_S else None)
+                self._fail(errors, patience if left <= PAUSE_S else None)
             time.sleep(PAUSE_S)
         raise DeliveryError("it was closed while it was read")
 
     def _attempt(
         self,
         url: str,
-        action: Callable[[Transport, float], Answer],
+        action: Callable[[Transport, float], Result],
         timeout: float,
         errors: dict[str, ReplicaError],
-    ) -> Answer:
-        """Do something with one replica; what it fails with is noted, and let go."""
+    ) -> Result:
+        """Try an action on one replica; its failure is recorded and raised."""
         try:
-            answer = action(self._connected(url, timeout), timeout)
+            result = action(self._connected(url, timeout), timeout)
         except ReplicaError as error:
             errors[url] = error
             self._drop()
             if isinstance(error, ChangedError) and self._is_doubtful:
-                self._refuse(errors, None)
-            self._blame(url, error)
+                self._fail(errors, None)
+            self._record_failure(url, error)
             raise
-        server_health.answered(url)
-        return answer
+        server_health.record_success(url)
+        return result
 
     def _candidates(self, errors: dict[str, ReplicaError]) -> list[str]:
-        """Replicas that may still answer, the most promising one first."""
+        """Return replicas that may still answer, the most promising one first."""
         lasting = {url for url, e in errors.items() if not isinstance(e, TransientError)}
-        urls = [url for url in server_health.in_order(self._wanted.replicas) if url not in lasting]
+        ordered = server_health.by_reliability(self._listed.replicas)
+        urls = [url for url in ordered if url not in lasting]
         trusted = [url for url in urls if url not in self._distrusted] or urls
         for url in [url for url in trusted if url not in errors]:
-            reason = server_health.why_given_up(url)
+            reason = server_health.given_up_reason(url)
             if reason is not None:
                 errors[url] = PermanentError(f"{reason} (a moment ago)")
                 trusted.remove(url)
@@ -266,76 +263,73 @@ class ReplicaSource(Source):  # type: ignore[misc]
         begun = time.monotonic()
         transport = connect(url, timeout)
         try:
-            self._compare(url, transport, max(1.0, timeout - (time.monotonic() - begun)))
+            self._verify(url, transport, max(1.0, timeout - (time.monotonic() - begun)))
         except ReplicaError:
             transport.close()
             raise
         self._transport, self._url = transport, url
         return transport
 
-    def _compare(self, url: str, transport: Transport, timeout: float) -> None:
-        """See that it is the file that is wanted, whole, and the same as the replica before."""
-        begin = bytes(getattr(transport, "begin", b"")) or bytes(
-            transport.read([(0, min(file_header.N_BYTES, transport.size))], timeout)[0]
-            if transport.size
-            else b""
-        )
-        found = file_header.parse(begin)
-        if transport.size < found.end:
-            raise CorruptError(f"it is cut off: {transport.size} of {found.end} bytes are there")
-        wanted = self._wanted
-        _refuse_other("the fileset says", found, transport, wanted.uuid, wanted.size)
+    def _verify(self, url: str, transport: Transport, timeout: float) -> None:
+        """Reject a replica that is cut off, or not the listed file."""
+        begin = bytes(getattr(transport, "begin", b""))
+        if not begin and transport.size:
+            begin = bytes(transport.read([(0, min(N_BYTES, transport.size))], timeout)[0])
+        header, size = parse_header(begin), transport.size
+        if size < header.end:
+            raise CorruptError(f"it is cut off: {size} of {header.end} bytes are there")
+        listed = self._listed
+        _refuse_other("the fileset says", header, size, listed.uuid, listed.size)
         if self._header is not None:
-            _refuse_other("another replica says", found, transport, self._header.uuid, self._size)
+            _refuse_other("another replica says", header, size, self._header.uuid, self._size)
         if self._known is not None:
             try:
-                _refuse_other("it had", found, transport, self._known.uuid, self._known.size)
+                _refuse_other("it had", header, size, self._known.uuid, self._known.size)
             except MismatchError as error:
                 raise ChangedError(str(error)) from error
-        before = self._stamps.setdefault(credentials.redacted(url), transport.stamp)
-        is_one = is_one_version(before, transport.stamp)
-        if not is_one and (self._is_doubtful or not transport.has(before, timeout)):
-            raise ChangedError(
-                "it was changed since it was opened first: its time or tag is another"
-            )
-        self._header, self._size, self._begin = found, transport.size, begin
+        # The stamp tells versions of equal size and UUID apart.
+        earlier = self._stamps.setdefault(redacted(url), transport.stamp)
+        is_same = is_same_version(earlier, transport.stamp)
+        if not is_same and (self._is_doubtful or not transport.has(earlier, timeout)):
+            raise ChangedError("it was changed since it was first opened: its time or tag differs")
+        self._header, self._size, self._begin = header, size, begin
 
-    def _blame(self, url: str, error: ReplicaError) -> None:
-        reason = credentials.redacted(str(error))
+    def _record_failure(self, url: str, error: ReplicaError) -> None:
+        reason = redacted(str(error))
         if url not in self.failures:
-            logger.debug("%s: %s: %s", self._wanted.lfn, credentials.redacted(url), reason)
+            logger.debug("%s: %s: %s", self._listed.lfn, redacted(url), reason)
         self.failures[url] = reason
-        server_health.failed(url, error)
+        server_health.record_failure(url, error)
 
     def _drop(self) -> None:
         if self._transport is not None:
             self._transport.close()
         self._transport = None
 
-    def _refuse(self, errors: dict[str, ReplicaError], waited: float | None) -> NoReturn:
-        """Say what is wrong with each replica; ``waited`` s for some, None if there is no use."""
+    def _fail(self, errors: dict[str, ReplicaError], waited: float | None) -> NoReturn:
+        """Raise with the reason of each replica; ``waited`` s, or None if waiting is of no use."""
         if waited is not None:
             for url, error in errors.items():
                 if isinstance(error, TransientError):
                     server_health.give_up(url, str(error))
         reasons = [
-            (credentials.redacted(url), str(errors.get(url) or self.failures.get(url, "not tried")))
-            for url in self._wanted.replicas
+            (redacted(url), str(errors.get(url) or self.failures.get(url, "not tried")))
+            for url in self._listed.replicas
         ]
         listed = "; ".join(f"{url}: {reason}" for url, reason in reasons)
         text = reasons[0][1] if len(reasons) == 1 else f"no replica can be read: {listed}"
         if waited is not None:
             text += f" (tried for {waited:.0f} s)"
-        others = [isinstance(error, MismatchError) for error in errors.values()] or [False]
-        replaced = any(isinstance(error, ReplacedError) for error in errors.values())
+        mismatches = [isinstance(error, MismatchError) for error in errors.values()] or [False]
+        is_replaced = any(isinstance(error, ReplacedError) for error in errors.values())
         raise DeliveryError(
-            credentials.redacted(text),
-            is_other_file=all(others),
-            may_be_replaced=any(others) or replaced,
+            redacted(text),
+            is_other_file=all(mismatches),
+            may_be_replaced=any(mismatches) or is_replaced,
         )
 
     def close(self) -> None:
-        """Let go of the file, and of what is still read ahead."""
+        """Close the file, and stop reading ahead."""
         self._closed = True
         if self._ahead is not None:
             self._ahead.shutdown(wait=False, cancel_futures=True)
@@ -351,33 +345,35 @@ class ReplicaSource(Source):  # type: ignore[misc]
 
 
 def _refuse_other(
-    says: str, found: file_header.Header, transport: Transport, uuid: str | None, size: int | None
+    source: str, header: FileHeader, size: int, uuid: str | None, expected_size: int | None
 ) -> None:
-    for what, is_, said in (("uuid", found.uuid, uuid), ("size", transport.size, size)):
-        if said is not None and is_ != said:
-            raise MismatchError(f"its {what} is {is_}, but {says} {said}; is it another file?")
+    for name, actual, expected in (("uuid", header.uuid, uuid), ("size", size, expected_size)):
+        if expected is not None and actual != expected:
+            raise MismatchError(
+                f"its {name} is {actual}, but {source} {expected}; is it another file?"
+            )
 
 
-def _requests(ranges: Iterable[Range]) -> Iterator[list[Range]]:
-    """Cut ranges into what one request may ask for."""
-    some: list[Range] = []
+def _batches(ranges: Iterable[Range]) -> Iterator[list[Range]]:
+    """Cut ranges into batches that one request may ask for."""
+    batch: list[Range] = []
     n_bytes = 0
     for start, stop in ranges:
-        for begin in range(start, stop, MOST_BYTES):
-            end = min(begin + MOST_BYTES, stop)
-            if some and (len(some) == MOST_RANGES or n_bytes + end - begin > REQUEST_BYTES):
-                yield some
-                some, n_bytes = [], 0
-            some.append((begin, end))
+        for begin in range(start, stop, MAX_RANGE_BYTES):
+            end = min(begin + MAX_RANGE_BYTES, stop)
+            if batch and (len(batch) == MAX_RANGES or n_bytes + end - begin > MAX_REQUEST_BYTES):
+                yield batch
+                batch, n_bytes = [], 0
+            batch.append((begin, end))
             n_bytes += end - begin
-    if some:
-        yield some
+    if batch:
+        yield batch
 
 
-def _together(ranges: Iterable[Range], pieces: Iterator[Data]) -> list[Data]:
-    """Join what was cut."""
-    found: list[Data] = []
+def _join(ranges: Iterable[Range], pieces: Iterator[Data]) -> list[Data]:
+    """Join the pieces of ranges that `_batches` cut."""
+    parts: list[Data] = []
     for start, stop in ranges:
-        n = -(-(stop - start) // MOST_BYTES)
-        found.append(next(pieces) if n == 1 else b"".join(next(pieces) for _ in range(n)))
-    return found
+        n = -(-(stop - start) // MAX_RANGE_BYTES)
+        parts.append(next(pieces) if n == 1 else b"".join(next(pieces) for _ in range(n)))
+    return parts

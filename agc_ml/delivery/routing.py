@@ -1,137 +1,123 @@
-"""Ways to the events: which replicas of each file are asked, and in which order."""
+"""Routes to the events: which replicas of each file are read, and in which order."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
+from agc_ml.delivery import servicex
+from agc_ml.delivery.servicex import Needs
 from agc_ml.errors import FilesetError, UsageError
 from agc_ml.inputs.datasets import Dataset, File
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.transports.base import has_host, scheme
+from agc_ml.transports.base import HTTP, XROOTD, has_host, scheme
 
-_SCHEMES: Final = {
-    "local": {"file"},
-    "https": {"http", "https"},
-    "xrootd": {"root", "roots", "xroot", "xroots"},
-}
+_SCHEMES: Final = {"local": {"file"}, "https": HTTP, "xrootd": XROOTD, "xcache": XROOTD}
 SERVICEX: Final = "servicex"
 USAGE: Final = "local, https[=URL], xrootd[=URL], xcache=URL[,URL...], servicex[=ENDPOINT]"
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How files are reached: by ``kind``, from ``places``: URLs that the file's path follows.
+class Route:
+    """Kind of a route, and the URLs below which the paths of files are found.
 
-    Of ``servicex`` these are its endpoint.
+    For ``servicex`` there is one, its endpoint, or none.
     """
 
     kind: str
     places: tuple[str, ...] = ()
 
 
-class Needs(NamedTuple):
-    """What a processor reads of a dataset: branches, and of which events.
-
-    ``preselection`` is an expression of branches, in uproot's language, that all events fulfil
-    which the processor selects; ``counted`` are the branches that it needs of the others. Without
-    one it needs them all.
-    """
-
-    columns: tuple[str, ...] = ()
-    preselection: str = ""
-    counted: tuple[str, ...] = ()
-
-
-def parse(text: str) -> Way:
-    """Read a way as it is typed: ``local``, ``https``, ``xrootd=root://host``, ``xcache=...``.
+def parse(text: str) -> Route:
+    """Parse a route as users write it: ``local``, ``xrootd=root://host``, ``xcache=...``.
 
     Raises
     ------
     UsageError
-        There is no such way, or its servers are of another protocol.
+        There is no such route, or its servers speak another protocol.
     """
     kind, equals, rest = text.partition("=")
     if kind == SERVICEX:
-        return Way(kind, (rest,) if rest else ())
+        return Route(kind, (rest,) if rest else ())
     places = tuple(part.strip() for part in rest.split(",") if part.strip())
-    if kind not in {*_SCHEMES, "xcache"}:
-        raise UsageError(f"--via {text}: no such way; there are {USAGE}")
+    if kind not in _SCHEMES:
+        raise UsageError(f"--via {text}: no such route; use {USAGE}")
     if kind == "xcache" and not places:
-        raise UsageError("--via xcache: which cache? xcache=root://HOST:PORT, several with commas")
+        raise UsageError(
+            "--via xcache: name a cache, xcache=root://HOST:PORT, or several with commas"
+        )
     if (
         (equals and not places)
         or (kind == "local" and places)
         or (kind != "xcache" and len(places) > 1)
     ):
-        raise UsageError(f"--via {text}: {USAGE} are known")
-    expected = _SCHEMES["xrootd" if kind == "xcache" else kind]
+        raise UsageError(f"--via {text}: use {USAGE}")
     for place in places:
-        if scheme(place) not in expected or not has_host(place):
-            known = " or ".join(f"{name}://HOST" for name in sorted(expected))
-            raise UsageError(f"--via {text}: {place} should be {known}")
-    return Way(kind, places)
+        if scheme(place) not in _SCHEMES[kind] or not has_host(place):
+            expected = " or ".join(f"{name}://HOST" for name in sorted(_SCHEMES[kind]))
+            raise UsageError(f"--via {text}: {place} should be {expected}")
+    return Route(kind, places)
 
 
 def deliver(
     fileset: Fileset,
-    way: Way | None,
+    route: Route | None,
     needs_of: Callable[[Dataset], Needs] = lambda _: Needs(),
 ) -> Fileset:
-    """The same files, with the replicas of a way first. None leaves them as they are listed.
+    """Return the same files, with the replicas of a route first; None leaves their order.
 
-    The others stay behind them, and are read when those fail; but ``local`` reads from disks only.
-    A cache is asked first; which one of several is decided by a hash of the file's name, so that
-    each file is kept by one. ``servicex`` gives other files, with only what is needed of each
-    dataset.
+    The other replicas follow, and are read when those fail; but ``local`` reads only from disks. Of
+    several caches, a hash of the file's name chooses one, so that each file is in one cache only.
+    ``servicex`` gives other files, with only the needed columns of each dataset.
 
     Raises
     ------
     FilesetError
         A file has no replica of that kind.
     UsageError
-        There is no such endpoint, or no columns.
+        There is no such endpoint, or no columns are declared.
     DeliveryError
-        ServiceX could not deliver every file.
+        ServiceX did not deliver every file.
     """
-    if way is None:
+    if route is None:
         return fileset
-    if way.kind == SERVICEX:
-        from agc_ml.delivery import servicex  # noqa: PLC0415 - it needs an extra
+    if route.kind == SERVICEX:
+        return servicex.deliver_columns(fileset, next(iter(route.places), None), needs_of)
+    datasets = []
+    for dataset in fileset.datasets:
+        if route.kind == "xcache":
+            files = [_with_cache_first(route, file) for file in dataset.files]
+        else:
+            files = [_with_protocol_first(route, dataset.name, file) for file in dataset.files]
+        datasets.append(replace(dataset, files=tuple(files)))
+    return replace(fileset, datasets=tuple(datasets))
 
-        return servicex.delivered(fileset, next(iter(way.places), None), needs_of)
-    arrange = _BY_KIND.get(way.kind, _of_kind)
-    datasets = tuple(
-        replace(d, files=tuple(arrange(way, d, file) for file in d.files)) for d in fileset.datasets
-    )
-    return replace(fileset, datasets=datasets)
 
-
-def _of_kind(way: Way, dataset: Dataset, file: File) -> File:
-    right = tuple(url for url in file.replicas if scheme(url) in _SCHEMES[way.kind])
-    if way.places:
-        right = (_below(way.places[0], file.lfn), *right)
-    if not right:
-        kinds = ", ".join(sorted({f"{scheme(url)}://" for url in file.replicas}))
-        hint = "" if way.kind == "local" else f", or say where: --via {way.kind}=URL"
+def _with_protocol_first(route: Route, dataset: str, file: File) -> File:
+    preferred = [url for url in file.replicas if scheme(url) in _SCHEMES[route.kind]]
+    if route.places:
+        preferred = [_join(route.places[0], file.lfn), *preferred]
+    if not preferred:
+        present = ", ".join(sorted({f"{scheme(url)}://" for url in file.replicas}))
+        hint = "" if route.kind == "local" else f", or give a server: --via {route.kind}=URL"
         raise FilesetError(
-            f"dataset {dataset.name}: {file.lfn} has no replica for --via {way.kind}, only "
-            f"{kinds}; leave the option out{hint}"
+            f"dataset {dataset}: {file.lfn} has no replica for --via {route.kind}, only "
+            f"{present}; leave the option out{hint}"
         )
-    others = () if way.kind == "local" else file.replicas
-    return replace(file, replicas=tuple(dict.fromkeys((*right, *others))))
+    others = () if route.kind == "local" else file.replicas
+    return replace(file, replicas=tuple(dict.fromkeys((*preferred, *others))))
 
 
-def _cached(way: Way, _dataset: Dataset, file: File) -> File:
-    origins = [url for url in file.replicas if scheme(url) in _SCHEMES["xrootd"]]
-    place = max(way.places, key=lambda cache: _weight(cache, file.lfn))
-    if "{url}" in place:
-        cached = tuple(place.replace("{url}", url) for url in origins[:1])
+def _with_cache_first(route: Route, file: File) -> File:
+    origins = [url for url in file.replicas if scheme(url) in XROOTD]
+    cache = max(route.places, key=lambda place: _weight(place, file.lfn))
+    if "{url}" in cache:
+        cached = tuple(cache.replace("{url}", url) for url in origins[:1])
     else:
-        cached = (_below(place, urlsplit(origins[0]).path if origins else file.lfn),)
+        cached = (_join(cache, urlsplit(origins[0]).path if origins else file.lfn),)
     return replace(file, replicas=tuple(dict.fromkeys((*cached, *file.replicas))))
 
 
@@ -143,9 +129,6 @@ def _weight(cache: str, lfn: str) -> bytes:
     return hashlib.sha256(f"{cache}\n{lfn}".encode()).digest()
 
 
-def _below(place: str, path: str) -> str:
-    slashes = "//" if scheme(place) in _SCHEMES["xrootd"] else "/"
+def _join(place: str, path: str) -> str:
+    slashes = "//" if scheme(place) in XROOTD else "/"
     return f"{place.rstrip('/')}{slashes}{path.lstrip('/')}"
-
-
-_BY_KIND: Final[dict[str, Callable[[Way, Dataset, File], File]]] = {"xcache": _cached}

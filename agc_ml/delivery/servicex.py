@@ -1,7 +1,7 @@
-"""Columns through ServiceX: a service that reads files where they are, and delivers what is needed.
+"""Columns through ServiceX: a service that reads files where they are, and delivers columns.
 
-One request a dataset, all at the same time. What comes back is checked file by file, because the
-service calls a request complete when some of its files failed, and then kept for the next run.
+Each dataset is one request; all run at the same time. Every delivered file is checked, since the
+service calls a request complete when some of its files failed, and kept for the next run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import tempfile
 import threading
 import zlib
@@ -20,9 +19,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from agc_ml.delivery import opening
-from agc_ml.delivery import servicex_client as talk
-from agc_ml.delivery.routing import Needs
+from agc_ml import files
+from agc_ml.delivery import servicex_client
+from agc_ml.delivery.opening import open_file
+from agc_ml.delivery.servicex_client import ServiceX, error_line
 from agc_ml.errors import DeliveryError, FilesetError, UsageError
 from agc_ml.inputs.columns import EVENT_ID, with_counters
 from agc_ml.inputs.datasets import Dataset, File
@@ -32,26 +32,45 @@ from agc_ml.transports.credentials import redacted
 
 logger = logging.getLogger(__name__)
 
-DROPPED: Final = "Dropped"
-"""Tree of the events that a preselection dropped."""
-_NOTE: Final = "delivered.json"
-_NAMED: Final = 3
+DROPPED: Final = "Dropped"  # the tree of the events that a preselection dropped
+_INDEX: Final = "delivered.json"
+_N_NAMED: Final = 3
 _PIECE: Final = 1 << 22
 
 Result = TypeVar("Result")
 
 
+class Needs(NamedTuple):
+    """Branches of a dataset that a processor reads, and of which events.
+
+    ``preselection`` is an expression of branches, in uproot's language, that is true for all events
+    that the processor selects; of the others it needs the branches ``counted``. Without a
+    preselection it needs all events.
+    """
+
+    columns: tuple[str, ...] = ()
+    preselection: str = ""
+    counted: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
-class _Wanted:
-    """A request: the dataset, what the service is to read, by which name, and its query."""
+class _DatasetRequest:
+    """A request: the dataset, its files by the URL that the service reads, and its query."""
 
     dataset: Dataset
     inputs: Mapping[str, File]
     query: str
     dropped: str | None
 
+    def delivered(self, file: File, path: Path, *others: str) -> File:
+        """Return a file as it was delivered; its name stays that of the original in all reports."""
+        replicas = (str(path), *others)
+        return replace(
+            file, replicas=replicas, dropped=self.dropped, uuid=None, size=None, adler32=None
+        )
 
-class _Kept(NamedTuple):
+
+class _KeptFile(NamedTuple):
     """A delivered file: its name in the folder, its checksum, and a digest of its events."""
 
     name: str
@@ -60,35 +79,36 @@ class _Kept(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Delivered:
+class _DeliveredDataset:
     """A dataset as it was delivered, and the digest of each file's events."""
 
     dataset: Dataset
     events: tuple[str, ...]
 
 
-def delivered(fileset: Fileset, where: str | None, needs_of: Callable[[Dataset], Needs]) -> Fileset:
-    """The same files, on this machine, with what is needed only.
+def deliver_columns(
+    fileset: Fileset, endpoint: str | None, needs_of: Callable[[Dataset], Needs]
+) -> Fileset:
+    """Return the same files, on this machine, with the needed columns only.
 
-    Where there is a preselection, the events that it drops are in a tree of their own, with the
-    branches by which they count.
+    Events that a preselection drops are in a tree of their own, with the branches that count them.
 
     Parameters
     ----------
-    where
-        The name of an endpoint in ``servicex.yaml``, the path of such a file, or a URL; None: the
+    endpoint
+        The name of an endpoint in ``servicex.yaml``, the path of such a file, or a URL; None is the
         first endpoint in the file that the client finds.
     needs_of
-        What is needed of a dataset.
+        Returns the needs of a dataset.
 
     Raises
     ------
     UsageError
         No columns are declared, or there is no such endpoint.
     FilesetError
-        A file is there twice, under different names or with two trees.
+        A file is listed twice, under different names or with two trees.
     DeliveryError
-        The service can't be reached, is too old, or could not deliver every file; the message names
+        The service can't be reached, is too old, or did not deliver every file; the message names
         dataset, file and reason.
     """
     try:
@@ -97,29 +117,29 @@ def delivered(fileset: Fileset, where: str | None, needs_of: Callable[[Dataset],
         raise UsageError(
             "--via servicex needs the ServiceX client: pip install 'agc-ml[servicex]'"
         ) from error
-    wanted = [_wanted(dataset, needs_of(dataset)) for dataset in fileset.datasets]
-    service = talk.find(where)
+    requests = [_dataset_request(dataset, needs_of(dataset)) for dataset in fileset.datasets]
+    service = servicex_client.find_service(endpoint)
 
-    async def all_datasets() -> list[_Delivered]:
-        await talk.greet(service)
-        work = [asyncio.ensure_future(_one_dataset(service, one)) for one in wanted]
+    async def deliver_all() -> list[_DeliveredDataset]:
+        await servicex_client.check_service(service)
+        tasks = [asyncio.ensure_future(_deliver(service, request)) for request in requests]
         try:
-            return await asyncio.gather(*work)
+            return await asyncio.gather(*tasks)
         finally:
-            for task in work:
+            for task in tasks:
                 task.cancel()
 
-    found = _run(all_datasets)
-    _refuse_copies(found)
-    return replace(fileset, datasets=tuple(one.dataset for one in found))
+    delivered = _run(deliver_all)
+    _refuse_copies(delivered)
+    return replace(fileset, datasets=tuple(each.dataset for each in delivered))
 
 
-def _refuse_copies(found: Sequence[_Delivered]) -> None:
-    """Refuse a file that is twice in what adds up; delivered, each copy has its own UUID."""
+def _refuse_copies(delivered: Sequence[_DeliveredDataset]) -> None:
+    """Reject a file that would count twice; its delivered copies differ in their UUIDs."""
     seen: dict[tuple[str, ...], tuple[Dataset, File]] = {}
-    for one in found:
-        dataset = one.dataset
-        for file, events in zip(dataset.files, one.events, strict=True):
+    for each in delivered:
+        dataset = each.dataset
+        for file, events in zip(dataset.files, each.events, strict=True):
             key = (dataset.process, dataset.variation, file.tree, events)
             owner, twin = seen.setdefault(key, (dataset, file))
             if events and twin is not file:
@@ -131,7 +151,7 @@ def _refuse_copies(found: Sequence[_Delivered]) -> None:
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-    """Run a coroutine in a thread, as there may be a loop in this one: notebooks have one."""
+    """Run a coroutine in a thread, as this one may have an event loop: notebooks do."""
     stop = threading.Event()
 
     async def until_stopped() -> Result:
@@ -150,7 +170,7 @@ def _run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
             stop.set()  # Ctrl-C ends the other thread too
 
 
-def _wanted(dataset: Dataset, needs: Needs) -> _Wanted:
+def _dataset_request(dataset: Dataset, needs: Needs) -> _DatasetRequest:
     if not needs.columns:
         raise UsageError(
             "--via servicex delivers the columns that a processor declares, and it declares none "
@@ -159,48 +179,61 @@ def _wanted(dataset: Dataset, needs: Needs) -> _Wanted:
     inputs = {file.url: file for file in dataset.files}
     if len(inputs) < len(dataset.files):
         raise FilesetError(
-            f"dataset {dataset.name}: a file is listed twice; --via servicex takes one tree of it"
+            f"dataset {dataset.name}: a file is listed twice; --via servicex reads one tree of it"
         )
     trees = sorted({file.tree for file in dataset.files})
     cut = needs.preselection if len(trees) == 1 else ""
-    names = with_counters((*EVENT_ID, *needs.columns))
-    queries = [_query(tree, tree, names, cut) for tree in trees]
+    columns = with_counters((*EVENT_ID, *needs.columns))
+    queries = [_query(tree, tree, columns, cut) for tree in trees]
     if cut:
-        names = with_counters((*EVENT_ID, *needs.counted))
-        queries.append(_query(trees[0], DROPPED, names, f"({cut}) == 0"))
-    if not dataset.is_data:  # how many events a filter dropped, where a file says so
+        counted = with_counters((*EVENT_ID, *needs.counted))
+        queries.append(_query(trees[0], DROPPED, counted, f"({cut}) == 0"))
+    if not dataset.is_data:  # the number of generated events, where a file has it
         queries.append(
             {"treename": "Runs", "filter_name": ["genEventCount*"], "fail_on_missing_trees": False}
         )
-    return _Wanted(dataset, inputs, json.dumps(queries), DROPPED if cut else None)
+    return _DatasetRequest(dataset, inputs, json.dumps(queries), DROPPED if cut else None)
 
 
-def _query(tree: str, target: str, names: Sequence[str], cut: str) -> dict[str, Any]:
-    branches = sorted(set(names))
+def _query(tree: str, target: str, columns: Sequence[str], cut: str) -> dict[str, Any]:
+    branches = sorted(set(columns))
     query = {"treename": {tree: target}, "filter_name": branches, "fail_on_missing_trees": True}
     return {**query, "cut": cut} if cut else query
 
 
-async def _one_dataset(service: talk.Service, wanted: _Wanted) -> _Delivered:
-    """The files of a dataset as they were delivered now, or before."""
-    request = _request(wanted)
-    dataset, inputs = wanted.dataset, [_state(file) for file in wanted.inputs.values()]
-    content = repr([service.url, request.compute_hash(), dataset.name, inputs])
+async def _deliver(service: ServiceX, request: _DatasetRequest) -> _DeliveredDataset:
+    """Return the files of a dataset, from the cache if they are there."""
+    from servicex.models import (  # noqa: PLC0415 - heavy
+        ResultDestination,
+        ResultFormat,
+        TransformRequest,
+    )
+
+    name, inputs = request.dataset.name, request.inputs
+    transform = TransformRequest(
+        title=f"agc-ml: {name}",
+        file_list=list(inputs),
+        selection=request.query,
+        codegen=servicex_client.CODEGEN,
+        result_destination=ResultDestination.object_store,
+        result_format=ResultFormat.root_ttree,
+    )
+    # The folder depends on the service, the query and the state of the inputs.
+    states = [_input_state(file) for file in inputs.values()]
+    content = repr([service.url, transform.compute_hash(), name, states])
     folder = service.folder / hashlib.sha256(content.encode()).hexdigest()[:40]
-    kept = _kept(folder)
-    found = _from_kept(wanted, folder, kept)
-    if found is None:
-        request_id = await talk.submitted(
-            service, wanted.dataset.name, request, kept.get("request")
-        )
-        _note(folder, {"request": request_id})
-        await talk.finished(service, wanted.dataset.name, len(wanted.inputs), request_id)
-        found = await _fetched(service, wanted, request_id, folder)
-    return found
+    index = _read_index(folder)
+    delivered = _from_cache(request, folder, index)
+    if delivered is None:
+        request_id = await servicex_client.submit(service, name, transform, index.get("request"))
+        _write_index(folder, {"request": request_id})
+        await servicex_client.wait_until_finished(service, name, len(inputs), request_id)
+        delivered = await _download(service, request, request_id, folder)
+    return delivered
 
 
-def _state(file: File) -> list[Any]:
-    """What tells whether a file is the one that was delivered: what is stated, and what is seen."""
+def _input_state(file: File) -> list[Any]:
+    """Return what identifies the version of a file: as the fileset states it, and as it is."""
     stated = [file.uuid, file.size, file.adler32, file.entries]
     path = local_path(file.url)
     if path is None or not path.is_file():
@@ -209,65 +242,46 @@ def _state(file: File) -> list[Any]:
     return [*stated, status.st_size, status.st_mtime_ns]
 
 
-def _request(wanted: _Wanted) -> Any:
-    from servicex.models import (  # noqa: PLC0415 - heavy
-        ResultDestination,
-        ResultFormat,
-        TransformRequest,
-    )
-
-    return TransformRequest(
-        title=f"agc-ml: {wanted.dataset.name}",
-        file_list=list(wanted.inputs),
-        selection=wanted.query,
-        codegen=talk.CODEGEN,
-        result_destination=ResultDestination.object_store,
-        result_format=ResultFormat.root_ttree,
-    )
-
-
-def _kept(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / _NOTE).read_text())
+        index = json.loads((folder / _INDEX).read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return index if isinstance(index, dict) else {}
 
 
-def _note(folder: Path, content: Mapping[str, Any]) -> None:
+def _write_index(folder: Path, content: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = folder / f".{os.getpid()}.json"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(folder / _NOTE)
+    files.write_private(folder / _INDEX, json.dumps(content))
 
 
-def _from_kept(wanted: _Wanted, folder: Path, kept: Mapping[str, Any]) -> _Delivered | None:
-    """Files that were delivered before, if each one is there and as it was."""
+def _from_cache(
+    request: _DatasetRequest, folder: Path, index: Mapping[str, Any]
+) -> _DeliveredDataset | None:
+    """Return files that were delivered before, if all are there and unchanged."""
     try:
-        known = {key: _Kept(*values) for key, values in kept["files"].items()}
-        of_file = {url: known[_key(url)] for url in wanted.inputs}
+        known = {key: _KeptFile(*values) for key, values in index["files"].items()}
+        kept = {url: known[_key(url)] for url in request.inputs}
     except (KeyError, TypeError, AttributeError):
         return None
-    for url, one in of_file.items():
-        path = folder / one.name
-        if not path.is_file() or _checksum(path) != one.checksum:
+    for url, entry in kept.items():
+        path = folder / entry.name
+        if not path.is_file() or _checksum(path) != entry.checksum:
             logger.info(
-                "%s: what was made of %s was changed since; it is asked for again",
-                wanted.dataset.name,
+                "%s: the delivered file of %s was changed; requesting it again",
+                request.dataset.name,
                 redacted(url),
             )
             return None
-    files = [
-        _as_delivered(file, folder / of_file[url].name, wanted.dropped)
-        for url, file in wanted.inputs.items()
-    ]
-    return _Delivered(
-        replace(wanted.dataset, files=tuple(files)), tuple(one.events for one in of_file.values())
+    delivered = tuple(
+        request.delivered(file, folder / kept[url].name) for url, file in request.inputs.items()
     )
+    events = tuple(entry.events for entry in kept.values())
+    return _DeliveredDataset(replace(request.dataset, files=delivered), events)
 
 
 def _key(url: str) -> str:
-    """What a URL is noted as: there may be a token in it."""
+    """Return the key of a URL in the index: there may be a token in the URL."""
     return hashlib.sha256(url.encode()).hexdigest()
 
 
@@ -279,95 +293,89 @@ def _checksum(path: Path) -> str:
     return f"{path.stat().st_size}:{value:08x}"
 
 
-def _as_delivered(file: File, path: Path, dropped: str | None, *others: str) -> File:
-    """The file as it is read: its name stays, so that the account speaks of the one it is from."""
-    replicas = (str(path), *others)
-    return replace(file, replicas=replicas, dropped=dropped, uuid=None, size=None, adler32=None)
-
-
-async def _fetched(
-    service: talk.Service, wanted: _Wanted, request_id: str, folder: Path
-) -> _Delivered:
-    """Download what was delivered, after every file is accounted for."""
+async def _download(
+    service: ServiceX, request: _DatasetRequest, request_id: str, folder: Path
+) -> _DeliveredDataset:
+    """Download the results of a request, if there is one for every file."""
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - heavy
     from servicex.minio_adapter import MinioAdapter  # noqa: PLC0415 - heavy
 
-    name = wanted.dataset.name
-    status, listed = await talk.outcome(service, name, request_id)
+    name = request.dataset.name
+    status, listed = await servicex_client.fetch_results(service, name, request_id)
     results = {str(result["file-path"]): result for result in listed}
     failed = [
-        f"{redacted(url)}: {talk.first_line(results.get(url, {}).get('error'))}"
-        for url in wanted.inputs
+        f"{redacted(url)}: {servicex_client.reason_line(results.get(url, {}).get('error'))}"
+        for url in request.inputs
         if results.get(url, {}).get("transform_status") != "success"
     ]
     if failed:
-        more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        more = f"; and {len(failed) - _N_NAMED} more" if len(failed) > _N_NAMED else ""
         raise DeliveryError(
-            f"dataset {name}: ServiceX did not deliver {len(failed)} of {len(wanted.inputs)} "
-            f"files: {'; '.join(failed[:_NAMED])}{more}; mend them, or take them out of the fileset"
+            f"dataset {name}: ServiceX did not deliver {len(failed)} of {len(request.inputs)} "
+            f"files: {'; '.join(failed[:_N_NAMED])}{more}; repair them, or remove them from the "
+            "fileset"
         )
     store = MinioAdapter.for_transform(status)
 
-    async def fetch(url: str, file: File) -> tuple[str, _Kept, str]:
+    async def fetch(url: str, file: File) -> tuple[str, _KeptFile, str]:
         key = str(results[url]["s3-object-name"])
         try:
-            path = await store.download_file(key, own, shorten_filename=True)
-            signed = await store.get_signed_url(key)
+            path = Path(await store.download_file(key, temporary, shorten_filename=True))
+            signed_url = await store.get_signed_url(key)
         except (BotoCoreError, ClientError, OSError, RuntimeError) as error:
             raise DeliveryError(
-                f"dataset {name}: {redacted(url)}: what ServiceX made of it can't be fetched: "
-                f"{talk.said(error)}; run again"
+                f"dataset {name}: {redacted(url)}: its result can't be downloaded: "
+                f"{error_line(error)}; run again"
             ) from error
-        path = Path(path)
-        delivered = _as_delivered(file, path, wanted.dropped)
         try:
-            events = await asyncio.to_thread(_verified, name, redacted(url), delivered)
+            delivered = request.delivered(file, path)
+            events = await asyncio.to_thread(_verify, name, redacted(url), delivered)
         except DeliveryError:
-            _note(folder, {})  # the same request would give the same again
+            _write_index(folder, {})  # the same request would give the same again
             raise
-        kept = _Kept(f"{request_id}-{path.name}", _checksum(path), events)
-        path.replace(folder / kept.name)
-        return url, kept, signed
+        kept = _KeptFile(f"{request_id}-{path.name}", _checksum(path), events)
+        await asyncio.to_thread(path.replace, folder / kept.name)
+        return url, kept, signed_url
 
-    # other runs may be reading what is kept; the client leaves what is there as it is
-    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as own:
-        fetched = await asyncio.gather(*(fetch(url, file) for url, file in wanted.inputs.items()))
-    _note(folder, {"request": request_id, "files": {_key(url): one for url, one, _ in fetched}})
-    files = [
-        _as_delivered(wanted.inputs[url], folder / one.name, wanted.dropped, signed)
-        for url, one, signed in fetched
-    ]
-    return _Delivered(
-        replace(wanted.dataset, files=tuple(files)), tuple(one.events for _, one, _ in fetched)
+    # Other runs may be reading the cache, and the client never overwrites a file.
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
+        fetched = await asyncio.gather(*(fetch(url, f) for url, f in request.inputs.items()))
+    index = {"request": request_id, "files": {_key(url): kept for url, kept, _ in fetched}}
+    _write_index(folder, index)
+    delivered = tuple(
+        request.delivered(request.inputs[url], folder / kept.name, signed_url)
+        for url, kept, signed_url in fetched
     )
+    events = tuple(kept.events for _, kept, _ in fetched)
+    return _DeliveredDataset(replace(request.dataset, files=delivered), events)
 
 
-def _verified(name: str, origin: str, file: File) -> str:
-    """See that a delivered file is whole, and has all events of its origin; a digest of them."""
+def _verify(dataset: str, origin: str, file: File) -> str:
+    """Return a digest of the events of a delivered file, after checking that it is complete."""
     problem, digest = None, ""
     try:
-        with opening.opened(File(file.lfn, file.replicas)) as opened:
+        with open_file(File(file.lfn, file.replicas)) as directory:
             trees = [tree for tree in (file.tree, file.dropped) if tree is not None]
-            missing = [tree for tree in trees if tree not in opened]
-            found = sum(opened[tree].num_entries for tree in trees if tree in opened)
+            missing = [tree for tree in trees if tree not in directory]
+            n_events = sum(directory[tree].num_entries for tree in trees if tree in directory)
             if missing:
-                problem = f"there is no tree {missing[0]} in it"
-            elif file.entries not in {None, found}:
-                problem = f"it has {found} events, the fileset says {file.entries}"
-            elif found:
-                digest = _digest_of([opened[tree] for tree in trees])
+                problem = f"it has no tree {missing[0]}"
+            elif file.entries not in {None, n_events}:
+                problem = f"it has {n_events} events, the fileset says {file.entries}"
+            elif n_events:
+                digest = _event_digest([directory[tree] for tree in trees])
     except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
-        problem = talk.said(error)
+        problem = error_line(error)
     if problem is not None:
         raise DeliveryError(
-            f"dataset {name}: {origin}: what ServiceX made of it is not right: "
-            f"{problem}; run again, or leave out --via servicex"
+            f"dataset {dataset}: {origin}: its result from ServiceX is wrong: {problem}; run "
+            "again, or leave out --via servicex"
         )
     return digest
 
 
-def _digest_of(trees: Sequence[Any]) -> str:
-    """Of all numbers of each event, not of its lists: numbers of events may begin at 1 again."""
+def _event_digest(trees: Sequence[Any]) -> str:
+    """Digest all numbers of each event, but no lists: event numbers may begin at 1 again."""
     digest = hashlib.sha256()
     for tree in trees:
         for name in sorted(tree.keys()):

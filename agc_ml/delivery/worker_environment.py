@@ -1,30 +1,27 @@
-"""What a worker needs before it reads anything: limits of the XRootD client, and credentials."""
+"""Environment of a worker that reads files: limits of the XRootD client, and credentials."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from agc_ml.transports import credentials, xrootd
 
-_TOKEN: Final = "BEARER_TOKEN"  # noqa: S105 - the name of a variable
-
 
 def collect(*, is_private: bool) -> dict[str, str]:
-    """The variables to set on workers; secrets only if what carries them ``is_private``."""
-    found = credentials.environment()
+    """Return the variables to set on workers; secrets only over an ``is_private`` connection."""
+    access = credentials.environment()
     if not is_private:
-        found.pop(_TOKEN, None)
-    own = {name: os.environ[name] for name in xrootd.SETTINGS if name in os.environ}
-    return {**xrootd.SETTINGS, **own, **found}
+        access.pop("BEARER_TOKEN", None)
+    limits = {name: os.environ.get(name, value) for name, value in xrootd.SETTINGS.items()}
+    return {**limits, **access}
 
 
-def equip(environment: Mapping[str, str]) -> None:
-    """Set the variables in this process; files only where they are, limits where nobody did."""
+def apply(environment: Mapping[str, str]) -> None:
+    """Set variables in this process: files only if they exist, limits only where none is set."""
     for name, value in environment.items():
         if name in xrootd.SETTINGS:
             os.environ.setdefault(name, value)
-        elif name not in credentials.FILES or Path(value).exists():
+        elif name not in credentials.FILE_VARIABLES or Path(value).exists():
             os.environ[name] = value

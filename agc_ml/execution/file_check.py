@@ -53,16 +53,16 @@ def check(
     """Open every replica of every file, in parallel; compare with the fileset and each other.
 
     ``processor`` asks for the branches that it needs, too, of the datasets that it takes;
-    ``settings``, ``model`` and ``schema`` are for it, and they and ``via``, the way to the files,
+    ``settings``, ``model`` and ``schema`` are for it, and they and ``via``, the route to the files,
     are as of `agc_ml.run`. ``checksums`` reads each replica whole, for its adler32; ``quiet`` shows
     no progress. Files without events are good where others have some.
 
     Raises
     ------
     UsageError
-        No such processor, way or site; or there are settings and no processor.
+        No such processor, route or site; or there are settings and no processor.
     FilesetError
-        A file has no replica for the way.
+        A file has no replica for the route.
     ClusterError
         No scheduler answers.
     """
@@ -73,13 +73,13 @@ def check(
     made = None if processor is None else prepare(processor, settings, model, schema)
     if made is not None:
         fileset = taken(made, fileset)
-    way = None if via is None else routing.parse(via)
-    if way is not None and way.kind == routing.SERVICEX:
+    route = None if via is None else routing.parse(via)
+    if route is not None and route.kind == routing.SERVICEX:
         raise UsageError(
             "--via servicex: files are checked where they are, and ServiceX makes others of them; "
             "leave the option out"
         )
-    delivered = routing.deliver(fileset, way)
+    delivered = routing.deliver(fileset, route)
     replicas = list(_replicas(delivered))
     jobs = {
         str(number): look(one, _wanted(made, dataset), checksum=checksums)

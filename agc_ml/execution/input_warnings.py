@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from agc_ml.execution import normalisation
 from agc_ml.execution.state.run_state import Account
 from agc_ml.inputs.datasets import plain_tree
-from agc_ml.transports.base import is_one_version
+from agc_ml.transports.base import is_same_version
 
 
 def remarks(account: Account) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def _several_versions(account: Account) -> Iterator[str]:
         receipt = account.done.get(chunk)
         if receipt is not None:
             known = stamps.setdefault((chunk.lfn, receipt.url), [])
-            if not any(is_one_version(receipt.stamp, stamp) for stamp in known):
+            if not any(is_same_version(receipt.stamp, stamp) for stamp in known):
                 known.append(receipt.stamp)
     urls = [url for (_, url), found in stamps.items() if len(found) > 1]
     if urls:

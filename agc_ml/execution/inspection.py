@@ -25,7 +25,7 @@ from agc_ml.execution.processing import Failure, one_line, trace
 from agc_ml.inputs import agc_published
 from agc_ml.inputs.columns import NANOAOD, ColumnRequest, with_counters
 from agc_ml.inputs.datasets import ExpectedFile, File, plain_tree
-from agc_ml.transports.base import is_one_version
+from agc_ml.transports.base import is_same_version
 from agc_ml.transports.credentials import redacted
 
 _VARIABLE: Final = ("[]", "RVec", "vector")
@@ -76,7 +76,7 @@ class FileInfo:
 
     def is_of_same_file(self, other: FileInfo) -> bool:
         """Return whether another look into a file saw the same one."""
-        if self.url == other.url and not is_one_version(self.stamp, other.stamp):
+        if self.url == other.url and not is_same_version(self.stamp, other.stamp):
             return False
         return (self.uuid, self.size, self.entries) == (other.uuid, other.size, other.entries)
 
@@ -109,10 +109,10 @@ def inspect_file(  # noqa: PLR0917 - arguments of a job go by position
     failures: dict[str, str] = {}
     for _ in file.replicas:  # a damaged one is asked last the next time
         try:
-            with _without_collection(), opening.opened(file, failures) as opened:
+            with _without_collection(), opening.open_file(file, failures) as opened:
                 found = _inspected(opened, file, wanted, checksum=checksum)
                 opened.file.source.check_same()
-                known = tuple(opening.told(failures))
+                known = tuple(opening.failure_notes(failures))
                 return replace(found, failures=known) if isinstance(found, FileInfo) else found
         except DeliveryError as error:
             return Failure("definite" if error.is_other_file else "input", str(error))

@@ -69,8 +69,10 @@ def plan(
     shipment = prepare(processor, settings, model, schema)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
     loaded = taken(shipment, loaded)
-    way = None if via is None else routing.parse(via)
-    loaded = routing.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
+    route = None if via is None else routing.parse(via)
+    loaded = routing.deliver(
+        loaded, route, lambda d: needs_of(shipment.processor, is_data=d.is_data)
+    )
     account = Account(
         fileset=loaded,
         shipment=shipment,

@@ -185,7 +185,7 @@ def process_chunk(job: Job, topic: str | None = None) -> Finished | Failure:
         url=redacted(source.url),
         stamp=source.stamp,
     )
-    notes = (*original.notes, *model.notes(job.models), *opening.told(_kept.failures))
+    notes = (*original.notes, *model.notes(job.models), *opening.failure_notes(_kept.failures))
     return Finished(receipt, blob, notes)
 
 
@@ -321,7 +321,7 @@ def _opened(job: Job) -> Any:
         _close_kept()
         _kept.of, _kept.failures = (job.file, job.known), {}
     if _kept.file is None:
-        file = _kept.open.enter_context(opening.opened(job.file, _kept.failures, job.known))
+        file = _kept.open.enter_context(opening.open_file(job.file, _kept.failures, job.known))
         _kept.file = file
         found = _entries(file, job)
         if found != job.known.entries:

@@ -156,7 +156,7 @@ def run(
     named = _named_model(model, output if resume else None)
     shipment = prepare(processor, settings, model if named is None else named.found, schema)
     loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
-    way = None if via is None else routing.parse(via)
+    route = None if via is None else routing.parse(via)
     if resume and overwrite:
         raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if trust and not resume:
@@ -180,7 +180,9 @@ def run(
     if verify_checksums:
         _check_verifiable(loaded)
     _find(how)  # told before anything is asked of a service
-    loaded = routing.deliver(loaded, way, lambda d: needs_of(shipment.processor, is_data=d.is_data))
+    loaded = routing.deliver(
+        loaded, route, lambda d: needs_of(shipment.processor, is_data=d.is_data)
+    )
     start = time.perf_counter()
     try:
         done = _completed(how, shipment, loaded)

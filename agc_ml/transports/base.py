@@ -1,21 +1,24 @@
-"""One connection to one replica: what all protocols give, and files of this machine."""
+"""Interface of an open replica, versions of a file, and the parts of a URL."""
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from agc_ml.transports.replica_errors import CorruptError, PermanentError, ReplacedError
+from agc_ml.transports.replica_errors import CorruptError
 
-Range = tuple[int, int]
-"""The bytes [start, stop) of a file."""
+Range = tuple[int, int]  # the bytes [start, stop) of a file
 Data = bytes | memoryview
+
+XROOTD: Final = frozenset({"root", "roots", "xroot", "xroots"})
+HTTP: Final = frozenset({"http", "https"})
+REPLACED: Final = "it was replaced or changed while it was read"
+# Separates the parts of a stamp, such as a tag and a time, each of which identifies a version.
+STAMP_SEPARATOR: Final = "; "
 
 _FILE_URL: Final = re.compile(
     r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)", re.IGNORECASE | re.DOTALL
@@ -25,7 +28,7 @@ _FILE_URL: Final = re.compile(
 class Transport(Protocol):
     """An open file.
 
-    ``size`` is its length in bytes; ``stamp`` changes when the file does (`is_one_version`).
+    ``size`` is its length in bytes; ``stamp`` changes when the file does (`is_same_version`).
     """
 
     size: int
@@ -37,39 +40,37 @@ class Transport(Protocol):
         Raises
         ------
         ReplicaError
-            They can't be had; the kind of error says what helps.
+            The parts can't be read; the class of the error says what may help.
         """
 
-    def has(self, stamp: str, timeout: float) -> bool:
-        """Return whether it may be the version of that stamp, though it has one of another."""
+    def has(self, stamp: str, timeout: float) -> bool:  # noqa: ARG002 - only servers take time
+        """Return whether the version with another stamp may be here too."""
+        return stamp == self.stamp
 
     def check_same(self, timeout: float) -> None:
-        """See that the file was not replaced or overwritten since it was opened.
+        """Reject a file that was replaced or overwritten since it was opened.
 
         Raises
         ------
         ReplacedError
             It was.
         ReplicaError
-            It can't be looked at.
+            It can't be checked.
         """
 
     def close(self) -> None:
-        """Let go of the file; raises nothing."""
+        """Close the file; raises nothing."""
+        return
 
 
-STAMPS: Final = "; "
-"""Between the parts of a stamp that tell a version each by itself, such as a tag and a time."""
-
-
-def is_one_version(stamp: str, other: str) -> bool:
-    """Return whether two stamps are of one version of a file, as far as they tell."""
-    parts = {*stamp.split(STAMPS)} & {*other.split(STAMPS)}
-    return not stamp or not other or any(parts)
+def is_same_version(stamp: str, other: str) -> bool:
+    """Return whether two stamps may belong to the same version of a file."""
+    shared = {*stamp.split(STAMP_SEPARATOR)} & {*other.split(STAMP_SEPARATOR)}
+    return not stamp or not other or any(shared)
 
 
 def scheme(url: str) -> str:
-    """Its protocol: ``file`` for paths, too."""
+    """Return the protocol of a URL; ``file`` for paths too."""
     return url.partition("://")[0].lower() if "://" in url else "file"
 
 
@@ -81,46 +82,19 @@ def has_host(url: str) -> bool:
 
 
 def local_path(url: str) -> Path | None:
-    """Path of a file of this machine; None for what is elsewhere.
+    """Return the path of a file on this machine; None for other files.
 
-    It may be written as ``/path``, ``file:/path``, ``file:///path`` or ``file://localhost/path``.
+    Accepted are ``/path``, ``file:/path``, ``file:///path`` and ``file://localhost/path``.
     """
-    found = _FILE_URL.fullmatch(url)
-    if found is None:
+    match = _FILE_URL.fullmatch(url)
+    if match is None:
         return None if "://" in url else Path(re.sub("^//+", "/", url))
-    is_here = (found["host"] or "localhost").lower() == "localhost"
-    return Path(re.sub("^//+", "/", unquote(found["path"]))) if is_here else None
+    is_local = (match["host"] or "localhost").lower() == "localhost"
+    return Path(re.sub("^//+", "/", unquote(match["path"]))) if is_local else None
 
 
-def connect(url: str, timeout: float) -> Transport:
-    """Open a replica, in at most ``timeout`` seconds.
-
-    Raises
-    ------
-    ReplicaError
-        It can't be opened.
-    """
-    kind = scheme(url)
-    path = local_path(url)
-    if path is not None:
-        return LocalFile(path)
-    if kind == "file":
-        raise PermanentError("it is a file of another machine; file:///PATH is one of this machine")
-    if kind in {"root", "roots", "xroot", "xroots"}:
-        from agc_ml.transports.xrootd import XRootDFile  # noqa: PLC0415 - an extra
-
-        return XRootDFile(url, timeout)
-    if kind in {"http", "https"}:
-        from agc_ml.transports.http import HttpFile  # noqa: PLC0415 - on demand
-
-        return HttpFile(url, timeout)
-    from agc_ml.transports.fsspec_file import OtherFile  # noqa: PLC0415 - on demand
-
-    return OtherFile(url, timeout)
-
-
-def check(part: Data, start: int, stop: int) -> None:
-    """See that a part is whole.
+def check_length(part: Data, start: int, stop: int) -> None:
+    """Reject a part that is shorter than was asked for.
 
     Raises
     ------
@@ -129,63 +103,3 @@ def check(part: Data, start: int, stop: int) -> None:
     """
     if len(part) != stop - start:
         raise CorruptError(f"cut off: {len(part)} of {stop - start} bytes at {start} are there")
-
-
-REPLACED: Final = "it was replaced or changed while it was read"
-
-
-class LocalFile:
-    """A file of this machine. What is read stays the same file, whatever takes its name."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # no waiting for a pipe
-        except (OSError, ValueError) as error:
-            raise PermanentError(f"can't be opened: {_reason(error)}") from error
-        status = os.fstat(self._descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            self.close()
-            raise PermanentError("it is a folder, a file is needed")
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            raise PermanentError("it is a pipe or a device, a file is needed")
-        self.size = status.st_size
-        self.stamp = str(status.st_mtime_ns)
-        self._identity = (status.st_dev, status.st_ino)
-
-    def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:  # noqa: ARG002 - a disk
-        """Read parts of the file."""
-        return [self._part(start, stop) for start, stop in ranges]
-
-    def _part(self, start: int, stop: int) -> bytes:
-        try:
-            part = os.pread(self._descriptor, stop - start, start)
-        except OSError as error:
-            raise CorruptError(f"can't be read at {start}: {_reason(error)}") from error
-        check(part, start, stop)
-        return part
-
-    def has(self, stamp: str, timeout: float) -> bool:  # noqa: ARG002 - a disk
-        """Return whether it is the version of that stamp."""
-        return stamp == self.stamp
-
-    def check_same(self, timeout: float) -> None:  # noqa: ARG002 - a disk
-        """See that the file of this name is the open one, and was not written to."""
-        try:
-            now = self._path.stat()
-        except OSError as error:
-            raise ReplacedError(f"{REPLACED}: {_reason(error)}") from error
-        found = (now.st_dev, now.st_ino, now.st_size, str(now.st_mtime_ns))
-        if found != (*self._identity, self.size, self.stamp):
-            raise ReplacedError(REPLACED)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

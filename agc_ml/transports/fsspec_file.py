@@ -1,4 +1,4 @@
-"""Files by any other protocol that fsspec knows, such as s3:// with the package s3fs."""
+"""Files over any other protocol that fsspec knows, such as s3:// with the package s3fs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from agc_ml.transports import xrootd
-from agc_ml.transports.base import REPLACED, Data, Range, check, scheme
+from agc_ml.transports.base import REPLACED, Data, Range, Transport, check_length, scheme
 from agc_ml.transports.replica_errors import (
     PermanentError,
     ReplacedError,
@@ -14,26 +14,27 @@ from agc_ml.transports.replica_errors import (
     TransientError,
 )
 
+# Stamps of s3fs and ossfs, local and SFTP, adlfs, WebDAV, gcsfs, and others.
+_STAMP_KEYS: Final = ("etag", "mtime", "lastmodified", "modified", "updated", "created")
 
-class OtherFile:
-    """A file of an fsspec file system. How long it may take is that file system's business."""
 
-    def __init__(self, url: str, timeout: float) -> None:  # noqa: ARG002 - as of all transports
+class FsspecFile(Transport):
+    """A file of an fsspec file system, which has timeouts of its own."""
+
+    def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs  # noqa: PLC0415 - on demand
 
         xrootd.prepare()  # its client may be behind another file system, as in simplecache::root://
         try:
             self._system, self._path = url_to_fs(url)
-            info: dict[str, Any] = self._system.info(self._path)
+            self.size, self.stamp = _size_and_stamp(self._system.info(self._path))
         except (ValueError, ImportError) as error:
             raise PermanentError(
-                f"{scheme(url)}:// is no protocol known here ({error}); known are root, roots, "
+                f"protocol {scheme(url)}:// is not known here ({error}); known are root, roots, "
                 "http, https, paths, and those of installed fsspec packages"
             ) from error
         except Exception as error:  # each file system has its own
-            raise _sorted(error) from error
-        self.size = int(info["size"] or 0)
-        self.stamp = _stamp(info)
+            raise _replica_error(error) from error
 
     def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:  # noqa: ARG002
         """Read parts of the file."""
@@ -42,42 +43,32 @@ class OtherFile:
         try:
             parts: list[Any] = self._system.cat_ranges(paths, list(starts), list(stops))
         except Exception as error:  # as above
-            raise _sorted(error) from error
+            raise _replica_error(error) from error
         for (start, stop), part in zip(ranges, parts, strict=True):
             if isinstance(part, Exception):
-                raise _sorted(part)
-            check(part, start, stop)
+                raise _replica_error(part)
+            check_length(part, start, stop)
         return parts
 
-    def has(self, stamp: str, timeout: float) -> bool:  # noqa: ARG002 - as of all transports
-        """Return whether it is the version of that stamp."""
-        return stamp == self.stamp
-
     def check_same(self, timeout: float) -> None:  # noqa: ARG002 - as of all transports
-        """See that the file system says of it what it said when it was opened."""
+        """Reject a file whose size or stamp differs from when it was opened."""
         try:
             self._system.invalidate_cache(self._path)
-            info: dict[str, Any] = self._system.info(self._path)
+            current = _size_and_stamp(self._system.info(self._path))
         except Exception as error:  # as above
-            raise _sorted(error) from error
-        if (int(info["size"] or 0), _stamp(info)) != (self.size, self.stamp):
+            raise _replica_error(error) from error
+        if current != (self.size, self.stamp):
             raise ReplacedError(REPLACED)
 
-    def close(self) -> None:
-        """Nothing is held."""
+
+def _size_and_stamp(info: dict[str, Any]) -> tuple[int, str]:
+    """Return a file's length, and its tag or time, under whatever key a file system has it."""
+    values = {key.lower().replace("_", "").replace("-", ""): value for key, value in info.items()}
+    stamp = next((str(values[key]) for key in _STAMP_KEYS if values.get(key)), "")
+    return int(info["size"] or 0), stamp
 
 
-def _stamp(info: dict[str, Any]) -> str:
-    """Tag or time of modification, under whatever name a file system gives it."""
-    there = {key.lower().replace("_", "").replace("-", ""): value for key, value in info.items()}
-    return next((str(there[name]) for name in _STAMPS if there.get(name)), "")
-
-
-_STAMPS: Final = ("etag", "mtime", "lastmodified", "modified", "updated", "created")
-"""Of s3fs and ossfs, local and SFTP, adlfs, WebDAV, gcsfs, and others."""
-
-
-def _sorted(error: Exception) -> ReplicaError:
+def _replica_error(error: Exception) -> ReplicaError:
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     may_pass = isinstance(error, OSError) and not isinstance(
         error, FileNotFoundError | PermissionError

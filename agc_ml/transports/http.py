@@ -17,11 +17,20 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urljoin
 
+import urllib3
+
 from agc_ml.transports import credentials
-from agc_ml.transports.base import REPLACED, STAMPS, Data, Range, is_one_version
+from agc_ml.transports.base import (
+    REPLACED,
+    STAMP_SEPARATOR,
+    Data,
+    Range,
+    Transport,
+    check_length,
+    is_same_version,
+)
 from agc_ml.transports.file_header import N_BYTES
 from agc_ml.transports.replica_errors import (
-    CorruptError,
     PermanentError,
     ReplacedError,
     ReplicaError,
@@ -29,33 +38,32 @@ from agc_ml.transports.replica_errors import (
 )
 
 CONNECT_S: Final = 5.0
+# A server that sends nothing for so many seconds is taken for gone.
 SILENT_S: Final = 8.0
-"""A server that sends nothing for so long is taken for gone."""
+# Ranges that are no further apart are requested as one: each part of an answer costs as much.
 GAP: Final = 4096
-"""Ranges that are no further apart are asked for as one: a part of an answer costs as much."""
-_MOST_RANGES: Final = 100  # headers of more are longer than servers take
-_AT_ONCE: Final = 8
-_MOST_REDIRECTS: Final = 5
-_PIECE: Final = 1 << 16
+_MAX_RANGES: Final = 100  # headers of more are longer than servers take
+_PARALLEL: Final = 8
+_MAX_REDIRECTS: Final = 5
+_BUFFER: Final = 1 << 16
+# A file older than so many seconds had nothing else written within its second: RFC 9110.
 _AGE_S: Final = 60
-"""A file whose time is older than this had nothing else written within that second: RFC 9110."""
-_TRIES: Final = 20
-"""So often a server is asked for the version that was read before: ten mirrors may take turns."""
-_LOOKS: Final = 3
-"""So often where a tag or a time is the same, and only the other one is not."""
+# Attempts to find the version that was read before: ten mirrors may take turns.
+_MIRROR_TRIES: Final = 20
+# The same where a tag or a time is equal, and only the other one is not.
+_SHARED_STAMP_TRIES: Final = 3
 _PERMANENT: Final = {
     401: "no permission: a valid token or certificate is needed",
     403: "no permission",
     404: "no such file",
     410: "no such file",
 }
-_UNKNOWN: Final = {401, 403}
-"""With these a server says that it does not know us, or not enough."""
-_REFUSED: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
-"""Words of the alerts with which a server ends a connection because of who we are."""
+_DENIED: Final = {401, 403}
+# Words of the alerts with which a server ends a connection because of our certificate.
+_CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 _RANGE_LINE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/(\d+)?")
 _RANGE: Final = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+)")
-_LINE: Final = 1 << 12
+_MAX_LINE: Final = 1 << 12
 _PARTIAL: Final = 206
 _WHOLE: Final = 200
 _BEYOND: Final = 416
@@ -63,10 +71,10 @@ _BEYOND: Final = 416
 Part = tuple[int, bytes]
 
 
-class Answer(NamedTuple):
-    """Answer of a server, with the parts of the file that it sent by their offsets.
+class RangeResponse(NamedTuple):
+    """A server's response, with the parts of the file that it sent by their offsets.
 
-    ``size`` is the length of the whole file in bytes, None where the answer does not tell.
+    ``size`` is the length of the whole file in bytes, None where the response does not tell.
     """
 
     status: int
@@ -81,181 +89,176 @@ class Answer(NamedTuple):
 
     @property
     def stamp(self) -> str:
-        """What changes when the file does: its tag and its time, that mirrors may have in common.
+        """Tag and time of the file, which mirrors may have in common.
 
-        Times are of whole seconds: what was written just now may be written again in this one.
+        Times are of whole seconds: a file written just now may be written again in this one.
         """
         tag, modified = self.headers.get("ETag", ""), self.headers.get("Last-Modified", "")
         written, now = parsedate_tz(modified), parsedate_tz(self.headers.get("Date", ""))
         if tag and (written is None or now is None or mktime_tz(now) - mktime_tz(written) < _AGE_S):
             modified = ""
-        return STAMPS.join([tag, modified]) if tag or modified else ""
+        return STAMP_SEPARATOR.join([tag, modified]) if tag or modified else ""
 
 
-class HttpFile:
+class HttpFile(Transport):
     """A file of a web server.
 
-    It is opened by reading its first bytes: addresses that are signed for reading allow no more.
+    It is opened by reading its first bytes: URLs that are signed for reading allow no more.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
         self._url = url
-        self._takes_many = True
-        answer = self._get([(0, N_BYTES)], timeout)
-        if answer.status == _WHOLE:
+        self._takes_many_ranges = True
+        response = self._get([(0, N_BYTES)], timeout)
+        if response.status == _WHOLE:
             raise PermanentError(
-                "its server sends whole files, not the parts that are needed; use one that knows "
+                "its server sends whole files, not the ranges that are needed; use one that knows "
                 "ranges (Apache, nginx, XRootD: deploy/xrootd)"
             )
-        if answer.size is None and answer.status != _BEYOND:
+        if response.size is None and response.status != _BEYOND:
             raise PermanentError("its server does not say how large it is (Content-Range)")
-        self.size = answer.size or 0
-        self.stamp = answer.stamp
-        self.begin = answer.begin
-        self._stamps = {answer.stamp}
-        self._trusted: set[str] = set()  # parts of stamps that mirrors have in common
+        self.size, self.stamp, self.begin = response.size or 0, response.stamp, response.begin
+        self._stamps = {response.stamp}
+        self._shared_stamps: set[str] = set()  # parts of stamps that mirrors have in common
 
     def read(self, ranges: Sequence[Range], timeout: float) -> list[Data]:
         """Read parts of the file."""
-        wanted = _joined(ranges)
+        merged = _merge(ranges)
         end = time.monotonic() + timeout
-        parts = self._together(wanted, end) if self._takes_many and len(wanted) > 1 else None
+        parts = None
+        if self._takes_many_ranges and len(merged) > 1:
+            parts = self._read_together(merged, end)
+            self._takes_many_ranges = parts is not None
         if parts is None:
-            self._takes_many = self._takes_many and len(wanted) == 1
-            parts = self._one_by_one(wanted, end)
+            parts = self._read_one_by_one(merged, end)
         return _cut_out(ranges, sorted(parts))
 
-    def _together(self, ranges: Sequence[Range], end: float) -> list[Part] | None:
-        """Ask for many ranges in a request; None if the server does not know how to answer."""
+    def _read_together(self, ranges: Sequence[Range], end: float) -> list[Part] | None:
+        """Request many ranges at a time; None if the server does not support that."""
         parts = []
-        for first in range(0, len(ranges), _MOST_RANGES):
-            some = ranges[first : first + _MOST_RANGES]
-            answer = self._get_same(some, end)
-            is_part = len(some) == 1 or _is_multipart(answer.headers)
-            if answer.status != _PARTIAL or not is_part:
+        for first in range(0, len(ranges), _MAX_RANGES):
+            batch = ranges[first : first + _MAX_RANGES]
+            response = self._get_same_version(batch, end)
+            is_complete = len(batch) == 1 or _is_multipart(response.headers)
+            if response.status != _PARTIAL or not is_complete:
                 return None
-            parts += answer.parts
+            parts += response.parts
         return parts
 
-    def _one_by_one(self, ranges: Sequence[Range], end: float) -> list[Part]:
-        def one(wanted: Range) -> Part:
-            answer = self._get_same([wanted], end)
-            if answer.status != _PARTIAL or not answer.parts:
-                raise TransientError(f"its server answers {answer.status} to a range")
-            return answer.parts[0]
+    def _read_one_by_one(self, ranges: Sequence[Range], end: float) -> list[Part]:
+        def read(wanted: Range) -> Part:
+            response = self._get_same_version([wanted], end)
+            if response.status != _PARTIAL or not response.parts:
+                raise TransientError(f"its server answers {response.status} to a range")
+            return response.parts[0]
 
         if len(ranges) == 1:
-            return [one(ranges[0])]
-        with ThreadPoolExecutor(min(_AT_ONCE, len(ranges))) as pool:
-            return list(pool.map(one, ranges))
+            return [read(ranges[0])]
+        with ThreadPoolExecutor(min(_PARALLEL, len(ranges))) as pool:
+            return list(pool.map(read, ranges))
 
-    def _get_same(self, ranges: Sequence[Range], end: float) -> Answer:
-        """Ask for ranges of the file that was opened: another one may have its name by now."""
-        answer = self._get(ranges, end - time.monotonic())
-        if answer.size not in {None, self.size}:
+    def _get_same_version(self, ranges: Sequence[Range], end: float) -> RangeResponse:
+        """Request ranges of the file that was opened: another one may have its name by now."""
+        response = self._get(ranges, end - time.monotonic())
+        stamp = response.stamp
+        is_known = stamp in self._stamps or any(
+            part in self._shared_stamps for part in stamp.split(STAMP_SEPARATOR)
+        )
+        if response.size not in {None, self.size} or not (is_known or self._is_mirror(stamp, end)):
             raise ReplacedError(REPLACED)
-        if not self._is_known(answer.stamp) and not self._is_mirrored(answer.stamp, end):
-            raise ReplacedError(REPLACED)
-        return answer
-
-    def _is_known(self, stamp: str) -> bool:
-        return stamp in self._stamps or any(part in self._trusted for part in stamp.split(STAMPS))
+        return response
 
     def has(self, stamp: str, timeout: float) -> bool:
         """Return whether a mirror still has the version of that stamp."""
         end = time.monotonic() + timeout
-        return any(is_one_version(again.stamp, stamp) for again in self._beginnings(_TRIES, end))
+        return any(is_same_version(r.stamp, stamp) for r in self._beginnings(_MIRROR_TRIES, end))
 
-    def _is_mirrored(self, stamp: str, end: float) -> bool:
+    def _is_mirror(self, stamp: str, end: float) -> bool:
         """Return whether a stamp is that of the opened version on another mirror.
 
-        Mirrors mostly have a tag or a time in common: then it is enough that some answers begin as
-        what was opened. Else the version that was opened has to be there still, now and then, as
-        well as one that has the stamp and begins so: a file that was replaced is gone.
+        Mirrors mostly have a tag or a time in common: then a few answers that begin as the opened
+        file are enough. Else two are needed: one of the version that was opened, which is gone if
+        the file was replaced, and one with the stamp that begins so.
         """
-        others = frozenset(self._stamps)
-        parts = {part for part in stamp.split(STAMPS) if part}
-        shared = parts & {part for one in others for part in one.split(STAMPS)}
+        known = frozenset(self._stamps)
+        parts = {part for part in stamp.split(STAMP_SEPARATOR) if part}
+        shared = parts & {part for other in known for part in other.split(STAMP_SEPARATOR)}
         if shared or not stamp:
-            is_one = len(list(self._beginnings(_LOOKS, end))) == _LOOKS
-            self._trusted |= shared if is_one else set()
-            return is_one
+            is_same = len(list(self._beginnings(_SHARED_STAMP_TRIES, end))) == _SHARED_STAMP_TRIES
+            self._shared_stamps |= shared if is_same else set()
+            return is_same
         is_there = False
-        for again in self._beginnings(_TRIES, end):
-            is_there |= any(is_one_version(again.stamp, one) for one in others)
+        for response in self._beginnings(_MIRROR_TRIES, end):
+            is_there |= any(is_same_version(response.stamp, other) for other in known)
             if is_there and stamp in self._stamps:
                 return True
-        self._stamps = set(others)
+        self._stamps = set(known)
         return False
 
-    def _beginnings(self, n_most: int, end: float) -> Iterator[Answer]:
-        """Answers that begin as the file that was opened, until one is of another file.
+    def _beginnings(self, n_tries: int, end: float) -> Iterator[RangeResponse]:
+        """Read the first bytes repeatedly, until they are of another file.
 
-        Every other one comes over a connection of its own, that may lead to another mirror. Their
-        stamps are known from then on.
+        Every other try uses a connection of its own, which may lead to another mirror. The stamps
+        of the responses are known from then on.
         """
-        for n in range(n_most):
-            again = self._get([(0, N_BYTES)], end - time.monotonic(), is_anew=n % 2 == 1)
-            if (again.begin, again.size) != (self.begin, self.size):
+        for n in range(n_tries):
+            response = self._get([(0, N_BYTES)], end - time.monotonic(), is_anew=n % 2 == 1)
+            if (response.begin, response.size) != (self.begin, self.size):
                 return
-            self._stamps.add(again.stamp)
-            yield again
+            self._stamps.add(response.stamp)
+            yield response
 
-    def _get(self, ranges: Sequence[Range], timeout: float, *, is_anew: bool = False) -> Answer:
-        """Ask for ranges; once more if the token was replaced since it was refused.
+    def _get(
+        self, ranges: Sequence[Range], timeout: float, *, is_anew: bool = False
+    ) -> RangeResponse:
+        """Request ranges; retry once if the token was replaced since it was refused.
 
-        ``is_anew``: over a connection of its own, that may lead to another mirror.
+        ``is_anew`` opens a connection of its own, which may lead to another mirror.
         """
-        token = credentials.token(self._url)
+        token = credentials.token_for(self._url)
         try:
             return _get(self._url, ranges, timeout, is_anew=is_anew)
         except PermanentError:
-            if credentials.token(self._url) == token:
+            if credentials.token_for(self._url) == token:
                 raise
             return _get(self._url, ranges, timeout, is_anew=is_anew)
 
     def check_same(self, timeout: float) -> None:
-        """Do nothing: each answer says which file it is of."""
-
-    def close(self) -> None:
-        """Nothing is held: connections belong to the process."""
+        """Do nothing: each response says which version it is of."""
 
 
-def _get(url: str, ranges: Sequence[Range], timeout: float, *, is_anew: bool) -> Answer:
-    """Ask for ranges, wherever the server sends us.
+def _get(url: str, ranges: Sequence[Range], timeout: float, *, is_anew: bool) -> RangeResponse:
+    """Request ranges, wherever the server redirects.
 
-    Redirects are followed here: each host gets a token, or not, as it is listed.
+    Redirects are followed here: each host gets a token only if it is listed.
     """
-    import urllib3  # noqa: PLC0415 - on demand
-
     end = time.monotonic() + timeout
     try:
+        # without its cache, _pool makes a new pool, and so a new connection
         pool = (_pool.__wrapped__ if is_anew else _pool)(*_identity())
-        for _ in range(_MOST_REDIRECTS + 1):
-            with _asked(pool, url, ranges, end - time.monotonic()) as response:
-                place = response.get_redirect_location()
-                if place:
-                    response.read1(_PIECE)  # mostly all of it, so that the connection is kept
-                    url = urljoin(url, place)
+        for _ in range(_MAX_REDIRECTS + 1):
+            with _send(pool, url, ranges, end - time.monotonic()) as response:
+                location = response.get_redirect_location()
+                if location:
+                    response.read1(_BUFFER)  # mostly all of it, so that the connection is kept
+                    url = urljoin(url, location)
                     continue
-                problem = _problem(response, url)
-                if problem is not None:
-                    raise problem
+                _refuse_status(response, url)
                 parts, size = _parts(response, end) if response.status == _PARTIAL else ([], None)
-                return Answer(response.status, response.headers, parts, size)
+                return RangeResponse(response.status, response.headers, parts, size)
     except urllib3.exceptions.HTTPError as error:
-        raise _sorted(error) from error
+        raise _replica_error(error) from error
     except OSError as error:
         raise PermanentError(f"certificates can't be read: {error}") from error
-    raise PermanentError(f"its server redirects more than {_MOST_REDIRECTS} times")
+    raise PermanentError(f"its server redirects more than {_MAX_REDIRECTS} times")
 
 
-def _asked(pool: Any, url: str, ranges: Sequence[Range], timeout: float) -> Any:
-    """The answer to one request, of which nothing but the head has been read."""
-    import urllib3  # noqa: PLC0415 - on demand
-
+def _send(
+    pool: urllib3.PoolManager, url: str, ranges: Sequence[Range], timeout: float
+) -> urllib3.BaseHTTPResponse:
+    """Send one request; the response has its headers, and its body is still to be read."""
     headers = {"Range": "bytes=" + ",".join(f"{start}-{stop - 1}" for start, stop in ranges)}
-    token = credentials.token(url)
+    token = credentials.token_for(url)
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     return pool.request(
@@ -273,9 +276,9 @@ def _asked(pool: Any, url: str, ranges: Sequence[Range], timeout: float) -> Any:
 
 
 class _Body(io.RawIOBase):
-    """Content of an answer, as it comes, until ``end``."""
+    """Body of a response as it comes, until ``end``."""
 
-    def __init__(self, response: Any, end: float) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, end: float) -> None:
         super().__init__()
         self._response = response
         self._end = end
@@ -291,23 +294,23 @@ class _Body(io.RawIOBase):
         return len(piece)
 
 
-def _parts(response: Any, end: float) -> tuple[list[Part], int | None]:
-    """Take an answer apart while it comes: one buffer for all of it would be new memory each time.
+def _parts(response: urllib3.BaseHTTPResponse, end: float) -> tuple[list[Part], int | None]:
+    """Split a response while it comes: one buffer for all of it would be new memory each time.
 
-    Each part says where it is from, and so how long it is, and how long the whole file is.
+    Each part says its range, and so its length, and how long the whole file is.
     """
-    body = io.BufferedReader(_Body(response, end), _PIECE)
+    body = io.BufferedReader(_Body(response, end), _BUFFER)
     if not _is_multipart(response.headers):
-        found = _RANGE.match(response.headers.get("Content-Range", ""))
-        return ([(int(found[1]), body.read())], int(found[3])) if found else ([], None)
+        match = _RANGE.match(response.headers.get("Content-Range", ""))
+        return ([(int(match[1]), body.read())], int(match[3])) if match else ([], None)
     parts: list[Part] = []
     place: tuple[int, int] | None = None
     size = None
-    while line := body.readline(_LINE):
+    while line := body.readline(_MAX_LINE):
         if in_head := _RANGE_LINE.match(line):
             place = int(in_head[1]), int(in_head[2])
             size = int(in_head[3]) if in_head[3] else size
-        elif place is not None and not line.strip():
+        elif place is not None and not line.strip():  # the end of a part's headers
             parts.append((place[0], body.read(place[1] + 1 - place[0])))
             place = None
     return parts, size
@@ -317,99 +320,104 @@ def _is_multipart(headers: Any) -> bool:
     return bool(headers.get("Content-Type", "").lower().startswith("multipart/byteranges"))
 
 
-def _problem(response: Any, url: str) -> ReplicaError | None:
+def _refuse_status(response: urllib3.BaseHTTPResponse, url: str) -> None:
+    """Raise the error of a status that is neither the file nor a part of it."""
     status = response.status
     if status in {_WHOLE, _PARTIAL, _BEYOND}:
-        return None
+        return
     if status in _PERMANENT:
-        hint = credentials.withheld(url) if status in _UNKNOWN else ""
-        return PermanentError(f"{_PERMANENT[status]} ({status} {response.reason}){hint}")
-    text = f"its server answers {status} {response.reason}"
-    is_fault_of_ours = 400 <= status < 500 and status not in {408, 425, 429}  # noqa: PLR2004
-    return PermanentError(text) if is_fault_of_ours else TransientError(text)
+        hint = credentials.withheld_hint(url) if status in _DENIED else ""
+        raise PermanentError(f"{_PERMANENT[status]} ({status} {response.reason}){hint}")
+    is_our_fault = 400 <= status < 500 and status not in {408, 425, 429}  # noqa: PLR2004
+    kind = PermanentError if is_our_fault else TransientError
+    raise kind(f"its server answers {status} {response.reason}")
 
 
-def _sorted(error: Any) -> ReplicaError:
-    import urllib3  # noqa: PLC0415 - on demand
-
-    inner = getattr(error, "reason", None) or error
-    text = credentials.redacted(" ".join(str(inner).split()))
-    if isinstance(inner, urllib3.exceptions.NameResolutionError):
-        return PermanentError(f"its server's name is not known ({text.rpartition('(')[2]}")
-    if isinstance(inner, urllib3.exceptions.NewConnectionError):
-        return TransientError(f"no connection to its server ({text.rpartition('] ')[2]}")
-    if isinstance(inner, urllib3.exceptions.SSLError):
-        return _sorted_tls(inner.args[0], text)
-    if isinstance(inner, urllib3.exceptions.LocationParseError):
-        return PermanentError(f"no URL: {text}")
-    if isinstance(inner, urllib3.exceptions.TimeoutError):
-        return TransientError("its server does not answer")
+def _replica_error(error: urllib3.exceptions.HTTPError) -> ReplicaError:
+    cause = getattr(error, "reason", None) or error
+    text = credentials.redacted(" ".join(str(cause).split()))
+    match cause:
+        case urllib3.exceptions.NameResolutionError():
+            return PermanentError(f"its server's name is not known ({text.rpartition('(')[2]}")
+        case urllib3.exceptions.NewConnectionError():
+            return TransientError(f"no connection to its server ({text.rpartition('] ')[2]}")
+        case urllib3.exceptions.SSLError():
+            return _tls_error(cause.args[0], text)
+        case urllib3.exceptions.LocationParseError():
+            return PermanentError(f"not a URL: {text}")
+        case urllib3.exceptions.TimeoutError():
+            return TransientError("its server does not answer")
     return TransientError(f"the connection broke: {text.rpartition(': ')[2] or text}")
 
 
-def _sorted_tls(error: object, text: str) -> ReplicaError:
+def _tls_error(error: object, text: str) -> ReplicaError:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return PermanentError(f"its server is not trusted ({text}); X509_CERT_DIR or SSL_CERT_FILE")
-    if any(words in (getattr(error, "reason", None) or "") for words in _REFUSED):
+        return PermanentError(
+            f"its server is not trusted ({text}); check X509_CERT_DIR or SSL_CERT_FILE"
+        )
+    if any(words in (getattr(error, "reason", None) or "") for words in _CERTIFICATE_ALERTS):
         return PermanentError(f"no permission: its server refuses our certificate ({text})")
     return TransientError(f"the connection broke: {text}")
 
 
 def _identity() -> tuple[str | None, tuple[str, str] | None, float]:
-    """Folder of the authorities we trust, files that say who we are, and when those changed."""
-    proxy = credentials.proxy()
-    changed = 0.0 if proxy is None else max(Path(file).stat().st_mtime for file in proxy)
-    return os.environ.get("X509_CERT_DIR"), proxy, changed
+    """Return the folder of trusted authorities, our certificate's files, and their age."""
+    certificate = credentials.client_certificate()
+    changed = max((Path(file).stat().st_mtime for file in certificate or ()), default=0.0)
+    return os.environ.get("X509_CERT_DIR"), certificate, changed
 
 
 @functools.lru_cache(maxsize=4)
-def _pool(folder: str | None, proxy: tuple[str, str] | None, changed: float) -> Any:
-    """Connections of this process, kept for the next file of the same server."""
-    import urllib3  # noqa: PLC0415 - on demand
-
+def _pool(
+    authorities: str | None, certificate: tuple[str, str] | None, changed: float
+) -> urllib3.PoolManager:
+    """Return this process's connections, kept for the next file of the same server."""
     for name in ("connectionpool", "poolmanager", "util.retry"):
-        logging.getLogger(f"urllib3.{name}").addFilter(_without_secrets)
-    return urllib3.PoolManager(maxsize=_AT_ONCE, ssl_context=_context(folder, proxy, changed))
+        logging.getLogger(f"urllib3.{name}").addFilter(_redact)
+    context = _tls_context(authorities, certificate, changed)
+    return urllib3.PoolManager(maxsize=_PARALLEL, ssl_context=context)
 
 
 @functools.lru_cache(maxsize=4)
-def _context(folder: str | None, proxy: tuple[str, str] | None, _changed: float) -> ssl.SSLContext:
-    """Authorities that we trust and our certificate: to read them takes 50 ms."""
+def _tls_context(
+    authorities: str | None, certificate: tuple[str, str] | None, _changed: float
+) -> ssl.SSLContext:
+    """Return a context with authorities and certificate, which take 50 ms to read."""
     context = ssl.create_default_context()
-    if folder:
-        context.load_verify_locations(capath=folder)
-    if proxy is not None:
-        context.load_cert_chain(*proxy)
+    if authorities:
+        context.load_verify_locations(capath=authorities)
+    if certificate is not None:
+        context.load_cert_chain(*certificate)
     return context
 
 
-def _without_secrets(record: logging.LogRecord) -> bool:
-    """Take tokens and signatures out of what urllib3 logs of each request."""
+def _redact(record: logging.LogRecord) -> bool:
+    """Remove tokens and signatures from urllib3's log lines."""
     record.msg, record.args = credentials.redacted(record.getMessage()), ()
     return True
 
 
-def _joined(ranges: Sequence[Range]) -> list[Range]:
-    """Sorted, and those that are close to each other as one."""
-    joined: list[Range] = []
+def _merge(ranges: Sequence[Range]) -> list[Range]:
+    """Sort ranges, and merge those that are close to each other."""
+    merged: list[Range] = []
     for start, stop in sorted(ranges):
-        if joined and start - joined[-1][1] <= GAP:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        if merged and start - merged[-1][1] <= GAP:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
         else:
-            joined.append((start, stop))
-    return joined
+            merged.append((start, stop))
+    return merged
 
 
 def _cut_out(ranges: Sequence[Range], parts: Sequence[Part]) -> list[Data]:
+    """Cut ranges out of sorted parts of a file."""
     starts = [start for start, _ in parts]
-    found: list[Data] = []
+    pieces: list[Data] = []
     for start, stop in ranges:
         index = bisect_right(starts, start) - 1
         if index < 0:
             raise TransientError(f"its server left out the bytes at {start}")
         begin, data = parts[index]
         piece = memoryview(data)[start - begin : stop - begin]
-        if len(piece) != stop - start:
-            raise CorruptError(f"cut off: {len(piece)} of {stop - start} bytes at {start} came")
-        found.append(piece)
-    return found
+        check_length(piece, start, stop)
+        pieces.append(piece)
+    return pieces

@@ -1,31 +1,31 @@
-"""What can be wrong with a replica, sorted by what helps."""
+"""Errors of replicas, by what may help."""
 
 from __future__ import annotations
 
 
 class ReplicaError(Exception):
-    """A replica can't be read now; another one may be."""
+    """A replica can't be read now; another one may work."""
 
 
 class TransientError(ReplicaError):
-    """It may work in a moment: no answer, a broken connection, a server that starts again."""
+    """A retry may help: no answer, a broken connection, a server that restarts."""
 
 
 class PermanentError(ReplicaError):
-    """It will not work until somebody does something: no such file, no permission, no such host."""
+    """A retry can't help: no such file, no permission, no such host."""
 
 
 class CorruptError(ReplicaError):
-    """What is there is damaged, or cut off."""
+    """The replica is damaged or cut off."""
 
 
 class MismatchError(CorruptError):
-    """What is there is another file than the fileset, or another replica, says."""
+    """The replica is another file than the fileset or another replica says."""
 
 
 class ChangedError(MismatchError):
-    """What is there is another file than was looked into before."""
+    """The replica is another file than when it was inspected."""
 
 
 class ReplacedError(TransientError):
-    """Another file took its place, or it was written to, while it was read."""
+    """The file was replaced or overwritten while it was read."""

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import agc_ml as agc
 from agc_ml.columnar import records
-from agc_ml.delivery.opening import opened
+from agc_ml.delivery.opening import open_file
 from agc_ml.errors import IncompleteError, InputFileError, ProcessorError
 from agc_ml.inputs.columns import ColumnRequest
 from agc_ml.inputs.datasets import Dataset, File
@@ -35,7 +35,7 @@ FORMS = {"TTree": damage.own_counters, "RNTuple": damage.vectors}
 def read(
     path: Path, start: int = 0, stop: int = 80, columns: tuple[str, ...] = (), **options: Any
 ) -> Iterator[Any]:
-    with opened(File("x.root", (str(path),))) as file:
+    with open_file(File("x.root", (str(path),))) as file:
         names = ColumnRequest(columns).names()
         yield records.events(
             file, "Events", (start, stop), names=names, metadata={}, clock=None, **options

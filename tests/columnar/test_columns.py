@@ -27,7 +27,7 @@ import agc_ml as agc
 from agc_ml.columnar import columns as reading
 from agc_ml.columnar.baskets import Baskets, entries_place, part_of
 from agc_ml.columnar.columns import Columns, directory
-from agc_ml.delivery.opening import opened
+from agc_ml.delivery.opening import open_file
 from agc_ml.errors import InputFileError
 from agc_ml.execution import processing
 from agc_ml.execution.inspection import FileInfo, inspect_file
@@ -36,7 +36,7 @@ from agc_ml.execution.processor.loading import prepare
 from agc_ml.execution.state.checkpoints import Chunk
 from agc_ml.inputs.columns import EVENT_ID
 from agc_ml.inputs.datasets import File
-from agc_ml.transports import base
+from agc_ml.transports import local_file
 from processors.ttbar import TtbarProcessor
 
 NAMES = ("event", "genWeight", "nJet", "Jet_pt", "Jet_jetId", "nMuon", "Muon_tightId")
@@ -72,7 +72,7 @@ def made(path: Path, clusters: list[int], codec: Any = CODECS["zlib"]) -> Path:
 
 @contextmanager
 def columns(path: Path) -> Iterator[Columns]:
-    with opened(File(str(path), (str(path),))) as file:
+    with open_file(File(str(path), (str(path),))) as file:
         found, misread = directory(file, "Events", NAMES)
         assert misread == []
         yield Columns(file, "Events", found)
@@ -117,7 +117,7 @@ def test_the_number_of_entries_behind_a_title(length: int, tmp_path: Path) -> No
     with uproot.recreate(path) as file:
         tree = file.mktree("Events", {"x": np.dtype("f4")}, title="t" * length)
         tree.extend({"x": np.ones(123, "f4")})
-    with opened(File("x.root", (str(path),))) as file:
+    with open_file(File("x.root", (str(path),))) as file:
         place = entries_place(file, "Events")
         assert place is not None
         assert reading.entries_at(file.file.source, place) == 123
@@ -163,7 +163,7 @@ def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
         return basket._replace(values=np.zeros_like(basket.values))
 
     monkeypatch.setattr(reading, "_unpacked", wrong)
-    with opened(File("x.root", (str(clustered),))) as file:
+    with open_file(File("x.root", (str(clustered),))) as file:
         found, misread = directory(file, "Events", NAMES)
         assert {"Jet_pt", "event"} <= set(misread)
         found_by_uproot = Columns(file, "Events", found).read("Jet_pt", 0, 150)
@@ -338,7 +338,7 @@ def test_a_counter_that_counts_less_than_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.root"
     with uproot.recreate(path, compression=None) as file:
         file.mktree("Events", {"nJet": np.int32}).extend({"nJet": np.array([2, -1, 1], np.int32)})
-    with opened(File("x.root", (str(path),))) as file:
+    with open_file(File("x.root", (str(path),))) as file:
         read = Columns(file, "Events", directory(file, "Events", ["nJet"])[0])
         (block,) = read.stream(0, 3, {}).blocks()
         assert block.nJet.tolist() == [2, -1, 1]  # of itself a number as any other
@@ -372,7 +372,7 @@ def test_remote_files_are_read_in_one_go_a_block(
 ) -> None:
     monkeypatch.setattr(reading, "BLOCK", 60)
     shutil.copy(clustered, web.folder / "x.root")
-    with opened(File("x.root", (web.url("x.root"),))) as file:
+    with open_file(File("x.root", (web.url("x.root"),))) as file:
         read = Columns(file, "Events", directory(file, "Events", NAMES)[0])
         web.requests.clear()
         blocks = []
@@ -432,7 +432,7 @@ def test_columns_with_counters_of_their_own(tmp_path: Path, *, equal: bool) -> N
     info = inspect_file(File("x.root", (str(path),)), ("Jet_pt", "Jet_eta"), flat=True)
     assert isinstance(info, FileInfo)
     assert not info.misread
-    with opened(File("x.root", (str(path),))) as file:
+    with open_file(File("x.root", (str(path),))) as file:
         read = Columns(file, "Events", part_of(info.directory or {}, 10, 70))
         (block,) = read.stream(10, 70, {}).blocks()
         assert list(block.Jet.pt) == list(ak.flatten(branches["Jet_pt"][10:70]))
@@ -457,7 +457,7 @@ def test_lists_without_a_counter_of_their_own(tmp_path: Path, order: int) -> Non
         file.mkrntuple("Events", {**of_events, "nJet": counts.astype(np.int32), "Jet_pt": lists})
     info = inspect_file(File("x.root", (str(path),)), ("Jet_pt",), flat=True)
     assert isinstance(info, FileInfo)
-    with opened(File("x.root", (str(path),))) as file:
+    with open_file(File("x.root", (str(path),))) as file:
         (block,) = Columns(file, "Events", info.directory or {}).stream(10, 70, {}).blocks()
         assert block.Jet.counts.tolist() == counts[10:70].tolist()
         if order == 1:
@@ -479,7 +479,7 @@ def test_groups_without_a_counter(tmp_path: Path, form: str) -> None:
             file.mkrntuple("Events", content)
     info = inspect_file(File("x.root", (str(path),)), ("event", "PuppiMET_pt"), flat=True)
     assert isinstance(info, FileInfo)
-    with opened(File("x.root", (str(path),))) as file:
+    with open_file(File("x.root", (str(path),))) as file:
         (block,) = Columns(file, "Events", info.directory or {}).stream(5, 20, {}).blocks()
         assert block.fields == ["event", "PuppiMET"]
         assert block.PuppiMET.fields == ["pt"]
@@ -553,7 +553,7 @@ def test_counters_are_read_once_a_block(clustered: Path, monkeypatch: pytest.Mon
             seeks.append(seek)
             return pread(descriptor, size, seek)
 
-        monkeypatch.setattr(base.os, "pread", spy)
+        monkeypatch.setattr(local_file.os, "pread", spy)
         for block in read.stream(10, 140, {}).blocks():
             assert len(block.Jet.pt) == len(block.Jet.jetId)
             assert len(block.Muon.tightId)
@@ -656,7 +656,7 @@ def test_baskets_of_each_branch_may_end_elsewhere(
         return future
 
     for is_local in (True, False):
-        source = SimpleNamespace(read=at_once, begin=later, is_local=is_local, url="x")
+        source = SimpleNamespace(read=at_once, read_ahead=later, is_local=is_local, url="x")
         columns = Columns(SimpleNamespace(file=SimpleNamespace(source=source)), "", used)
         columns.ask(start, stop)
         columns.take()

@@ -14,7 +14,7 @@ from sums import Sum
 import agc_ml as agc
 from agc_ml.columnar.columns import Columns
 from agc_ml.columnar.rntuple_pages import compare_pages
-from agc_ml.delivery.opening import opened
+from agc_ml.delivery.opening import open_file
 from agc_ml.errors import InputFileError
 from agc_ml.inputs.datasets import Dataset, File
 from agc_ml.inputs.fileset import Fileset
@@ -46,7 +46,7 @@ def test_a_flipped_bit_of_a_page_is_noticed(real: Path, at: float, tmp_path: Pat
     content[seek + round(at * n_bytes) - (at == 1)] ^= 4
     path = tmp_path / "x.root"
     path.write_bytes(content)
-    with opened(File("x.root", (str(path),))) as file:
+    with open_file(File("x.root", (str(path),))) as file:
         compare_pages(file["Events"])
         columns = Columns(file, "Events", {"MET_pt": None, "MET_phi": None})
         assert len(columns.read("MET_phi", 0, 10)) == 10

@@ -75,7 +75,7 @@ def served(web: Web, path: Path) -> str:
 
 def content(*urls: str, **known: object) -> bytes:
     """What several distant ranges of a file hold."""
-    with opening.opened(File("x.root", urls, **known)) as file:
+    with opening.open_file(File("x.root", urls, **known)) as file:
         read = file.file.source.read([(1000, 1100), (9000, 9001), (30_000, 40_000)])
         return b"|".join(bytes(part) for part in read)
 
@@ -103,7 +103,7 @@ class TestHttp:
         assert web.requests[-1] == "bytes=1000-1099,9000-9000,30000-39999"
 
     def test_ranges_that_are_near_each_other_are_one(self) -> None:
-        assert http._joined([(9000, 9100), (0, 10), (4000, 4500)]) == [(0, 4500), (9000, 9100)]
+        assert http._merge([(9000, 9100), (0, 10), (4000, 4500)]) == [(0, 4500), (9000, 9100)]
 
     def test_a_server_of_one_range_at_a_time(self, web: Web, served: str, right: bytes) -> None:
         web.many = False
@@ -159,7 +159,7 @@ class TestHttp:
         self, web: Web, served: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(source, "DEADLINE_S", 2)
-        with opening.opened(File("x.root", (served,))) as file:
+        with opening.open_file(File("x.root", (served,))) as file:
             web.drip = True
             begun = time.monotonic()
             with pytest.raises(DeliveryError, match=r"too slow.*\(tried for 2 s\)"):
@@ -172,7 +172,7 @@ class TestHttp:
     ) -> None:
         """Of equal layout, so that nothing else would tell: by its tag and time."""
         other = nanoaod.write(tmp_path / "other.root", nanoaod.events(1000, 2), cluster=100)
-        with opening.opened(File("x.root", (served,))) as file:
+        with opening.open_file(File("x.root", (served,))) as file:
             file.file.source.read([(1000, 1100)])
             if how == "another file":
                 shutil.copy(other, web.folder / "x.root")
@@ -196,12 +196,12 @@ class TestHttp:
     ) -> None:
         """And the other one of each answer's own: it costs some requests once, not each time."""
 
-        def stamp(answer: http.Answer) -> str:
-            return base.STAMPS.join([common, str(next(numbers))])
+        def stamp(answer: http.RangeResponse) -> str:
+            return base.STAMP_SEPARATOR.join([common, str(next(numbers))])
 
         numbers = itertools.count()
-        monkeypatch.setattr(http.Answer, "stamp", property(stamp))
-        with opening.opened(File("x.root", (served,))) as file:
+        monkeypatch.setattr(http.RangeResponse, "stamp", property(stamp))
+        with opening.open_file(File("x.root", (served,))) as file:
             for i in range(9):
                 read = file.file.source.read([(1000 + i, 1100), (9000, 9001)])
                 assert bytes(read[0]) == right[i:100]
@@ -224,7 +224,7 @@ class TestHttp:
         web.mirrors, web.later, web.many = others, old[:n_same] + bytes(len(old) - n_same), many
         ranges = [(n_same, file_header.N_BYTES), (1000, 1100), (9000, 9100), (30_000, 40_000)]
         try:
-            with opening.opened(File("x.root", (served,))) as file:
+            with opening.open_file(File("x.root", (served,))) as file:
                 found = [bytes(file.file.source.read([one])[0]) for one in ranges]
                 found += [bytes(part) for part in file.file.source.read(ranges[1:])]
         except DeliveryError as error:
@@ -240,7 +240,7 @@ class TestHttp:
         """Its tag and time are the same."""
         path = web.folder / "x.root"
         times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-        with opening.opened(File("x.root", (served,))) as file:
+        with opening.open_file(File("x.root", (served,))) as file:
             path.write_bytes(path.read_bytes() + bytes(100))
             os.utime(path, ns=times)
             for ranges in ([(1000, 1100)], [(1000, 1100), (9000, 9100)]):
@@ -250,7 +250,7 @@ class TestHttp:
     def test_times_and_tags(self) -> None:
         def stamp(tag: str = "", modified: str = "", date: str = "") -> str:
             headers = {"ETag": tag, "Last-Modified": modified, "Date": date}
-            return http.Answer(206, {k: v for k, v in headers.items() if v}, [], None).stamp
+            return http.RangeResponse(206, {k: v for k, v in headers.items() if v}, [], None).stamp
 
         old, new = "Thu, 01 Jan 2026 00:00:00 GMT", "Fri, 02 Jan 2026 00:00:00 GMT"
         for one, other, is_same in (
@@ -263,7 +263,7 @@ class TestHttp:
             (('"a"',), ("", new), False),
             ((), ('"b"', new, new), True),  # nothing tells
         ):
-            assert base.is_one_version(stamp(*one), stamp(*other)) is is_same
+            assert base.is_same_version(stamp(*one), stamp(*other)) is is_same
 
     def test_nobody_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(source, "DEADLINE_S", 2)
@@ -285,9 +285,9 @@ class TestTokens:
         file = tmp_path / "token"
         file.write_text("first\n")
         monkeypatch.setenv("BEARER_TOKEN_FILE", str(file))
-        monkeypatch.setenv(credentials.HOSTS, f"127.0.0.1:{web.server_port}")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, f"127.0.0.1:{web.server_port}")
         web.token = "first"
-        with opening.opened(File("x.root", (served,))) as opened:
+        with opening.open_file(File("x.root", (served,))) as opened:
             web.token = "second"
             with pytest.raises(DeliveryError, match="a valid token or certificate is needed"):
                 opened.file.source.read([(1000, 1100)])
@@ -312,7 +312,7 @@ class TestTokens:
         monkeypatch.setenv("BEARER_TOKEN", macaroon(key, seconds=3))
         with pytest.raises(DeliveryError, match=r"no token was sent to 127\.0\.0\.1: if it may"):
             content(url)
-        monkeypatch.setenv(credentials.HOSTS, "127.0.0.1")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "127.0.0.1")
         assert content(url) == right
         time.sleep(4)
         with pytest.raises(DeliveryError, match="no permission") as caught:
@@ -322,13 +322,13 @@ class TestTokens:
 
     def test_they_travel_encrypted_or_not_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BEARER_TOKEN", SECRET)
-        monkeypatch.setenv(credentials.HOSTS, "host 127.0.0.1:80")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "host 127.0.0.1:80")
         for url in ("https://host/x", "roots://host//x", "http://127.0.0.1:80/x"):
-            assert credentials.token(url) == SECRET
-            assert not credentials.withheld(url)
+            assert credentials.token_for(url) == SECRET
+            assert not credentials.withheld_hint(url)
         for url in ("http://host/x", "root://host//x"):
-            assert credentials.token(url) is None
-            assert "go over https:// and roots:// only" in credentials.withheld(url)
+            assert credentials.token_for(url) is None
+            assert "go over https:// and roots:// only" in credentials.withheld_hint(url)
         assert (
             credentials.with_token("roots://host//x") == f"roots://host//x?authz=Bearer%20{SECRET}"
         )
@@ -366,22 +366,22 @@ class TestTokens:
         self, stated: str, url: str, may: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("BEARER_TOKEN", SECRET)
-        monkeypatch.setenv(credentials.HOSTS, stated)
-        assert (credentials.token(url) == SECRET) is may
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, stated)
+        assert (credentials.token_for(url) == SECRET) is may
         assert (SECRET in credentials.with_token(url)) is may
 
     def test_a_host_that_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BEARER_TOKEN", SECRET)
         for entry in ("*", "https://a.cern.ch", "a.cern.ch/x", "*.*.ch", "a:b"):
-            monkeypatch.setenv(credentials.HOSTS, f"good.cern.ch, {entry}")
-            with pytest.raises(PermanentError, match=r"AGC_ML_TOKEN_HOSTS: .* is no host"):
-                credentials.token("https://good.cern.ch/x")
+            monkeypatch.setenv(credentials.TOKEN_HOSTS, f"good.cern.ch, {entry}")
+            with pytest.raises(PermanentError, match=r"AGC_ML_TOKEN_HOSTS: .* is not a host"):
+                credentials.token_for("https://good.cern.ch/x")
             called = agc_command("run", "ttbar", "--token-host", entry, "--cluster", "inline")
-            assert (called.code, "is no host; HOST or" in called.error) == (2, True)
-        monkeypatch.setenv(credentials.HOSTS, "good.cern.ch")
+            assert (called.code, "is not a host; give HOST or" in called.error) == (2, True)
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "good.cern.ch")
         for entry in ("", "a.cern.ch b.cern.ch", "a.cern.ch,b.cern.ch"):
             called = agc_command("run", "ttbar", "--token-host", entry, "--cluster", "inline")
-            assert (called.code, f"{entry!r} is no host" in called.error) == (2, True)
+            assert (called.code, f"{entry!r} is not a host" in called.error) == (2, True)
 
     def test_they_follow_to_named_hosts_only(
         self,
@@ -396,17 +396,17 @@ class TestTokens:
         door = Web(tmp_path)
         door.elsewhere = served
         listed = f"127.0.0.1:{door.server_port}"
-        monkeypatch.setenv(credentials.HOSTS, listed)
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, listed)
         assert content(door.url("x.root")) == right
         assert (set(door.tokens), set(web.tokens)) == ({f"Bearer {SECRET}"}, {None})
         web.token = SECRET
         server_health.forget()
         port = web.server_port
-        with pytest.raises(DeliveryError, match=f"say --token-host 127.0.0.1:{port}") as caught:
+        with pytest.raises(DeliveryError, match=f"add --token-host 127.0.0.1:{port}") as caught:
             content(door.url("x.root"))
         assert SECRET not in str(caught.value)
         server_health.forget()
-        monkeypatch.setenv(credentials.HOSTS, f"{listed},127.0.0.1:{port}")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, f"{listed},127.0.0.1:{port}")
         assert content(door.url("x.root")) == right
         door.elsewhere = door.url("x.root")
         with pytest.raises(DeliveryError, match="redirects more than 5 times"):
@@ -418,7 +418,7 @@ class TestTokens:
         self, web: Web, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("BEARER_TOKEN", SECRET)
-        monkeypatch.setenv(credentials.HOSTS, "")  # so that it is put back after the test
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "")  # so that it is put back after the test
         web.token = SECRET
         words = ("fileset", "check", served, "--cluster", "inline")
         called = agc_command(*words)
@@ -426,19 +426,20 @@ class TestTokens:
         assert called.code == 1
         assert f"--token-host{host}" in "".join(called.out.split())
         assert agc_command(*words, "--token-host", "a.cern.ch", "--token-host", host).code == 0
-        assert os.environ[credentials.HOSTS] == f"a.cern.ch,{host}"
+        assert os.environ[credentials.TOKEN_HOSTS] == f"a.cern.ch,{host}"
         assert (
-            worker_environment.collect(is_private=False)[credentials.HOSTS] == f"a.cern.ch,{host}"
+            worker_environment.collect(is_private=False)[credentials.TOKEN_HOSTS]
+            == f"a.cern.ch,{host}"
         )
 
     def test_the_usual_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(credentials.HOSTS, "host")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "host")
         (tmp_path / f"bt_u{os.geteuid()}").write_text(f" {SECRET}\n")
-        assert credentials.token("https://host/x") == SECRET
+        assert credentials.token_for("https://host/x") == SECRET
 
     def test_a_file_that_is_not_there(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BEARER_TOKEN_FILE", "/no/such/file")
-        monkeypatch.setenv(credentials.HOSTS, "127.0.0.1")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "127.0.0.1")
         with pytest.raises(DeliveryError, match=r"/no/such/file \(BEARER_TOKEN_FILE\): No such"):
             content("https://127.0.0.1:9/x.root")
 
@@ -479,7 +480,7 @@ class TestTokens:
     ) -> None:
         caplog.set_level(logging.DEBUG)
         monkeypatch.setenv("BEARER_TOKEN", SECRET)
-        monkeypatch.setenv(credentials.HOSTS, "127.0.0.1")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "127.0.0.1")
         web.token = SECRET
         signed = f"{served}?authz=Bearer%20{SECRET}"
         shutil.copy(web.folder / "x.root", web.folder / f"x.root?authz=Bearer%20{SECRET}")
@@ -645,7 +646,7 @@ class TestCertificates:
     ) -> None:
         """As 6.2.1 says it; the last two when a line is cut in the handshake."""
         status = SimpleNamespace(message=f"[FATAL] TLS error: {message}", errno=0)
-        error = xrootd._sorted(status, "roots://h//x")
+        error = xrootd._replica_error(status, "roots://h//x")
         assert type(error) is kind
         assert says in str(error)
 
@@ -665,10 +666,10 @@ class TestCertificates:
             code = (
                 "import sys\n"
                 "from agc_ml.inputs.datasets import File\n"
-                "from agc_ml.delivery.opening import opened\n"
+                "from agc_ml.delivery.opening import open_file\n"
                 "from agc_ml.errors import DeliveryError\n"
                 "try:\n"
-                "    with opened(File('x.root', (sys.argv[1],))) as file:\n"
+                "    with open_file(File('x.root', (sys.argv[1],))) as file:\n"
                 "        print(bytes(file.file.source.read([(1000, 1100)])[0]).hex())\n"
                 "except DeliveryError as error:\n"
                 "    print(error)\n"
@@ -686,10 +687,10 @@ class TestCertificates:
             return done.stdout.strip()
 
         ours = str(certificates.authorities)
-        here = {"BEARER_TOKEN": token, credentials.HOSTS: "127.0.0.1"}
+        here = {"BEARER_TOKEN": token, credentials.TOKEN_HOSTS: "127.0.0.1"}
         assert read(X509_CERT_DIR=ours, **here) == right[:100].hex()
         assert "no permission" in read(X509_CERT_DIR=ours)
-        assert "say --token-host 127.0.0.1" in read(X509_CERT_DIR=ours, BEARER_TOKEN=token)
+        assert "add --token-host 127.0.0.1" in read(X509_CERT_DIR=ours, BEARER_TOKEN=token)
         refused = read(X509_CERT_DIR=str(path.parent), **here)
         assert "its server is not trusted" in refused
         assert "X509_CERT_DIR" in refused
@@ -707,11 +708,11 @@ class TestCertificates:
             "from agc_ml.errors import DeliveryError\n"
             "for url in sys.argv[1:]:\n"
             "    try:\n"
-            "        with opening.opened(File('x.root', (url,))):\n"
+            "        with opening.open_file(File('x.root', (url,))):\n"
             "            pass\n"
             "    except DeliveryError as error:\n"
             "        print(error)\n"
-            "assert credentials.found()\n"
+            "assert credentials.bearer_token()\n"
         )
         urls = [
             f"roots://127.0.0.1:{first.port}//x.root",
@@ -744,7 +745,7 @@ class TestReplicas:
         self, path: Path, right: bytes, tmp_path: Path
     ) -> None:
         other = nanoaod.write(tmp_path / "other.root", nanoaod.events(1000, 1), cluster=100)
-        with opening.opened(File("x.root", (str(path),))) as file:
+        with opening.open_file(File("x.root", (str(path),))) as file:
             uuid = str(file.file.uuid)
         assert content(str(other), str(path), uuid=uuid) == right
         with pytest.raises(DeliveryError, match="is it another file") as caught:
@@ -753,7 +754,7 @@ class TestReplicas:
 
     def test_unknown_protocols(self) -> None:
         with pytest.raises(
-            DeliveryError, match=r"gopher:// is no protocol known here.*root, roots"
+            DeliveryError, match=r"protocol gopher:// is not known here.*root, roots"
         ):
             content("gopher://host/x.root")
 
@@ -783,7 +784,7 @@ class TestReplicas:
             target.write(path.read_bytes())
         monkeypatch.setattr(MemoryFileSystem, "info", info)
         with (
-            opening.opened(File("x.root", ("memory://x.root",))) as file,
+            opening.open_file(File("x.root", ("memory://x.root",))) as file,
             pytest.raises(DeliveryError, match="replaced or changed"),
         ):
             file.file.source.check_same()
@@ -817,7 +818,7 @@ class TestReplicas:
         file = File("x.root", (served, f"{served}.gone"))
         info = inspect_file(file, ("Jet_pt",), flat=True)
         assert isinstance(info, FileInfo)
-        with opening.opened(file) as opened:
+        with opening.open_file(file) as opened:
             columns = Columns(opened, "Events", info.directory or {})
             web.status = 404
             with pytest.raises(DeliveryError, match="no replica can be read") as caught:
@@ -834,7 +835,7 @@ class TestReplicas:
     def test_the_damaged_one_is_blamed(self, path: Path) -> None:
         """Not the one that is read from by then."""
         urls = (str(path), f"file://{path}")
-        with opening.opened(File("x.root", urls)) as file:
+        with opening.open_file(File("x.root", urls)) as file:
             source = file.file.source
             assert source.url == urls[0]
             assert source.distrust("bad", urls[1])
@@ -862,14 +863,14 @@ class TestReplicas:
     )
     def test_what_is_cut_for_requests_is_put_together(self, ranges: list[tuple[int, int]]) -> None:
         wanted = [(start, start + length) for start, length in ranges]
-        requests = list(source._requests(wanted))
-        for some in requests:
-            assert len(some) <= source.MOST_RANGES
-            assert all(0 < stop - start <= source.MOST_BYTES for start, stop in some)
-            total = sum(stop - start for start, stop in some)
-            assert total <= source.REQUEST_BYTES
-        pieces = (bytes(stop - start) for some in requests for start, stop in some)
-        together = source._together(wanted, pieces)
+        batches = list(source._batches(wanted))
+        for batch in batches:
+            assert len(batch) <= source.MAX_RANGES
+            assert all(0 < stop - start <= source.MAX_RANGE_BYTES for start, stop in batch)
+            total = sum(stop - start for start, stop in batch)
+            assert total <= source.MAX_REQUEST_BYTES
+        pieces = (bytes(stop - start) for batch in batches for start, stop in batch)
+        together = source._join(wanted, pieces)
         assert [len(data) for data in together] == [length for _, length in ranges]
 
     def test_many_small_ranges(self, shared_storage: Storage, path: Path) -> None:
@@ -877,7 +878,7 @@ class TestReplicas:
         server = shared_storage.data(shared_storage.folder(path))
         data = path.read_bytes()
         for url in (server.url("x.root"), server.http("x.root")):
-            with opening.opened(File("x.root", (url,))) as file:
+            with opening.open_file(File("x.root", (url,))) as file:
                 wanted = [(place, place + 3) for place in range(600, 600 + 2048 * 20, 20)]
                 found = file.file.source.read(wanted)
             assert [bytes(part) for part in found] == [data[a:b] for a, b in wanted]
@@ -918,15 +919,15 @@ class TestWays:
     @pytest.mark.parametrize(
         ("via", "says"),
         [
-            ("ftp", "no such way"),
-            ("xcache", "which cache"),
-            ("https=", "are known"),
-            ("local=/data", "are known"),
+            ("ftp", "no such route"),
+            ("xcache", "name a cache"),
+            ("https=", "use local, https"),
+            ("local=/data", "use local, https"),
             ("xrootd=https://host", "should be root://HOST"),
             ("xrootd=host:1094", "should be root://HOST"),
             ("xcache=root://[::1", "should be root://HOST"),
             ("https=https://[::1", "should be http://HOST or https://HOST"),
-            ("xrootd=root://a,root://b", "are known"),
+            ("xrootd=root://a,root://b", "use local, https"),
         ],
     )
     def test_ways_that_are_none(self, via: str, says: str) -> None:
@@ -1070,7 +1071,7 @@ def test_workers_are_equipped_also_those_that_come_late(monkeypatch: pytest.Monk
     monkeypatch.setenv("XRD_REQUESTTIMEOUT", "17")
     with agc.connect("local", workers=1) as client:
         monkeypatch.setenv("BEARER_TOKEN", SECRET)  # after the first worker began
-        monkeypatch.setenv(credentials.HOSTS, "host,other")
+        monkeypatch.setenv(credentials.TOKEN_HOSTS, "host,other")
         executor = DaskExecutor(client)
         client.cluster.scale(2)
         client.wait_for_workers(2, timeout=60)
@@ -1079,6 +1080,6 @@ def test_workers_are_equipped_also_those_that_come_late(monkeypatch: pytest.Monk
     assert len(seen) == 2
     for environment in seen.values():
         assert environment["BEARER_TOKEN"] == SECRET
-        assert environment[credentials.HOSTS] == "host,other"
+        assert environment[credentials.TOKEN_HOSTS] == "host,other"
         assert environment["XRD_REQUESTTIMEOUT"] == "17"
         assert environment["XRD_STREAMTIMEOUT"] == xrootd.SETTINGS["XRD_STREAMTIMEOUT"]

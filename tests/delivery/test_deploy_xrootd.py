@@ -14,7 +14,7 @@ import pytest
 from conftest import absent
 from services.xrootd import SERVE, Server, Storage, free_port
 
-from agc_ml.transports import base
+from agc_ml.transports.connect import connect
 
 HERE = {"127.0.0.1", "::1"}
 
@@ -124,7 +124,7 @@ def test_links_that_are_followed(storage: Storage) -> None:
 
 
 def content(url: str) -> bytes:
-    file = base.connect(url, 8)
+    file = connect(url, 8)
     (read,) = file.read([(0, file.size)], 8)
     file.close()
     return bytes(read)

@@ -15,7 +15,8 @@ from agc_ml.delivery import opening
 from agc_ml.errors import DeliveryError
 from agc_ml.inputs.datasets import File
 from agc_ml.transports import file_header
-from agc_ml.transports.base import connect, local_path
+from agc_ml.transports.base import local_path
+from agc_ml.transports.connect import connect
 from agc_ml.transports.replica_errors import CorruptError, PermanentError
 
 UUID = uuid.UUID("3a554482-e0e1-11ea-875a-4a82e4a9beef")
@@ -30,7 +31,7 @@ def first_bytes(version: int, end: int) -> bytes:
 @given(st.integers(-(2**31), 2**31 - 1), st.integers(100, 2**31 - 1))
 def test_the_version_is_signed(version: int, end: int) -> None:
     begin = first_bytes(version, end).ljust(file_header.N_BYTES, b"\0")
-    assert file_header.parse(begin) == file_header.Header(end, str(UUID))
+    assert file_header.parse_header(begin) == file_header.FileHeader(end, str(UUID))
 
 
 def test_a_file_of_a_negative_version_is_read(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_a_file_of_a_negative_version_is_read(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4:8] = b"\xff\xf1\xaf\x28"
     path.write_bytes(content)
-    with opening.opened(File(lfn="a", replicas=(str(path),))) as opened:
+    with opening.open_file(File(lfn="a", replicas=(str(path),))) as opened:
         assert opened["Events"].num_entries == 20
 
 
@@ -48,12 +49,12 @@ def test_a_file_of_a_negative_version_is_read(tmp_path: Path) -> None:
         (b"", "it is empty"),
         (b"PK\3\4", "not a ROOT file: it begins with"),
         (b"root\0\0", "cut off: only 6 bytes"),
-        (b"root://host//a.root\n" * 30, "a list of URLs; the name of a list ends in .txt"),
+        (b"root://host//a.root\n" * 30, "a list of URLs; give such lists names in .txt"),
     ],
 )
 def test_what_is_no_header(begin: bytes, says: str) -> None:
     with pytest.raises(CorruptError, match=says):
-        file_header.parse(begin)
+        file_header.parse_header(begin)
 
 
 @pytest.mark.parametrize(
@@ -87,5 +88,5 @@ def test_what_is_no_file_of_this_machine(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(PermanentError, match=says):
             connect(url, 1.0)
-        with pytest.raises(DeliveryError, match=says), opening.opened(File("a", (url,))):
+        with pytest.raises(DeliveryError, match=says), opening.open_file(File("a", (url,))):
             pass

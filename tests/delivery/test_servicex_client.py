@@ -439,7 +439,7 @@ class TestBadInput:
         Path("token").write_text("MDAxbWFjYXJvb24-a-secret")
         monkeypatch.setenv("BEARER_TOKEN_FILE", "token")
         error = self.says(
-            paths, f"servicex={servicex_endpoint.config}", "does not let us in", "BEARER_TOKEN_FILE"
+            paths, f"servicex={servicex_endpoint.config}", "denies access", "BEARER_TOKEN_FILE"
         )
         assert "MDAx" not in "".join(traceback.format_exception(error))
 
@@ -461,18 +461,18 @@ class TestBadInput:
 
     def test_something_else(self, paths: list[Path], other_server: Any) -> None:
         url = f"http://127.0.0.1:{other_server.server_port}"
-        self.says(paths, f"servicex={url}", f"{url} is no ServiceX")
+        self.says(paths, f"servicex={url}", f"{url} is not a ServiceX")
         other_server.answer = {"app-version": "1.0", "code-gen-image": {"uproot": "x"}}
         self.says(paths, f"servicex={url}", "too old (version 1.0)")
         other_server.answer["capabilities"] = ["poll_local_transformation_results"]
-        self.says(paths, f"servicex={url}", "has no uproot-raw, only uproot")
+        self.says(paths, f"servicex={url}", "has no code generator uproot-raw, only uproot")
 
     def test_a_wrong_token(
         self, servicex_endpoint: Endpoint, paths: list[Path], tmp_path: Path
     ) -> None:
         right = servicex_endpoint.config.read_text()
         (tmp_path / "servicex.yaml").write_text(right.replace(servicex_endpoint.token, "wrong"))
-        self.says(paths, "servicex", "does not let us in", "token")
+        self.says(paths, "servicex", "denies access", "token")
 
     def test_a_processor_that_declares_nothing(
         self, servicex_endpoint: Endpoint, paths: list[Path]
@@ -492,7 +492,7 @@ class TestBadInput:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        finished = servicex_client.finished
+        finished = servicex_client.wait_until_finished
         with endpoint(tmp_path / "endpoint", "--workers", 2) as running:
 
             async def then(*arguments: Any) -> None:
@@ -502,9 +502,11 @@ class TestBadInput:
                 else:
                     running.kill()
 
-            monkeypatch.setattr(servicex_client, "finished", then)
+            monkeypatch.setattr(servicex_client, "wait_until_finished", then)
             reason = "does not know the request any more" if forgotten else "attempts failed"
-            error = self.says(paths, f"servicex={running.config}", "what became of", reason)
+            error = self.says(
+                paths, f"servicex={running.config}", "does not tell the results", reason
+            )
             assert isinstance(error, DeliveryError)
 
     def test_one_that_stops_for_good(

@@ -80,7 +80,7 @@ def run(tmp_path: Path) -> Callable[..., Called]:
             ("no replica can be", "{bad}"),
         ),
         ("{good}", ("--via", "xrootd"), 1, ("tt: good.root", "no replica for --via xrootd")),
-        ("{good}", ("--via", "ftp=x"), 2, ("--via ftp=x: no such way", "xrootd[=URL]")),
+        ("{good}", ("--via", "ftp=x"), 2, ("--via ftp=x: no such route", "xrootd[=URL]")),
         ("{good}", ("--via", "xcache"), 2, ("which cache?", "xcache=root://HOST:PORT")),
         ("{good}", ("--via", "https=root://h"), 2, ("root://h should be http://HOST",)),
         ("{good}", ("--via", "servicex=no.yaml"), 2, ("servicex=no.yaml: there is no such file",)),

@@ -15,7 +15,7 @@ from places import ROOT
 from test_ttbar import SAMPLE, SEEDS
 
 from agc_ml.columnar.columns import Columns, directory
-from agc_ml.delivery.opening import opened
+from agc_ml.delivery.opening import open_file
 from agc_ml.inputs import loading
 from agc_ml.inputs.columns import with_counters
 from agc_ml.inputs.datasets import File
@@ -32,7 +32,7 @@ NanoAODSchema.warn_missing_crossrefs = False
 
 def of_kernels(path: Path, processor: TtbarProcessor, metadata: dict[str, Any]) -> dict[str, Any]:
     names = tuple(with_counters((*processor.columns, *processor.simulation_columns)))
-    with opened(File(str(path), (str(path),))) as file:
+    with open_file(File(str(path), (str(path),))) as file:
         found, _ = directory(file, "Events", names)
         columns = Columns(file, "Events", found)
         stop = file["Events"].num_entries

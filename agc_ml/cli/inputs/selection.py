@@ -20,7 +20,7 @@ def selected_fileset(given: dict[str, Any]) -> Fileset:
     """Load the fileset of a command, and allow tokens for the hosts of --token-host."""
     from agc_ml.transports import credentials  # noqa: PLC0415 - on demand
 
-    credentials.allow(given["token_hosts"])
+    credentials.allow_hosts(given["token_hosts"])
     fileset = load_fileset(given["fileset"], given["dataset"])
     if given["datasets"] is not None:
         fileset = fileset.select(name.strip() for name in given["datasets"].split(","))

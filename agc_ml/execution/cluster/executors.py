@@ -137,7 +137,7 @@ class DaskExecutor:
         self._given_up: set[str] = set()
         self._had_workers = False
         environment = worker_environment.collect(is_private=clusters.is_private(client))
-        self._register(_at_start(partial(worker_environment.equip, environment)))
+        self._register(_at_start(partial(worker_environment.apply, environment)))
         client.subscribe_topic(self.topic, lambda event: self.started.update([event[1]]))
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from agc_ml.delivery.routing import Needs
+from agc_ml.delivery.servicex import Needs
 from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.execution.processor.function_processor import declared
 from agc_ml.inputs.columns import NANOAOD, ColumnRequest

@@ -21,7 +21,7 @@ from agc_ml.inputs.columns import ColumnRequest
 from agc_ml.inputs.datasets import Dataset, File
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.ledger import Entry, Ledger
-from agc_ml.transports.base import is_one_version
+from agc_ml.transports.base import is_same_version
 from agc_ml.transports.credentials import redacted
 
 logger = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Account:
         mine = chunks_of(chunk.dataset, self._listed[key], info, self.chunk_size)
         before = [self.done[one] for one in mine if one in self.done]
         return any(
-            one.url == receipt.url and not is_one_version(one.stamp, receipt.stamp)
+            one.url == receipt.url and not is_same_version(one.stamp, receipt.stamp)
             for one in before
         )
 
@@ -381,7 +381,7 @@ class Account:
 
 def is_of_another(receipt: Receipt, info: FileInfo) -> bool:
     """Whether the replica that was read has changed since; what another one says tells nothing."""
-    return receipt.url == info.url and not is_one_version(receipt.stamp, info.stamp)
+    return receipt.url == info.url and not is_same_version(receipt.stamp, info.stamp)
 
 
 def file_label(dataset: Dataset, file: File) -> str:

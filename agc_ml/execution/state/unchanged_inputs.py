@@ -60,7 +60,7 @@ def _compared(pair: tuple[str, File, ExpectedFile]) -> tuple[bool, str]:
 
     _, file, known = pair
     try:
-        with closing(ReplicaSource(file.url, wanted=file, known=known, made=lambda _: None)):
+        with closing(ReplicaSource(file.url, listed=file, known=known)):
             return False, ""
     except DeliveryError as error:
         return error.may_be_replaced, str(error)
