@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agc_ml.inputs.fileset import Fileset
     from agc_ml.inputs.variations import NOMINAL
     from agc_ml.measurement import measure
-    from agc_ml.models.cards import load_model
+    from agc_ml.models.loading import load_model
     from agc_ml.models.model import Batches, Bundle, Model
     from agc_ml.results.histograms import DenseHist, book, materialised
     from agc_ml.results.run_result import RunResult
@@ -85,7 +85,7 @@ _HOMES = {
     "connect": "execution.cluster.clusters",
     "connect_training": "training.service.client",
     "fit": "statistics.fit",
-    "load_model": "models.cards",
+    "load_model": "models.loading",
     "materialised": "results.histograms",
     "measure": "measurement",
     "plan": "execution.plan",

@@ -24,7 +24,7 @@ MOVED: Final = {
     "agc_ml.kernels.jagged": "agc_ml.columnar.jagged",
     "agc_ml.kernels.kinematics": "agc_ml.columnar.kinematics",
     "agc_ml.ml": "agc_ml.models",
-    "agc_ml.ml.cards": "agc_ml.models.cards",
+    "agc_ml.ml.cards": "agc_ml.models.loading",
     "agc_ml.ml.hook": "agc_ml.models.model",
     "agc_ml.rows": "agc_ml.results.tables",
     "agc_ml.variations": "agc_ml.inputs.variations",

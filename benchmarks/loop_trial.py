@@ -16,8 +16,7 @@ import xgboost
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from agc_ml.models import model  # noqa: E402
-from agc_ml.models.model import Content  # noqa: E402
+from agc_ml.models.content import Content, provide  # noqa: E402
 from agc_ml.results import tables  # noqa: E402
 from agc_ml.training import metrics  # noqa: E402
 from agc_ml.training.trainers import trials  # noqa: E402
@@ -29,7 +28,7 @@ def main() -> None:
     path, way, params = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    model.provide({sha256: Content(content)})
+    provide({sha256: Content(content)})
     source = Source(sha256, tables.digest_of(path), "nominal", "even")
     trials.events(source)
     run = ours if way == "ours" else stock

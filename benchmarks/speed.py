@@ -59,9 +59,11 @@ from agc_ml.inputs.columns import with_counters  # noqa: E402
 from agc_ml.inputs.datasets import File  # noqa: E402
 from agc_ml.inputs.fileset import Fileset  # noqa: E402
 from agc_ml.inputs.variations import NOMINAL  # noqa: E402
-from agc_ml.models import cards, model  # noqa: E402
+from agc_ml.models import model  # noqa: E402
 from agc_ml.models.backends import forest  # noqa: E402
 from agc_ml.models.backends.xgboost_file import read_xgboost  # noqa: E402
+from agc_ml.models.content import BATCH_ROWS  # noqa: E402
+from agc_ml.models.loading import load_model  # noqa: E402
 from agc_ml.results import packing  # noqa: E402
 from agc_ml.results.histograms import materialised  # noqa: E402
 from agc_ml.results.packing import unpack  # noqa: E402
@@ -412,7 +414,7 @@ def forests(models: Any, booster: Any, rounds: int) -> dict[str, Any]:
     kinds |= {f"{n} an event": [e for e in events if len(e) == n] for n in (12, 60, 180)}
     found = {}
     for name, chosen in kinds.items():
-        rows = np.concatenate(chosen)[: model.BATCH_ROWS]
+        rows = np.concatenate(chosen)[:BATCH_ROWS]
 
         def of_xgboost(rows: Any = rows) -> Any:
             return booster.inplace_predict(rows, predict_type="margin")
@@ -466,7 +468,7 @@ def compilation(folder: str) -> dict[str, float]:
 
     What numba imports when its first function is called is left out, and given apart.
     """
-    models = cards.load_model(folder)
+    models = load_model(folder)
     way = Ours(file_of(SAMPLES[0]), "ttbar", models, compat=False)
     start = cpu()
     njit(lambda: None).compile(())
@@ -500,7 +502,7 @@ OPENED: Final = 20
 
 def memory(folder: str) -> dict[str, float]:
     """Resident MB of a chunk of 200k events at 11 % with inference, over those before it."""
-    models = cards.load_model(folder)
+    models = load_model(folder)
     path = file_of(SAMPLES[1])
     way = Ours(path, "ttbar", models, compat=False)
     way(0, EVENTS // 10)
@@ -608,7 +610,7 @@ def read_fractions(rounds: int) -> dict[str, float]:
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
     """Everything, as a record."""
-    models, theirs = cards.load_model(folder), boosters(folder)
+    models, theirs = load_model(folder), boosters(folder)
     print(f"{'':14}{'ours':>9}{'runner':>9}{'filtered':>10}   us/event; ratios to runner, filtered")
     measured = pairs(models, theirs, rounds)
     equal = {sample.name: equality(sample, models, theirs) for sample in SAMPLES}

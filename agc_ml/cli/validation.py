@@ -15,7 +15,8 @@ from agc_ml.inputs.fileset import Fileset
 from agc_ml.inputs.folders import is_root_file
 from agc_ml.inputs.loading import is_described, is_list, read_mapping
 from agc_ml.inputs.paths import split_tree
-from agc_ml.models import cards
+from agc_ml.models.cards import CARD
+from agc_ml.models.loading import load_model, scoring_notes
 from agc_ml.results import pseudodata_choice
 from agc_ml.results.run_result import RunResult
 from agc_ml.simulation import manifest
@@ -121,7 +122,7 @@ def _recognise_folder(path: Path) -> tuple[str, Callable[[Path], str]]:
     is_run = any((path / name).exists() for name in RUN)
     if not is_run and _is_fileset(path):
         return "fileset", _fileset
-    if any((path / name).exists() for name in (*cards.CARD, "model_even.json")):
+    if any((path / name).exists() for name in (*CARD, "model_even.json")):
         return "model", _model
     return ("run directory", _run) if is_run else ("fileset", _fileset)
 
@@ -149,10 +150,10 @@ def _generated(path: Path) -> str:
 
 
 def _model(path: Path) -> str:
-    found = cards.load_model(path)
+    found = load_model(path)
     first, *others = found.members
     parts = f"two models of {first.n_features}" if others else f"{first.n_features}"
-    told = "".join(f"; {note}" for note in cards.remarks(found))
+    told = "".join(f"; {note}" for note in scoring_notes(found))
     return f"{found.name}, version {found.version}: {parts} features{told}"
 
 

@@ -32,7 +32,7 @@ from agc_ml.execution.state.checkpoints import Chunk
 from agc_ml.execution.state.inspection_cache import packed
 from agc_ml.execution.state.run_state import Account, file_label, is_of_another
 from agc_ml.inputs.datasets import Dataset, File, plain_tree
-from agc_ml.models import model as hook
+from agc_ml.models.model import contents
 from agc_ml.results.packing import unpack
 from agc_ml.transports.base import local_path
 from agc_ml.transports.credentials import redacted
@@ -148,7 +148,7 @@ def process(account: Account, executor: Executor) -> None:
         The scheduler is gone.
     """
     shipment = account.shipment
-    executor.provide({**hook.contents(shipment.models), **attachments.contents(shipment.files)})
+    executor.provide({**contents(shipment.models), **attachments.contents(shipment.files)})
     with offered(shipment.key, shipment.processor, shipment.schema):
         _in_rounds(account, executor)
     if account.cache is not None:

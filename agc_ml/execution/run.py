@@ -30,7 +30,7 @@ from agc_ml.execution.state.run_state import Account
 from agc_ml.execution.state.unchanged_inputs import changed_input
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.models import registry
+from agc_ml.models import naming
 from agc_ml.models.model import Bundle, Model
 from agc_ml.results import run_directories
 from agc_ml.results.ledger import Ledger, merge_attempts
@@ -242,7 +242,7 @@ def _named_model(model: Any, earlier: str | Path | None) -> NamedModel | None:
 
     ``earlier`` is the folder of the run to go on with.
     """
-    if not isinstance(model, str) or not registry.is_named(model):
+    if not isinstance(model, str) or not naming.is_registered_name(model):
         return None
     folder = None if earlier is None else run_directories.work_of(Path(earlier))
     if folder is not None and (folder / "run.json").exists():
@@ -252,7 +252,7 @@ def _named_model(model: Any, earlier: str | Path | None) -> NamedModel | None:
         is_of_it = version.isdigit() and name == model.partition("@")[0]
         if known is not None and known.asked == model and is_of_it:
             return known
-    return NamedModel(asked=model, found=registry.pinned(model))
+    return NamedModel(asked=model, found=naming.pinned_name(model))
 
 
 def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:

@@ -14,50 +14,23 @@ A model travels to workers as a reference; its content follows once, checked by 
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agc_ml.errors import ModelError
+from agc_ml.models.content import BATCH_ROWS, Array, Content, Format, content_of, provide
+from agc_ml.models.model_files import one_line
 
 Parity = Literal["even", "odd"]
 PARITIES: Final[tuple[Parity, Parity]] = ("even", "odd")
-"""Of event numbers, by their remainder."""
-Format = Literal["xgboost", "onnx", "kserve"]
+"""Parities of event numbers."""
 DeltaPhi = Literal["wrapped", "raw"]
-Array = NDArray[Any]
-
-BATCH_ROWS: Final = 32_768
-"""Rows that are scored at once, where there are so many: more than 4,000 cost no less a row."""
-
-
-class Golden(NamedTuple):
-    """Rows, float32, shape ``(n, k)``, and what the model's own library gives for them, ``(n,)``.
-
-    For forests it is the margins, before the sigmoid.
-    """
-
-    rows: Array
-    values: Array
-
-
-class Content(NamedTuple):
-    """What a model is made of: the bytes of its file, and rows to check it with.
-
-    ``is_vouched`` where whoever gives it has seen that it can be opened without harm: others don't
-    try it in a process of its own again.
-    """
-
-    data: bytes
-    golden: Golden | None = None
-    is_vouched: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,19 +40,19 @@ class Model:
     Attributes
     ----------
     sha256
-        Of its file: what is scored with is these bytes, or nothing.
+        Digest of its file: only these bytes score.
     format
         ``xgboost`` (JSON or UBJ), ``onnx``, or ``kserve``, a model on a server.
     n_features
         Number of features k.
     features
-        Their names, where they are known: from the card, or from a file of xgboost.
+        Names of the features, from the card or an xgboost file; () if unknown.
     trained_on
-        The parity of the numbers of the events it was trained on, None if of both.
+        Parity of the numbers of its training events; None for both.
     task
-        What it was trained for, "" where that is not stated.
+        Task that it was trained for; "" if not stated.
     delta_phi
-        Whether its Delta R features were made with phi wrapped to [-pi, pi], or raw.
+        Delta R features with phi wrapped to [-pi, pi], or raw.
     """
 
     name: str
@@ -96,7 +69,7 @@ class Model:
         return f"model {self.name} (version {self.version})"
 
     def canonical(self) -> str:
-        """What tells it from other models, the same in any process."""
+        """Description that distinguishes it from other models, the same in any process."""
         trained = f", trained on {self.trained_on} events" if self.trained_on else ""
         features = f" {', '.join(self.features)}" if self.features else ""
         return (
@@ -106,7 +79,7 @@ class Model:
 
     @property
     def members(self) -> tuple[Model, ...]:
-        """Itself: a bundle has two."""
+        """The model itself; a bundle has two members."""
         return (self,)
 
     def __call__(self, features: Any) -> Array:
@@ -115,7 +88,7 @@ class Model:
         Raises
         ------
         ModelError
-            The rows are refused, as by `checked`, or can't be scored.
+            `checked` rejects the rows, or they can't be scored.
         """
         rows = self.checked(features)
         if not len(rows):
@@ -129,13 +102,13 @@ class Model:
         return scores.astype(np.float32, copy=False)
 
     def checked(self, features: Any) -> Array:
-        """Rows as the model takes them, float32.
+        """Rows as the model takes them, float32, shape ``(n, k)``.
 
         Raises
         ------
         ModelError
-            They are of another shape, have columns in another order, or hold NaN, infinite, complex
-            or masked values.
+            The rows have another shape or order of columns, or hold NaN, infinite, complex or
+            masked values.
         """
         self._check_kind(features)
         try:
@@ -143,12 +116,12 @@ class Model:
         except (TypeError, ValueError) as error:
             raise ModelError(
                 f"{self}: its features can't be taken as rows of numbers "
-                f"({' '.join(str(error).split())[:200]}); give it an array of shape (n, k)"
+                f"({one_line(str(error))}); give it an array of shape (n, k)"
             ) from error
         if rows.shape[1:] != (self.n_features,):
             raise ModelError(
                 f"{self}: it takes rows of {self.n_features} features, not an array of shape "
-                f"{rows.shape}; give it those it was trained on"
+                f"{rows.shape}; give it the features it was trained on"
             )
         if not np.isfinite(rows).all():
             row, column = np.argwhere(~np.isfinite(rows))[0]
@@ -160,11 +133,11 @@ class Model:
         return rows
 
     def _check_kind(self, features: Any) -> None:
-        """Refuse what numpy would turn into other numbers without a word."""
+        """Reject features that numpy would silently turn into other numbers."""
         if np.ma.isMaskedArray(features) or np.iscomplexobj(features):
             kind = "complex" if np.iscomplexobj(features) else "masked"
             raise ModelError(f"{self}: its features are {kind}; give it plain numbers, all valid")
-        # a table's, of pandas or pyarrow: numbers name nothing
+        # Columns of a pandas or pyarrow table; numbers are not names.
         names = tuple(getattr(features, "column_names", getattr(features, "columns", ())))
         is_named = names and all(isinstance(name, str) for name in names)
         if is_named and self.features and names != self.features:
@@ -174,11 +147,10 @@ class Model:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = tuple(getattr(self, one.name) for one in fields(self))
-        content = _contents.get(self.sha256)
+        values = tuple(getattr(self, field.name) for field in fields(self))
         gathered = _gathered.get()
         if gathered is None:
-            return _restored, (values, content)
+            return _restored, (values, content_of(self.sha256))
         gathered.append(self)
         return _restored, (values, None)
 
@@ -192,7 +164,7 @@ def _restored(values: tuple[Any, ...], content: Content | None) -> Model:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Two models, trained on even and on odd events; each scores the events it never saw."""
+    """Two models, trained on even and on odd events; each scores events that it never saw."""
 
     name: str
     version: str
@@ -200,8 +172,8 @@ class Bundle:
     odd: Model
 
     def __post_init__(self) -> None:
-        """Refuse models that are not what their place says."""
-        for parity, model in (("even", self.even), ("odd", self.odd)):
+        """Reject members trained on other events than their place says."""
+        for parity, model in zip(PARITIES, self.members, strict=True):
             if model.trained_on != parity:
                 raise ModelError(
                     f"model {self.name}: the one for {parity} events says it was trained on "
@@ -217,17 +189,17 @@ class Bundle:
         return f"model {self.name} (version {self.version})"
 
     def canonical(self) -> str:
-        """What tells it from other bundles, the same in any process."""
+        """Description that distinguishes it from other bundles, the same in any process."""
         return ", ".join(model.canonical() for model in self.members)
 
     @property
     def members(self) -> tuple[Model, ...]:
-        """The model trained on even events, and the one trained on odd ones."""
+        """The model trained on even events, and the one trained on odd events."""
         return (self.even, self.odd)
 
     @property
     def delta_phi(self) -> DeltaPhi:
-        """How the Delta R features of both are made."""
+        """Delta R features of both with phi wrapped, or raw."""
         return self.even.delta_phi
 
     def scorer(self, parity: Parity) -> Model:
@@ -235,14 +207,15 @@ class Bundle:
         return self.odd if parity == "even" else self.even
 
     def __call__(self, features: Any, event: Any) -> Array:
-        """Score rows, of which ``event`` gives the event numbers, shape ``(n,)``.
+        """Score rows; ``event`` holds their event numbers, shape ``(n,)``.
 
         Raises
         ------
         ModelError
-            As of `Model`.
+            As for `Model`.
         """
-        rows = self.even.checked(features)  # whose errors count rows before they are parted
+        # Checked before the rows are split by parity: errors name the caller's row.
+        rows = self.even.checked(features)
         is_even = np.asarray(event) % 2 == 0
         scores = np.empty(len(rows), np.float32)
         scores[is_even] = self.scorer("even")(rows[is_even])
@@ -251,25 +224,24 @@ class Bundle:
 
 
 class Batches:
-    """Gathers rows of many places, and has a model score them together.
+    """Rows from many places, scored together by one model.
 
-    ``add`` takes rows, and what is to be done with their scores. What is left over at the end
-    `flush` scores.
+    ``add`` takes rows and a callback for their scores; `flush` scores the rest at the end.
     """
 
     def __init__(self, model: Model, rows: int = BATCH_ROWS) -> None:
         self._model = model
-        self._most = rows
+        self._batch_rows = rows
         self._waiting: list[tuple[Array, Callable[[Array], None]]] = []
 
     def add(self, features: Array, use: Callable[[Array], None]) -> None:
-        """Take rows; ``use`` is called with their scores, now or later."""
+        """Add rows; ``use`` is called with their scores, now or later."""
         self._waiting.append((features, use))
-        if sum(len(rows) for rows, _ in self._waiting) >= self._most:
+        if sum(len(rows) for rows, _ in self._waiting) >= self._batch_rows:
             self.flush()
 
     def flush(self) -> None:
-        """Score what is waiting."""
+        """Score the waiting rows."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
@@ -279,45 +251,16 @@ class Batches:
             use(part)
 
 
-# What this process holds, by sha256.
-_contents: dict[str, Content] = {}
-_vouched: set[str] = set()
+# Opened back ends of this process and notes on them, by sha256.
 _backends: dict[str, Callable[[Array], Any]] = {}
 _notes: dict[str, list[str]] = {}
 _lock: Final = threading.RLock()
 _gathered: ContextVar[list[Model] | None] = ContextVar("gathered", default=None)
 
 
-def provide(contents: Mapping[str, Content]) -> None:
-    """Give this process the content of models, by sha256.
-
-    Raises
-    ------
-    ModelError
-        A content is not what its sha256 says.
-    """
-    for sha256, content in contents.items():
-        if sha256 not in _contents:
-            if hashlib.sha256(content.data).hexdigest() != sha256:
-                raise ModelError(f"a model's content is not what its sha256 {sha256} says")
-            _contents[sha256] = content
-            if content.is_vouched:
-                vouch(sha256)
-
-
-def vouch(sha256: str) -> None:
-    """Remember that a content can be opened without harm."""
-    _vouched.add(sha256)
-
-
-def is_vouched(sha256: str) -> bool:
-    """Return whether a content can be opened without harm, as far as this process knows."""
-    return sha256 in _vouched
-
-
 @contextmanager
 def by_reference() -> Iterator[list[Model]]:
-    """Inside it, models that are pickled leave their content behind; gives those models."""
+    """Pickle models without their content inside this context; yields the pickled models."""
     gathered: list[Model] = []
     token = _gathered.set(gathered)
     try:
@@ -326,51 +269,42 @@ def by_reference() -> Iterator[list[Model]]:
         _gathered.reset(token)
 
 
-def forget(sha256: str) -> None:
-    """Let go of a content; nobody may need it any more."""
-    _contents.pop(sha256, None)
-
-
-def content_of(sha256: str) -> Content | None:
-    """What this process was given under a sha256, None if nothing."""
-    return _contents.get(sha256)
-
-
 def contents(models: Iterable[Model]) -> dict[str, Content]:
     """Content of models, by sha256.
 
     Raises
     ------
     ModelError
-        This process does not hold it.
+        This process does not hold the content of one.
     """
     return {model.sha256: _content(model) for model in models}
 
 
 def _content(model: Model) -> Content:
-    try:
-        return _contents[model.sha256]
-    except KeyError:
+    content = content_of(model.sha256)
+    if content is None:
         raise ModelError(
-            f"{model}: its content never came to this process; have it loaded by agc-ml's --model "
-            "or agc_ml.load_model"
-        ) from None
+            f"{model}: its content never came to this process; load it with agc-ml's --model or "
+            "agc_ml.load_model"
+        )
+    return content
 
 
 def notes(models: Iterable[str]) -> tuple[str, ...]:
-    """What a user should know of how these models, by sha256, are scored in this process."""
+    """Notes for the user on how these models, by sha256, are scored in this process."""
     return tuple(note for sha256 in models for note in _notes.get(sha256, ()))
 
 
 def _backend(model: Model) -> Callable[[Array], Any]:
-    found = _backends.get(model.sha256)
-    if found is not None:
-        return found
-    from agc_ml.models.backends import backends  # noqa: PLC0415 - heavy
+    backend = _backends.get(model.sha256)
+    if backend is not None:
+        return backend
+    from agc_ml.models.backends.backends import open_model  # noqa: PLC0415 - heavy
 
-    with _lock:  # loaded once, also when threads ask at once
+    with _lock:  # opened once, also when several threads score
         if model.sha256 not in _backends:
-            _backends[model.sha256] = backends.open_model(
-                model, _content(model), _notes.setdefault(model.sha256, []).append
+            note = _notes.setdefault(model.sha256, []).append
+            _backends[model.sha256] = open_model(
+                _content(model), model.format, model.n_features, str(model), note
             )
         return _backends[model.sha256]

@@ -1,4 +1,4 @@
-"""What users name: the bytes of a regular file, of a limited size; JSON that can't fill memory."""
+"""Files of models that users name: their bytes and JSON, of limited size."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any, Final
 from agc_ml import documents
 
 MOST_BYTES: Final = 1_000_000_000
-"""Of a model's file."""
+"""Largest file of a model."""
 
 MOST_JSON_BYTES: Final = 500_000_000
-"""Of JSON, which takes several times as much in memory."""
+"""Largest JSON; parsed, it takes several times as much memory."""
 
 MOST_CONTAINERS: Final = 3_000_000
-"""Arrays and objects of JSON: a tree of xgboost has 17, and a byte of them can take 30."""
+"""Most arrays and objects in JSON: an xgboost tree has 17; one byte of them can take 30."""
 
 MOST_STRINGS: Final = 10_000_000
-"""Strings of JSON, of which a tree of xgboost has about 30."""
+"""Most strings in JSON: an xgboost tree has about 30."""
+
+MOST_FEATURES: Final = 1_000_000
+"""Most features of a model."""
 
 
-class NotTakenError(ValueError):
-    """It is not what can be read: the message says why."""
+class UnreadableError(ValueError):
+    """A file can't be read as a model; the message says why."""
 
 
 def read(path: Path) -> bytes:
@@ -30,46 +33,50 @@ def read(path: Path) -> bytes:
 
     Raises
     ------
-    NotTakenError
-        It is no regular file, but a device or a pipe, which may never end; or too large.
+    UnreadableError
+        The file is too large, or a device or pipe, which may never end.
     OSError
-        It can't be read: IsADirectoryError for a folder.
+        The file can't be read: IsADirectoryError for a folder.
     """
     try:
         return documents.content(path, MOST_BYTES)
     except ValueError as error:
-        raise NotTakenError(str(error)) from error
+        raise UnreadableError(str(error)) from error
 
 
 def parse_json(data: bytes) -> Any:
-    """Content of JSON in UTF-8, which names nothing twice.
+    """Parse JSON in UTF-8 without duplicate keys.
 
     Raises
     ------
-    NotTakenError
-        It is not, or would take too much memory.
+    UnreadableError
+        The data are not such JSON, or would take too much memory.
     """
     if len(data) > MOST_JSON_BYTES:
-        raise NotTakenError(f"it is JSON of more than {MOST_JSON_BYTES / 1e6:g} MB")
+        raise UnreadableError(f"it is JSON of more than {MOST_JSON_BYTES / 1e6:g} MB")
     if data.count(b"[") + data.count(b"{") > MOST_CONTAINERS or data.count(b'"') > 2 * MOST_STRINGS:
-        raise NotTakenError(
+        raise UnreadableError(
             f"it has more than {MOST_CONTAINERS:,} arrays and objects, or {MOST_STRINGS:,} strings"
         )
     try:
-        return json.loads(data.decode(), object_pairs_hook=_named_once)
-    except NotTakenError:
+        return json.loads(data.decode(), object_pairs_hook=_without_duplicates)
+    except UnreadableError:
         raise
     except RecursionError as error:
-        raise NotTakenError("its JSON is nested too deeply") from error
-    except ValueError as error:  # not UTF-8 either, or a number of thousands of digits
-        reason = " ".join(str(error).split())[:120]
-        raise NotTakenError(f"it is not JSON, or cut off: {reason}") from error
+        raise UnreadableError("its JSON is nested too deeply") from error
+    except ValueError as error:  # also for wrong UTF-8, or a number of thousands of digits
+        raise UnreadableError(f"it is not JSON, or truncated: {one_line(str(error))}") from error
 
 
-def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise NotTakenError(f"it names {twice[:50]!r} twice in one object")
-    return found
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UnreadableError(f"it names {duplicate[:50]!r} twice in one object")
+    return mapping
+
+
+def one_line(text: str) -> str:
+    """First 300 characters of a text from a file or a library, in one line."""
+    return " ".join(text[:2000].split())[:300]

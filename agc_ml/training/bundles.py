@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from agc_ml.errors import ModelError, TrainingError
 from agc_ml.files import write
 from agc_ml.models import model_files
-from agc_ml.models.backends import backends
-from agc_ml.models.cards import CARD, FORMATS, Card, CardEntry, GoldenRows, load_model
+from agc_ml.models.backends.xgboost_backend import golden_rows
+from agc_ml.models.cards import CARD, FORMATS, Card, CardEntry, GoldenRows
+from agc_ml.models.loading import load_model
 from agc_ml.models.model import PARITIES, Bundle, DeltaPhi, Parity
 from agc_ml.results.histograms import DAMAGED
 from agc_ml.training.trainers.trials import Fitted
@@ -71,7 +72,7 @@ def entry_of(parity: Parity, fitted: Fitted) -> CardEntry:
     name, content = fitted.files["model"]
     golden = None
     if FORMATS[Path(name).suffix] == "xgboost":
-        found = backends.golden(content, name)
+        found = golden_rows(content, name)
         if found is not None:
             golden = GoldenRows(
                 rows=tuple(map(tuple, found.rows.tolist())), margins=tuple(found.values.tolist())
@@ -194,7 +195,7 @@ def read_golden(folder: Path, parity: Parity) -> tuple[Array, Array] | None:
         with zipfile.ZipFile(data) as packed:
             unpacked = sum(one.file_size for one in packed.infolist())
         if unpacked > MOST_GOLDEN_BYTES:
-            raise model_files.NotTakenError(f"it unpacks to {unpacked / 1e9:.1f} GB")
+            raise model_files.UnreadableError(f"it unpacks to {unpacked / 1e9:.1f} GB")
         with np.load(data, allow_pickle=False) as content:
             return content["rows"], content["scores"]
     except DAMAGED as error:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agc_ml.errors import ModelError
 from agc_ml.inputs.variations import NOMINAL
-from agc_ml.models.cards import load_model
-from agc_ml.models.model import BATCH_ROWS, PARITIES, Bundle, Model, Parity
+from agc_ml.models.content import BATCH_ROWS
+from agc_ml.models.loading import load_model
+from agc_ml.models.model import PARITIES, Bundle, Model, Parity
 from agc_ml.training import bundles, metrics
 from agc_ml.training.job_spec import Limits
 from agc_ml.training.metrics import Quality

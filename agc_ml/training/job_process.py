@@ -32,8 +32,8 @@ from agc_ml.execution.processing import Failure
 from agc_ml.execution.state.provenance import versions
 from agc_ml.files import write
 from agc_ml.inputs.variations import NOMINAL
-from agc_ml.models import model
-from agc_ml.models.model import Content, Parity
+from agc_ml.models.content import Content, provide
+from agc_ml.models.model import PARITIES, Parity
 from agc_ml.results import tables
 from agc_ml.training import bundles, gates, training_set
 from agc_ml.training.bundles import Learned, Trained
@@ -112,7 +112,7 @@ def run(folder: Path) -> None:
         attempts, trained = _train(folder, setup, path, chosen, progress)
     _write_trials(bundle, attempts)
     judged = None
-    if len(trained.models) == len(model.PARITIES):
+    if len(trained.models) == len(PARITIES):
         progress.say("judging the bundle")
         judged = _judge(bundle, setup, sets, trained, attempts)
     progress.step("done")
@@ -140,7 +140,7 @@ def _train(
     is_alone = setup.site == LOCAL and setup.workers == 1
     site = INLINE if is_alone else setup.site
     workers = setup.workers if site == LOCAL else None
-    model.provide({sha256: Content(content)})
+    provide({sha256: Content(content)})
     with executors.connected(None, site, workers) as (executor, _):
         executor.provide({sha256: Content(content)}, partial(trials.forget, sha256))
 
@@ -267,12 +267,12 @@ def _gathered(bundle: Path, setup: Setup) -> Trained:
                 path.suffix == ".keras" and path.stem == parity
             ):
                 shutil.copyfile(path, bundle / path.name)
-    even, odd = (entries[parity] for parity in model.PARITIES)
+    even, odd = (entries[parity] for parity in PARITIES)
     abouts = [(card.task, card.delta_phi, card.features) for _, card in (even, odd)]
     if abouts[0] != abouts[1]:
         raise TrainingError("the two models have different tasks or features; they make no bundle")
     bundles.write_card(bundle, setup.spec.name, {"even": even[0], "odd": odd[0]}, abouts[0])
-    first, second = (parts[parity][1] for parity in model.PARITIES)
+    first, second = (parts[parity][1] for parity in PARITIES)
     for what in ("kind", "dataset", "variation", "versions"):
         of_first, of_second = getattr(first, what), getattr(second, what)
         if of_first != of_second:

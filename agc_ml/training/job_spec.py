@@ -19,7 +19,8 @@ from pydantic import (
 from agc_ml.errors import ModelError, UsageError
 from agc_ml.models.backends.kserve_endpoint import Endpoint
 from agc_ml.models.model import PARITIES, Parity
-from agc_ml.models.registry import MOST_VERSION, NAME
+from agc_ml.models.naming import NAME
+from agc_ml.models.registry import MOST_VERSION
 from agc_ml.training.search_spaces import Kind, space_of
 
 DIGEST: Final = r"[0-9a-f]{64}"

@@ -23,7 +23,7 @@ from models import forest, linear_onnx
 from variants import variants
 
 from agc_ml.errors import ModelError
-from agc_ml.models import cards
+from agc_ml.models.loading import load_model
 from agc_ml.models.model import Model
 
 ENDINGS = {"json": ".json", "ubj": ".ubj", "protobuf": ".onnx"}
@@ -40,7 +40,7 @@ def sound(kind: str, folder: Path) -> bytes:
 def outcome(path: Path) -> tuple[str, str]:
     """What becomes of a model: refused, scored as its library does, or WRONG; and its line."""
     try:
-        model = cards.load_model(path)
+        model = load_model(path)
         assert isinstance(model, Model)
         rows = np.random.default_rng(7).normal(size=(200, model.n_features)).astype(np.float32)
         mine = model(rows)

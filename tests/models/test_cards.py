@@ -15,9 +15,9 @@ from models import forest, linear_onnx
 
 from agc_ml.cli.validation import validate
 from agc_ml.errors import ModelError
-from agc_ml.models import cards
-from agc_ml.models import model as hook
-from agc_ml.models.model import Bundle, Model
+from agc_ml.models.cards import published_card
+from agc_ml.models.loading import load_model, scoring_notes
+from agc_ml.models.model import Bundle, Model, notes
 
 
 def card(folder: Path, **changes: Any) -> Path:
@@ -41,7 +41,7 @@ def card(folder: Path, **changes: Any) -> Path:
 def test_a_file_alone_is_a_model(tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     path.write_bytes(linear_onnx([1, 2]))
-    model = cards.load_model(str(path))
+    model = load_model(str(path))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert isinstance(model, Model)
     assert (model.name, model.version, model.sha256) == ("x", sha256[:12], sha256)
@@ -54,22 +54,22 @@ def test_xgboost_models(tmp_path: Path, ending: str) -> None:
     import xgboost  # noqa: PLC0415 - heavy
 
     path = forest(tmp_path / f"trees{ending}", n_features=5)
-    model = cards.load_model(path)
+    model = load_model(path)
     rows = np.random.default_rng(2).normal(size=(50, 5)).astype(np.float32)
     booster = xgboost.Booster()
     booster.load_model(path)
     np.testing.assert_array_equal(model(rows), booster.inplace_predict(rows))
-    notes = hook.notes([model.sha256])
+    told = notes([model.sha256])
     if ending == ".json":
-        assert notes == ()
+        assert told == ()
     else:
-        assert "scored by xgboost, not by the faster forest kernel" in notes[0]
+        assert "scored by xgboost, not by the faster forest kernel" in told[0]
 
 
 @pytest.mark.parametrize("what", ["card", "folder"])
 def test_a_card_of_two_is_a_bundle(tmp_path: Path, what: str) -> None:
     path = card(tmp_path, delta_phi="raw")
-    found = cards.load_model(path if what == "card" else tmp_path)
+    found = load_model(path if what == "card" else tmp_path)
     assert isinstance(found, Bundle)
     assert (found.name, found.version, found.delta_phi) == ("mine", "7", "raw")
     assert [m.name for m in found.members] == ["mine-even", "mine-odd"]
@@ -79,13 +79,13 @@ def test_a_card_of_two_is_a_bundle(tmp_path: Path, what: str) -> None:
 
 
 def test_a_card_of_one_is_a_model(tmp_path: Path) -> None:
-    found = cards.load_model(card(tmp_path, models=[{"file": "odd.onnx", "trained_on": "odd"}]))
+    found = load_model(card(tmp_path, models=[{"file": "odd.onnx", "trained_on": "odd"}]))
     assert isinstance(found, Model)
     assert (found.name, found.trained_on, found.task) == ("mine-odd", "odd", "a task")
 
 
 def test_the_published_models_are_known_by_their_bytes(real_data: Path) -> None:
-    found = cards.load_model(real_data)
+    found = load_model(real_data)
     assert isinstance(found, Bundle)
     assert (found.name, found.delta_phi, found.even.task) == (
         *("agc_jet_assignment", "raw"),
@@ -100,7 +100,7 @@ def test_the_published_models_are_known_by_their_bytes(real_data: Path) -> None:
 def test_golden_rows_of_the_published_models_are_those_of_xgboost(real_data: Path) -> None:
     import xgboost  # noqa: PLC0415 - heavy
 
-    for entry in cards.published_card().models:
+    for entry in published_card().models:
         booster = xgboost.Booster()
         booster.load_model(real_data / str(entry.file))
         assert entry.golden is not None
@@ -118,16 +118,16 @@ PICKLE = pickle.dumps({"a": "model"})
         ("m.pkl", PICKLE, r"m\.pkl: a pickle, which runs whatever is in it; give xgboost's"),
         ("m.json", PICKLE, r"m\.json: a pickle"),
         ("m.keras", b"PK\x03\x04", r"m\.keras: \.keras: not a format; .*model\.export"),
-        ("m", b"x", "no ending: not a format"),
-        ("m.onnx", linear_onnx([1])[:40], "not an ONNX model, or cut off; export it anew"),
+        ("m", b"x", "no suffix: not a format"),
+        ("m.onnx", linear_onnx([1])[:40], "not an ONNX model, or truncated; export it again"),
         ("m.onnx", b"", "ONNX Runtime can't read it"),
         ("m.onnx", linear_onnx([1], rows=32), "it takes 32 rows at a time, not any number"),
-        ("m.json", b"", "it is empty; train or copy it anew"),
+        ("m.json", b"", "it is empty; train or copy it again"),
         ("m.ubj", b"", "it is empty"),
         (
             "m.json",
             b'{"learner": ',
-            r"it is not JSON, or cut off: Expecting.*; train or copy it anew",
+            r"it is not JSON, or truncated: Expecting.*; train or copy it again",
         ),
         ("m.json", b"[1, 2]", "it is neither JSON nor UBJ of xgboost"),
         ("m.json", b"binf" + bytes(300), "it is neither JSON nor UBJ of xgboost"),
@@ -143,7 +143,7 @@ def test_what_is_no_model_is_refused(
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ModelError, match=message) as caught:
-        cards.load_model(path)
+        load_model(path)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -155,7 +155,7 @@ GOLDEN = {"rows": [[1, 2]], "margins": [0.5]}
     ("changes", "message"),
     [
         ({"schema": 2}, "schema: "),
-        ({"colour": "red"}, "colour: .*mend the card"),
+        ({"colour": "red"}, "colour: .*correct the card"),
         ({"models": []}, "models: "),
         ({"models": [{"file": "odd.onnx"}] * 2}, "one must be trained_on even events"),
         ({"models": [{"file": "odd.onnx", "trained_on": "odd"}] * 2}, "trained_on even"),
@@ -181,7 +181,7 @@ GOLDEN = {"rows": [[1, 2]], "margins": [0.5]}
 )
 def test_wrong_cards_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message) as caught:
-        cards.load_model(card(tmp_path, **changes))
+        load_model(card(tmp_path, **changes))
     assert "\n" not in str(caught.value)
 
 
@@ -203,27 +203,25 @@ def test_damaged_cards_are_refused(name: str, content: bytes, tmp_path: Path) ->
     for spec in (tmp_path, tmp_path / "model.yaml"):
         if spec.exists():
             with pytest.raises(ModelError, match="not YAML or JSON") as caught:
-                cards.load_model(spec)
+                load_model(spec)
             assert name in str(caught.value)
 
 
 def test_digits_of_a_digest_may_be_capital_letters(tmp_path: Path) -> None:
     content = linear_onnx([2.0, 2.0])
     sha256 = hashlib.sha256(content).hexdigest()
-    found = cards.load_model(
-        card(tmp_path, models=[{"file": "odd.onnx", "sha256": sha256.upper()}])
-    )
+    found = load_model(card(tmp_path, models=[{"file": "odd.onnx", "sha256": sha256.upper()}]))
     assert found.members[0].sha256 == sha256
 
 
 def test_a_model_of_xgboost_may_be_called_like_a_card(tmp_path: Path) -> None:
     forest(tmp_path / "model.json", n_features=2)
     with pytest.raises(ModelError, match=r"no card .*or give a model's file"):
-        cards.load_model(tmp_path)
-    assert cards.load_model(tmp_path / "model.json").members[0].n_features == 2
+        load_model(tmp_path)
+    assert load_model(tmp_path / "model.json").members[0].n_features == 2
     card(tmp_path)
     (tmp_path / "model.yaml").rename(tmp_path / "model.yml")
-    assert cards.load_model(tmp_path).name == "mine"
+    assert load_model(tmp_path).name == "mine"
 
 
 @pytest.mark.parametrize("ending", ["json", "ubj"])
@@ -245,9 +243,9 @@ def test_trees_after_the_best_iteration_count_and_it_is_said(ending: str, tmp_pa
     booster[: booster.best_iteration + 1].save_model(tmp_path / f"best.{ending}")
     said = {}
     for name in ("all", "best"):
-        model = cards.load_model(tmp_path / f"{name}.{ending}").members[0]
+        model = load_model(tmp_path / f"{name}.{ending}").members[0]
         model(rows)
-        said[name] = " ".join(hook.notes([model.sha256]))
+        said[name] = " ".join(notes([model.sha256]))
         expected = booster if name == "all" else booster[: booster.best_iteration + 1]
         np.testing.assert_array_equal(model(rows), expected.predict(xgboost.DMatrix(rows)))
     assert f"best iteration ({booster.best_iteration})" in said["all"]
@@ -261,7 +259,7 @@ def test_a_damaged_model_of_the_published_pair_is_not_taken_for_it(
         content = (real_data / f"model_{parity}.json").read_bytes()
         (tmp_path / f"model_{parity}.json").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match=r"no card .* in it, nor the published models"):
-        cards.load_model(tmp_path)
+        load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -274,24 +272,24 @@ def test_a_damaged_model_of_the_published_pair_is_not_taken_for_it(
 )
 def test_wrong_places_are_refused(spec: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        cards.load_model(spec)
+        load_model(spec)
 
 
 def test_cards_may_be_json(tmp_path: Path) -> None:
     content = yaml.safe_load(card(tmp_path).read_text())
     (tmp_path / "mine.json").write_text(json.dumps(content))
-    assert isinstance(cards.load_model(tmp_path / "mine.json"), Bundle)
+    assert isinstance(load_model(tmp_path / "mine.json"), Bundle)
     (tmp_path / "model.yaml").write_text("a: [")
     with pytest.raises(ModelError, match=r"model\.yaml: not YAML or JSON"):
-        cards.load_model(tmp_path / "model.yaml")
+        load_model(tmp_path / "model.yaml")
 
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"booster": "gblinear"}, "a linear model"),
-        ({"objective": "multi:softprob", "num_class": 2}, "tells several classes apart"),
-        ({"objective": "multi:softmax", "num_class": 2}, "tells several classes apart"),
+        ({"objective": "multi:softprob", "num_class": 2}, "it has several classes"),
+        ({"objective": "multi:softmax", "num_class": 2}, "it has several classes"),
     ],
 )
 @pytest.mark.parametrize("ending", ["json", "ubj"])
@@ -302,12 +300,12 @@ def test_models_that_give_no_score_a_row(
         parameters = {**parameters, "max_depth": None}
     path = forest(tmp_path / f"m.{ending}", **parameters)
     with pytest.raises(ModelError, match=message):
-        cards.load_model(path)
+        load_model(path)
 
 
 def test_of_two_classes_the_second_is_scored(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(linear_onnx([3.0], columns=2))
-    assert cards.load_model(tmp_path / "m.onnx").members[0]([[1.0]]).tolist() == [6.0]
+    assert load_model(tmp_path / "m.onnx").members[0]([[1.0]]).tolist() == [6.0]
 
 
 @pytest.mark.parametrize("off", [0, 1])
@@ -324,9 +322,9 @@ def test_a_forest_is_checked_with_the_golden_rows_of_its_card(off: int, tmp_path
         margins[7] = np.nextafter(margins[7], np.float32(9))
     golden = {"rows": rows.tolist(), "margins": margins.tolist()}
     entry = {"file": "trees.json", "golden": golden}
-    model = cards.load_model(card(tmp_path, models=[entry])).members[0]
+    model = load_model(card(tmp_path, models=[entry])).members[0]
     np.testing.assert_array_equal(model(rows), booster.inplace_predict(rows))
-    assert any("other margins" in note for note in hook.notes([model.sha256])) == bool(off)
+    assert any("other margins" in note for note in notes([model.sha256])) == bool(off)
 
 
 def with_outer_weights(place: str) -> bytes:
@@ -372,21 +370,24 @@ def test_weights_in_another_file_are_refused(
     np.array([1, 2], np.float32).tofile(tmp_path / "w.bin")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"m\.onnx: it takes weights from another file \(w\.bin\)"):
-        cards.load_model(tmp_path / "m.onnx")
+        load_model(tmp_path / "m.onnx")
     with pytest.raises(ModelError, match="takes weights from another file"):
-        cards.load_model(card(tmp_path, models=[{"file": "m.onnx"}]))
+        load_model(card(tmp_path, models=[{"file": "m.onnx"}]))
 
 
 def test_which_of_two_columns_is_the_score_is_said(tmp_path: Path) -> None:
     (tmp_path / "two.onnx").write_bytes(linear_onnx([3.0], columns=2))
     (tmp_path / "one.onnx").write_bytes(linear_onnx([3.0]))
-    two, one = (cards.load_model(tmp_path / f"{name}.onnx") for name in ("two", "one"))
-    (note,) = cards.remarks(two)
+    two, one = (load_model(tmp_path / f"{name}.onnx") for name in ("two", "one"))
+    (note,) = scoring_notes(two)
     assert note.endswith(
-        "of its output's two columns the second is the score, as of the second class"
+        "of the two columns of its output the second is the score, as of the second class"
     )
-    assert cards.remarks(one) == ()
-    assert "two columns the second is the score" in validate(tmp_path / "two.onnx").summary
+    assert scoring_notes(one) == ()
+    assert (
+        "two columns of its output the second is the score"
+        in validate(tmp_path / "two.onnx").summary
+    )
 
 
 @pytest.fixture(params=["json", "ubj"])
@@ -409,7 +410,7 @@ def test_names_that_a_file_of_xgboost_carries_are_compared(named: Path) -> None:
     import pandas as pd  # noqa: PLC0415 - heavy
     import pyarrow as pa  # noqa: PLC0415 - heavy
 
-    model = cards.load_model(named)
+    model = load_model(named)
     assert isinstance(model, Model)
     assert model.features == ("mass", "pt", "eta")
     table = pd.DataFrame(np.random.default_rng(2).normal(size=(5, 3)), columns=model.features)
@@ -426,12 +427,12 @@ def test_names_that_a_file_of_xgboost_carries_are_compared(named: Path) -> None:
 
 def test_names_of_card_and_file_have_to_agree(named: Path, tmp_path: Path) -> None:
     entry = {"models": [{"file": named.name}]}
-    agreed = cards.load_model(card(tmp_path, **entry, features=["mass", "pt", "eta"]))
+    agreed = load_model(card(tmp_path, **entry, features=["mass", "pt", "eta"]))
     assert agreed.members[0].features == ("mass", "pt", "eta")
-    taken = cards.load_model(card(tmp_path, **entry, features=[]))
+    taken = load_model(card(tmp_path, **entry, features=[]))
     assert taken.members[0].features == ("mass", "pt", "eta")
     with pytest.raises(ModelError, match="its features are mass, pt, eta, but its card names pt,"):
-        cards.load_model(card(tmp_path, **entry, features=["pt", "mass", "eta"]))
+        load_model(card(tmp_path, **entry, features=["pt", "mass", "eta"]))
 
 
 def test_names_that_only_number_features_are_none(tmp_path: Path) -> None:
@@ -442,6 +443,6 @@ def test_names_that_only_number_features_are_none(tmp_path: Path) -> None:
     rows = xgboost.DMatrix(values, values[:, 0] > 0, feature_names=["f0", "f1"], nthread=1)
     booster = xgboost.train({"objective": "binary:logistic", "nthread": 1}, rows, 2)
     booster.save_model(tmp_path / "m.json")
-    model = cards.load_model(tmp_path / "m.json")
+    model = load_model(tmp_path / "m.json")
     assert model.members[0].features == ()
     assert model.members[0](pd.DataFrame(values, columns=["a", "b"])).shape == (300,)

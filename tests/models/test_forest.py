@@ -379,18 +379,18 @@ def test_what_is_not_json(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     whole = trained(drawn, rounds=2)
     binary = bytes(xgboost.Booster({}, model_file=bytearray(whole)).save_raw("ubj"))
     for content in (b"", b"\x00\xff", b" " + whole, b"[" * 100_000, b"[]", b"3", b"null"):
-        assert refusal(content) == "it is neither JSON nor UBJ of xgboost, or cut off"
+        assert refusal(content) == "it is neither JSON nor UBJ of xgboost, or truncated"
     for content in (whole[:-1], whole[: len(whole) // 2], binary):
-        assert refusal(content).startswith("it is not JSON, or cut off: ")
+        assert refusal(content).startswith("it is not JSON, or truncated: ")
     assert refusal(b'{"a":' + b"[" * 100_000) == "its JSON is nested too deeply"
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{}", "the model has no learner, or one of another kind"),
-        (b'{"learner": 1}', "the model has no learner, or one of another kind"),
-        (b'{"learner": {}}', "learner has no gradient_booster, or one of another kind"),
+        (b"{}", "the model has no learner, or one of another type"),
+        (b'{"learner": 1}', "the model has no learner, or one of another type"),
+        (b'{"learner": {}}', "learner has no gradient_booster, or one of another type"),
     ],
 )
 def test_what_is_not_a_model(content: bytes, reason: str) -> None:
@@ -406,9 +406,9 @@ SPLIT = {
 }
 
 
-NO_CHILD = "a node has a child that is not there"
-TWO_WAYS = "two ways lead to a node: it is no tree"
-NO_FEATURE = "a node asks for a feature that is not there"
+NO_CHILD = "a node has a child that does not exist"
+TWO_WAYS = "two paths lead to one node: it is not a tree"
+NO_FEATURE = "a node tests a feature that does not exist"
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ NO_FEATURE = "a node asks for a feature that is not there"
         ({"split_indices": [0, 2, 0, 0, 0]}, NO_FEATURE),
         ({"split_indices": [-1, 1, 0, 0, 0]}, NO_FEATURE),
         ({"split_conditions": [0.5, float("nan"), 1.0, 2.0, 3.0]}, "no number to compare with"),
-        ({"split_conditions": [0.5, 1e300, 1.0, 2.0, 3.0]}, "it has what is not known here"),
+        ({"split_conditions": [0.5, 1e300, 1.0, 2.0, 3.0]}, "it has unknown fields, or thresholds"),
         ({"split_conditions": [0.5, 0.25, 1e300, 2.0, 3.0]}, "a leaf gives no finite number"),
         ({"split_conditions": [0.5, "x", 1.0, 2.0, 3.0]}, "are not 5 float numbers"),
     ],
@@ -455,10 +455,10 @@ def test_a_circle_that_no_root_leads_to_is_never_entered() -> None:
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ({"booster": "dart"}, "its booster is dart; only gbtree can be done"),
+        ({"booster": "dart"}, "its booster is dart; only gbtree is supported"),
         ({"booster": "gblinear"}, "a linear model (gblinear), which xgboost can't score"),
-        ({"objective": "count:poisson"}, "its objective is count:poisson; only binary:logistic, "),
-        ({"objective": "multi:softprob", "num_class": 2}, "it tells several classes apart; "),
+        ({"objective": "count:poisson"}, "its objective is count:poisson; supported are binary:"),
+        ({"objective": "multi:softprob", "num_class": 2}, "it has several classes; "),
     ],
     ids=str,
 )

@@ -28,7 +28,7 @@ from agc_ml.errors import ModelError, UsageError
 from agc_ml.models.backends import kserve_server as server
 from agc_ml.models.backends.kserve import Remote, n_features_of
 from agc_ml.models.backends.kserve_endpoint import Endpoint
-from agc_ml.models.cards import load_model
+from agc_ml.models.loading import load_model
 
 SLACK_S = 3.0  # for a busy machine, on top of what is promised
 K = 4
@@ -581,7 +581,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_other_processes_connect_anew(triton: Triton, tmp_path: Path, method: str) -> None:
+def test_other_processes_connect_again(triton: Triton, tmp_path: Path, method: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(IN_ANOTHER_PROCESS)
     command = [sys.executable, str(script), triton.main.address, method]

@@ -19,10 +19,11 @@ from models import linear_onnx
 
 from agc_ml.errors import ModelError
 from agc_ml.execution.processor.referred_values import canonical
-from agc_ml.models import cards
-from agc_ml.models import model as hook
+from agc_ml.models import model as model_module
 from agc_ml.models.backends import backends
-from agc_ml.models.model import Batches, Bundle, Content, Model
+from agc_ml.models.content import Content, provide
+from agc_ml.models.loading import load_model
+from agc_ml.models.model import Batches, Bundle, Model, by_reference, contents
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def model(tmp_path: Path) -> Model:
     """Scores rows of three features by 1, 2, 3 times them."""
     path = tmp_path / "linear.onnx"
     path.write_bytes(linear_onnx([1, 2, 3]))
-    return cards.load_model(path)
+    return load_model(path)
 
 
 def test_rows_are_scored(model: Model) -> None:
@@ -42,7 +43,7 @@ def test_rows_are_scored(model: Model) -> None:
 def test_an_empty_batch_never_reaches_the_backend(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook, "_backend", lambda model: pytest.fail("asked"))
+    monkeypatch.setattr(model_module, "_backend", lambda model: pytest.fail("asked"))
     assert model(np.empty((0, 3), np.float32)).shape == (0,)
 
 
@@ -69,20 +70,20 @@ def test_bad_rows_are_refused(model: Model, rows: Any, message: str) -> None:
 def test_bad_scores_are_refused(
     model: Model, scores: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hook, "_backend", lambda model: lambda rows: scores)
+    monkeypatch.setattr(model_module, "_backend", lambda model: lambda rows: scores)
     with pytest.raises(ModelError, match="one finite score a row is needed"):
         model(np.zeros((2, 3)))
 
 
 def test_content_travels_once_and_is_checked(model: Model) -> None:
-    with hook.by_reference() as gathered:
+    with by_reference() as gathered:
         blob = cloudpickle.dumps({"model": model})
     assert gathered == [model]
     assert len(blob) < 1000
-    contents = hook.contents(gathered)
-    assert hashlib.sha256(contents[model.sha256].data).hexdigest() == model.sha256
+    pinned = contents(gathered)
+    assert hashlib.sha256(pinned[model.sha256].data).hexdigest() == model.sha256
     with pytest.raises(ModelError, match="not what its sha256"):
-        hook.provide({"0" * 64: contents[model.sha256]})
+        provide({"0" * 64: pinned[model.sha256]})
 
 
 SCORE = """
@@ -104,13 +105,13 @@ def test_outside_of_a_run_a_pickle_is_whole(model: Model) -> None:
 
 
 def test_without_its_content_a_model_says_so(model: Model) -> None:
-    with hook.by_reference():
+    with by_reference():
         blob = pickle.dumps(model)
     assert "its content never came to this process" in in_another_process(blob).stderr
 
 
 def test_threads_load_a_model_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hook, "_backends", {})
+    monkeypatch.setattr(model_module, "_backends", {})
     loaded = []
     right = backends.open_model
 
@@ -147,7 +148,7 @@ def bundle(**changes: Any) -> Bundle:
     for parity, weight in (("even", 1.0), ("odd", -1.0)):
         data = linear_onnx([weight])
         sha256 = hashlib.sha256(data).hexdigest()
-        hook.provide({sha256: Content(data)})
+        provide({sha256: Content(data)})
         models[parity] = Model(parity, "1", sha256, "onnx", 1, trained_on=parity)
     return Bundle("both", "1", **{**models, **changes})
 
@@ -227,4 +228,4 @@ def test_rows_of_a_bundle_are_counted_before_they_are_parted() -> None:
 
 def test_a_model_made_by_hand_has_no_content(model: Model) -> None:
     with pytest.raises(ModelError, match=r"its content never came to this process; .*load_model"):
-        hook.contents([replace(model, sha256="0" * 64)])
+        contents([replace(model, sha256="0" * 64)])

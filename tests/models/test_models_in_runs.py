@@ -22,8 +22,9 @@ from agc_ml.errors import ModelError, UsageError
 from agc_ml.execution.cluster.executors import DaskExecutor
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.models import cards
-from agc_ml.models import model as hook
+from agc_ml.models.cards import published_card
+from agc_ml.models.loading import load_model
+from agc_ml.models.model import by_reference, contents
 from agc_ml.results.run_result import RunResult, load_record
 from processors.ttbar import TtbarProcessor
 from processors.ttbar.assignment import FEATURES
@@ -122,10 +123,10 @@ def test_workers_that_join_late_have_the_model(tmp_path: Path) -> None:
     model = agc.load_model(path)
     with agc.connect("local", workers=1) as client:
         executor = DaskExecutor(client)
-        executor.provide(hook.contents([model]))
+        executor.provide(contents([model]))
         client.cluster.scale(2)
         client.wait_for_workers(2, timeout=60)
-        with hook.by_reference():
+        with by_reference():
             found = client.run(lambda model: model(np.ones((1, 1))).tolist(), model)
         assert list(found.values()) == [[3.0], [3.0]]
         ours = set(executor._plugins)
@@ -190,7 +191,7 @@ def test_two_models_on_servers_behind_one_card(triton: Triton, tmp_path: Path) -
     ]
     content = {"schema": 1, "name": "both", "version": "1", "models": entries}
     (tmp_path / "model.json").write_text(json.dumps(content))
-    bundle = cards.load_model(tmp_path / "model.json")
+    bundle = load_model(tmp_path / "model.json")
     rows = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
     event = np.arange(6)
     expected = np.where(event % 2 == 0, weighted(rows, 2), weighted(rows, 1))
@@ -259,7 +260,7 @@ def card(folder: Path, real_data: Path, **changes: Any) -> Path:
     """A card of the published models, changed."""
     for parity in ("even", "odd"):
         shutil.copy(real_data / f"model_{parity}.json", folder)
-    content = json.loads(cards.published_card().model_dump_json(by_alias=True))
+    content = json.loads(published_card().model_dump_json(by_alias=True))
     content |= changes
     (folder / "model.json").write_text(json.dumps(content))
     return folder

@@ -14,10 +14,16 @@ import pytest
 from models import forest
 
 from agc_ml.errors import ModelError
-from agc_ml.models import cards, model_files
-from agc_ml.models import model as hook
-from agc_ml.models.backends import backends, isolated_loading, xgboost_nodes, xgboost_structure
-from agc_ml.models.model import Model
+from agc_ml.models import model_files
+from agc_ml.models.backends import (
+    isolated_loading,
+    xgboost_backend,
+    xgboost_nodes,
+    xgboost_structure,
+)
+from agc_ml.models.content import content_of
+from agc_ml.models.loading import load_model
+from agc_ml.models.model import Model, notes
 
 Edit = Callable[[dict[str, Any]], Any]
 
@@ -37,7 +43,7 @@ def refusal(data: bytes, folder: Path, name: str = "m.json") -> str:
     path = folder / name
     path.write_bytes(data)
     with pytest.raises(ModelError) as caught:
-        cards.load_model(path)
+        load_model(path)
     line = str(caught.value)
     assert line.startswith(f"model {path}: ")
     assert "\n" not in line
@@ -111,7 +117,7 @@ def dart(weights: Any) -> Edit:
     return edit
 
 
-NO_CHILD = "a node has a child that is not there"
+NO_CHILD = "a node has a child that does not exist"
 CATEGORIES = "its categories do not fit its nodes"
 NUMBERS = "is not a number of few digits"
 
@@ -128,21 +134,21 @@ NUMBERS = "is not a number of few digits"
         (at("left_children", 0, None), "left_children are not .* int numbers"),
         (at("left_children", 0, True), "left_children are not .* int numbers"),
         (at("left_children", 0, -1), "a leaf of its trees has a child"),
-        (in_circle, "two ways lead to a node"),
-        (at("right_children", 0, 1), "two ways lead to a node"),
+        (in_circle, "two paths lead to one node"),
+        (at("right_children", 0, 1), "two paths lead to one node"),
         (at("parents", 1, 10**30), "parents has too many digits"),
-        (at("parents", 1, -1), "a node has a parent that is not there"),
-        (at("parents", 1, xgboost_nodes.NO_PARENT), "a node has a parent that is not there"),
-        (at("parents", -1, xgboost_nodes.NO_PARENT), "a node has a parent that is not there"),
-        (at("parents", 1, 10**6), "a node has a parent that is not there"),
-        (at("split_indices", 0, 10**9), "a node asks for a feature that is not there"),
-        (at("split_indices", 0, -1), "a node asks for a feature that is not there"),
+        (at("parents", 1, -1), "a node has a parent that does not exist"),
+        (at("parents", 1, xgboost_nodes.NO_PARENT), "a node has a parent that does not exist"),
+        (at("parents", -1, xgboost_nodes.NO_PARENT), "a node has a parent that does not exist"),
+        (at("parents", 1, 10**6), "a node has a parent that does not exist"),
+        (at("split_indices", 0, 10**9), "a node tests a feature that does not exist"),
+        (at("split_indices", 0, -1), "a node tests a feature that does not exist"),
         (at("split_conditions", 0, float("nan")), "no number to compare with"),
         (at("split_conditions", -1, float("inf")), "a leaf gives no finite number"),
         (at("split_conditions", -1, 1e300), "a leaf gives no finite number"),
         (at("split_conditions", 0, "0.5"), "split_conditions are not .* float numbers"),
         (of_tree(left_children=[1]), "tree 0 has another number of nodes than it says"),
-        (of_tree(left_children=7), "a tree has no left_children, or one of another kind"),
+        (of_tree(left_children=7), "a tree has no left_children, or one of another type"),
         (of_tree(default_left=[0]), "default_left are not .* int numbers"),
         (of_tree(loss_changes=None), "loss_changes are not .* float numbers"),
         (of_tree(id=3), "tree 0 has another id"),
@@ -160,30 +166,30 @@ NUMBERS = "is not a number of few digits"
         (put(*MODEL, "iteration_indptr", value=[0, 2]), "iteration_indptr does not divide"),
         (put(*MODEL, "iteration_indptr", value=[0, 9, 2, 10]), "iteration_indptr does not"),
         (put(*MODEL, "iteration_indptr", value=[]), "iteration_indptr does not divide"),
-        (put(*MODEL, "cats", value=3), "its cats are of another kind"),
+        (put(*MODEL, "cats", value=3), "its cats are of another type"),
         (put(*PARAM, "num_trees", value="2000000000"), "num_trees is not that of its 10 trees"),
         (put(*PARAM, "num_parallel_tree", value="0"), "num_parallel_tree 0 does not fit 10"),
         (put(*PARAM, "num_parallel_tree", value="3"), "num_parallel_tree 3 does not fit 10"),
         (put(*PARAM, "num_parallel_tree", value="-1"), "num_parallel_tree -1 does not fit"),
         (with_features("0"), "it takes 0 features"),
         (with_features("-3"), "it takes -3 features"),
-        (with_features("1"), "a node asks for a feature that is not there"),
-        (with_features("10000000"), "it takes 10000000 features; 1 to 1,000,000 can be done"),
+        (with_features("1"), "a node tests a feature that does not exist"),
+        (with_features("10000000"), "it takes 10000000 features; 1 to 1,000,000 are supported"),
         (with_features("2000000000"), "it takes 2000000000 features"),
         (with_features("\N{ARABIC-INDIC DIGIT FOUR}"), "num_feature " + NUMBERS),
         (with_features("4_0"), "num_feature " + NUMBERS),
         (put(*SIZES, "num_feature", value=4), "num_feature " + NUMBERS),
-        (put(*SIZES, "num_target", value="-1"), "numbers of classes and targets make no sense"),
-        (put(*SIZES, "num_target", value="0"), "numbers of classes and targets make no sense"),
+        (put(*SIZES, "num_target", value="-1"), "numbers of classes and targets are invalid"),
+        (put(*SIZES, "num_target", value="0"), "numbers of classes and targets are invalid"),
         (put(*SIZES, "num_target", value="3"), "it has several targets"),
-        (put(*SIZES, "num_class", value="-1"), "numbers of classes and targets make no sense"),
-        (put(*SIZES, "num_class", value="1000000000"), "it tells several classes apart"),
+        (put(*SIZES, "num_class", value="-1"), "numbers of classes and targets are invalid"),
+        (put(*SIZES, "num_class", value="1000000000"), "it has several classes"),
         (put(*SIZES, "base_score", value="nan"), "base_score is not a finite number"),
         (put(*SIZES, "base_score", value="[0.5,0.5]"), "base_score is not a finite number"),
         (put(*SIZES, "base_score", value="[1e99]"), "base_score is not a finite number"),
         (put(*SIZES, "base_score", value=0.5), "base_score is not a finite number"),
         (put(*SIZES, "base_score", value="2"), "xgboost can't read it .*base_score must be in"),
-        (put(*SIZES, "boost_from_average", value="7"), "boost_from_average is no flag"),
+        (put(*SIZES, "boost_from_average", value="7"), "boost_from_average is not 0 or 1"),
         (put("objective", "name", value="x:y"), "xgboost can't read it .*Unknown objective"),
         (put("objective", "name", value=7), "objective has no name"),
         (put("objective", value=[]), "learner has no objective"),
@@ -191,7 +197,7 @@ NUMBERS = "is not a number of few digits"
         (put("feature_names", value=["a"]), "feature_names are not 4 texts"),
         (put("feature_types", value=[1, 2, 3, 4]), "feature_types are not 4 texts"),
         (put("attributes", value={"best_iteration": 3}), "its attributes are not texts"),
-        (put("gradient_booster", "name", value="other"), "its booster 'other' is not known"),
+        (put("gradient_booster", "name", value="other"), "its booster 'other' is unknown"),
         (put("gradient_booster", "name", value="gblinear"), "a linear model"),
         (put("gradient_booster", value={"name": "gbtree"}), "gradient_booster has no model"),
         (dart([1.0]), "weight_drop is not a finite number a tree"),
@@ -209,8 +215,8 @@ NUMBERS = "is not a number of few digits"
         (with_categories(_nodes=None), CATEGORIES),
         (at("split_type", 0, 2), CATEGORIES),
         (lambda content: content.pop("learner"), "the model has no learner"),
-        (lambda content: content.update(version=[3]), "its version is no version"),
-        (lambda content: content.update(version="3"), "its version is no version"),
+        (lambda content: content.update(version=[3]), "its version is invalid"),
+        (lambda content: content.update(version="3"), "its version is invalid"),
     ],
 )
 def test_what_does_not_hold_together(
@@ -226,9 +232,9 @@ def test_what_does_not_hold_together(
         (b'"version":', b'"version":[1,0,0],"version":', "names 'version' twice"),
         (b'"attributes":{}', b'"attributes":' + b"[" * 100_000, "its JSON is nested too deeply"),
         (b'"attributes":{}', b'"attributes":' + b"[" * 500 + b"]" * 500, "attributes are not"),
-        (b'"version":[3', b'"version":[' + b"3" * 5000, "it is not JSON, or cut off: Exceeds"),
-        (b'"version":[3', b'"version":[' + b"3" * 4000, "its version is no version"),
-        (b'{"learner"', b'{"learner\xff"', "it is not JSON, or cut off: 'utf-8' codec"),
+        (b'"version":[3', b'"version":[' + b"3" * 5000, "it is not JSON, or truncated: Exceeds"),
+        (b'"version":[3', b'"version":[' + b"3" * 4000, "its version is invalid"),
+        (b'{"learner"', b'{"learner\xff"', "it is not JSON, or truncated: 'utf-8' codec"),
         (b'{"learner"', b'\xef\xbb\xbf{"learner"', "it is neither JSON nor UBJ"),
         (b'{"learner"', b' {"learner"', "it is neither JSON nor UBJ"),
         (b'{"learner"', b"", "it is neither JSON nor UBJ"),
@@ -257,7 +263,7 @@ UNREACHED: dict[str, Any] = {
         ({}, ""),
         ({"left_children": [-1, 9, -1, -1]}, NO_CHILD),
         ({"right_children": [-1, -5, -1, -1]}, NO_CHILD),
-        ({"split_indices": [0, 10**6, 0, 0]}, "a node asks for a feature that is not there"),
+        ({"split_indices": [0, 10**6, 0, 0]}, "a node tests a feature that does not exist"),
         ({"split_conditions": [0.25, float("nan"), 1.0, 2.0]}, "no number to compare with"),
     ],
 )
@@ -280,7 +286,7 @@ def test_nodes_that_no_way_leads_to(
         return
     (tmp_path / "m.json").write_bytes(data)
     rows = np.random.default_rng(2).normal(size=(9, 4)).astype(np.float32)
-    scores = cards.load_model(tmp_path / "m.json").members[0](rows)
+    scores = load_model(tmp_path / "m.json").members[0](rows)
     np.testing.assert_array_equal(scores, by_xgboost(tmp_path / "m.json", rows))
 
 
@@ -314,12 +320,12 @@ def test_trees_of_very_many_levels(sound: bytes, tmp_path: Path) -> None:
         if is_taken:
             rows = np.ones((3, 4), np.float32)
             with ThreadPoolExecutor(1) as pool:  # whose stack is small
-                found = pool.submit(cards.load_model, tmp_path / "deep.json").result()
+                found = pool.submit(load_model, tmp_path / "deep.json").result()
             model_of = found.members[0]
             np.testing.assert_array_equal(model_of(rows), by_xgboost(tmp_path / "deep.json", rows))
         else:
             with pytest.raises(ModelError, match="a tree has more than 5,000 levels"):
-                cards.load_model(tmp_path / "deep.json")
+                load_model(tmp_path / "deep.json")
 
 
 def by_xgboost(path: Path, rows: np.ndarray) -> np.ndarray:
@@ -375,15 +381,15 @@ SOUND: dict[str, Edit] = {
 def test_what_holds_together_scores_as_xgboost(kind: str, sound: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     path.write_bytes(edited(sound, SOUND[kind]))
-    model = cards.load_model(path)
+    model = load_model(path)
     assert isinstance(model, Model)
     rows = np.zeros((50, model.n_features), np.float32)
     rows[:, :4] = np.random.default_rng(2).normal(size=(50, 4)).round(1)
     np.testing.assert_array_equal(model(rows), by_xgboost(path, rows))
-    content = hook.content_of(model.sha256)
+    content = content_of(model.sha256)
     assert content is not None
-    assert content.golden is None or content.golden.rows.size <= backends.GOLDEN_CELLS
-    by_kernel = not any("scored by xgboost" in note for note in hook.notes([model.sha256]))
+    assert content.golden is None or content.golden.rows.size <= xgboost_backend.GOLDEN_CELLS
+    by_kernel = not any("scored by xgboost" in note for note in notes([model.sha256]))
     assert by_kernel == (kind in {"as it is", "of xgboost 1", "a million features"})
 
 
@@ -392,16 +398,16 @@ def test_what_training_pruned(gamma: float, tmp_path: Path) -> None:
     """Down to leaves that ask for nothing."""
     path = forest(tmp_path / "m.json", n_features=4, gamma=gamma, tree_method="exact")
     rows = np.random.default_rng(2).normal(size=(50, 4)).astype(np.float32)
-    model = cards.load_model(path).members[0]
+    model = load_model(path).members[0]
     np.testing.assert_array_equal(model(rows), by_xgboost(path, rows))
 
 
 def test_a_plain_forest_needs_no_process_of_its_own(
     sound: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(isolated_loading, "_tried", lambda *_: pytest.fail("tried apart"))
+    monkeypatch.setattr(isolated_loading, "_trial_failure", lambda *_: pytest.fail("tried apart"))
     (tmp_path / "m.json").write_bytes(edited(sound, put("attributes", value={"its": "own"})))
-    cards.load_model(tmp_path / "m.json")
+    load_model(tmp_path / "m.json")
 
 
 @pytest.mark.parametrize("text", ["0." + "1" * 30, "1E-100", "1" * 30 + ".0"])
@@ -409,8 +415,8 @@ def test_numbers_that_xgboost_does_not_write_are_left_to_it(text: str, sound: by
     found = re.search(rb'"split_conditions":\[([^,]+),', sound)
     assert found is not None
     data = sound.replace(found[1], text.encode(), 1)
-    assert xgboost_structure.read(sound).is_plain
-    assert not xgboost_structure.read(data).is_plain
+    assert xgboost_structure.read(sound).is_fully_checked
+    assert not xgboost_structure.read(data).is_fully_checked
 
 
 def test_json_that_would_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,6 +425,6 @@ def test_json_that_would_fill_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "more than 3,000,000 arrays and objects" in refusal(boxes, tmp_path)
     (tmp_path / "model.json").write_bytes(boxes.replace(b"learner", b"models"))
     with pytest.raises(ModelError, match="more than 3,000,000 arrays and objects"):
-        cards.load_model(tmp_path)
+        load_model(tmp_path)
     monkeypatch.setattr(model_files, "MOST_JSON_BYTES", 1000)
     assert "it is JSON of more than" in refusal(b"{" + b" " * 1000 + b"}", tmp_path)

@@ -19,7 +19,7 @@ from agc_ml.delivery.opening import open_file
 from agc_ml.inputs import loading
 from agc_ml.inputs.columns import with_counters
 from agc_ml.inputs.datasets import File
-from agc_ml.models import cards
+from agc_ml.models.loading import load_model
 from agc_ml.results.histograms import materialised
 from processors.ttbar import TtbarProcessor
 
@@ -67,9 +67,7 @@ def test_every_bin_of_generated_events_is_the_same(
 ) -> None:
     path = loading.demo().parent / f"{process}__nominal.root"
     metadata = {"dataset": "d", "process": process, "variation": variation, "filename": "f"}
-    ours = of_kernels(
-        path, TtbarProcessor(compat=True, model=cards.load_model(real_data)), metadata
-    )
+    ours = of_kernels(path, TtbarProcessor(compat=True, model=load_model(real_data)), metadata)
     theirs = of_records(path, AwkwardTtbar(models=boosters(real_data)), metadata)
     assert len(theirs) == 22
     n_variations = (13 if process == "wjets" else 11) if variation == "nominal" else 1

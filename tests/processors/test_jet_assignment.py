@@ -17,7 +17,7 @@ import agc_ml
 from agc_ml.columnar.jagged import Collection
 from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.inputs import loading
-from agc_ml.models import model
+from agc_ml.models import content, model
 from agc_ml.models.model import Bundle, Model
 from agc_ml.results import tables
 from agc_ml.simulation import production
@@ -100,7 +100,7 @@ def test_features_are_those_that_models_score(
         sha256 = parity.ljust(64, "0")
         members[parity] = Model("spy", "1", sha256, "onnx", 20, trained_on=parity)
         monkeypatch.setitem(model._backends, sha256, listen)
-        monkeypatch.setitem(model._contents, sha256, model.Content(b""))
+        monkeypatch.setitem(content._contents, sha256, content.Content(b""))
     bundle = Bundle("spy", "1", **members)
     fileset = agc_ml.Fileset.load(loading.DEMO).select(["ttbar__nominal"])
     processor = TtbarProcessor(model=bundle)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.errors import ModelError, TrainingError
-from agc_ml.models.registry import Service
+from agc_ml.models.registry_access import ServiceAddress
 from agc_ml.training.registry.publisher import Publisher
 from agc_ml.training.service.client import Remote
 from services.training import TrainingService, processes_of
@@ -42,7 +42,7 @@ class Watcher:
     """Resolves every bundle that is listed, all the time: each has to be whole."""
 
     def __init__(self, service: TrainingService, report: Report) -> None:
-        self._remote = Remote(Service(service.url, service.token))
+        self._remote = Remote(ServiceAddress(service.url, service.token))
         self._report = report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -81,7 +81,7 @@ def kill_rounds(service: TrainingService, spec: dict[str, Any], rounds: int, see
     """
     report = Report()
     dice = random.Random(seed)
-    remote = Remote(Service(service.url, service.token))
+    remote = Remote(ServiceAddress(service.url, service.token))
     watcher = Watcher(service, report)
     start = time.monotonic()
     jobs = [remote.submit(**spec, idempotency_key=f"in peace {seed}").id]
@@ -107,7 +107,7 @@ def kill_rounds(service: TrainingService, spec: dict[str, Any], rounds: int, see
 
 def _kill(service: TrainingService, job: str, victim: str, report: Report) -> None:
     folder = service.folder / "jobs" / job
-    remote = Remote(Service(service.url, service.token))
+    remote = Remote(ServiceAddress(service.url, service.token))
     state = remote.job(job).state
     pids: list[int] = []
     if "worker" in victim or victim == "trainer":
@@ -147,7 +147,7 @@ def _check_registry(folder: Path, jobs: list[str], report: Report) -> None:
         job = version.tags.get("agc_ml.job", "")
         if job in jobs:
             made[job, version.name] += 1
-            files = publisher.described(version).files
+            files = publisher.version_of(version).files
             for parity in ("even", "odd"):
                 digests.setdefault(parity, set()).add(files[f"{parity}.json"])
     names = (NAME, f"{NAME}-even", f"{NAME}-odd")

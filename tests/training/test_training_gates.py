@@ -20,8 +20,8 @@ from trained import SPEC, setup_of
 import agc_ml
 from agc_ml.errors import ClusterError, ModelError, TrainingError
 from agc_ml.inputs import agc_published  # noqa: F401 - the package
-from agc_ml.models import model as hook
-from agc_ml.models.cards import load_model
+from agc_ml.models import content
+from agc_ml.models.loading import load_model
 from agc_ml.models.model import Bundle
 from agc_ml.results import tables as rows
 from agc_ml.training import bundles, gates, job_process, metrics, training_set
@@ -297,7 +297,7 @@ def test_trials_on_a_dask_cluster(done: Path, training_run: Path, tmp_path: Path
         (tmp_path / "job").mkdir()
         setup_of(tmp_path / "job", training_run, site=cluster.address)
         assert job_process.main(tmp_path / "job") == 0
-        kept = client.run(lambda: (len(hook._contents), trials.whole.cache_info().currsize))
+        kept = client.run(lambda: (len(content._contents), trials.whole.cache_info().currsize))
         assert set(kept.values()) == {(0, 0)}  # nothing of it stays with the workers
     for name in ("even.json", "odd.json", "model.json"):
         assert (tmp_path / "job" / "bundle" / name).read_bytes() == (

@@ -12,7 +12,7 @@ from services.kills import kill_rounds
 from services.training import TrainingService, processes_of
 from trained import SPEC
 
-from agc_ml.models.registry import Service
+from agc_ml.models.registry_access import ServiceAddress
 from agc_ml.training.service.client import Remote
 
 
@@ -38,7 +38,7 @@ def test_kills_at_random_points(training_run: Path, tmp_path: Path) -> None:
     service = TrainingService(tmp_path / "training", workers=2)
     service.start()
     try:
-        remote = Remote(Service(service.url, service.token))
+        remote = Remote(ServiceAddress(service.url, service.token))
         spec = {**SPEC, "dataset": remote.upload(training_run), "trials": 4}
         report = kill_rounds(service, spec, rounds=2, seed=20261126)
         followed = followed_through_a_restart(service, remote, spec)

@@ -20,7 +20,8 @@ from trained import SPEC
 import agc_ml
 from agc_ml.errors import ModelError, StoreError, UsageError
 from agc_ml.inputs import loading
-from agc_ml.models import registry
+from agc_ml.models import naming, registry
+from agc_ml.models.loading import load_registered
 from agc_ml.models.model import Bundle
 from agc_ml.models.registry import ChangedError, RegistryError
 from agc_ml.training.job_spec import JobSpec
@@ -124,7 +125,7 @@ def test_what_is_in_mlflow(champions: Path) -> None:
 
 def test_a_named_model_is_the_bundle(own_champions: Path, trained_job: Path) -> None:
     where = str(own_champions)
-    found = registry.resolve(f"{NAME}@champion", where)
+    found = load_registered(f"{NAME}@champion", where)
     assert isinstance(found, Bundle)
     assert (found.name, found.version) == (NAME, "1")
     assert [model.version for model in found.members] == ["1", "1"]
@@ -132,7 +133,7 @@ def test_a_named_model_is_the_bundle(own_champions: Path, trained_job: Path) -> 
     direct = agc_ml.load_model(trained_job / "bundle")
     assert isinstance(direct, Bundle)
     assert np.array_equal(found(rows, event), direct(rows, event))
-    assert registry.pinned(f"{NAME}@champion", where) == f"{NAME}@1"
+    assert naming.pinned_name(f"{NAME}@champion", where) == f"{NAME}@1"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_named_model_is_the_bundle(own_champions: Path, trained_job: Path) -> 
 )
 def test_names_of_nothing(own_champions: Path, spec: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        registry.resolve(spec, str(own_champions))
+        load_registered(spec, str(own_champions))
 
 
 def test_a_registry_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +156,7 @@ def test_a_registry_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ModelError, match=r"there is no registry in training"):
         agc_ml.load_model(f"{NAME}@champion")
     with pytest.raises(UsageError, match="no training service and no folder of one"):
-        registry.resolve(f"{NAME}@champion", "nowhere")
+        load_registered(f"{NAME}@champion", "nowhere")
     monkeypatch.setenv("AGC_ML_TRAINING", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match=r"127\.0\.0\.1:9 can't be reached"):
         agc_ml.load_model(f"{NAME}@champion")
@@ -221,7 +222,7 @@ def test_a_changed_artefact_is_refused(own_champions: Path) -> None:
             training.promoting.promote(NAME, "2", expected=None, who="me", force="I like it")
         if file == "even.json":
             with pytest.raises(ChangedError, match=r"even\.json was changed on disk"):
-                registry.resolve(f"{NAME}@2", str(own_champions))
+                load_registered(f"{NAME}@2", str(own_champions))
         path.unlink()
         with pytest.raises(ModelError, match=f"{file} can't be read"):
             training.promoting.promote(NAME, "2", expected=None, who="me", force="I like it")

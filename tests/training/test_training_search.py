@@ -13,8 +13,8 @@ import optuna
 import pytest
 
 from agc_ml.errors import TrainingError, UsageError
-from agc_ml.models import model
-from agc_ml.models.model import Content, Parity
+from agc_ml.models.content import Content, provide
+from agc_ml.models.model import Parity
 from agc_ml.results import tables
 from agc_ml.training import metrics, search, search_spaces
 from agc_ml.training.metrics import Quality
@@ -212,7 +212,7 @@ def test_the_space_of_the_reference() -> None:
 def source(training_run: Path) -> Source:
     content = (training_run / "training.parquet").read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    model.provide({sha256: Content(content)})
+    provide({sha256: Content(content)})
     digest = tables.digest_of(training_run / "training.parquet")
     return Source(sha256, digest, "nominal", "even")
 

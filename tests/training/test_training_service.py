@@ -25,7 +25,8 @@ from services.training import TrainingService, free_port, polled
 from trained import SPEC
 
 from agc_ml.errors import TrainingError
-from agc_ml.models import registry
+from agc_ml.models import loading, registry
+from agc_ml.models.registry_access import ServiceAddress
 from agc_ml.results import tables
 from agc_ml.training.service import client
 from agc_ml.training.service import tokens as access
@@ -296,7 +297,7 @@ def test_what_is_uploaded_is_what_it_says(
     training_service: TrainingService, training_run: Path, tmp_path: Path
 ) -> None:
     """Also where the service has one of that digest already: that would be trained on."""
-    service = client.Remote(registry.Service(training_service.url, training_service.token))
+    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
     digest = service.upload(training_run)
     changed = tmp_path / "t.parquet"
     table = pq.read_table(training_run / "training.parquet")
@@ -413,7 +414,7 @@ def test_jobs_from_submission_to_registry(
     training_service: TrainingService, training_run: Path, tmp_path: Path
 ) -> None:
     """With the client: upload, submit, follow, cancel, log; full queue; the same key."""
-    service = client.Remote(registry.Service(training_service.url, training_service.token))
+    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
     digest = service.upload(training_run)
     spec = {**SPEC, "dataset": digest}
     # while this one runs, none of those that wait is taken
@@ -454,7 +455,7 @@ def test_many_who_poll_while_a_job_trains(
     training_service: TrainingService, training_run: Path
 ) -> None:
     """200 clients, each asking once a second, while trials take all cores."""
-    service = client.Remote(registry.Service(training_service.url, training_service.token))
+    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
     spec = {**SPEC, "dataset": service.upload(training_run), "trials": 500}
     job = service.submit(**spec, seed=99)
     while service.job(job.id).progress.done < 1:
@@ -562,7 +563,7 @@ def test_whoever_may_only_look_at_mlflow_changes_nothing(training_service: Train
     )
     assert answer.status == 200
     assert urllib3.request("GET", f"{url}/search", retries=False).status == 401
-    found = registry.resolve("jet_assignment@champion", str(training_service.folder))
+    found = loading.load_registered("jet_assignment@champion", str(training_service.folder))
     assert found.version == "1"
 
 
@@ -596,7 +597,7 @@ def test_mlflow_may_die(training_service: TrainingService, training_run: Path) -
     import os  # noqa: PLC0415 - only here
 
     os.killpg(state["pid"], signal.SIGKILL)
-    service = client.Remote(registry.Service(training_service.url, training_service.token))
+    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
     spec = {**SPEC, "dataset": service.upload(training_run), "trials": 1}
     job = list(service.follow(service.submit(**spec, seed=123).id))[-1]
     assert job.state == "succeeded"

@@ -75,7 +75,7 @@ def named(label: str) -> tuple[str, str]:
     UsageError
         It is neither.
     """
-    from agc_ml.models.registry import SPEC  # noqa: PLC0415 - heavy
+    from agc_ml.models.naming import SPEC  # noqa: PLC0415 - heavy
 
     full = label if "@" in label else f"{label}@champion"
     if not SPEC.fullmatch(full):
@@ -92,7 +92,7 @@ def bare(name: str) -> str:
     UsageError
         It is none.
     """
-    from agc_ml.models.registry import NAME  # noqa: PLC0415 - heavy
+    from agc_ml.models.naming import NAME  # noqa: PLC0415 - heavy
 
     if not re.fullmatch(NAME, name):
         raise UsageError(f"{name!r}: the name of a model is needed, such as jet_assignment")

@@ -22,8 +22,8 @@ from agc_ml.errors import ClusterError, UsageError, chain
 from agc_ml.execution.cluster import clusters
 from agc_ml.execution.cluster.waiting import Watch
 from agc_ml.execution.processing import Failure
-from agc_ml.models import model
-from agc_ml.models.model import Content
+from agc_ml.models import content
+from agc_ml.models.content import Content
 from agc_ml.results.run_result import ClusterSummary
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class DaskExecutor:
     ) -> None:
         """Give every worker the contents, also those that join later."""
         if contents:
-            self._register(_at_start(partial(model.provide, contents), forget))
+            self._register(_at_start(partial(content.provide, contents), forget))
 
     def _register(self, plugin: Any) -> None:
         self._plugins.append(plugin.name)

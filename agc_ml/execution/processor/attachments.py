@@ -17,8 +17,7 @@ from typing import Any, Final
 
 from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.execution.processor.function_processor import declared, origin
-from agc_ml.models import model
-from agc_ml.models.model import Content
+from agc_ml.models.content import Content, content_of, provide
 
 _lock: Final = threading.Lock()
 _folders: Final[dict[str, tempfile.TemporaryDirectory[str]]] = {}
@@ -51,13 +50,13 @@ def attach(processor: Any) -> dict[str, str]:
             raise UsageError(f"{label}.files: there is no file {name} in {looked}")
         data = path.read_bytes()
         found[name] = hashlib.sha256(data).hexdigest()
-        model.provide({found[name]: Content(data)})
+        provide({found[name]: Content(data)})
     return found
 
 
 def contents(files: Mapping[str, str]) -> dict[str, Content]:
     """Content of attached files, by sha256."""
-    found = {sha256: model.content_of(sha256) for sha256 in files.values()}
+    found = {sha256: content_of(sha256) for sha256 in files.values()}
     return {sha256: content for sha256, content in found.items() if content is not None}
 
 
@@ -76,7 +75,7 @@ def placed(files: Mapping[str, str]) -> Path | None:
         if key not in _folders:
             folder = tempfile.TemporaryDirectory(prefix="agc-ml-files-", ignore_cleanup_errors=True)
             for name, sha256 in files.items():
-                content = model.content_of(sha256)
+                content = content_of(sha256)
                 if content is None:
                     raise ProcessorError(f"the file {name} of the processor never came here")
                 path = Path(folder.name) / name

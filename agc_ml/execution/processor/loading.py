@@ -41,7 +41,7 @@ from agc_ml.execution.processor.opened_files import Seen, changed, seen, watched
 from agc_ml.execution.processor.outputs import SUMW
 from agc_ml.execution.processor.referred_values import uses
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.models.cards import load_model
+from agc_ml.models.loading import load_model
 from agc_ml.models.model import Bundle, Model, by_reference
 
 logger = logging.getLogger(__name__)

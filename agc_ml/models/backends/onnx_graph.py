@@ -1,6 +1,6 @@
-"""Models of ONNX, by ONNX Runtime on one thread, with limits of time and memory.
+"""ONNX models, scored by ONNX Runtime on one thread within limits of time and memory.
 
-A graph may hold loops, and sizes that depend on rows: no look at it tells what it takes.
+A graph may hold loops, and sizes that depend on the rows: inspecting it tells nothing of its cost.
 """
 
 from __future__ import annotations
@@ -13,28 +13,26 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agc_ml.errors import ModelError
 from agc_ml.models.backends import isolated_loading
-from agc_ml.models.backends.xgboost_structure import MOST_FEATURES
-from agc_ml.models.model import BATCH_ROWS
+from agc_ml.models.backends.probing import import_library, library_message, probe_rows
+from agc_ml.models.content import BATCH_ROWS, Array
+from agc_ml.models.model_files import MOST_FEATURES, one_line
 
-Array = NDArray[Any]
-
-SECOND_COLUMN: Final = "of its output's two columns the second is the score, as of the second class"
+SECOND_COLUMN: Final = (
+    "of the two columns of its output the second is the score, as of the second class"
+)
 DEADLINE_S: Final = 10.0
-"""Seconds of a processor to score rows, and `SLOWER` times what a few rows took each."""
+"""CPU seconds to score rows, besides `SLOWER` times the time a few rows took each."""
 
 SLOWER: Final = 20
 MEMORY: Final = 4_000_000_000
-"""Bytes that all models of a process may have at once."""
+"""Bytes that all models of a process may hold at once."""
 
 FEWEST_ROWS: Final = 1_024
-"""Rows that are not parted any more where memory does not do."""
+"""Rows that are not split further when memory runs out."""
 
-PROBE_ROWS: Final = 64
-PROBE_CELLS: Final = 1 << 22
 GRACE_S: Final = 2.0
 """Seconds to stop between two nodes of a graph."""
 
@@ -48,16 +46,16 @@ class _NoMemoryError(Exception):
 
 
 class Graph:
-    """A model of ONNX, opened: rows ``(n, k) float32 -> (n,)``.
+    """An ONNX model, opened: rows ``(n, k) float32 -> (n,)``.
 
     Raises
     ------
     ModelError
-        It can't be read, or takes and gives something else than rows and a score each.
+        It can't be read, or does not map rows to one score each.
     """
 
     def __init__(self, data: bytes, label: str) -> None:
-        isolated_loading.ensure(data, "onnx", label)
+        isolated_loading.ensure_safe(data, "onnx", label)
         self._label = label
         self._session = session = _session(data, label)
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -65,9 +63,9 @@ class Graph:
         self._input, self._output = inputs[0].name, scores.name
         self.n_features: int = inputs[0].shape[1]
         self.has_two_columns: bool = scores.shape[1:] == [2]
-        # what these rows take was tried where it hurts nobody
+        # The cost of a row; an isolated process has scored these rows already.
         few, seconds = probe_rows(self.n_features), []
-        for _ in range(3):  # the machine may be busy: the least counts
+        for _ in range(3):  # on a busy machine the shortest time counts
             start = time.perf_counter()
             with contextlib.suppress(ModelError, _NoMemoryError):
                 self._score(few, DEADLINE_S)
@@ -80,7 +78,7 @@ class Graph:
         Raises
         ------
         ModelError
-            ONNX Runtime refuses, or it takes too much time or memory.
+            ONNX Runtime fails, or takes too much time or memory.
         """
         parts = [
             self._within_memory(rows[start : start + BATCH_ROWS])
@@ -95,74 +93,66 @@ class Graph:
             if len(rows) <= FEWEST_ROWS:
                 raise ModelError(
                     f"{self._label}: scoring {len(rows)} rows takes more than "
-                    f"{MEMORY / 1e9:g} GB of memory; export it anew"
+                    f"{MEMORY / 1e9:g} GB of memory; export it again"
                 ) from error
         half = len(rows) // 2
-        return np.concatenate([self._within_memory(some) for some in (rows[:half], rows[half:])])
+        return np.concatenate([self._within_memory(part) for part in (rows[:half], rows[half:])])
 
     def _score(self, rows: Array, deadline: float) -> Array:
-        """Score rows in a thread, which is left alone where it can't be stopped."""
+        """Score rows in a thread, which is abandoned if it can't be stopped."""
         from onnxruntime import RunOptions  # noqa: PLC0415 - heavy
 
-        options, found, clocks = RunOptions(), [], []
+        options, outcome, clocks = RunOptions(), [], []
 
         def run() -> None:
             clocks.append(_clock_of_this_thread())
             try:
-                found.extend(self._session.run([self._output], {self._input: rows}, options))
+                outcome.extend(self._session.run([self._output], {self._input: rows}, options))
             except onnx_errors() as error:
-                found.append(error)
+                outcome.append(error)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
+        # The deadline counts CPU time: on a busy machine it passes more slowly than the clock.
         try:
             thread.join(deadline)
             while thread.is_alive() and (left := deadline - _seconds(clocks)) > 0:
-                thread.join(max(left, _SHORT_S))  # others wanted the processor, or it slept
+                thread.join(max(left, _SHORT_S))
             is_late = thread.is_alive()
         finally:
             options.terminate = True
         if is_late:
             thread.join(GRACE_S)
             raise ModelError(
-                f"{self._label}: scoring {len(rows)} rows takes more than {deadline:.0f} s, a "
-                "loop without an end perhaps; export it anew"
+                f"{self._label}: scoring {len(rows)} rows takes more than {deadline:.0f} s, "
+                "perhaps an infinite loop; export it again"
             )
-        if isinstance(found[0], MemoryError) or _NO_MEMORY.search(str(found[0])[:2000]):
+        result = outcome[0]
+        if isinstance(result, MemoryError) or _NO_MEMORY.search(str(result)[:2000]):
             raise _NoMemoryError
-        if isinstance(found[0], Exception):
+        if isinstance(result, Exception):
             raise ModelError(
-                f"{self._label}: ONNX Runtime can't score with it ({short(found[0])})"
-            ) from found[0]
-        scores = np.asarray(found[0])
+                f"{self._label}: ONNX Runtime can't score with it ({library_message(result)})"
+            ) from result
+        scores = np.asarray(result)
         return scores[:, -1] if scores.ndim == 2 else scores  # noqa: PLR2004 - one column or two
 
 
 def _clock_of_this_thread() -> int | None:
-    """The clock of its processor time, None where there is none (macOS)."""
+    """Clock of this thread's CPU time; None on systems without it (macOS)."""
     find = getattr(time, "pthread_getcpuclockid", None)
     return None if find is None else int(find(threading.get_ident()))
 
 
 def _seconds(clocks: list[int | None]) -> float:
-    """Processor time of a thread in seconds; infinity where it has no clock, or has ended."""
+    """CPU time of a thread in seconds; infinity if it has no clock or has ended."""
     with contextlib.suppress(OSError):
         return time.clock_gettime(clocks[0]) if clocks and clocks[0] is not None else np.inf
     return np.inf
 
 
-def probe_rows(n_features: int) -> Array:
-    """Rows to try a model with, float32: zeros first, then small, large and whole numbers."""
-    n = max(2, min(PROBE_ROWS, PROBE_CELLS // n_features))
-    rng = np.random.default_rng(n_features)
-    rows = rng.normal(size=(n, n_features)) * 10.0 ** rng.integers(-1, 6, (n, 1))
-    rows[: n // 2] = np.round(rows[: n // 2])
-    rows[0] = 0
-    return rows.astype(np.float32)
-
-
 def _session(data: bytes, label: str) -> Any:
-    runtime = import_runtime(label)
+    runtime = import_library("onnxruntime", label)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -172,40 +162,23 @@ def _session(data: bytes, label: str) -> Any:
         return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except onnx_errors() as error:
         raise ModelError(
-            f"{label}: ONNX Runtime can't read it ({short(error)}); export it anew"
+            f"{label}: ONNX Runtime can't read it ({library_message(error)}); export it again"
         ) from error
-
-
-def import_runtime(label: str) -> Any:
-    """ONNX Runtime.
-
-    Raises
-    ------
-    ModelError
-        It is not installed.
-    """
-    try:
-        import onnxruntime  # noqa: PLC0415 - heavy
-    except ImportError as error:
-        raise ModelError(
-            f"{label}: ONNX Runtime is needed for it: pip install 'agc-ml[ml]'"
-        ) from error
-    return onnxruntime
 
 
 def _limit_memory(runtime: Any) -> None:
-    """Give this process one store of memory for all sessions, of a limited size."""
-    place = runtime.OrtMemoryInfo(
+    """Give all sessions of this process one memory arena of limited size."""
+    memory = runtime.OrtMemoryInfo(
         "Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT
     )
-    with contextlib.suppress(*onnx_errors()):  # it is there already
-        runtime.create_and_register_allocator(place, runtime.OrtArenaCfg({"max_mem": MEMORY}))
+    with contextlib.suppress(*onnx_errors()):  # it exists already
+        runtime.create_and_register_allocator(memory, runtime.OrtArenaCfg({"max_mem": MEMORY}))
 
 
 def _checked(inputs: Any, outputs: Any, label: str) -> Any:
-    """The output with the scores."""
-    scores = [one for one in outputs if one.type == "tensor(float)"]
-    shapes = [one.shape for one in (*inputs, *scores)]
+    """Check shapes and types of a graph's tensors; returns the output with the scores."""
+    scores = [output for output in outputs if output.type == "tensor(float)"]
+    shapes = [tensor.shape for tensor in (*inputs, *scores)]
     if len(inputs) != 1 or len(scores) != 1 or inputs[0].type != "tensor(float)":
         raise ModelError(
             f"{label}: one input and one output of float32 are needed, it has "
@@ -226,43 +199,50 @@ def _checked(inputs: Any, outputs: Any, label: str) -> Any:
         raise ModelError(f"{label}: its number of features is not fixed; export it with one")
     if not 1 <= shapes[0][1] <= MOST_FEATURES:
         raise ModelError(
-            f"{label}: it takes {shapes[0][1]} features; 1 to {MOST_FEATURES:,} can be done"
+            f"{label}: it takes {shapes[0][1]} features; 1 to {MOST_FEATURES:,} are supported"
         )
     return scores[0]
 
 
-def check_alone(data: bytes, label: str) -> None:
-    """Make sure that a model has its weights in itself, and not in the working directory.
+def try_out(data: bytes, label: str) -> None:
+    """Open a model that may crash this process, and score a few rows twice.
 
     Raises
     ------
     ModelError
-        It has not; it is no model of ONNX; or the package onnx is not installed.
+        It can't be opened, reads other files, or its scores are random.
     """
-    try:
-        import onnx  # noqa: PLC0415 - heavy
-        from google.protobuf.message import DecodeError  # noqa: PLC0415 - comes with onnx
-    except ImportError as error:
-        raise ModelError(
-            f"{label}: onnx is needed to check it: pip install 'agc-ml[ml]'"
-        ) from error
+    _check_external_data(data, label)
+    graph = Graph(data, label)
+    rows = probe_rows(graph.n_features)
+    if not np.array_equal(graph(rows), graph(rows), equal_nan=True):
+        raise ModelError(f"{label}: it scores the same rows differently each time; export it again")
+
+
+def _check_external_data(data: bytes, label: str) -> None:
+    """Reject a model with weights in other files: they would be read from the working directory."""
+    onnx = import_library("onnx", label)
+    from google.protobuf.message import DecodeError  # noqa: PLC0415 - comes with onnx
+
     try:
         model = onnx.ModelProto.FromString(data)
     except DecodeError as error:
-        raise ModelError(f"{label}: it is not an ONNX model, or cut off; export it anew") from error
+        raise ModelError(
+            f"{label}: it is not an ONNX model, or truncated; export it again"
+        ) from error
     for tensor in _messages(model, onnx.TensorProto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            where = {entry.key: entry.value for entry in tensor.external_data}
-            other = one_line(where.get("location", "a file without a name"))
+            location = {entry.key: entry.value for entry in tensor.external_data}
+            file = one_line(location.get("location", "a file without a name"))
             raise ModelError(
-                f"{label}: it takes weights from another file ({other}), which its sha256 does "
-                "not cover; save it whole: onnx.save(onnx.load(FILE), FILE, "
+                f"{label}: it takes weights from another file ({file}), which its sha256 does not "
+                "cover; save it whole: onnx.save(onnx.load(FILE), FILE, "
                 "save_as_external_data=False)"
             )
 
 
 def _messages(message: Any, kind: type) -> Iterator[Any]:
-    """All messages of a kind inside of a protobuf message, at any depth."""
+    """All messages of a kind inside a protobuf message, at any depth."""
     if isinstance(message, kind):
         yield message
         return
@@ -273,24 +253,13 @@ def _messages(message: Any, kind: type) -> Iterator[Any]:
 
 
 def onnx_errors() -> tuple[type[Exception], ...]:
-    """Exceptions of ONNX Runtime, which share no base of their own."""
+    """Exceptions of ONNX Runtime, which share no base class of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as native  # noqa: PLC0415 - heavy
 
-    found = (getattr(native, name) for name in dir(native))
-    own = (one for one in found if isinstance(one, type) and issubclass(one, Exception))
+    kinds = [kind for kind in vars(native).values() if isinstance(kind, type)]
+    own = [kind for kind in kinds if issubclass(kind, Exception)]
     return (*own, RuntimeError, ValueError, MemoryError)
 
 
-def short(error: Exception) -> str:
-    """The beginning of what a library says, in one line."""
-    text = one_line(str(error).partition("Stack trace")[0])
-    return re.sub(r"^\[[\d:]+\] \S+:\d+: ", "", text)  # xgboost begins with time and source
-
-
 def _described(tensors: list[Any]) -> str:
-    return one_line(", ".join(f"{one.name} {one.type} {one.shape}" for one in tensors))
-
-
-def one_line(text: str) -> str:
-    """The beginning of a text from a file."""
-    return " ".join(text[:2000].split())[:300]
+    return one_line(", ".join(f"{tensor.name} {tensor.type} {tensor.shape}" for tensor in tensors))

@@ -1,16 +1,14 @@
-"""Reading models of xgboost into the arrays of the forest kernel."""
+"""Models of xgboost as arrays of the forest kernel."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agc_ml.models.backends.forest import CELLS, LOGISTIC, OBJECTIVES, Cuts, Forest, Trees, logit
-from agc_ml.models.backends.xgboost_structure import Learner, read
-
-Array = NDArray[Any]
+from agc_ml.models.backends.xgboost_structure import ParsedModel, read
+from agc_ml.models.content import Array
 
 
 def read_xgboost(content: bytes) -> Forest:
@@ -19,56 +17,55 @@ def read_xgboost(content: bytes) -> Forest:
     Raises
     ------
     ValueError
-        It is no such model, or as of `forest_of`. The message says which.
+        The content is not such a model, or `forest_of` can't convert it.
     """
     return forest_of(read(content))
 
 
-def forest_of(learner: Learner) -> Forest:
-    """Make a forest of what is in a model of xgboost.
+def forest_of(parsed: ParsedModel) -> Forest:
+    """Convert a parsed model of xgboost.
 
-    All its trees count, also where it remembers a best iteration: so does ``inplace_predict``.
+    All its trees count, also after a best iteration, as in xgboost's ``inplace_predict``.
 
     Raises
     ------
     ValueError
-        It is of a kind that can't be done here. The message says which.
+        The kernel can't evaluate its kind of model; the message says why.
     """
-    obstacle = _obstacle(learner)
+    obstacle = _obstacle(parsed)
     if obstacle:
         raise ValueError(obstacle)
-    with np.errstate(all="ignore"):  # numbers that get out of range are noticed by golden rows
-        return _forest(learner)
+    with np.errstate(all="ignore"):  # golden rows reveal numbers out of range
+        return _forest(parsed)
 
 
-def _obstacle(learner: Learner) -> str:
-    """Why a model of xgboost can't be done here, "" if it can."""
-    objective = learner.content["objective"]["name"]
-    if learner.booster != "gbtree":
-        return f"its booster is {learner.booster}; only gbtree can be done"
-    if objective not in OBJECTIVES:
-        return f"its objective is {objective}; only {', '.join(OBJECTIVES)} can be done"
-    if not learner.model["trees"]:
+def _obstacle(parsed: ParsedModel) -> str:
+    """Reason why the kernel can't evaluate a model, "" if it can."""
+    if parsed.booster != "gbtree":
+        return f"its booster is {parsed.booster}; only gbtree is supported"
+    if parsed.objective not in OBJECTIVES:
+        return f"its objective is {parsed.objective}; supported are {', '.join(OBJECTIVES)}"
+    if not parsed.model["trees"]:
         return "it has no trees"
-    if learner.is_categorical:
+    if parsed.is_categorical:
         return "it has categorical features; only numbers can be compared"
-    if not learner.is_plain:
-        return "it has what is not known here"
+    if not parsed.is_fully_checked:
+        return "it has unknown fields, or thresholds that are not finite"
     return ""
 
 
-def _forest(learner: Learner) -> Forest:
-    objective = learner.content["objective"]["name"]
-    base = np.float32(learner.content["learner_model_param"]["base_score"].strip("[]"))
-    if objective in LOGISTIC:
+def _forest(parsed: ParsedModel) -> Forest:
+    base = np.float32(parsed.learner["learner_model_param"]["base_score"].strip("[]"))
+    if parsed.objective in LOGISTIC:
         base = np.float32(logit(base))
+    # Empty trees add a constant, mostly zero: add it once, here.
     trees = []
-    for tree in learner.model["trees"]:
+    for tree in parsed.model["trees"]:
         if len(tree["left_children"]) > 1 or tree["split_conditions"][0]:
             trees.append(tree)
         else:
-            base += np.float32(tree["split_conditions"][0])  # makes a difference to -0
-    return Forest(learner.n_features, objective, base, *_packed(trees))
+            base += np.float32(tree["split_conditions"][0])  # even zero matters: it changes -0
+    return Forest(parsed.n_features, parsed.objective, base, *_packed(trees))
 
 
 def _packed(trees: list[dict[str, Any]]) -> tuple[Cuts, Trees]:
@@ -79,12 +76,13 @@ def _packed(trees: list[dict[str, Any]]) -> tuple[Cuts, Trees]:
         for field in ("left_children", "right_children", "split_indices")
     )
     value = np.array([number for tree in trees for number in tree["split_conditions"]], np.float32)
+    # Number the nodes of all trees: roots first, then pairs of children; pruned nodes drop out.
     inner = np.flatnonzero(left >= 0)
     children = np.stack([left[inner], right[inner]])
     children += root[tree[inner]]
-    reached = np.concatenate([root, children.T.ravel()])  # not those that were pruned
-    if len(np.unique(reached)) < len(reached):  # by ways from nodes that were pruned
-        raise ValueError("its pruned nodes are not cut off")
+    reached = np.concatenate([root, children.T.ravel()])
+    if len(np.unique(reached)) < len(reached):  # pruned nodes still point to others
+        raise ValueError("its pruned nodes are not removed")
 
     cuts, cut = _cuts(feature[inner], value[inner])
     place = np.empty_like(left)
@@ -95,25 +93,26 @@ def _packed(trees: list[dict[str, Any]]) -> tuple[Cuts, Trees]:
 
 
 def _cuts(feature: Array, value: Array) -> tuple[Cuts, Array]:
-    """Cuts of tests, of a feature against a value each, and the number of each test's cut."""
+    """Sorted cuts of the tests ``feature < value``, and the index of each test's cut."""
     order = np.lexsort((value, feature))
     feature, value = feature[order], value[order]
     is_first = np.diff(feature, prepend=-1) > 0
     is_new = is_first | (np.diff(value, prepend=value[:1]) > 0)
-    which = np.cumsum(is_first) - 1
-    place = np.cumsum(is_new) - 1 + which  # there is an infinity after each feature
+    column = np.cumsum(is_first) - 1
+    place = np.cumsum(is_new) - 1 + column  # each feature ends with infinity
     begin = np.append(place[is_first], is_new.sum() + is_first.sum())
     values = np.full(begin[-1], np.inf, np.float32)
     values[place] = value
     cut = np.empty_like(place)
     cut[order] = place
 
+    # Equal cells over the range of each feature shorten the search for a value's cut.
     size = np.diff(begin)
     low, last = values[begin[:-1]], (CELLS * size - 1).astype(np.float32)
     scale = last / (values[begin[1:] - 2] - low)
-    scale[~np.isfinite(scale)] = 0  # one cell for all
-    cell = np.minimum(np.fmax((value - low[which]) * scale[which], 0), last[which])
-    cells = (CELLS * begin[which] + cell.astype(np.int64))[is_new]
+    scale[~np.isfinite(scale)] = 0  # all cuts in one cell
+    cell = np.minimum(np.fmax((value - low[column]) * scale[column], 0), last[column])
+    cells = (CELLS * begin[column] + cell.astype(np.int64))[is_new]
     count = np.bincount(cells, minlength=CELLS * begin[-1])
     window = np.maximum.reduceat(count, CELLS * begin[:-1])
     before = np.cumsum(count) - count + np.repeat(np.arange(len(size)), CELLS * size)

@@ -1,4 +1,4 @@
-"""Whether the trees in a model of xgboost are trees: children, parents, features, categories."""
+"""Checks of the trees in an xgboost model: children, parents, features, categories."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from itertools import accumulate, chain
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from agc_ml.models.content import Array
 
 MOST_LEVELS: Final = 5_000
-"""Of a tree: xgboost calls itself once a level."""
+"""Most levels of a tree: xgboost recurses once a level."""
 
 MOST_CATEGORY: Final = 1 << 24
-"""Larger ones have no number of their own in single precision; a set of them takes a bit each."""
+"""Largest category: above, float32 can't represent each; a set of categories takes a bit each."""
 
 MOST_WHOLE: Final = 2**31 - 1
-"""Of 32 bits: larger ones make xgboost crash."""
+"""Largest 32-bit integer: larger numbers make xgboost crash."""
 
 NO_PARENT: Final = 2**31 - 1
-"""The parent of a root; of any other node it makes xgboost crash."""
+"""Parent of a root; as parent of another node it makes xgboost crash."""
 
-_A_NODE: Final[dict[str, tuple[type, ...]]] = {
+_NODE_FIELDS: Final[dict[str, tuple[type, ...]]] = {
     "left_children": (int,),
     "right_children": (int,),
     "split_indices": (int,),
@@ -37,37 +36,37 @@ _A_NODE: Final[dict[str, tuple[type, ...]]] = {
     "split_type": (int,),
     "leaf_child_counts": (int,),
 }
-"""What a tree lists for each of its nodes, and what these are."""
+"""Lists with one value a node, and the types of their values."""
 
-_NEEDED: Final = ("left_children", "right_children", "split_indices", "split_conditions")
-
-
-class UnsoundError(ValueError):
-    """A model is not what it says: the message says where."""
+_REQUIRED: Final = ("left_children", "right_children", "split_indices", "split_conditions")
 
 
-def demand(holds: Any, what: str) -> None:
-    """Refuse a model that does not hold what is demanded."""
-    if not holds:
-        raise UnsoundError(what)
+class InvalidModelError(ValueError):
+    """A model is inconsistent; the message says where."""
 
 
-def of(owner: Any, name: str, kind: type, what: str) -> Any:
-    """Value of a JSON object under a name."""
-    found = owner.get(name) if isinstance(owner, dict) else None
-    demand(type(found) is kind, f"{what} has no {name}, or one of another kind")
-    return found
+def require(condition: Any, problem: str) -> None:
+    """Reject a model unless a condition holds."""
+    if not condition:
+        raise InvalidModelError(problem)
 
 
-def are(values: Any, kinds: Iterable[type]) -> bool:
-    """Return whether it is a list of nothing but these."""
+def member(owner: Any, name: str, kind: type, owner_name: str) -> Any:
+    """Value of a JSON object under a name, of exactly one type."""
+    value = owner.get(name) if isinstance(owner, dict) else None
+    require(type(value) is kind, f"{owner_name} has no {name}, or one of another type")
+    return value
+
+
+def is_list_of(values: Any, kinds: Iterable[type]) -> bool:
+    """Return True for a list with values of these exact types only."""
     return type(values) is list and set(map(type, values)) <= set(kinds)
 
 
-def whole(owner: Mapping[str, Any], name: str, usual: str | None = None) -> int:
-    """A number that xgboost wrote as text."""
-    text = owner.get(name, usual)
-    demand(
+def integer(owner: Mapping[str, Any], name: str, default: str | None = None) -> int:
+    """Integer that xgboost stored as text."""
+    text = owner.get(name, default)
+    require(
         isinstance(text, str) and re.fullmatch(r"-?[0-9]{1,10}", text),
         f"its {name} is not a number of few digits",
     )
@@ -75,115 +74,111 @@ def whole(owner: Mapping[str, Any], name: str, usual: str | None = None) -> int:
 
 
 def check_trees(trees: list[Any], n_features: int) -> Array:
-    """See that all are trees; gives what their inner nodes compare with."""
+    """Check that all trees are trees; returns the thresholds of their inner nodes."""
     if not trees:
         return np.empty(0, np.float32)
     for number, tree in enumerate(trees):
         _check_tree(tree, number, n_features)
     left, right, feature = (
-        _of_all(trees, name, np.int64)
+        _concatenated(trees, name, np.int64)
         for name in ("left_children", "right_children", "split_indices")
     )
-    value = _of_all(trees, "split_conditions", np.float32)
+    value = _concatenated(trees, "split_conditions", np.float32)
     sizes = np.array([len(tree["left_children"]) for tree in trees], np.int64)
     root = np.cumsum(sizes) - sizes
     begin = np.repeat(root, sizes)
 
-    # also of nodes that no way leads to
+    # All inner nodes, also unreachable ones: xgboost may look at them.
     is_inner = left != -1
     children = np.stack([left, right])[:, is_inner]
-    is_there = (children > 0) & (children < np.repeat(sizes, sizes)[is_inner])
-    demand(is_there.all(), "a node has a child that is not there")
-    is_known = (feature >= 0) & (feature < n_features)
-    demand(is_known[is_inner].all(), "a node asks for a feature that is not there")
-    demand(not np.isnan(value[is_inner]).any(), "a node has no number to compare with")
+    exists = (children > 0) & (children < np.repeat(sizes, sizes)[is_inner])
+    require(exists.all(), "a node has a child that does not exist")
+    is_feature = (feature >= 0) & (feature < n_features)
+    require(is_feature[is_inner].all(), "a node tests a feature that does not exist")
+    require(not np.isnan(value[is_inner]).any(), "a node has no number to compare with")
 
-    is_seen = _seen(root, is_inner, left + begin, right + begin)
-    leaves = is_seen & ~is_inner
-    demand((right[leaves] == -1).all(), "a leaf of its trees has a child")
-    demand(np.isfinite(value[leaves]).all(), "a leaf gives no finite number")
-    compared: Array = value[is_inner]
-    return compared
+    is_reached = _reached(root, is_inner, left + begin, right + begin)
+    leaves = is_reached & ~is_inner
+    require((right[leaves] == -1).all(), "a leaf of its trees has a child")
+    require(np.isfinite(value[leaves]).all(), "a leaf gives no finite number")
+    thresholds: Array = value[is_inner]
+    return thresholds
 
 
-def _seen(root: Array, is_inner: Array, left: Array, right: Array) -> Array:
-    """Find the nodes that can be reached; reject a second way to one."""
-    is_seen = np.zeros(len(is_inner), bool)
+def _reached(root: Array, is_inner: Array, left: Array, right: Array) -> Array:
+    """Mask of the nodes that can be reached; rejects two paths to one node."""
+    is_reached = np.zeros(len(is_inner), bool)
     level, n_levels = root, 0
     while len(level):
         n_levels += 1
-        demand(n_levels <= MOST_LEVELS, f"a tree has more than {MOST_LEVELS:,} levels")
-        is_seen[level] = True
+        require(n_levels <= MOST_LEVELS, f"a tree has more than {MOST_LEVELS:,} levels")
+        is_reached[level] = True
         inner = level[is_inner[level]]
         level = np.concatenate([left[inner], right[inner]])
-        demand(
-            len(np.unique(level)) == len(level) and not is_seen[level].any(),
-            "two ways lead to a node: it is no tree",
+        require(
+            len(np.unique(level)) == len(level) and not is_reached[level].any(),
+            "two paths lead to one node: it is not a tree",
         )
-    return is_seen
+    return is_reached
 
 
-def _of_all(trees: list[Any], name: str, kind: type) -> Array:
-    """Concatenate a list of all trees."""
-    with np.errstate(over="ignore"):  # which makes it infinite
+def _concatenated(trees: list[Any], name: str, kind: type) -> Array:
+    with np.errstate(over="ignore"):  # too large numbers become infinite
         return np.array(list(chain.from_iterable(tree[name] for tree in trees)), kind)
 
 
 def _check_tree(tree: Any, number: int, n_features: int) -> None:
-    """See that the lists of a tree fit each other."""
-    sizes = of(tree, "tree_param", dict, "a tree")
-    n_nodes = len(of(tree, "left_children", list, "a tree"))
-    demand(
-        0 < n_nodes == whole(sizes, "num_nodes"),
+    """Check that the lists of a tree fit each other."""
+    sizes = member(tree, "tree_param", dict, "a tree")
+    n_nodes = len(member(tree, "left_children", list, "a tree"))
+    require(
+        0 < n_nodes == integer(sizes, "num_nodes"),
         f"tree {number} has another number of nodes than it says",
     )
-    demand(tree.get("id") == number and type(tree["id"]) is int, f"tree {number} has another id")
-    demand(0 <= whole(sizes, "num_deleted", "0") < n_nodes, f"tree {number} has no node left")
-    demand(whole(sizes, "num_feature") == n_features, f"tree {number} takes other features")
-    demand(whole(sizes, "size_leaf_vector", "0") in {0, 1}, f"tree {number} has several targets")
-    for name, kinds in _A_NODE.items():
-        values = tree.get(name)
-        if values is None and name not in _NEEDED and name not in tree:
+    require(tree.get("id") == number and type(tree["id"]) is int, f"tree {number} has another id")
+    require(0 <= integer(sizes, "num_deleted", "0") < n_nodes, f"tree {number} has no node left")
+    require(integer(sizes, "num_feature") == n_features, f"tree {number} takes other features")
+    is_single = integer(sizes, "size_leaf_vector", "0") in {0, 1}
+    require(is_single, f"tree {number} has several targets")
+    for name, kinds in _NODE_FIELDS.items():
+        if name not in tree and name not in _REQUIRED:
             continue
-        demand(
-            are(values, kinds) and len(values) == n_nodes,
+        values = tree.get(name)
+        require(
+            is_list_of(values, kinds) and len(values) == n_nodes,
             f"tree {number}: its {name} are not {n_nodes} {kinds[0].__name__} numbers",
         )
-        demand(
+        require(
             kinds == (float,) or (min(values) >= -MOST_WHOLE and max(values) <= MOST_WHOLE),
             f"tree {number}: a number of its {name} has too many digits",
         )
-    _check_parents(tree, number)
-
-
-def _check_parents(tree: dict[str, Any], number: int) -> None:
     parents = tree.get("parents", ())
-    demand(
-        all(0 <= one < len(parents) for one in parents if one != NO_PARENT)
+    require(
+        all(0 <= parent < len(parents) for parent in parents if parent != NO_PARENT)
         and NO_PARENT not in parents[1:],
-        f"tree {number}: a node has a parent that is not there",
+        f"tree {number}: a node has a parent that does not exist",
     )
 
 
 def check_categories(trees: list[Any]) -> bool:
-    """See that nodes that ask for categories name them; gives whether there are any."""
-    is_any = False
+    """Check the categories of nodes that test them; returns True if there are any."""
+    has_any = False
     for number, tree in enumerate(trees):
         nodes, begins, sizes, values = (
             tree.get(f"categories{part}", []) for part in ("_nodes", "_segments", "_sizes", "")
         )
-        asked = [node for node, kind in enumerate(tree.get("split_type", ())) if kind]
-        if not (asked or nodes or begins or sizes or values):
+        categorical = [node for node, kind in enumerate(tree.get("split_type", ())) if kind]
+        if not (categorical or nodes or begins or sizes or values):
             continue
-        is_any = True
-        demand(
-            all(are(some, (int,)) for some in (nodes, begins, sizes, values))
+        has_any = True
+        require(
+            all(is_list_of(numbers, (int,)) for numbers in (nodes, begins, sizes, values))
             and set(tree.get("split_type", ())) <= {0, 1}
-            and nodes == asked
+            and nodes == categorical
             and len(nodes) == len(begins) == len(sizes)
             and all(size > 0 for size in sizes)
             and [*begins, len(values)] == [0, *accumulate(sizes)]
             and all(0 <= value < MOST_CATEGORY for value in values),
             f"tree {number}: its categories do not fit its nodes",
         )
-    return is_any
+    return has_any

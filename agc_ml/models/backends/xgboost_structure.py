@@ -1,36 +1,34 @@
-"""Whether the JSON of a model of xgboost is what it says: before xgboost sees it.
+"""Consistency checks of the JSON of an xgboost model, before xgboost reads it.
 
-xgboost believes what it reads: a child, a feature or a category that is not there is looked up in
-memory of something else, and a circle is walked for ever.
+xgboost trusts its input: a missing child, feature or category is looked up in other memory, and a
+cycle is followed for ever.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from agc_ml.models.backends.xgboost_nodes import (
-    UnsoundError,
-    are,
+    InvalidModelError,
     check_categories,
     check_trees,
-    demand,
-    of,
-    whole,
+    integer,
+    is_list_of,
+    member,
+    require,
 )
-from agc_ml.models.model_files import NotTakenError, parse_json
+from agc_ml.models.model_files import MOST_FEATURES, UnreadableError, parse_json
 
-MOST_FEATURES: Final = 1_000_000
 MOST_REAL: Final = 3.4e38
-"""Of single precision."""
+"""Largest number of single precision."""
 
 _NUMBER: Final = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,3})?", re.ASCII)
-_STRANGE: Final = re.compile(rb"[0-9.]{25}|[0-9][eE][+-]?[0-9]{3}")
-"""Numbers as xgboost does not write them: it may read others than we do."""
+_UNUSUAL: Final = re.compile(rb"[0-9.]{25}|[0-9][eE][+-]?[0-9]{3}")
+"""Numbers that xgboost does not write; it may parse them differently."""
 
 _KNOWN: Final[dict[str, set[str]]] = {
     "the model": {"learner", "version"},
@@ -43,56 +41,77 @@ _KNOWN: Final[dict[str, set[str]]] = {
         "objective",
     },
     "learner_model_param": {
-        *("base_score", "boost_from_average", "num_class", "num_feature", "num_target"),
+        "base_score",
+        "boost_from_average",
+        "num_class",
+        "num_feature",
+        "num_target",
     },
     "gbtree_model_param": {"num_parallel_tree", "num_trees", "size_leaf_vector"},
     "tree_param": {"num_deleted", "num_feature", "num_nodes", "size_leaf_vector"},
     "model": {"cats", "gbtree_model_param", "iteration_indptr", "tree_info", "trees"},
     "tree": {
-        *("base_weights", "categories", "categories_nodes", "categories_segments"),
-        *("categories_sizes", "default_left", "id", "leaf_child_counts", "left_children"),
-        *("loss_changes", "parents", "right_children", "split_conditions", "split_indices"),
-        *("split_type", "sum_hessian", "tree_param"),
+        "base_weights",
+        "categories",
+        "categories_nodes",
+        "categories_segments",
+        "categories_sizes",
+        "default_left",
+        "id",
+        "leaf_child_counts",
+        "left_children",
+        "loss_changes",
+        "parents",
+        "right_children",
+        "split_conditions",
+        "split_indices",
+        "split_type",
+        "sum_hessian",
+        "tree_param",
     },
 }
+"""Fields that are checked here, by object."""
 
 
-class OtherKindError(ValueError):
-    """A model, sound perhaps, that gives something else than a score a row here."""
+class UnsupportedModelError(ValueError):
+    """A model, perhaps valid, that does not give one score a row."""
 
 
-class Learner(NamedTuple):
-    """What is in a model, checked.
+class ParsedModel(NamedTuple):
+    """Content of an xgboost model, checked.
 
     Attributes
     ----------
-    content
-        Under its ``learner``.
+    learner
+        The JSON under ``learner``.
     model
-        Its trees, and what is said of all.
+        Its trees, and their common parameters.
     n_features
-        How many features it takes.
+        Number of features.
+    objective
+        Name of the objective.
     booster
-        ``gbtree``, or ``dart``, which has a weight a tree.
+        ``gbtree``, or ``dart``, with a weight for each tree.
     is_known
-        Whether everything in it is known here; if not, it is checked as far as that goes.
+        True if every field is checked here; unknown ones are left to xgboost.
     is_categorical
-        Whether it asks which category a feature is.
+        True if it tests categories.
     is_finite
-        Whether it compares with finite numbers only.
+        True if all thresholds are finite.
     """
 
-    content: dict[str, Any]
+    learner: dict[str, Any]
     model: dict[str, Any]
     n_features: int
+    objective: str
     booster: str
     is_known: bool
     is_categorical: bool
     is_finite: bool
 
     @property
-    def is_plain(self) -> bool:
-        """Return whether it is of the kind that is checked through and through."""
+    def is_fully_checked(self) -> bool:
+        """Return True if nothing in it is left to xgboost's own checks."""
         return (
             self.booster == "gbtree"
             and self.is_known
@@ -102,134 +121,134 @@ class Learner(NamedTuple):
 
 
 def is_json(data: bytes) -> bool:
-    """Return whether xgboost would take a model for JSON, not for its binary form."""
+    """Return True if xgboost would parse a model as JSON, not as UBJ."""
     return data[:1] != b"{" or not data[1:2].isalpha()
 
 
-def read(data: bytes) -> Learner:
-    """Read a model, and see that it holds together.
+def read(data: bytes) -> ParsedModel:
+    """Parse a model, and check that it is consistent.
 
     Raises
     ------
-    UnsoundError
-        It does not.
-    OtherKindError
-        It gives something else than a score a row.
+    InvalidModelError
+        It is not consistent.
+    UnsupportedModelError
+        It does not give one score a row.
     """
     if data[:1] != b"{":
-        raise UnsoundError("it is neither JSON nor UBJ of xgboost, or cut off")
+        raise InvalidModelError("it is neither JSON nor UBJ of xgboost, or truncated")
     try:
-        found = parse_json(data)
-    except NotTakenError as error:
-        raise UnsoundError(str(error)) from error
-    content = of(found, "learner", dict, "the model")
-    version = found.get("version", [])
-    demand(
-        are(version, (int,)) and len(version) in {0, 3} and not set(version) - set(range(1000)),
-        "its version is no version",
-    )
-    booster, model, weights = _booster(of(content, "gradient_booster", dict, "learner"))
-    n_features = _sizes(of(content, "learner_model_param", dict, "learner"))
-    objective = of(content, "objective", dict, "learner")
-    of(objective, "name", str, "objective")
-    _check_names(content, n_features)
-    trees = of(model, "trees", list, "model")
+        content = parse_json(data)
+    except UnreadableError as error:
+        raise InvalidModelError(str(error)) from error
+    learner = member(content, "learner", dict, "the model")
+    version = content.get("version", [])
+    is_version = is_list_of(version, (int,)) and len(version) in {0, 3}
+    require(is_version and not set(version) - set(range(1000)), "its version is invalid")
+    # Check outer objects first: the checks of inner ones rely on their sizes.
+    booster, model, weights = _booster(member(learner, "gradient_booster", dict, "learner"))
+    n_features = _n_features(member(learner, "learner_model_param", dict, "learner"))
+    objective = member(learner, "objective", dict, "learner")
+    objective_name = member(objective, "name", str, "objective")
+    _check_texts(learner, n_features)
+    trees = member(model, "trees", list, "model")
     _check_counts(model, len(trees))
-    demand(
+    require(
         weights is None or _are_finite(weights, len(trees)),
         "its weight_drop is not a finite number a tree",
     )
-    splits = check_trees(trees, n_features)
-    is_categorical = check_categories(trees) or any(_of_cats(model))
-    return Learner(
-        content=content,
+    thresholds = check_trees(trees, n_features)
+    return ParsedModel(
+        learner=learner,
         model=model,
         n_features=n_features,
+        objective=objective_name,
         booster=booster,
-        is_known=_is_known(found, model, trees, objective) and not _STRANGE.search(data),
-        is_categorical=is_categorical,
-        is_finite=bool(np.isfinite(splits).all()),
+        is_categorical=check_categories(trees) or _has_categories(model),
+        is_known=_is_known(content, model, trees, objective) and not _UNUSUAL.search(data),
+        is_finite=bool(np.isfinite(thresholds).all()),
     )
 
 
 def _are_finite(values: Any, size: int) -> bool:
-    return are(values, (float,)) and len(values) == size and all(map(math.isfinite, values))
+    return is_list_of(values, (float,)) and len(values) == size and all(map(math.isfinite, values))
 
 
 def _check_real(text: Any, name: str) -> None:
-    demand(
+    require(
         isinstance(text, str) and _NUMBER.fullmatch(text) and abs(float(text)) <= MOST_REAL,
         f"its {name} is not a finite number",
     )
 
 
-def _booster(found: dict[str, Any]) -> tuple[str, dict[str, Any], Any]:
-    """Name of the booster, its model, and the weights of its trees, None where there are none."""
-    name = of(found, "name", str, "gradient_booster")
+def _booster(content: dict[str, Any]) -> tuple[str, dict[str, Any], Any]:
+    """Name of the booster, its model, and the weights of its trees, None for gbtree."""
+    name = member(content, "name", str, "gradient_booster")
     if name == "gblinear":
-        raise OtherKindError("a linear model (gblinear), which xgboost can't score in place")
-    demand(name in {"gbtree", "dart"}, f"its booster {name[:50]!r} is not known")
+        raise UnsupportedModelError("a linear model (gblinear), which xgboost can't score in place")
+    require(name in {"gbtree", "dart"}, f"its booster {name[:50]!r} is unknown")
     if name == "gbtree":
-        return name, of(found, "model", dict, "gradient_booster"), None
-    weights = of(found, "weight_drop", list, "gradient_booster")
-    inner = of(found, "gbtree", dict, "gradient_booster")
-    return name, of(inner, "model", dict, "gbtree"), weights
+        return name, member(content, "model", dict, "gradient_booster"), None
+    weights = member(content, "weight_drop", list, "gradient_booster")
+    inner = member(content, "gbtree", dict, "gradient_booster")
+    return name, member(inner, "model", dict, "gbtree"), weights
 
 
-def _sizes(sizes: dict[str, Any]) -> int:
-    """Number of features; there is one score a row, and it begins with a number."""
-    number = whole(sizes, "num_feature")
-    demand(
-        1 <= number <= MOST_FEATURES,
-        f"it takes {number} features; 1 to {MOST_FEATURES:,} can be done",
+def _n_features(sizes: dict[str, Any]) -> int:
+    """Number of features, of a model that gives one score a row, starting from a number."""
+    n_features = integer(sizes, "num_feature")
+    require(
+        1 <= n_features <= MOST_FEATURES,
+        f"it takes {n_features} features; 1 to {MOST_FEATURES:,} are supported",
     )
-    n_classes, n_targets = whole(sizes, "num_class", "0"), whole(sizes, "num_target", "1")
+    n_classes, n_targets = integer(sizes, "num_class", "0"), integer(sizes, "num_target", "1")
     if n_classes > 1:
-        raise OtherKindError("it tells several classes apart; one score a row is needed")
+        raise UnsupportedModelError("it has several classes; one score a row is needed")
     if n_targets > 1:
-        raise OtherKindError("it has several targets; one score a row is needed")
-    demand(n_classes >= 0 and n_targets == 1, "its numbers of classes and targets make no sense")
-    demand(whole(sizes, "boost_from_average", "1") in {0, 1}, "its boost_from_average is no flag")
+        raise UnsupportedModelError("it has several targets; one score a row is needed")
+    require(n_classes >= 0 and n_targets == 1, "its numbers of classes and targets are invalid")
+    is_flag = integer(sizes, "boost_from_average", "1") in {0, 1}
+    require(is_flag, "its boost_from_average is not 0 or 1")
     base = sizes.get("base_score")
     is_list = isinstance(base, str) and base.startswith("[") and base.endswith("]")
     _check_real(base[1:-1] if is_list else base, "base_score")  # type: ignore[index]
-    return number
+    return n_features
 
 
-def _check_names(content: dict[str, Any], n_features: int) -> None:
+def _check_texts(learner: dict[str, Any], n_features: int) -> None:
     for name in ("feature_names", "feature_types"):
-        names = content.get(name, [])
-        demand(
-            are(names, (str,)) and len(names) in {0, n_features},
+        names = learner.get(name, [])
+        require(
+            is_list_of(names, (str,)) and len(names) in {0, n_features},
             f"its {name} are not {n_features} texts",
         )
-    attributes = content.get("attributes", {})
-    demand(
-        type(attributes) is dict and are(list(attributes.values()), (str,)),
+    attributes = learner.get("attributes", {})
+    require(
+        type(attributes) is dict and is_list_of(list(attributes.values()), (str,)),
         "its attributes are not texts",
     )
 
 
 def _check_counts(model: dict[str, Any], n_trees: int) -> None:
-    """Check the counts of all trees, their classes and rounds."""
-    sizes = of(model, "gbtree_model_param", dict, "model")
-    demand(whole(sizes, "size_leaf_vector", "0") in {0, 1}, "its size_leaf_vector is not 0 or 1")
-    demand(
-        whole(sizes, "num_trees") == n_trees, f"its num_trees is not that of its {n_trees} trees"
+    """Check the numbers of trees, classes and rounds against the trees."""
+    sizes = member(model, "gbtree_model_param", dict, "model")
+    is_single = integer(sizes, "size_leaf_vector", "0") in {0, 1}
+    require(is_single, "its size_leaf_vector is not 0 or 1")
+    is_right = integer(sizes, "num_trees") == n_trees
+    require(is_right, f"its num_trees is not that of its {n_trees} trees")
+    per_round = integer(sizes, "num_parallel_tree", "1")
+    require(
+        per_round > 0 and n_trees % per_round == 0,
+        f"its num_parallel_tree {per_round} does not fit {n_trees} trees",
     )
-    a_round = whole(sizes, "num_parallel_tree", "1")
-    demand(
-        a_round > 0 and n_trees % a_round == 0,
-        f"its num_parallel_tree {a_round} does not fit {n_trees} trees",
-    )
-    info = of(model, "tree_info", list, "model")
-    demand(
-        are(info, (int,)) and len(info) == n_trees and not any(info),
+    info = member(model, "tree_info", list, "model")
+    require(
+        is_list_of(info, (int,)) and len(info) == n_trees and not any(info),
         "its tree_info does not name the one class of each tree",
     )
     rounds = model.get("iteration_indptr", [0, n_trees])
-    demand(
-        are(rounds, (int,))
+    require(
+        is_list_of(rounds, (int,))
         and rounds[:1] == [0]
         and rounds[-1] == n_trees
         and rounds == sorted(rounds),
@@ -237,27 +256,26 @@ def _check_counts(model: dict[str, Any], n_trees: int) -> None:
     )
 
 
-def _of_cats(model: dict[str, Any]) -> Iterable[Any]:
-    """Categories of all trees, if there are any."""
-    cats = model.get("cats", {})
-    demand(type(cats) is dict, "its cats are of another kind")
-    return (value for value in cats.values() if value)
+def _has_categories(model: dict[str, Any]) -> bool:
+    categories = model.get("cats", {})
+    require(type(categories) is dict, "its cats are of another type")
+    return any(categories.values())
 
 
 def _is_known(
-    found: dict[str, Any], model: dict[str, Any], trees: list[Any], objective: dict[str, Any]
+    content: dict[str, Any], model: dict[str, Any], trees: list[Any], objective: dict[str, Any]
 ) -> bool:
-    """Return whether it has nothing but what is checked here."""
-    learner = found["learner"]
-    places = [
-        ("the model", found),
+    """Return True if all fields are checked here."""
+    learner = content["learner"]
+    objects = [
+        ("the model", content),
         ("learner", learner),
         ("learner_model_param", learner["learner_model_param"]),
         ("model", model),
         ("gbtree_model_param", model["gbtree_model_param"]),
     ]
     for tree in trees:
-        places += [("tree", tree), ("tree_param", tree["tree_param"])]
+        objects += [("tree", tree), ("tree_param", tree["tree_param"])]
     factors = objective.get("reg_loss_param", {"scale_pos_weight": "1"})
     is_plain = type(factors) is dict and set(factors) == {"scale_pos_weight"}
     if is_plain:
@@ -265,5 +283,5 @@ def _is_known(
     return (
         is_plain
         and set(objective) <= {"name", "reg_loss_param"}
-        and all(set(owner) <= _KNOWN[what] for what, owner in places)
+        and all(set(fields) <= _KNOWN[name] for name, fields in objects)
     )

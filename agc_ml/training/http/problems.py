@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from agc_ml._version import __version__
-from agc_ml.models.registry import HEADER
+from agc_ml.models.registry_access import HEADER
 
 MEDIA_TYPE: Final = "application/problem+json"
 

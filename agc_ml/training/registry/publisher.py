@@ -244,7 +244,7 @@ class Publisher(Registry):
         with self.errors(f"model {name}"):
             found = _all(self.client.search_model_versions, f"name = '{name}'")
         ours = [one for one in found if FILES_TAG in one.tags]
-        return sorted((self.described(one) for one in ours), key=lambda one: int(one.version))
+        return sorted((self.version_of(one) for one in ours), key=lambda one: int(one.version))
 
     def bundle_of(self, name: str, members: Mapping[Parity, int]) -> Version:
         """The newest judged bundle of two models.

@@ -10,7 +10,8 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from agc_ml.errors import TrainingError
-from agc_ml.models.registry import CHAMPION, MOST_VERSION, NAME
+from agc_ml.models.naming import NAME
+from agc_ml.models.registry import CHAMPION, MOST_VERSION
 from agc_ml.training.http.openapi import problems
 from agc_ml.training.job_spec import Pair, VersionNumber
 from agc_ml.training.pages.report_page import REPORT

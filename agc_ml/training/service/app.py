@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agc_ml._version import __version__
 from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
-from agc_ml.models.registry import HEADER, ChangedError, RegistryError
+from agc_ml.models.registry import ChangedError, RegistryError
+from agc_ml.models.registry_access import HEADER
 from agc_ml.training.http import guard, openapi, problems
 from agc_ml.training.registry.promotion import ConflictError
 from agc_ml.training.service import api_jobs, api_models, api_pages

@@ -30,16 +30,16 @@ from agc_ml.errors import TrainingError, UsageError
 from agc_ml.execution.cluster.clusters import check_site
 from agc_ml.files import write
 from agc_ml.models.model import Parity
-from agc_ml.models.registry import (
+from agc_ml.models.registry import check_path
+from agc_ml.models.registry_access import (
     FOLDER,
     HEADER,
     TIMEOUT_S,
     VARIABLE,
-    Local,
-    Service,
-    check_path,
+    RegistryFolder,
+    ServiceAddress,
+    locate,
     not_a_service,
-    place,
     problem,
 )
 from agc_ml.results import tables
@@ -131,7 +131,7 @@ def connect_training(
     Parameters
     ----------
     where
-        As of `agc_ml.models.registry.place`: a URL, a ``client.yaml``, or a folder.
+        As of `agc_ml.models.registry_access.locate`: a URL, a ``client.yaml``, or a folder.
     local
         Do without a service: ``where`` is a folder, by default ``training``.
     workers, site
@@ -148,8 +148,8 @@ def connect_training(
             raise UsageError(f"{named}: a service; without one, name a folder")
         check_site(site, workers)
         return _in_folder(Path(named), workers, site)
-    found = place(where)
-    if isinstance(found, Local):
+    found = locate(where)
+    if isinstance(found, RegistryFolder):
         raise UsageError(
             f"folder {found.folder}: no training service; start one with 'agc-ml service "
             "training', name one with --service or AGC_ML_TRAINING, or do without one: --local"
@@ -199,7 +199,7 @@ def checked(spec: Mapping[str, Any]) -> JobSpec:
 class Remote:
     """A training service."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ServiceAddress) -> None:
         self._service = service
         self._pool = urllib3.PoolManager(retries=False)
 

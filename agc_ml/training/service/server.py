@@ -20,7 +20,8 @@ import yaml
 
 from agc_ml import files
 from agc_ml.errors import AgcError, ModelError, StoreError, UsageError
-from agc_ml.models.registry import CLIENT, check_path
+from agc_ml.models.registry import check_path
+from agc_ml.models.registry_access import CLIENT
 from agc_ml.training.http import guard, logs
 from agc_ml.training.http.guard import Names
 from agc_ml.training.registry.mlflow_server import MlflowServer

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.errors import AgcError, TrainingError
-from agc_ml.models import model
+from agc_ml.models import content
 from agc_ml.models.model import Parity
 from agc_ml.results import tables
 from agc_ml.training import metrics, training_set
@@ -210,7 +210,7 @@ def events(source: Source) -> TrainingSet:
 
 def forget(sha256: str) -> None:
     """Let go of a training set: workers of a cluster live longer than a job."""
-    model.forget(sha256)
+    content.forget(sha256)
     for kept in (_fold, events, whole):
         kept.cache_clear()
 
@@ -224,10 +224,10 @@ def whole(sha256: str, digest: str, variation: str) -> TrainingSet:
     TrainingError
         As of `events`.
     """
-    content = model.content_of(sha256)
-    if content is None:
+    events = content.content_of(sha256)
+    if events is None:
         raise TrainingError(f"training set {digest[:12]}: its content never came to this process")
-    table = tables.read(io.BytesIO(content.data), TrainingError)
+    table = tables.read(io.BytesIO(events.data), TrainingError)
     if table.digest != digest:
         raise TrainingError(
             f"training set {digest[:12]}: its content has the digest {table.digest}"
