@@ -19,7 +19,7 @@ from services.servicex import Endpoint
 from agc_ml import measurement
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.results import histograms as hists
+from agc_ml.results.histogram_files import write_root
 from agc_ml.results.run_result import RunResult
 from agc_ml.statistics import fit
 
@@ -177,7 +177,7 @@ def test_the_configuration_of_figures_of_a_run_counts(tmp_path: Path) -> None:
 
 def test_plot_of_other_histograms_says_what_there_is(tmp_path: Path) -> None:
     made = {f"{name}_zz": hist.Hist.new.Reg(2, 0, 2).Weight().fill([1]) for name in ("SR", "CR")}
-    hists.write_root(tmp_path / "h.root", made)
+    write_root(tmp_path / "h.root", made)
     called = agc("plot", tmp_path / "h.root", "-o", tmp_path)
     assert called.code == 1
     for part in ("SR_zz, CR_zz", "4j1b, 4j2b", "CONFIG.yml"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agc_ml.execution.file_check import CheckedFile
     from agc_ml.execution.plan import Plan
     from agc_ml.inputs.fileset import Fileset
-    from agc_ml.results.run_result import RunRecord
+    from agc_ml.results.run_record import RunRecord
     from agc_ml.results.templates import Difference
     from agc_ml.simulation.manifest import Manifest
     from agc_ml.simulation.validation import Checked

@@ -30,7 +30,8 @@ from agc_ml.execution.processor.outputs import (
 from agc_ml.execution.state.run_state import Account
 from agc_ml.inputs.datasets import Dataset
 from agc_ml.results import saved_outputs, variances
-from agc_ml.results.histograms import flatten, labels_of, lost_categories, materialised
+from agc_ml.results.categories import flatten, labels_of, lost_categories
+from agc_ml.results.histograms import materialised
 from agc_ml.results.packing import unpack
 from agc_ml.results.tables import ColumnTable
 

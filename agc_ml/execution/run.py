@@ -34,15 +34,15 @@ from agc_ml.models import naming
 from agc_ml.models.model import Bundle, Model
 from agc_ml.results import run_directories
 from agc_ml.results.ledger import Ledger, merge_attempts
-from agc_ml.results.run_result import (
+from agc_ml.results.run_record import (
     ClusterSummary,
     Metrics,
     NamedModel,
     RunRecord,
-    RunResult,
     Status,
     load_record,
 )
+from agc_ml.results.run_result import RunResult
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -7,13 +7,14 @@ import shlex
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agc_ml.results import saved_outputs
-from agc_ml.results.run_result import Metrics
+from agc_ml.results.run_record import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from agc_ml.results.ledger import Entry
-    from agc_ml.results.run_result import Provenance, RunResult
+    from agc_ml.results.run_record import Provenance
+    from agc_ml.results.run_result import RunResult
     from agc_ml.statistics.fit import FitResult, GoodnessOfFit
 
 NAMED_AT_ONCE: Final = 10  # missing ranges in the notice on top

@@ -30,7 +30,8 @@ import lz4.frame
 import numpy as np
 
 from agc_ml.results import variances
-from agc_ml.results.histograms import DenseHist, check_bins
+from agc_ml.results.histogram_files import check_bins
+from agc_ml.results.histograms import DenseHist
 from agc_ml.results.tables import ColumnTable
 
 _ARRAYS: Final = b"agc1"

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from agc_ml import documents, files
 from agc_ml.errors import UsageError
-from agc_ml.results.run_result import MOST_RECORD, MOVING, NEW, RunRecord, load_record
+from agc_ml.results.run_record import MAX_RECORD, MOVING, NEW, RunRecord, load_record
 
 CHUNKS: Final = "chunks"
 _RECORD: Final = "run.json"
@@ -141,6 +141,6 @@ def stands(folder: Path) -> bool:
     if files.is_plain(folder / MOVING):
         return True
     with suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads(documents.content(folder / NEW / _RECORD, MOST_RECORD))
+        record = json.loads(documents.content(folder / NEW / _RECORD, MAX_RECORD))
         return bool(record["status"] == "complete")
     return False

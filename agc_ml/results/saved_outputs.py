@@ -29,7 +29,7 @@ import boost_histogram as bh
 import hist
 import numpy as np
 
-from agc_ml.results import histograms as hists
+from agc_ml.results.histogram_files import unstorable
 
 _PLAIN: Final = "biufcSUmM"  # kinds of arrays without Python objects
 _FORMS: Final = ("numbers, text, arrays, histograms, tables (agc_ml.ColumnTable), and lists, "
@@ -155,7 +155,7 @@ def _of_mapping(value: Mapping[Any, Any], place: str, into: Encoded | None) -> A
 def _of_object(value: Any, place: str, into: Encoded | None) -> Any:
     kind = {cls.__module__.partition(".")[0] + "." + cls.__name__ for cls in type(value).__mro__}
     if isinstance(value, bh.Histogram):
-        problem = hists.unkept(hist.Hist(value))
+        problem = unstorable(hist.Hist(value))
         if problem is not None:
             raise TypeError(f"output{place} is a histogram, but {problem}")
         return {"$histogram": _named(into and into.histograms, "h", lambda: hist.Hist(value))}

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from agc_ml import documents
 from agc_ml.errors import HistogramError, UsageError
-from agc_ml.results import agc_reference, histograms, variances
+from agc_ml.results import agc_reference, histogram_files, variances
+from agc_ml.results.categories import flatten, template_names
 from agc_ml.results.run_result import RunResult
 
 Pseudodata = Literal["published", "complete"]
@@ -88,11 +89,11 @@ def _from_file(path: Path) -> dict[str, hist.Hist[Any]]:
         reason = getattr(error, "strerror", None) or error
         raise HistogramError(f"{path}: can't be read ({reason})") from error
     if start == b"root":
-        return histograms.read_root(path)
+        return histogram_files.read_root(path)
     if start[:2] == b"PK":
-        content, listed = histograms.read_zip(path), histograms.templates_in(path)
-        flat = histograms.flatten(content)
-        kept = histograms.booked(content) if listed is None else set(listed)
+        content, listed = histogram_files.read_zip(path), histogram_files.templates_in(path)
+        flat = flatten(content)
+        kept = template_names(content) if listed is None else set(listed)
         return {name: h for name, h in flat.items() if name in kept}
     found = {
         name: variances.filled([hist.axis.Variable(edges, name="observable")], values, spread)
@@ -295,7 +296,7 @@ def compare(
     found += [Difference(name, "only in B", np.inf) for name in b if name not in a]
     for name in a:
         if name in b:
-            both = histograms.with_flow(a[name]), histograms.with_flow(b[name])
+            both = histogram_files.with_flow(a[name]), histogram_files.with_flow(b[name])
             found += [one for one in _differences(name, *both) if one.size > rtol]
     return sorted(found, key=lambda difference: (-difference.size, difference.name))
 

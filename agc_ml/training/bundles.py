@@ -20,7 +20,7 @@ from agc_ml.models.backends.xgboost_backend import golden_rows
 from agc_ml.models.cards import CARD, FORMATS, Card, CardEntry, GoldenRows
 from agc_ml.models.loading import load_model
 from agc_ml.models.model import PARITIES, Bundle, DeltaPhi, Parity
-from agc_ml.results.histograms import DAMAGED
+from agc_ml.results.histogram_files import DAMAGED
 from agc_ml.training.trainers.trials import Fitted
 
 Array = NDArray[Any]

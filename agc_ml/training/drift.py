@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.errors import TrainingError
-from agc_ml.results.run_result import RunRecord
+from agc_ml.results.run_record import RunRecord
 
 if TYPE_CHECKING:
     from agc_ml.training.service.client import Training

@@ -119,7 +119,7 @@ def run(folder: Path) -> None:
     _finish(folder, trained, judged)
 
 
-def _variations(table: tables.Table) -> dict[str, TrainingSet]:
+def _variations(table: tables.StoredTable) -> dict[str, TrainingSet]:
     """The training set of each of its variations; all of them have to be good."""
     names = sorted({value.decode() for value in set(table.columns["variation"].tolist())}
                    if "variation" in table.columns else {NOMINAL})  # fmt: skip

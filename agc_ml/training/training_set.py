@@ -17,7 +17,7 @@ from agc_ml.errors import TrainingError
 from agc_ml.inputs.variations import NOMINAL
 from agc_ml.models.model import DeltaPhi, Parity
 from agc_ml.results import tables
-from agc_ml.results.tables import Table
+from agc_ml.results.tables import StoredTable
 
 Array = NDArray[Any]
 
@@ -85,7 +85,7 @@ class TrainingSet:
         return self.take(self.is_even == (parity == "even"))
 
 
-def of_table(table: Table, variation: str = NOMINAL) -> TrainingSet:
+def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
     """Check a table, and take the events of one variation.
 
     Raises
@@ -162,7 +162,7 @@ def load(path: Path, digest: str | None = None, variation: str = NOMINAL) -> Tra
     return of_table(table, variation)
 
 
-def _check_columns(table: Table, names: tuple[str, ...]) -> None:
+def _check_columns(table: StoredTable, names: tuple[str, ...]) -> None:
     lacking = [name for name in (*_COLUMNS, *names) if name not in table.columns]
     if lacking:
         raise TrainingError(
@@ -190,7 +190,7 @@ def _check_columns(table: Table, names: tuple[str, ...]) -> None:
             )
 
 
-def _check_events(table: Table, columns: Mapping[str, Array], k: int) -> None:
+def _check_events(table: StoredTable, columns: Mapping[str, Array], k: int) -> None:
     n = len(columns["label"])
     whole = n % k == 0 and all(
         (columns[name].reshape(-1, k) == columns[name].reshape(-1, k)[:, :1]).all()

@@ -71,10 +71,10 @@ def test_one_weight_for_all_and_single_precision() -> None:
 @pytest.mark.parametrize(
     ("variation", "values", "weights", "message"),
     [
-        ("down", np.ones(3), np.ones(3), "variation 'down' was not booked; there are nominal, up"),
-        ("up", np.ones(3000), np.ones(3), "one weight a value is needed"),
-        ("up", np.ones(3), np.ones(300), "one weight a value is needed"),
-        ("up", np.ones((3, 1)), np.ones((3, 1)), "one weight a value is needed"),
+        ("down", np.ones(3), np.ones(3), "variation 'down' was not booked; booked are nominal, up"),
+        ("up", np.ones(3000), np.ones(3), "one weight per value is needed"),
+        ("up", np.ones(3), np.ones(300), "one weight per value is needed"),
+        ("up", np.ones((3, 1)), np.ones((3, 1)), "one weight per value is needed"),
     ],
 )
 def test_what_does_not_fit_is_refused(

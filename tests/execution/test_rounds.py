@@ -33,7 +33,8 @@ from agc_ml.execution.processing import Failure, one_line
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.ledger import Ledger
-from agc_ml.results.run_result import RunResult, load_record
+from agc_ml.results.run_record import load_record
+from agc_ml.results.run_result import RunResult
 
 CHUNK = 250
 

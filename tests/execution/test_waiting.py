@@ -29,7 +29,8 @@ from agc_ml.errors import ClusterError, WaitError
 from agc_ml.execution.cluster import executors, waiting
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.results.run_result import RunResult, load_record
+from agc_ml.results.run_record import load_record
+from agc_ml.results.run_result import RunResult
 
 CHUNK = 100
 

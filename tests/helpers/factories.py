@@ -8,17 +8,18 @@ from typing import Any
 import hist
 import numpy as np
 
-from agc_ml.results.histograms import book, flatten
+from agc_ml.results.categories import flatten
+from agc_ml.results.histograms import book
 from agc_ml.results.ledger import Entry, Ledger
-from agc_ml.results.run_result import (
+from agc_ml.results.run_record import (
     ClusterSummary,
     DatasetSummary,
     GitState,
     Metrics,
     ProcessorSummary,
     Provenance,
-    RunResult,
 )
+from agc_ml.results.run_result import RunResult
 from agc_ml.statistics.fit import (
     CarriedOver,
     FitResult,

@@ -354,8 +354,9 @@ def _make_run(folder: Path) -> list[tuple[str, str]]:
 
 def _read_run(folder: Path) -> Any:
     from agc_ml.cli import tables  # noqa: PLC0415 - only in the child
-    from agc_ml.results import histograms, saved_outputs  # noqa: PLC0415 - only in the child
-    from agc_ml.results.run_result import RunResult, load_record  # noqa: PLC0415 - likewise
+    from agc_ml.results import histogram_files, saved_outputs  # noqa: PLC0415 - only in the child
+    from agc_ml.results.run_record import load_record  # noqa: PLC0415 - likewise
+    from agc_ml.results.run_result import RunResult  # noqa: PLC0415 - likewise
 
     run = folder / "run"
     result = RunResult.load(run)
@@ -365,7 +366,8 @@ def _read_run(folder: Path) -> Any:
         "ledger.jsonl": result.ledger.to_jsonl(),
         "templates": {name: _bins(one) for name, one in result.templates.items()},
         "root": {
-            name: _bins(one) for name, one in histograms.read_root(run / "histograms.root").items()
+            name: _bins(one)
+            for name, one in histogram_files.read_root(run / "histograms.root").items()
         },
         "outputs": [
             kept.content,
@@ -415,14 +417,14 @@ def _filled(stated: Any, found: Any) -> Any:
 def _make_commands(folder: Path) -> list[tuple[str, str]]:
     from commandline import agc  # noqa: PLC0415 - only in the child
 
-    from agc_ml.results import run_result  # noqa: PLC0415 - likewise
+    from agc_ml.results import run_record  # noqa: PLC0415 - likewise
     from agc_ml.statistics import fit_files  # noqa: PLC0415 - likewise
 
     files = _make_run(folder)
     import factories  # noqa: PLC0415 - heavy
 
     assert agc("plot", folder / "run").code == 0
-    assert run_result.load_record(folder / "run")
+    assert run_record.load_record(folder / "run")
     fit_files.save(factories.fit_result(), folder / "fit")
     more = ("fit/fit.json", "fit/workspace.json", "run/figures/figures.json")
     return [*files, *((name, "json") for name in more)]

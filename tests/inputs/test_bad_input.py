@@ -17,8 +17,8 @@ import yaml
 from commandline import Called, agc
 from places import ROOT
 
-from agc_ml.results import run_result
-from agc_ml.results.histograms import write_root
+from agc_ml.results import run_record
+from agc_ml.results.histogram_files import write_root
 
 
 def fileset(folder: Path, *paths: Path, **changes: Any) -> Path:
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> Callable[..., Called]:
             assert not (folder / "histograms.root").exists()
             assert not (folder / "histograms.zip").exists()
             if (folder / "run.json").exists():
-                assert run_result.load_record(folder).status in {"failed", "partial"}
+                assert run_record.load_record(folder).status in {"failed", "partial"}
         assert "Traceback" not in called.err
         return called
 
@@ -228,7 +228,7 @@ def test_bad_file_among_good_ones_is_missing_not_skipped(
     assert accepted.code == 0
     assert "partial" in accepted.out
     assert "bad.root" in accepted.err
-    assert run_result.load_record(tmp_path / "run").missing
+    assert run_record.load_record(tmp_path / "run").missing
 
 
 def test_broken_in_the_middle_names_the_chunk(
@@ -276,7 +276,7 @@ def test_the_same_file_in_two_datasets_is_a_warning(
     called = run(path)
     assert called.code == 0
     assert "the same file is in 2 datasets" in called.err
-    assert "the same file is in 2 datasets" in run_result.load_record(tmp_path / "run").warnings[0]
+    assert "the same file is in 2 datasets" in run_record.load_record(tmp_path / "run").warnings[0]
 
 
 def test_the_same_file_in_two_datasets_that_add_up(
@@ -708,4 +708,4 @@ def test_full_disk(tmp_path: Path, tiny_disk: Path, good: Path) -> None:
     assert not (tiny_disk / "run" / "histograms.root").exists()
     left = tiny_disk / "run" / "run.json"
     if left.exists():
-        assert run_result.load_record(tiny_disk / "run").status != "complete"
+        assert run_record.load_record(tiny_disk / "run").status != "complete"

@@ -15,7 +15,7 @@ import judges
 import pytest
 
 from agc_ml.errors import FitError, HistogramError
-from agc_ml.results import histograms
+from agc_ml.results import histogram_files
 from agc_ml.statistics import fit_files
 
 
@@ -74,9 +74,12 @@ def test_a_fit_whose_parts_do_not_fit_together(
 def test_compressed_histograms_with_a_wrong_bit(tmp_path: Path) -> None:
     """What libraries raise of them is an error of ours."""
     templates = factories.true_templates(factories.ttbar_hists())
-    histograms.write_root(tmp_path / "h.root", templates)
-    histograms.write_zip(tmp_path / "h.zip", templates)
-    for name, read in {"h.root": histograms.read_root, "h.zip": histograms.read_zip}.items():
+    histogram_files.write_root(tmp_path / "h.root", templates)
+    histogram_files.write_zip(tmp_path / "h.zip", templates)
+    for name, read in {
+        "h.root": histogram_files.read_root,
+        "h.zip": histogram_files.read_zip,
+    }.items():
         path = tmp_path / name
         refused = 0
         for _, data in damage.variants(path.read_bytes(), "bytes", 5, 12):

@@ -25,7 +25,8 @@ from agc_ml.inputs.fileset import Fileset
 from agc_ml.models.cards import published_card
 from agc_ml.models.loading import load_model
 from agc_ml.models.model import by_reference, contents
-from agc_ml.results.run_result import RunResult, load_record
+from agc_ml.results.run_record import load_record
+from agc_ml.results.run_result import RunResult
 from processors.ttbar import TtbarProcessor
 from processors.ttbar.assignment import FEATURES
 

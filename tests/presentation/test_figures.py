@@ -26,8 +26,9 @@ from agc_ml.presentation import (
     distributions as templates,
 )
 from agc_ml.results import variances
-from agc_ml.results.histograms import book, flatten
-from agc_ml.results.run_result import DatasetSummary
+from agc_ml.results.categories import flatten
+from agc_ml.results.histograms import book
+from agc_ml.results.run_record import DatasetSummary
 from agc_ml.statistics.fit import GoodnessOfFit
 
 

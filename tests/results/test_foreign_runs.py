@@ -24,8 +24,9 @@ from commandline import PROGRAM, agc
 
 import agc_ml
 from agc_ml.errors import AgcError, RunDirectoryError, UsageError
-from agc_ml.results import histograms
-from agc_ml.results.run_result import MOVING, NEW, RunResult
+from agc_ml.results import histogram_files
+from agc_ml.results.run_record import MOVING, NEW
+from agc_ml.results.run_result import RunResult
 from agc_ml.results.tables import ColumnTable
 from agc_ml.statistics.workspace.fit_config import shipped_file
 
@@ -135,7 +136,7 @@ def test_tables_are_files_of_the_run(name: str, path: Path, foreign: Path) -> No
     with pytest.raises(AgcError, match="a table can't be called"):
         run(path, foreign.parent / "other", Keeps(name))
     changed(foreign, lambda record: record["tables"].update({name: record["tables"]["training"]}))
-    with pytest.raises(RunDirectoryError, match="is no name of a table"):
+    with pytest.raises(RunDirectoryError, match="is not a valid name of a table"):
         RunResult.load(foreign)
 
 
@@ -221,12 +222,12 @@ def test_histograms_that_would_fill_the_memory(
         with zipfile.ZipFile(file, "w") as archive:
             for other, content in {**members, name: crafted}.items():
                 archive.writestr(other, content)
-        with pytest.raises(AgcError, match="axes with more bins than there are"):
+        with pytest.raises(AgcError, match="axes with more bins than contents"):
             RunResult.load(foreign)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for other, content in {**members, "more.npy": bytes(3 << 20)}.items():
             archive.writestr(other, content)
-    monkeypatch.setattr(histograms, "_MOST", 1 << 21)
+    monkeypatch.setattr(histogram_files, "MAX_UNPACKED", 1 << 21)
     with pytest.raises(AgcError, match="it would take 0 GB of memory"):
         RunResult.load(foreign)
 

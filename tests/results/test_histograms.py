@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agc_ml.errors import HistogramError
-from agc_ml.results import histograms, templates, variances
+from agc_ml.results import categories, histogram_files, histograms, templates, variances
 
 
 def booked(process: str = "ttbar", variations: tuple[str, ...] = ("nominal", "a_up")) -> hist.Hist:
@@ -23,16 +23,16 @@ def booked(process: str = "ttbar", variations: tuple[str, ...] = ("nominal", "a_
 
 
 def test_names_are_those_of_the_grand_challenge() -> None:
-    flat = histograms.flatten({"4j1b": booked()})
+    flat = categories.flatten({"4j1b": booked()})
     assert list(flat) == ["4j1b_ttbar", "4j1b_ttbar_a_up"]
     assert flat["4j1b_ttbar"].sum(flow=True).value == pytest.approx(0.5)
     assert not flat["4j1b_ttbar_a_up"].values(flow=True).any()
 
 
 def test_root_files_keep_contents_variances_and_flow(tmp_path: Path) -> None:
-    flat = histograms.flatten({"4j1b": booked()})
-    histograms.write_root(tmp_path / "h.root", flat)
-    again = histograms.read_root(tmp_path / "h.root")
+    flat = categories.flatten({"4j1b": booked()})
+    histogram_files.write_root(tmp_path / "h.root", flat)
+    again = histogram_files.read_root(tmp_path / "h.root")
     assert again.keys() == flat.keys()
     for name, histogram in flat.items():
         np.testing.assert_array_equal(again[name].values(flow=True), histogram.values(flow=True))
@@ -49,12 +49,12 @@ def test_other_histograms(tmp_path: Path) -> None:
         "map": hist.Hist.new.Reg(3, 0, 1, name="x").Reg(4, 0, 1, name="y").Weight(),
         "nested/pt": hist.Hist.new.Reg(3, 0, 1, name="pt").IntCat([1, 2], name="n").Double(),
     }
-    flat = histograms.flatten(made)
+    flat = categories.flatten(made)
     assert list(flat) == ["map", "nested/pt_1", "nested/pt_2"]
-    histograms.write_root(tmp_path / "h.root", flat)
-    assert set(histograms.read_root(tmp_path / "h.root")) >= {"map", "nested/pt_1"}
-    histograms.write_zip(tmp_path / "h.zip", made)
-    assert histograms.read_zip(tmp_path / "h.zip") == made
+    histogram_files.write_root(tmp_path / "h.root", flat)
+    assert set(histogram_files.read_root(tmp_path / "h.root")) >= {"map", "nested/pt_1"}
+    histogram_files.write_zip(tmp_path / "h.zip", made)
+    assert histogram_files.read_zip(tmp_path / "h.zip") == made
 
 
 def test_means_of_single_entries_come_back_from_a_zip(tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_means_of_single_entries_come_back_from_a_zip(tmp_path: Path) -> None:
     for storage, weight in ((hist.storage.Mean(), None), (hist.storage.WeightedMean(), 0.3)):
         made = hist.Hist(axis, storage=storage)
         made.fill([0.5, 1.5, 1.5, 2.5], sample=[7, 1, 2, 5], weight=weight)
-        histograms.write_zip(tmp_path / "h.zip", {"h": made})
-        again = histograms.read_zip(tmp_path / "h.zip")["h"]
+        histogram_files.write_zip(tmp_path / "h.zip", {"h": made})
+        again = histogram_files.read_zip(tmp_path / "h.zip")["h"]
         for name in made.view().dtype.names:
             np.testing.assert_allclose(again.view()[name], made.view()[name], atol=1e-12)
         assert np.isfinite((again + again).view()[made.view().dtype.names[-1]]).all()
@@ -73,9 +73,9 @@ def test_means_of_single_entries_come_back_from_a_zip(tmp_path: Path) -> None:
 def test_attributes_that_are_numbers_of_numpy_are_kept(tmp_path: Path) -> None:
     made = hist.Hist(hist.axis.Regular(2, 0, 1, name="x", metadata={"n": np.int64(2)}))
     made.metadata = {"lumi": np.float32(1.5), "years": [np.int16(2016)]}
-    assert histograms.unkept(made) is None
-    histograms.write_zip(tmp_path / "h.zip", {"h": made})
-    again = histograms.read_zip(tmp_path / "h.zip")["h"]
+    assert histogram_files.unstorable(made) is None
+    histogram_files.write_zip(tmp_path / "h.zip", {"h": made})
+    again = histogram_files.read_zip(tmp_path / "h.zip")["h"]
     assert again.metadata == {"lumi": 1.5, "years": [2016]}
     assert again.axes[0].metadata == {"n": 2}
 
@@ -91,8 +91,8 @@ def test_zip_keeps_every_bit(
     for value, weight in fills:
         made.fill(observable=value, process="wjets", variation=variation, weight=weight)
     path = tmp_path_factory.getbasetemp() / "bits.zip"
-    histograms.write_zip(path, {"4j2b": made})
-    again = histograms.read_zip(path)["4j2b"]
+    histogram_files.write_zip(path, {"4j2b": made})
+    again = histogram_files.read_zip(path)["4j2b"]
     assert again == made
     assert again.axes[0].label == "$H_T$ [GeV]"
 
@@ -101,13 +101,13 @@ def test_unreadable_files(tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.write_text("nothing of the kind")
     with pytest.raises(HistogramError, match="bad: not a readable ROOT file"):
-        histograms.read_root(bad)
+        histogram_files.read_root(bad)
     with pytest.raises(HistogramError, match="bad: not readable as histograms"):
-        histograms.read_zip(bad)
+        histogram_files.read_zip(bad)
     with uproot.recreate(tmp_path / "empty.root"):
         pass
     with pytest.raises(HistogramError, match="no histograms in it"):
-        histograms.read_root(tmp_path / "empty.root")
+        histogram_files.read_root(tmp_path / "empty.root")
 
 
 STORAGES = [
@@ -131,11 +131,11 @@ def filled(storage: type, weight: float | None = None, **axis: bool) -> hist.His
 
 def through_files(made: hist.Hist, folder: Path) -> list[hist.Hist]:
     """The template of a histogram in memory, and as read from each file."""
-    histograms.write_zip(folder / "h.zip", {"h": made})
-    flat = histograms.flatten({"h": made})
-    histograms.write_root(folder / "h.root", flat)
-    again = histograms.flatten(histograms.read_zip(folder / "h.zip"))
-    return [flat["h_tt"], again["h_tt"], histograms.read_root(folder / "h.root")["h_tt"]]
+    histogram_files.write_zip(folder / "h.zip", {"h": made})
+    flat = categories.flatten({"h": made})
+    histogram_files.write_root(folder / "h.root", flat)
+    again = categories.flatten(histogram_files.read_zip(folder / "h.zip"))
+    return [flat["h_tt"], again["h_tt"], histogram_files.read_root(folder / "h.root")["h_tt"]]
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -207,8 +207,8 @@ def test_all_numeric_axes_are_written_whole(axis: object, tmp_path: Path) -> Non
     made = {
         "h": hist.Hist(axis, storage=hist.storage.Weight()).fill([0, 1, 5, 1], weight=[1, 2, 3, -4])
     }
-    histograms.write_root(tmp_path / "h.root", made)
-    again = histograms.read_root(tmp_path / "h.root")
+    histogram_files.write_root(tmp_path / "h.root", made)
+    again = histogram_files.read_root(tmp_path / "h.root")
     assert again["h"].sum(flow=True) == made["h"].sum(flow=True)
     assert templates.compare(made, again) == []
 
@@ -220,8 +220,8 @@ def test_flow_of_each_axis_is_kept(tmp_path: Path) -> None:
     ]
     made = hist.Hist(*axes, storage=hist.storage.Weight())
     made.fill([5, 0.5, 5], [-1, -1, 0.5], [1, 7, -1], weight=[1, 2, 4])
-    histograms.write_root(tmp_path / "h.root", {"h": made})
-    again = histograms.read_root(tmp_path / "h.root")["h"]
+    histogram_files.write_root(tmp_path / "h.root", {"h": made})
+    again = histogram_files.read_root(tmp_path / "h.root")["h"]
     where = (hist.overflow, hist.underflow, 1), (0, hist.underflow, hist.overflow)
     assert [again[index].value for index in where] == [1, 2]
     assert again[hist.overflow, 0, hist.underflow].variance == 16
@@ -231,7 +231,7 @@ def test_flow_of_each_axis_is_kept(tmp_path: Path) -> None:
 def test_storages_that_no_file_holds_are_refused() -> None:
     made = hist.Hist(hist.axis.Regular(2, 0, 2), storage=bh.storage.MultiCell(2))
     with pytest.raises(HistogramError, match="histogram h: the storage MultiCell"):
-        histograms.flatten({"h": made})
+        categories.flatten({"h": made})
 
 
 NAMES = st.text(
@@ -251,8 +251,8 @@ def test_names_survive_files(names: set[str], tmp_path_factory: pytest.TempPathF
     }
     path = tmp_path_factory.getbasetemp() / "names"
     for write, read in (
-        (histograms.write_root, histograms.read_root),
-        (histograms.write_zip, histograms.read_zip),
+        (histogram_files.write_root, histogram_files.read_root),
+        (histogram_files.write_zip, histogram_files.read_zip),
     ):
         write(path, made)
         again = read(path)
@@ -262,15 +262,15 @@ def test_names_survive_files(names: set[str], tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize("name", ["", "a\0b", "\ud800"])
 def test_names_that_no_file_holds_are_refused(name: str) -> None:
     with pytest.raises(HistogramError, match="which files can't hold; rename it"):
-        histograms.flatten({name: hist.Hist.new.Reg(2, 0, 2).Double()})
+        categories.flatten({name: hist.Hist.new.Reg(2, 0, 2).Double()})
 
 
 def test_labels_are_taken_apart_and_kept(tmp_path: Path) -> None:
     labels = ["a;1", "a;2", "a", "a/b"]
     made = hist.Hist.new.StrCat(labels, name="process").Reg(2, 0, 2, name="x").Weight()
     made.fill(labels, [0.5] * 4, weight=[1, 2, 3, 4])
-    histograms.write_root(tmp_path / "h.root", histograms.flatten({"h": made}))
-    again = histograms.read_root(tmp_path / "h.root")
+    histogram_files.write_root(tmp_path / "h.root", categories.flatten({"h": made}))
+    again = histogram_files.read_root(tmp_path / "h.root")
     assert [again[f"h_{label}"].sum().value for label in labels] == [1, 2, 3, 4]
 
 
@@ -287,7 +287,7 @@ class TestForeign:
         )
         with uproot.recreate(path / "f.root") as file:
             file["h"] = made
-        return histograms.read_root(path / "f.root")["h"]
+        return histogram_files.read_root(path / "f.root")["h"]
 
     @pytest.mark.parametrize(
         ("contents", "statistics"),
@@ -323,14 +323,14 @@ class TestForeign:
         with uproot.recreate(tmp_path / "f.root") as file:
             for n in range(1, 12):
                 file["h"] = hist.Hist.new.Reg(2, 0, 2).Weight().fill([0.5] * n)
-        assert histograms.read_root(tmp_path / "f.root")["h"].sum().value == 11
+        assert histogram_files.read_root(tmp_path / "f.root")["h"].sum().value == 11
 
     @pytest.mark.parametrize("variance", [np.nan, -1.0])
     def test_damaged_variances_are_not_zero(self, variance: float, tmp_path: Path) -> None:
         made = hist.Hist.new.Reg(2, 0, 2).Reg(3, 0, 3).Weight()
         made.view()["variance"][1, 2] = variance
-        histograms.write_root(tmp_path / "f.root", {"h": made})
-        again = histograms.read_root(tmp_path / "f.root")
+        histogram_files.write_root(tmp_path / "f.root", {"h": made})
+        again = histogram_files.read_root(tmp_path / "f.root")
         np.testing.assert_array_equal(again["h"].variances()[1], [0, 0, variance])
         with pytest.raises(HistogramError, match="variances not negative"):
             templates.check(again)
@@ -342,11 +342,11 @@ class TestForeign:
             uhi.io.zip.write(archive, "scaled", made * 2.5)
             archive.writestr("no.json", "[]")
         with pytest.raises(HistogramError, match="not readable as histograms"):
-            histograms.read_zip(tmp_path / "f.zip")
+            histogram_files.read_zip(tmp_path / "f.zip")
         with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
             uhi.io.zip.write(archive, "counts", made)
             uhi.io.zip.write(archive, "scaled", made * 2.5)
-        again = histograms.read_zip(tmp_path / "f.zip")
+        again = histogram_files.read_zip(tmp_path / "f.zip")
         assert variances.of(again["counts"]).tolist() == [1, 0]
         assert variances.of(again["scaled"]) is None
 
@@ -360,7 +360,7 @@ class TestLostCategories:
             .Int64()
         )
         made.fill(["a", "c", "c", "c"], 1, [0.5] * 4)
-        (line,) = histograms.lost_categories({"h": made})
+        (line,) = categories.lost_categories({"h": made})
         assert "histogram h: 3 of 4 entries" in line
         assert "axis 'process' (a, b)" in line
         assert "growth=True" in line
@@ -368,9 +368,9 @@ class TestLostCategories:
     def test_weights_that_cancel_are_told_too(self) -> None:
         made = hist.Hist.new.StrCat(["a"], name="p").Reg(2, 0, 2).Weight()
         made.fill(["x", "x"], [0.5, 1.5], weight=[1, -1])
-        assert len(histograms.lost_categories({"h": made})) == 1
+        assert len(categories.lost_categories({"h": made})) == 1
         assert (
-            histograms.lost_categories({"h": hist.Hist.new.StrCat(["a"]).Reg(2, 0, 2).Mean()}) == ()
+            categories.lost_categories({"h": hist.Hist.new.StrCat(["a"]).Reg(2, 0, 2).Mean()}) == ()
         )
 
     def test_nothing_is_lost(self) -> None:
@@ -378,4 +378,4 @@ class TestLostCategories:
         only = hist.Hist.new.StrCat(["a"], name="p").Int64().fill(["b"])  # its own template
         whole = hist.Hist.new.StrCat(["a"], name="p").Reg(2, 0, 2).Int64().fill(["a"], [7])
         grows.fill(["b"], [0.5])
-        assert histograms.lost_categories({"grows": grows, "only": only, "whole": whole}) == ()
+        assert categories.lost_categories({"grows": grows, "only": only, "whole": whole}) == ()

@@ -29,8 +29,9 @@ from agc_ml.inputs.sources import opendata
 from agc_ml.presentation import style
 from agc_ml.presentation.distributions import draw_run
 from agc_ml.results import pseudodata_choice, run_directories
-from agc_ml.results.histograms import flatten
-from agc_ml.results.run_result import DatasetSummary, RunResult, load_record
+from agc_ml.results.categories import flatten
+from agc_ml.results.run_record import DatasetSummary, load_record
+from agc_ml.results.run_result import RunResult
 from agc_ml.statistics import fit as stats
 
 PROCESSOR = """

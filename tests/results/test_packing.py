@@ -26,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agc_ml.results import variances
-from agc_ml.results.histograms import DenseHist, check_bins
+from agc_ml.results.histogram_files import check_bins
+from agc_ml.results.histograms import DenseHist
 from agc_ml.results.packing import is_code, is_too_large, pack, unpack
 from agc_ml.results.tables import ColumnTable
 
@@ -294,7 +295,7 @@ def test_bins_that_are_not_there_take_no_memory() -> None:
     text = blob[8 : 8 + length].replace(b'[\\"bins\\", 2]', b'[\\"bins\\", 2000000000]')
     assert len(text) > length
     crafted = len(text).to_bytes(8, "little") + text + blob[8 + length :]
-    with pytest.raises(ValueError, match="axes with more bins than there are"):
+    with pytest.raises(ValueError, match="axes with more bins than contents"):
         unpack(b"agc1" + lz4.frame.compress(crafted))
 
 
@@ -313,7 +314,7 @@ def test_bins_of_all_axes_count(made: Any) -> None:
     check_bins(one, 0)
     check_bins({"axes": [one["axes"][0]]}, made.extent)
     for axes in ([one["axes"][0]], [one["axes"][0]] * 2):
-        with pytest.raises(ValueError, match="axes with more bins than there are"):
+        with pytest.raises(ValueError, match="axes with more bins than contents"):
             check_bins({"axes": axes}, made.extent * len(axes) - 1)
 
 

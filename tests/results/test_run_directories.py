@@ -27,7 +27,8 @@ from agc_ml.errors import AgcError, RunDirectoryError, StoreError, UsageError
 from agc_ml.execution import rounds
 from agc_ml.execution.cluster import executors
 from agc_ml.results import run_directories
-from agc_ml.results.run_result import NEW, RunResult, load_record
+from agc_ml.results.run_record import NEW, load_record
+from agc_ml.results.run_result import RunResult
 
 EVENTS = 300
 

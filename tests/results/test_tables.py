@@ -87,9 +87,9 @@ def test_the_width_of_text_does_not_count() -> None:
     ("columns", "message"),
     [
         ({"a": [1, 2], "b": [1]}, "one length"),
-        ({"a": np.zeros((2, 2))}, "one number or bytes a row"),
-        ({"a": np.array([{}], object)}, "one number or bytes a row"),
-        ({"a": np.array(["text"])}, "one number or bytes a row"),
+        ({"a": np.zeros((2, 2))}, "one number or bytes per row"),
+        ({"a": np.array([{}], object)}, "one number or bytes per row"),
+        ({"a": np.array(["text"])}, "one number or bytes per row"),
     ],
 )
 def test_what_is_no_table(columns: dict[str, Any], message: str) -> None:
@@ -99,7 +99,7 @@ def test_what_is_no_table(columns: dict[str, Any], message: str) -> None:
 
 def test_tables_of_other_kinds_do_not_add_up() -> None:
     for other in (ColumnTable({"n": [1]}), ColumnTable(COLUMNS, {"task": "other"}), 3):
-        with pytest.raises(ValueError, match="other columns"):
+        with pytest.raises(ValueError, match="different columns"):
             ColumnTable(COLUMNS) + other
 
 
@@ -111,7 +111,7 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"changed\.parquet: its content has the digest"):
         tables.read(tmp_path / "changed.parquet")
     pq.write_table(table.replace_schema_metadata({}), tmp_path / "plain.parquet")
-    with pytest.raises(RunDirectoryError, match="does not say what it is"):
+    with pytest.raises(RunDirectoryError, match="it has no header of agc-ml"):
         tables.read(tmp_path / "plain.parquet")
     (tmp_path / "cut.parquet").write_bytes(path.read_bytes()[:200])
     with pytest.raises(RunDirectoryError, match="can't be read as Parquet"):
@@ -252,5 +252,5 @@ def test_a_run_keeps_its_tables(training_run: Path, tmp_path: Path) -> None:
     for name in ("run.json", "ledger.jsonl"):
         (tmp_path / name).write_bytes((training_run / name).read_bytes())
     written(tmp_path / "training.parquet")
-    with pytest.raises(RunDirectoryError, match=r"not what run\.json says"):
+    with pytest.raises(RunDirectoryError, match=r"not what run\.json states"):
         RunResult.load(tmp_path)

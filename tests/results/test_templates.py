@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agc_ml.errors import FilesetError, HistogramError, RunDirectoryError, UsageError
 from agc_ml.inputs import agc_published
-from agc_ml.results import histograms, templates, variances
+from agc_ml.results import categories, histogram_files, histograms, templates, variances
 
 EDGES = np.linspace(50, 550, 26)
 
@@ -217,7 +217,7 @@ class TestUnknownVariances:
             hist.axis.Regular(1, 0, 1),
         )
         made = hist.Hist(*axes).fill(["a"], ["nominal"], [0.5], weight=2.5)
-        histograms.write_zip(tmp_path / "h.zip", {"h": made})
+        histogram_files.write_zip(tmp_path / "h.zip", {"h": made})
         assert list(templates.load(tmp_path / "h.zip")) == ["h_a", "h_b"]
 
 
@@ -282,9 +282,9 @@ class TestLoad:
         )
         booked.fill(observable=[0.5, 1.5], process="ttbar", variation="nominal", weight=[2, 3])
         booked.fill(observable=[9], process="ttbar", variation="pt_res_up", weight=[2])
-        flat = histograms.flatten({"r": booked})
-        histograms.write_root(tmp_path / "h.root", {**flat, "r_pseudodata": flat["r_ttbar"]})
-        histograms.write_zip(tmp_path / "h.zip", {"r": booked})
+        flat = categories.flatten({"r": booked})
+        histogram_files.write_root(tmp_path / "h.root", {**flat, "r_pseudodata": flat["r_ttbar"]})
+        histogram_files.write_zip(tmp_path / "h.zip", {"r": booked})
         a, b = templates.load(tmp_path / "h.root"), templates.load(tmp_path / "h.zip")
         assert set(a) == {"r_ttbar", "r_ttbar_pt_res_up"}
         assert templates.compare(a, b, rtol=0) == []
@@ -296,7 +296,7 @@ class TestLoad:
             4, 0, 4, label="x [GeV]", process="wjets", variations=["nominal", "scale_var_up"]
         )
         other.fill(observable=[1.0], process="wjets", variation="scale_var_up", weight=2)
-        histograms.write_zip(tmp_path / "h.zip", {"r": booked + other})
+        histogram_files.write_zip(tmp_path / "h.zip", {"r": booked + other})
         found = set(templates.load(tmp_path / "h.zip"))
         assert found == {"r_ttbar", "r_wjets", "r_wjets_scale_var_up"}
 
@@ -307,7 +307,7 @@ class TestLoad:
         }
         for variation in ("nominal", "up"):
             regions["SR"].fill(observable=[1.0], process="bkg", variation=variation)
-        histograms.write_zip(tmp_path / "h.zip", regions)
+        histogram_files.write_zip(tmp_path / "h.zip", regions)
         assert set(templates.load(tmp_path / "h.zip")) == {
             *("SR_bkg", "SR_bkg_up"),
             *("CR_bkg", "CR_bkg_up"),
@@ -315,12 +315,12 @@ class TestLoad:
 
     def test_pseudodata_of_another_name_are_data(self, tmp_path: Path) -> None:
         made = {name: make([1]) for name in ("SR_sig", "SR_pseudodata", "SR_my_pseudodata")}
-        histograms.write_root(tmp_path / "h.root", made)
+        histogram_files.write_root(tmp_path / "h.root", made)
         assert set(templates.load(tmp_path / "h.root")) == {"SR_sig", "SR_my_pseudodata"}
 
     def test_only_the_published_json_is_published(self, real_data: Path, tmp_path: Path) -> None:
         assert templates.is_published(real_data / "reference/histos_1_file_per_process.json")
-        histograms.write_root(tmp_path / "h.json", {"a": make([1])})
+        histogram_files.write_root(tmp_path / "h.json", {"a": make([1])})
         (tmp_path / "ws.json").write_text('{"channels": [], "observations": []}')
         assert not templates.is_published(tmp_path / "h.json")
         assert not templates.is_published(tmp_path / "ws.json")
@@ -331,7 +331,7 @@ class TestLoad:
         booked.fill(observable=[1.0], process="ttbar", variation="nominal")
         other = histograms.book(4, 0, 4, label="x", process="wjets", variations=["nominal", "down"])
         names = ["r_ttbar", "r_ttbar_up", "r_wjets", "r_wjets_down"]
-        histograms.write_zip(tmp_path / "h.zip", {"r": booked + other}, names)
+        histogram_files.write_zip(tmp_path / "h.zip", {"r": booked + other}, names)
         assert sorted(templates.load(tmp_path / "h.zip")) == names
 
     def test_a_digest_sees_contents_variances_edges_and_names(self) -> None:
@@ -353,7 +353,7 @@ class TestLoad:
             templates.load(tmp_path)
 
     def test_only_pseudodata(self, tmp_path: Path) -> None:
-        histograms.write_root(tmp_path / "h.root", {"r_pseudodata": make([1])})
+        histogram_files.write_root(tmp_path / "h.root", {"r_pseudodata": make([1])})
         with pytest.raises(HistogramError, match="no templates in it"):
             templates.load(tmp_path / "h.root")
 

@@ -21,8 +21,8 @@ from places import REFERENCE, ROOT
 
 from agc_ml.errors import AgcError, FitError, HistogramError, StoreError, UsageError
 from agc_ml.inputs import agc_published
-from agc_ml.results import histograms as hists
 from agc_ml.results import templates, variances
+from agc_ml.results.histogram_files import write_root
 from agc_ml.statistics import fit
 from agc_ml.statistics.cross_section import measured_cross_section
 from agc_ml.statistics.likelihood.likelihood import quiet
@@ -898,7 +898,7 @@ class TestFilesOfTheConfiguration:
             for key, values in histograms.items():
                 axis = hist.axis.Regular(3, 0, 3, name="x")
                 made[key] = variances.filled([axis], np.pad(values, 1), np.pad(values, 1) / 10)
-            hists.write_root(tmp_path / "hist" / f"{name}.root", made)
+            write_root(tmp_path / "hist" / f"{name}.root", made)
         return tmp_path
 
     def test_agrees_with_cabinetry(
@@ -920,7 +920,7 @@ class TestFilesOfTheConfiguration:
     def test_what_is_none_of_its_files(
         self, folder: Path, config: dict[str, Any], made_up: dict[str, Any]
     ) -> None:
-        hists.write_root(folder / "other.root", {"SR": made_up["4j1b_ttbar"]})
+        write_root(folder / "other.root", {"SR": made_up["4j1b_ttbar"]})
         with pytest.raises(UsageError, match=r"other.root: none of the files that InputPath"):
             fit.fit(folder / "other.root", config)
         with pytest.raises(UsageError, match="no such file"):

@@ -12,7 +12,7 @@ from factories import REGIONS, YIELDS, ml_hists, shape, ttbar_hists
 
 import agc_ml
 from agc_ml.errors import FitError
-from agc_ml.results.histograms import flatten
+from agc_ml.results.categories import flatten
 from agc_ml.results.run_result import RunResult
 from agc_ml.statistics import fit, model_uncertainty
 

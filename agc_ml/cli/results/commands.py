@@ -20,10 +20,10 @@ from agc_ml.cli import options
 def show(run: Path, as_json: bool, **_: Any) -> None:
     """Show fit, yields, cutflow, missing chunks, metrics and provenance of a run directory."""
     from agc_ml.cli import tables  # noqa: PLC0415 - on demand
-    from agc_ml.results import run_result  # noqa: PLC0415 - on demand
+    from agc_ml.results import run_record  # noqa: PLC0415 - on demand
     from agc_ml.statistics import fit_files  # noqa: PLC0415 - on demand
 
-    record = run_result.load_record(run)
+    record = run_record.load_record(run)
     fitted = fit_files.load(run / "fit") if (run / "fit" / "fit.json").exists() else None
     tables.run(record, fitted).print(as_json=as_json)
 

@@ -354,7 +354,7 @@ def models_drift(
     never promoted by itself.
     """
     from agc_ml.cli import tables  # noqa: PLC0415 - on demand
-    from agc_ml.results.run_result import load_record  # noqa: PLC0415 - on demand
+    from agc_ml.results.run_record import load_record  # noqa: PLC0415 - on demand
     from agc_ml.training import drift  # noqa: PLC0415 - on demand
     from agc_ml.training.service.client import table_of  # noqa: PLC0415 - on demand
 

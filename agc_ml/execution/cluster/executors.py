@@ -24,7 +24,7 @@ from agc_ml.execution.cluster.waiting import Watch
 from agc_ml.execution.processing import Failure
 from agc_ml.models import content
 from agc_ml.models.content import Content
-from agc_ml.results.run_result import ClusterSummary
+from agc_ml.results.run_record import ClusterSummary
 
 if TYPE_CHECKING:
     from distributed import Client, Future

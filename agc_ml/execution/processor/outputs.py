@@ -20,7 +20,9 @@ import numpy as np
 from agc_ml.errors import ProcessorError
 from agc_ml.results import saved_outputs, variances
 from agc_ml.results import tables as rows
-from agc_ml.results.histograms import DenseHist, flatten, unkept
+from agc_ml.results.categories import flatten
+from agc_ml.results.histogram_files import unstorable
+from agc_ml.results.histograms import DenseHist
 from agc_ml.results.tables import ColumnTable
 
 SUMW: Final = "sumw"
@@ -62,7 +64,7 @@ def check(output: Any, dataset: str = "") -> None:
         values = np.asarray(histogram.bins if dense else histogram.values(flow=True))
         if not np.isfinite(values).all():
             raise ProcessorError(f"its histogram {name} holds NaN or infinite contents")
-        problem = None if dense else unkept(histogram)
+        problem = None if dense else unstorable(histogram)
         if problem is not None:
             raise ProcessorError(f"its histogram {name}: {problem}")
     flatten({name: h for name, h in histograms.items() if not isinstance(h, DenseHist)})

@@ -20,7 +20,7 @@ from agc_ml.execution.state.run_state import Account
 from agc_ml.inputs import agc_published
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.models.model import Model
-from agc_ml.results.run_result import (
+from agc_ml.results.run_record import (
     ClusterSummary,
     DatasetSummary,
     GitState,

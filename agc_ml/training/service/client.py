@@ -43,7 +43,7 @@ from agc_ml.models.registry_access import (
     problem,
 )
 from agc_ml.results import tables
-from agc_ml.results.run_result import load_record
+from agc_ml.results.run_record import load_record
 from agc_ml.training.job_spec import JobSpec, first_error
 from agc_ml.training.registry.versions import VersionFacts
 from agc_ml.training.service.database import Job, Promotion
