@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from agc_ml.results.tables import ColumnTable
     from agc_ml.results.templates import compare
     from agc_ml.statistics.fit import FitResult, fit
-    from agc_ml.training.service.client import connect_training
+    from agc_ml.training.client import connect_training
 
 __all__ = [
     "NOMINAL",
@@ -83,7 +83,7 @@ _HOMES = {
     "book": "results.histograms",
     "compare": "results.templates",
     "connect": "execution.cluster.clusters",
-    "connect_training": "training.service.client",
+    "connect_training": "training.client",
     "fit": "statistics.fit",
     "load_model": "models.loading",
     "materialised": "results.histograms",

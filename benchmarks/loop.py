@@ -44,10 +44,8 @@ from agc_ml.execution.state import provenance  # noqa: E402
 from agc_ml.inputs import loading  # noqa: E402
 from agc_ml.inputs.loading import DEMO  # noqa: E402
 from agc_ml.models.model import Bundle  # noqa: E402
-from agc_ml.models.registry_access import ServiceAddress  # noqa: E402
 from agc_ml.simulation import production  # noqa: E402
 from agc_ml.training import metrics, training_set  # noqa: E402
-from agc_ml.training.service.client import Remote  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "loop.json"
 DATA: Final = ROOT / "benchmarks" / "data" / "top_pairs"
@@ -157,7 +155,7 @@ def loop(
         ),
         "fit": command("fit", str(folder / "run"), "--pseudodata", "complete"),
     }
-    remote = Remote(ServiceAddress(service.url, service.token))
+    remote = service.client()
     job = remote.jobs()[-1]
     if job.result is None or job.started is None:
         raise SystemExit(f"the job did not succeed: {job.error}")
@@ -204,7 +202,7 @@ def published(fileset: str, models: Path | None) -> dict[str, Any]:
 
 def polling(service: TrainingService, features: Path) -> dict[str, Any]:
     """200 clients that ask once a second how a job stands, while its trials take all cores."""
-    remote = Remote(ServiceAddress(service.url, service.token))
+    remote = service.client()
     spec = {**SPEC, "dataset": remote.upload(features), "space": "reference", "trials": 500}
     job = remote.submit(**spec)
     while remote.job(job.id).progress.done < 1:
@@ -265,7 +263,7 @@ def kills(folder: Path, rounds: int) -> dict[str, Any]:
     features = folder.with_name("killed-features")
     agc.run(NAME, DEMO, site="inline", output=features, quiet=True)
     with served(folder) as service:
-        remote = Remote(ServiceAddress(service.url, service.token))
+        remote = service.client()
         spec = {**SPEC, "dataset": remote.upload(features), "trials": 4}
         start = time.perf_counter()
         report: Report = kill_rounds(service, spec, rounds, seed=1)

@@ -49,9 +49,7 @@ from trained import SPEC  # noqa: E402
 import agc_ml as agc  # noqa: E402
 from agc_ml.execution.state import provenance  # noqa: E402
 from agc_ml.inputs.loading import DEMO  # noqa: E402
-from agc_ml.models.registry_access import ServiceAddress  # noqa: E402
 from agc_ml.results import tables  # noqa: E402
-from agc_ml.training.service.client import Remote  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "soak.json"
 NAME: Final = "jet_assignment"
@@ -129,7 +127,7 @@ def soak(folder: Path, minutes: float, clients: int) -> dict[str, Any]:
     service = TrainingService(folder / "training", "--max-queued", "10")
     service.start()
     try:
-        remote = Remote(ServiceAddress(service.url, service.token))
+        remote = service.client()
         spec = {**SPEC, "dataset": remote.upload(folder / "features")}
         first = remote.submit(**spec)
         *_, last = remote.follow(first.id)
@@ -205,7 +203,7 @@ def train(
     service: TrainingService, spec: dict[str, Any], jobs: Counter[str], over: threading.Event
 ) -> None:
     """Have a job at work, one after the other, until it is over."""
-    remote = Remote(ServiceAddress(service.url, service.token))
+    remote = service.client()
     seed = 100
     while not over.is_set():
         job = remote.submit(**{**spec, "trials": 40}, seed=seed)

@@ -65,7 +65,7 @@ from agc_ml.models.backends.xgboost_file import read_xgboost  # noqa: E402
 from agc_ml.models.content import BATCH_ROWS  # noqa: E402
 from agc_ml.models.loading import load_model  # noqa: E402
 from agc_ml.results import packing  # noqa: E402
-from agc_ml.results.histograms import materialised  # noqa: E402
+from agc_ml.results.histograms import copied_files  # noqa: E402
 from agc_ml.results.packing import unpack  # noqa: E402
 from agc_ml.simulation.lookalike import Part, generate  # noqa: E402
 from agc_ml.transports import local_file  # noqa: E402
@@ -262,7 +262,7 @@ def equality(sample: Sample, models: Any, boosters: dict[str, Any]) -> dict[str,
     """Compare all histograms of ours, as the reference does it, with the baseline's."""
     path = file_of(sample)
     ours = Ours(path, sample.process, models, compat=True)(0, EVENTS)
-    output = materialised(unpack(ours.blob))
+    output = copied_files(unpack(ours.blob))
     theirs = Theirs(path, sample.process, boosters, whole=False)(0, EVENTS)
     bins, bad = differing(output, theirs, sample.process)
     (cuts,) = output["cutflow"].values()

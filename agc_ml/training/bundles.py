@@ -28,8 +28,8 @@ Array = NDArray[Any]
 CARD_FILE: Final = CARD[-1]
 TRAINED: Final = "training.json"
 GOLDEN: Final = "golden_{parity}.npz"
+# Of golden rows, unpacked
 MOST_GOLDEN_BYTES: Final = 500_000_000
-"""Of golden rows, unpacked."""
 
 
 class _Record(BaseModel):

@@ -13,7 +13,7 @@ from agc_ml.errors import TrainingError
 from agc_ml.results.run_record import RunRecord
 
 if TYPE_CHECKING:
-    from agc_ml.training.service.client import Training
+    from agc_ml.training.client import TrainingClient
     from agc_ml.training.service.database import Job
 
 Array = NDArray[Any]
@@ -156,11 +156,13 @@ def model_of(record: RunRecord) -> tuple[str, str]:
     raise TrainingError("the run used no bundle of a registry; name one with --model NAME@VERSION")
 
 
-def challenge(training: Training, name: str, trained: Mapping[str, Any], source: str | Path) -> Job:
+def challenge(
+    training: TrainingClient, name: str, trained: Mapping[str, Any], source: str | Path
+) -> Job:
     """File a job that trains on new events as a model was trained; once for these events.
 
     ``trained`` is the content of that model's ``training.json``, ``source`` a training set as of
-    `agc_ml.training.service.client.table_of`.
+    `agc_ml.training.client.training_set_file`.
     """
     digest = training.upload(source)
     first = trained["models"]["even"]

@@ -57,8 +57,8 @@ GATES: Final = "gates.json"
 TRIALS: Final = "trials.json"
 
 _LOOK_S: Final = 1.0
+# Of workers under the same trial, before it is given up
 _DEATHS: Final = 3
-"""Of workers under the same trial, before it is given up."""
 
 
 class Progress:

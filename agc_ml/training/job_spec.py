@@ -35,8 +35,8 @@ def _both(versions: dict[Parity, int]) -> dict[Parity, int]:
     return versions
 
 
+# Versions of the two models of a bundle
 Pair = Annotated[dict[Parity, VersionNumber], AfterValidator(_both)]
-"""Versions of the two models of a bundle."""
 
 
 class Limits(BaseModel):
@@ -157,8 +157,8 @@ def first_error(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-class Known(BaseModel):
-    """A version in the registry, and the folder with its content."""
+class RegisteredModel(BaseModel):
+    """A version in the registry, and the folder with a copy of its files."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: str
@@ -176,7 +176,7 @@ class Setup(BaseModel):
     site: str = Field(description="where trials run")
     workers: int
     limits: Limits
-    champion: Known | None
-    members: dict[Parity, Known] = Field(
+    champion: RegisteredModel | None
+    members: dict[Parity, RegisteredModel] = Field(
         default_factory=dict, description="models of other jobs that make a bundle"
     )

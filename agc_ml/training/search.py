@@ -20,11 +20,11 @@ from agc_ml.training.metrics import Quality
 from agc_ml.training.search_spaces import Kind, Space, suggest
 from agc_ml.training.trainers.trials import Source, Trial, Tried
 
+# Trials of each parity that are asked for at once
 GENERATION: Final = 4
-"""Trials of each parity that are asked for at once."""
 
+# Finished trials before one may be stopped for being worse than their median
 ENOUGH_TO_PRUNE: Final = 4
-"""Finished trials before one may be stopped for being worse than their median."""
 
 Params = Mapping[str, int | float]
 Evaluate = Callable[[Mapping[str, Trial]], Iterator[tuple[str, Tried]]]

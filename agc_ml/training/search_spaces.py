@@ -56,6 +56,7 @@ Parameter = Number | tuple[Number, ...] | Range
 Space = dict[str, Parameter]
 _SPACE: Final = TypeAdapter(Space)
 
+# Parameters of each kind of model, with the least and the most that they may be
 _LEAST: Final[Mapping[Kind, Mapping[str, tuple[float, float]]]] = {
     "xgboost": {
         "n_estimators": (1, 5000),
@@ -77,7 +78,6 @@ _LEAST: Final[Mapping[Kind, Mapping[str, tuple[float, float]]]] = {
         "epochs": (1, 1000),
     },
 }
-"""Parameters of each kind of model, with the least and the most that they may be."""
 
 _WHOLE: Final = {"n_estimators", "max_depth", "layers", "width", "batch_size", "epochs"}
 
@@ -130,8 +130,8 @@ PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
 
 _MOST_STEPS: Final = 1_000_000
 _LARGEST: Final = 1e300
+# In all lists of a space: they are kept, sent and shown with each job
 _MOST_VALUES: Final = 200
-"""In all lists of a space: they are kept, sent and shown with each job."""
 
 
 def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:

@@ -21,8 +21,8 @@ from agc_ml.results.tables import StoredTable
 
 Array = NDArray[Any]
 
+# Least events of each parity: with fewer, a score's uncertainty is as large as what it tells
 MIN_EVENTS: Final = 50
-"""Least events of each parity: with fewer, a score's uncertainty is as large as what it tells."""
 
 N_PARTS: Final = 10
 _INPUTS: Final = TypeAdapter(dict[str, dict[str, list[int]]])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from agc_ml.cli.training import following
+from agc_ml.cli.training.connecting import progress_line
 from agc_ml.execution.cluster import progress
 from agc_ml.training.service.database import Job, Progress
 
@@ -25,8 +25,9 @@ def test_names_are_no_commands_of_a_terminal_or_of_rich(
         tell(f"looking for other minima: {NAME}")
         time.sleep(0.3)  # a terminal is drawn some times a second
     job = Job.model_construct(state="running", note=NAME, progress=Progress(done=1, total=2))
-    with following.shown(quiet=False) as show:
-        show(job)
+    with progress.steps(quiet=False) as tell:
+        tell(progress_line(job))
+        time.sleep(0.3)
     told = capsys.readouterr().err
     assert told.count(SHOWN) >= 2
     assert NAME not in told

@@ -32,7 +32,7 @@ class Answer:
 
 
 @dataclass
-class Asked:
+class LimitedRequest:
     """What a client sent."""
 
     path: str
@@ -41,13 +41,13 @@ class Asked:
 
 
 @contextmanager
-def serving(answer: Callable[[Asked], Answer]) -> Iterator[str]:
+def serving(answer: Callable[[LimitedRequest], Answer]) -> Iterator[str]:
     """An HTTP server on a free port; gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-            given = answer(Asked(self.path, body, dict(self.headers.items())))
+            given = answer(LimitedRequest(self.path, body, dict(self.headers.items())))
             content = given.body.encode()
             self.send_response(given.status)
             for name, value in {"Content-Type": given.kind, **given.headers}.items():
@@ -97,7 +97,7 @@ def record(number: int) -> dict[str, Any]:
     return dict(json.loads((REFERENCE / "opendata.json").read_text())["records"][str(number)])
 
 
-def _portal(asked: Asked) -> Answer:
+def _portal(asked: LimitedRequest) -> Answer:
     known = json.loads((REFERENCE / "opendata.json").read_text())["records"]
     number = asked.path.rpartition("/")[2]
     if number in known and asked.path == f"/record/{number}":
@@ -128,7 +128,7 @@ class RucioServer:
     address: str = ""
     posted: list[dict[str, Any]] = field(default_factory=list)
 
-    def answer(self, asked: Asked) -> Answer:
+    def answer(self, asked: LimitedRequest) -> Answer:
         reference = json.loads((REFERENCE / "rucio.json").read_text())
         path = urlsplit(asked.path).path
         if path == "/auth/userpass":
@@ -146,7 +146,7 @@ class RucioServer:
             return _refusal(404, "DataIdentifierNotFound", text)
         return _rows(reference["files"][f"{scope}:{name}"])
 
-    def _token(self, asked: Asked) -> Answer:
+    def _token(self, asked: LimitedRequest) -> Answer:
         if asked.headers.get("X-Rucio-Password") != "secret":
             text = "Cannot authenticate to account tester with given credentials"
             return _refusal(401, "CannotAuthenticate", text)

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agc_ml.errors import ModelError, TrainingError
-from agc_ml.models.registry_access import ServiceAddress
 from agc_ml.training.registry.publisher import Publisher
-from agc_ml.training.service.client import Remote
 from services.training import TrainingService, processes_of
 
 VICTIMS: Final = ("service", "worker", "trainer", "service and worker")
@@ -42,7 +40,7 @@ class Watcher:
     """Resolves every bundle that is listed, all the time: each has to be whole."""
 
     def __init__(self, service: TrainingService, report: Report) -> None:
-        self._remote = Remote(ServiceAddress(service.url, service.token))
+        self._remote = service.client()
         self._report = report
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -81,7 +79,7 @@ def kill_rounds(service: TrainingService, spec: dict[str, Any], rounds: int, see
     """
     report = Report()
     dice = random.Random(seed)
-    remote = Remote(ServiceAddress(service.url, service.token))
+    remote = service.client()
     watcher = Watcher(service, report)
     start = time.monotonic()
     jobs = [remote.submit(**spec, idempotency_key=f"in peace {seed}").id]
@@ -107,7 +105,7 @@ def kill_rounds(service: TrainingService, spec: dict[str, Any], rounds: int, see
 
 def _kill(service: TrainingService, job: str, victim: str, report: Report) -> None:
     folder = service.folder / "jobs" / job
-    remote = Remote(ServiceAddress(service.url, service.token))
+    remote = service.client()
     state = remote.job(job).state
     pids: list[int] = []
     if "worker" in victim or victim == "trainer":

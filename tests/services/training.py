@@ -20,9 +20,12 @@ import pytest
 import urllib3
 import yaml
 
-from agc_ml.training.service import job_manager
+from agc_ml.models.registry_access import ServiceAddress
+from agc_ml.results import tables
+from agc_ml.training.client import TrainingClient, validated_spec
 from agc_ml.training.service.database import Job
-from agc_ml.training.service.job_manager import Settings
+from agc_ml.training.service.job_manager import JobManager, Settings
+from agc_ml.training.transports import HttpTransport
 
 READY_S = 60
 
@@ -81,6 +84,9 @@ class TrainingService:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
+    def client(self) -> TrainingClient:
+        return TrainingClient(HttpTransport(ServiceAddress(self.url, self.token)))
+
     def ask(
         self, method: str, path: str, *, token: str | None = None, json: Any = None, **more: Any
     ) -> urllib3.BaseHTTPResponse:
@@ -111,23 +117,40 @@ async def polled(service: TrainingService, path: str, clients: int, times: int) 
     return latencies
 
 
-def registered(
-    folder: Path, run: Path, trained: Path, **change: Any
-) -> tuple[Job, job_manager.Training]:
+def advance(manager: JobManager, job: Job) -> None:
+    """Prepare and start a queued job, or publish a finished one."""
+    manager.settle(job, manager.use_registry(job))
+
+
+def run_until_over(manager: JobManager, job: Job) -> Job:
+    """Run a job, and those before it."""
+    while not (now := manager.database.job(job.id)).is_over:
+        for waiting in manager.step():
+            advance(manager, waiting)
+        time.sleep(0.1)
+    return now
+
+
+def add_dataset(manager: JobManager, path: Path) -> str:
+    """Have a folder keep a training set; its digest."""
+    digest = tables.digest_of(path)
+    manager.store_dataset(path, digest)
+    return digest
+
+
+def registered(folder: Path, run: Path, trained: Path, **change: Any) -> tuple[Job, JobManager]:
     """Have a folder register a job as if it had done what was done in ``trained``."""
     from trained import SPEC  # noqa: PLC0415 - beside this package
 
-    training = job_manager.Training(Settings(folder))
-    digest = training.add_dataset(run / "training.parquet")
-    from agc_ml.training.service.client import checked  # noqa: PLC0415 - on demand
-
-    spec = checked({**SPEC, "dataset": digest, **change})
-    job, _ = training.submit(spec, "tests")
-    work = training.job_folder(job)
+    manager = JobManager(Settings(folder))
+    digest = add_dataset(manager, run / "training.parquet")
+    spec = validated_spec({**SPEC, "dataset": digest, **change})
+    job, _ = manager.submit(spec, "tests")
+    work = manager.job_folder(job)
     shutil.copytree(trained, work, ignore=shutil.ignore_patterns(".lock"))
-    training.table.move(job, "running", attempt=1)
-    training.table.move(training.table.job(job.id), "publishing")
-    return training.table.job(job.id), training
+    manager.database.move(job, "running", attempt=1)
+    manager.database.move(manager.database.job(job.id), "publishing")
+    return manager.database.job(job.id), manager
 
 
 @pytest.fixture(scope="session")
@@ -138,10 +161,10 @@ def champions(
     folder = tmp_path_factory.mktemp("champions") / "training"
     for number in range(2):
         job, training = registered(folder, training_run, trained_job, seed=number)
-        job_manager.advance(training, job)
-        assert training.table.job(job.id).state == "succeeded"
+        advance(training, job)
+        assert training.database.job(job.id).state == "succeeded"
         if number == 0:
-            training.promoting.promote("jet_assignment", "1", expected=None, who="tests")
+            training.champions.promote("jet_assignment", "1", expected=None, who="tests")
         training.close()
     return folder
 

@@ -26,7 +26,7 @@ from services.floods import (
 
 from agc_ml.training.http import accepting, connections
 from agc_ml.training.http.connections import Connections, Guarded
-from agc_ml.training.http.http_server import server_of
+from agc_ml.training.http.http_server import make_server
 
 MOST, MOST_EACH = 24, 20
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\nX-a: "
@@ -73,7 +73,7 @@ class Running:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=200)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         app: Any = self.app
-        self._server = server_of(app, certificate, key)
+        self._server = make_server(app, certificate, key)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         while not self._server.started:

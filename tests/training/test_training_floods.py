@@ -22,8 +22,8 @@ from services.training import TrainingService
 
 from agc_ml.results import tables as rows
 from agc_ml.training.service import tokens
-from agc_ml.training.service.database import Table
-from agc_ml.training.service.job_manager import TABLE
+from agc_ml.training.service.database import Database
+from agc_ml.training.service.job_manager import DATABASE
 
 JSON = {"Content-Type": "application/json"}
 DIGEST = "0" * 64
@@ -41,7 +41,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingServic
 
 @pytest.fixture(scope="module")
 def trainer(service: TrainingService) -> str:
-    table = Table(service.folder / TABLE)
+    table = Database(service.folder / DATABASE)
     found = tokens.issue(table, "a-trainer", "train", None)
     table.close()
     return found

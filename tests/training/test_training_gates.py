@@ -26,7 +26,7 @@ from agc_ml.models.model import Bundle
 from agc_ml.results import tables as rows
 from agc_ml.training import bundles, gates, job_process, metrics, training_set
 from agc_ml.training.gates import Judged
-from agc_ml.training.job_spec import Known, Limits
+from agc_ml.training.job_spec import Limits, RegisteredModel
 from agc_ml.training.trainers import trials
 
 
@@ -196,7 +196,7 @@ def test_one_parity_alone_is_not_judged(training_run: Path, tmp_path: Path) -> N
 def test_two_models_of_other_jobs_are_judged_together(
     done: Path, training_run: Path, tmp_path: Path
 ) -> None:
-    known = Known(version="1", folder=str(done / "bundle"))
+    known = RegisteredModel(version="1", folder=str(done / "bundle"))
     members = {"even": known, "odd": known}
     spec = {"kind": "judge", "versions": {"even": 1, "odd": 1}, "space": None}
     setup_of(tmp_path, training_run, members=members, champion=known, **spec)
@@ -207,7 +207,7 @@ def test_two_models_of_other_jobs_are_judged_together(
     )
     assert second.quality == first.quality
     assert second.against == "1"
-    wrong = {"even": known, "odd": Known(version="2", folder=str(tmp_path / "gone"))}
+    wrong = {"even": known, "odd": RegisteredModel(version="2", folder=str(tmp_path / "gone"))}
     (tmp_path / "b").mkdir()
     setup_of(tmp_path / "b", training_run, members=wrong, **spec)
     assert job_process.main(tmp_path / "b") == 1
@@ -337,8 +337,8 @@ def test_models_that_make_no_bundle(
     trained = json.loads((other / bundles.TRAINED).read_text())
     (other / bundles.TRAINED).write_text(json.dumps({**trained, what: "another"}))
     members = {
-        "even": Known(version="1", folder=str(done / "bundle")),
-        "odd": Known(version="2", folder=str(other)),
+        "even": RegisteredModel(version="1", folder=str(done / "bundle")),
+        "odd": RegisteredModel(version="2", folder=str(other)),
     }
     versions = {"even": 1, "odd": 2}
     setup_of(

@@ -111,7 +111,7 @@ def test_the_description_is_for_people(described: dict[str, Any]) -> None:
                 assert parameter["description"], parameter["name"]
             statuses = set(operation["responses"])
             assert {"400", "408", "421", "500", "503", "507"} <= statuses
-            if operation["summary"] != "Ask whether the service works":
+            if operation["summary"] != "Check the health of the service":
                 assert {"401", "403"} <= statuses
             if method != "get":
                 assert {"413", "415"} <= statuses

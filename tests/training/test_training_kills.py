@@ -12,12 +12,11 @@ from services.kills import kill_rounds
 from services.training import TrainingService, processes_of
 from trained import SPEC
 
-from agc_ml.models.registry_access import ServiceAddress
-from agc_ml.training.service.client import Remote
+from agc_ml.training.client import TrainingClient
 
 
 def followed_through_a_restart(
-    service: TrainingService, remote: Remote, spec: dict[str, Any]
+    service: TrainingService, remote: TrainingClient, spec: dict[str, Any]
 ) -> str:
     """How a job ends for someone who follows it while the service dies and comes back."""
     job = remote.submit(**spec, seed=99)
@@ -38,7 +37,7 @@ def test_kills_at_random_points(training_run: Path, tmp_path: Path) -> None:
     service = TrainingService(tmp_path / "training", workers=2)
     service.start()
     try:
-        remote = Remote(ServiceAddress(service.url, service.token))
+        remote = service.client()
         spec = {**SPEC, "dataset": remote.upload(training_run), "trials": 4}
         report = kill_rounds(service, spec, rounds=2, seed=20261126)
         followed = followed_through_a_restart(service, remote, spec)

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from agc_ml.training.http import logs
-from agc_ml.training.http.logs import Sparing
+from agc_ml.training.http.logs import RateLimitedHandler
 
 logger = logging.getLogger("flood")
 
 
 @pytest.fixture
-def sparing() -> Iterator[Sparing]:
-    handler = Sparing()
+def sparing() -> Iterator[RateLimitedHandler]:
+    handler = RateLimitedHandler()
     handler.setStream(io.StringIO())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -32,7 +32,7 @@ def sparing() -> Iterator[Sparing]:
     logger.propagate = True
 
 
-def lines(handler: Sparing) -> list[dict[str, Any]]:
+def lines(handler: RateLimitedHandler) -> list[dict[str, Any]]:
     return [json.loads(line) for line in handler.stream.getvalue().splitlines()]
 
 
@@ -40,7 +40,7 @@ def begin_second() -> None:
     time.sleep(1 - time.time() % 1 + 0.01)
 
 
-def test_a_flood_of_one_kind_hides_no_other(sparing: Sparing) -> None:
+def test_a_flood_of_one_kind_hides_no_other(sparing: RateLimitedHandler) -> None:
     begin_second()
     for _ in range(500):
         logger.info("request", extra={"facts": {"method": "GET", "status": 401}})

@@ -12,7 +12,7 @@ import pytest
 from commandline import agc
 
 from agc_ml.training.service import job_manager
-from agc_ml.training.service.database import Table
+from agc_ml.training.service.database import Database
 
 NAME = "jet_assignment"
 
@@ -119,7 +119,7 @@ def test_drift_files_a_challenger(
         (("models", "promote", "jet_assignment-even@1", "--local"), 2, "NAME@VERSION or"),
         (("models", "list", "a'b", "--local"), 2, "the name of a model is needed"),
         (("models", "rollback", "jet_assignment@1", "--local"), 2, "the name of a model is needed"),
-        (("jobs", "list", "--local", "--service", "here.txt"), 2, "here.txt: is no folder"),
+        (("jobs", "list", "--local", "--service", "here.txt"), 2, "here.txt: is not a folder"),
         (("train", "RUN", "--local", "--cluster", "foo"), 2, "no site 'foo'"),
         (("train", "RUN", "--workers", "3"), 2, "--cluster and --workers are for --local"),
         (("service", "training", "--cluster", "foo"), 2, "no site 'foo'"),
@@ -167,7 +167,7 @@ def test_a_training_set_is_recognised(training_run: Path) -> None:
 
 @pytest.mark.parametrize("days", ["nan", "inf", "0", "-1", "1e300"])
 def test_tokens_end_some_day(folder: Path, days: str) -> None:
-    Table(folder / job_manager.TABLE).close()
+    Database(folder / job_manager.DATABASE).close()
     found = agc("service", "token", "add", "me", "--days", days, "-o", str(folder))
     assert (found.code, "--days: more than 0" in found.err) == (2, True)
     assert "no token" not in agc("service", "token", "list", "-o", str(folder)).err

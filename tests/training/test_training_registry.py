@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from services.training import registered
+from services.training import add_dataset, advance, registered, run_until_over
 from trained import SPEC
 
 import agc_ml
@@ -24,12 +24,13 @@ from agc_ml.models import naming, registry
 from agc_ml.models.loading import load_registered
 from agc_ml.models.model import Bundle
 from agc_ml.models.registry import ChangedError, RegistryError
+from agc_ml.training import client
 from agc_ml.training.job_spec import JobSpec
 from agc_ml.training.registry import publisher as publishing
 from agc_ml.training.registry.promotion import ConflictError
 from agc_ml.training.registry.publisher import Publisher
-from agc_ml.training.service import client, job_manager
-from agc_ml.training.service.database import Table
+from agc_ml.training.service import job_manager
+from agc_ml.training.service.database import Database
 from agc_ml.training.service.job_manager import Settings
 
 NAME = "jet_assignment"
@@ -212,20 +213,20 @@ def test_a_file_called_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_changed_artefact_is_refused(own_champions: Path) -> None:
     """For scoring, and for promotion: even one that only people look at."""
-    training = job_manager.Training(Settings(own_champions))
+    training = job_manager.JobManager(Settings(own_champions))
     found = training.registry.find(NAME, "2")
     for file in ("even.json", "report.html"):
         path = found.folder / file
         good = path.read_bytes()
         path.write_bytes(good.replace(b"0", b"1", 1))
         with pytest.raises(ChangedError, match=f"{file} was changed on disk"):
-            training.promoting.promote(NAME, "2", expected=None, who="me", force="I like it")
+            training.champions.promote(NAME, "2", expected=None, who="me", force="I like it")
         if file == "even.json":
             with pytest.raises(ChangedError, match=r"even\.json was changed on disk"):
                 load_registered(f"{NAME}@2", str(own_champions))
         path.unlink()
         with pytest.raises(ModelError, match=f"{file} can't be read"):
-            training.promoting.promote(NAME, "2", expected=None, who="me", force="I like it")
+            training.champions.promote(NAME, "2", expected=None, who="me", force="I like it")
         path.write_bytes(good)
     assert training.registry.champion(NAME).version == "1"  # type: ignore[union-attr]
     training.close()
@@ -241,8 +242,8 @@ def test_a_version_of_someone_else(own_champions: Path) -> None:
 
 
 def test_champions(own_champions: Path) -> None:
-    training = job_manager.Training(Settings(own_champions))
-    promote = training.promoting.promote
+    training = job_manager.JobManager(Settings(own_champions))
+    promote = training.champions.promote
     with pytest.raises(ConflictError, match="version 1 is the champion already"):
         promote(NAME, "1", expected=None, who="me")
     with pytest.raises(ConflictError, match="the champion is version 1, not version 5"):
@@ -256,39 +257,39 @@ def test_champions(own_champions: Path) -> None:
     assert (done.version, done.previous, done.reason) == ("2", "1", "same as 1")
     with pytest.raises(ModelError, match="were never judged as a bundle"):
         promote(NAME, {"even": 1, "odd": 2}, expected=None, who="me")
-    back = training.promoting.rollback(NAME, expected="2", who="you")
+    back = training.champions.rollback(NAME, expected="2", who="you")
     assert (back.version, back.previous) == ("1", "2")
     with pytest.raises(ConflictError, match="there was no champion before"):
-        training.promoting.rollback(NAME, expected=None, who="you")
-    assert [one.version for one in training.table.promotions(NAME)] == ["1", "2", "1"]
+        training.champions.rollback(NAME, expected=None, who="you")
+    assert [one.version for one in training.database.promotions(NAME)] == ["1", "2", "1"]
     assert {one.state for one in (done, back)} == {"done"}
     # whoever calls it one has not gone back
     promote(NAME, "2", expected=None, who="me", force="again")
     promote(NAME, "1", expected=None, who="me", force="rollback from version 2 by hand")
-    assert training.promoting.rollback(NAME, expected=None, who="you").version == "2"
+    assert training.champions.rollback(NAME, expected=None, who="you").version == "2"
     training.close()
 
 
 def test_a_bundle_that_fails_needs_a_reason(own_champions: Path) -> None:
-    training = job_manager.Training(Settings(own_champions))
+    training = job_manager.JobManager(Settings(own_champions))
     training.registry.client.set_model_version_tag(NAME, "2", "agc_ml.passed", "false")
     with pytest.raises(ConflictError, match="does not pass all gates"):
-        training.promoting.promote(NAME, "2", expected=None, who="me")
-    training.promoting.promote(NAME, "2", expected=None, who="me", force="the only one we have")
-    assert training.table.promotions(NAME)[-1].reason == "the only one we have"
+        training.champions.promote(NAME, "2", expected=None, who="me")
+    training.champions.promote(NAME, "2", expected=None, who="me", force="the only one we have")
+    assert training.database.promotions(NAME)[-1].reason == "the only one we have"
     training.close()
 
 
 def test_of_two_promotions_at_once_one_wins(own_champions: Path) -> None:
     """In a service they come one after the other; both expect the same champion."""
-    training = job_manager.Training(Settings(own_champions))
+    training = job_manager.JobManager(Settings(own_champions))
     barrier = threading.Barrier(2)
 
     def promote(version: str, talker: ThreadPoolExecutor) -> str:
         barrier.wait()
         try:
             talker.submit(
-                training.promoting.promote, NAME, version, expected="1", who="me", force="race"
+                training.champions.promote, NAME, version, expected="1", who="me", force="race"
             ).result()
         except ConflictError as error:
             return str(error)
@@ -303,7 +304,7 @@ def test_of_two_promotions_at_once_one_wins(own_champions: Path) -> None:
     training.close()
 
 
-def registered_again(training: job_manager.Training) -> tuple[str, str]:
+def registered_again(training: job_manager.JobManager) -> tuple[str, str]:
     """Two versions that are not the champion."""
     source = training.registry.find(NAME, "2")
     made = training.registry.client.create_model_version(
@@ -315,33 +316,35 @@ def registered_again(training: job_manager.Training) -> tuple[str, str]:
     return "2", str(made.version)
 
 
-@pytest.mark.parametrize("crowned", [False, True])
-def test_a_death_in_a_promotion(own_champions: Path, *, crowned: bool) -> None:
+@pytest.mark.parametrize("is_champion_set", [False, True])
+def test_a_death_in_a_promotion(own_champions: Path, *, is_champion_set: bool) -> None:
     """Before or after the alias was changed: the history says what the registry says."""
-    training = job_manager.Training(Settings(own_champions))
-    training.table.begin_promotion(NAME, "2", "1", "", "me", is_rollback=False)
-    if crowned:
-        training.registry.crown(NAME, "2")
+    training = job_manager.JobManager(Settings(own_champions))
+    training.database.begin_promotion(NAME, "2", "1", "", "me", is_rollback=False)
+    if is_champion_set:
+        training.registry.set_champion(NAME, "2")
     training.close()
-    again = job_manager.Training(Settings(own_champions))
-    again.promoting.settle()
-    assert not again.table.unfinished_promotions()
-    assert [one.version for one in again.table.promotions(NAME)] == ["1", "2"][: 1 + crowned]
+    again = job_manager.JobManager(Settings(own_champions))
+    again.champions.settle()
+    assert not again.database.unfinished_promotions()
+    assert [one.version for one in again.database.promotions(NAME)] == ["1", "2"][
+        : 1 + is_champion_set
+    ]
     again.close()
 
 
 def test_the_registry_is_locked(own_champions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By someone else, for long: a job waits, and is not failed."""
-    training = job_manager.Training(Settings(own_champions))
+    training = job_manager.JobManager(Settings(own_champions))
 
     def fails(_: str) -> Any:
         raise RegistryError("mlflow.db: can't be used now (database is locked)")
 
     monkeypatch.setattr(training.registry, "champion", fails)
-    spec = training.table.jobs()[0].spec.model_copy(update={"idempotency_key": "new"})
+    spec = training.database.jobs()[0].spec.model_copy(update={"idempotency_key": "new"})
     job, _ = training.submit(spec, "me")
-    job_manager.advance(training, job)
-    found = training.table.job(job.id)
+    advance(training, job)
+    found = training.database.job(job.id)
     assert found.state == "queued"
     assert "database is locked" in found.note
     training.close()
@@ -360,13 +363,13 @@ def test_a_full_disk_while_it_is_registered(
             file.write(b"x" * 65536)
             file.flush()
     with pytest.raises(StoreError, match="database or disk is full"):
-        job_manager.advance(training, job)  # not even that it waits can be noted
-    assert training.table.job(job.id).state == "publishing"
+        advance(training, job)  # not even that it waits can be noted
+    assert training.database.job(job.id).state == "publishing"
     with pytest.raises(ModelError):
         training.registry.find(NAME, "1")
     ballast.unlink()
-    job_manager.advance(training, training.table.job(job.id))
-    assert training.table.job(job.id).state == "succeeded"
+    advance(training, training.database.job(job.id))
+    assert training.database.job(job.id).state == "succeeded"
     check_nothing_by_half(tiny_disk / "training")
     training.close()
     dispose()
@@ -402,8 +405,8 @@ def test_a_promotion_changes_the_next_run_only(
     record = json.loads((tmp_path / "resumed" / "run.json").read_text())
     record["status"] = "partial"
     (tmp_path / "resumed" / "run.json").write_text(json.dumps(record))
-    training = job_manager.Training(Settings(own_champions))
-    training.promoting.promote(NAME, "2", expected="1", who="me", force="for the test")
+    training = job_manager.JobManager(Settings(own_champions))
+    training.champions.promote(NAME, "2", expected="1", who="me", force="for the test")
     training.close()
     second = run_ttbar(tmp_path / "second", f"{NAME}@champion", chunk_size=4_000)
     assert set(second.provenance.models) == {f"{NAME}-even@2", f"{NAME}-odd@2"}
@@ -418,7 +421,7 @@ def test_a_pulled_bundle_needs_no_registry(own_champions: Path, tmp_path: Path) 
     with client.connect_training(str(own_champions), local=True) as training:
         found = client.pull(training, NAME, "champion", tmp_path / "bundle")
         assert found.version == "1"
-        with pytest.raises(UsageError, match="there is something in it"):
+        with pytest.raises(UsageError, match="is not empty"):
             client.pull(training, NAME, "champion", tmp_path / "bundle")
     shutil.rmtree(own_champions)
     result = run_ttbar(tmp_path / "run", str(tmp_path / "bundle"))
@@ -445,42 +448,42 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 
 def test_a_stop_on_purpose_is_no_death(training_run: Path, tmp_path: Path) -> None:
     """The job waits for the next start, as if it had never been begun, and goes on there."""
-    training = job_manager.Training(Settings(tmp_path))
-    digest = training.add_dataset(training_run / "training.parquet")
-    spec = client.checked({**SPEC, "dataset": digest, "trials": 500})
+    training = job_manager.JobManager(Settings(tmp_path))
+    digest = add_dataset(training, training_run / "training.parquet")
+    spec = client.validated_spec({**SPEC, "dataset": digest, "trials": 500})
     job, _ = training.submit(spec, "me")
-    job_manager.advance(training, job)
-    while training.table.job(job.id).progress.done < 3:
+    advance(training, job)
+    while training.database.job(job.id).progress.done < 3:
         time.sleep(0.05)
         training.step()
     training.close()
-    with sqlite3.connect(tmp_path / job_manager.TABLE) as table:
+    with sqlite3.connect(tmp_path / job_manager.DATABASE) as table:
         table.execute("update jobs set started = 1")  # the night is no time of the job
     table.close()
-    again = job_manager.Training(Settings(tmp_path, timeout=300))
-    found = again.table.job(job.id)
+    again = job_manager.JobManager(Settings(tmp_path, timeout=300))
+    found = again.database.job(job.id)
     assert (found.state, found.attempt) == ("queued", 0)
-    job_manager.advance(again, found)
-    while again.table.job(job.id).progress.done < found.progress.done + 1:
+    advance(again, found)
+    while again.database.job(job.id).progress.done < found.progress.done + 1:
         time.sleep(0.05)
         again.step()
     log = again.log(found)
     assert sum("trial 0 on even events" in line for line in log) == 2  # told again, not tried again
     again.cancel(job.id)
-    while not again.table.job(job.id).is_over:
+    while not again.database.job(job.id).is_over:
         time.sleep(0.05)
         again.step()
-    assert again.table.job(job.id).state == "cancelled"
+    assert again.database.job(job.id).state == "cancelled"
     assert not (again.job_folder(job) / "bundle").exists()
     again.close()
 
 
 def test_a_job_takes_too_long(training_run: Path, tmp_path: Path) -> None:
-    training = job_manager.Training(Settings(tmp_path, timeout=4))
-    digest = training.add_dataset(training_run / "training.parquet")
-    spec = client.checked({**SPEC, "dataset": digest, "trials": 500})
+    training = job_manager.JobManager(Settings(tmp_path, timeout=4))
+    digest = add_dataset(training, training_run / "training.parquet")
+    spec = client.validated_spec({**SPEC, "dataset": digest, "trials": 500})
     job, _ = training.submit(spec, "me")
-    found = training.run_until_over(job)
+    found = run_until_over(training, job)
     assert found.state == "failed"
     assert "not done after 4 s" in str(found.error)
     training.close()
@@ -488,13 +491,15 @@ def test_a_job_takes_too_long(training_run: Path, tmp_path: Path) -> None:
 
 def test_a_process_that_always_dies(training_run: Path, tmp_path: Path) -> None:
     """As one that runs out of memory: three times, and the last lines of its log are told."""
-    training = job_manager.Training(Settings(tmp_path))
-    digest = training.add_dataset(training_run / "training.parquet")
-    job, _ = training.submit(client.checked({**SPEC, "dataset": digest, "trials": 500}), "me")
+    training = job_manager.JobManager(Settings(tmp_path))
+    digest = add_dataset(training, training_run / "training.parquet")
+    job, _ = training.submit(
+        client.validated_spec({**SPEC, "dataset": digest, "trials": 500}), "me"
+    )
     deaths = 0
-    while not (found := training.table.job(job.id)).is_over:
+    while not (found := training.database.job(job.id)).is_over:
         for waiting in training.step():
-            job_manager.advance(training, waiting)
+            advance(training, waiting)
         if found.state == "running" and found.progress.done >= 2 + deaths:
             process = training._processes[job.id]
             process.kill()
@@ -509,7 +514,7 @@ def test_a_process_that_always_dies(training_run: Path, tmp_path: Path) -> None:
 
 def test_what_a_finished_job_leaves(champions: Path) -> None:
     """Its log and its study; the models are in the registry."""
-    table = Table(champions / job_manager.TABLE)
+    table = Database(champions / job_manager.DATABASE)
     for job in table.jobs():
         left = {path.name for path in (champions / "jobs" / job.id).iterdir()}
         assert "bundle" not in left
@@ -518,7 +523,7 @@ def test_what_a_finished_job_leaves(champions: Path) -> None:
 
 
 def test_jobs_wait_in_the_order_in_which_they_came(tmp_path: Path) -> None:
-    table = Table(tmp_path / job_manager.TABLE)
+    table = Database(tmp_path / job_manager.DATABASE)
     spec = JobSpec(**{**SPEC, "dataset": "0" * 64})
     jobs = [table.submit(spec, "somebody", most_queued=9)[0] for _ in range(3)]
     assert table.queue(0) == []

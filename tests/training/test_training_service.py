@@ -26,12 +26,10 @@ from trained import SPEC
 
 from agc_ml.errors import TrainingError
 from agc_ml.models import loading, registry
-from agc_ml.models.registry_access import ServiceAddress
 from agc_ml.results import tables
-from agc_ml.training.service import client
 from agc_ml.training.service import tokens as access
-from agc_ml.training.service.database import Table
-from agc_ml.training.service.job_manager import TABLE
+from agc_ml.training.service.database import Database
+from agc_ml.training.service.job_manager import DATABASE
 
 PUBLIC = {("GET", "/healthz")}
 NEEDS = {
@@ -60,7 +58,7 @@ NEEDS = {
 @pytest.fixture(scope="module")
 def tokens(training_service: TrainingService) -> dict[str, str]:
     """A token of each role, and one that has expired."""
-    table = Table(training_service.folder / TABLE)
+    table = Database(training_service.folder / DATABASE)
     found = {
         role: access.issue(table, f"a-{role}", role, time.time() + 999) for role in access.ROLES
     }
@@ -175,8 +173,8 @@ def job_of(service: TrainingService, run: Path, **change: Any) -> dict[str, Any]
         ({"kind": "judge", "versions": {"even": 10**30, "odd": 1}}, 422, "versions.even"),
         ({"kind": "judge", "versions": {"even": 1, "odd": 1}}, 422, "space belongs to the kinds"),
         ({"space": {"gamma": nested(150)}}, 422, "gamma"),
-        ({"space": {"gamma": "\ud800"}}, 400, "the body is no JSON"),
-        ({"space": {"\ud800": 1}}, 400, "the body is no JSON"),
+        ({"space": {"gamma": "\ud800"}}, 400, "the body is not JSON"),
+        ({"space": {"\ud800": 1}}, 400, "the body is not JSON"),
         (
             {
                 "kind": "judge",
@@ -297,7 +295,7 @@ def test_what_is_uploaded_is_what_it_says(
     training_service: TrainingService, training_run: Path, tmp_path: Path
 ) -> None:
     """Also where the service has one of that digest already: that would be trained on."""
-    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
+    service = training_service.client()
     digest = service.upload(training_run)
     changed = tmp_path / "t.parquet"
     table = pq.read_table(training_run / "training.parquet")
@@ -414,7 +412,7 @@ def test_jobs_from_submission_to_registry(
     training_service: TrainingService, training_run: Path, tmp_path: Path
 ) -> None:
     """With the client: upload, submit, follow, cancel, log; full queue; the same key."""
-    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
+    service = training_service.client()
     digest = service.upload(training_run)
     spec = {**SPEC, "dataset": digest}
     # while this one runs, none of those that wait is taken
@@ -455,7 +453,7 @@ def test_many_who_poll_while_a_job_trains(
     training_service: TrainingService, training_run: Path
 ) -> None:
     """200 clients, each asking once a second, while trials take all cores."""
-    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
+    service = training_service.client()
     spec = {**SPEC, "dataset": service.upload(training_run), "trials": 500}
     job = service.submit(**spec, seed=99)
     while service.job(job.id).progress.done < 1:
@@ -481,13 +479,13 @@ def test_answers_do_not_wait_to_be_acknowledged(training_service: TrainingServic
 
 
 def test_a_fault_is_told_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    from agc_ml.training.http.guard import names_of  # noqa: PLC0415 - the service's own parts
-    from agc_ml.training.service.app import application  # noqa: PLC0415
-    from agc_ml.training.service.context import House  # noqa: PLC0415
+    from agc_ml.training.http.guard import host_names  # noqa: PLC0415 - the service's own parts
+    from agc_ml.training.service.app import served_application  # noqa: PLC0415
+    from agc_ml.training.service.context import ServiceContext  # noqa: PLC0415
 
     with ThreadPoolExecutor(1) as pool:
         nothing: Any = None  # of which nothing can be read: a fault of ours
-        house = House(nothing, pool, pool, "", 1, names_of("127.0.0.1"), open_to_all=True)
+        context = ServiceContext(nothing, pool, pool, "", 1, user="anyone")
         answers: list[Any] = []
 
         async def ask() -> None:
@@ -496,14 +494,14 @@ def test_a_fault_is_told_counted_and_logged(caplog: pytest.LogCaptureFixture) ->
 
             scope = {"type": "http", "method": "GET", "path": "/v1/jobs", "headers": [],
                      "query_string": b"", "raw_path": b"/v1/jobs", "root_path": ""}  # fmt: skip
-            await application(house)(scope, send, send)
+            await served_application(context, host_names("127.0.0.1"))(scope, send, send)
 
         asyncio.run(ask())
     start, body = answers[:2]
     assert start["status"] == 500
     assert (b"cache-control", b"no-store") in start["headers"]
     assert "a fault of the service" in json.loads(body["body"])["detail"]
-    assert house.requests == {("GET", 500): 1}
+    assert context.requests == {("GET", 500): 1}
     assert any(record.exc_info for record in caplog.records)
 
 
@@ -597,7 +595,7 @@ def test_mlflow_may_die(training_service: TrainingService, training_run: Path) -
     import os  # noqa: PLC0415 - only here
 
     os.killpg(state["pid"], signal.SIGKILL)
-    service = client.Remote(ServiceAddress(training_service.url, training_service.token))
+    service = training_service.client()
     spec = {**SPEC, "dataset": service.upload(training_run), "trials": 1}
     job = list(service.follow(service.submit(**spec, seed=123).id))[-1]
     assert job.state == "succeeded"
@@ -666,7 +664,7 @@ def test_a_damaged_registry(tmp_path: Path) -> None:
     """
     service = TrainingService(tmp_path / "training")
     service.folder.mkdir()
-    Table(service.folder / TABLE).close()
+    Database(service.folder / DATABASE).close()
     (service.folder / registry.DATABASE).write_bytes(b"no database" * 999)
     service.start()
     deadline = time.monotonic() + 60

@@ -17,7 +17,7 @@ from agc_ml.cli import options
 from agc_ml.errors import Interrupted, TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from agc_ml.training.service.client import Training
+    from agc_ml.training.client import TrainingClient
     from agc_ml.training.service.database import Job
 
 _EXTRA = ("mlflow", "optuna", "fastapi", "fastapi_offline", "uvicorn", "prometheus_client")
@@ -34,9 +34,9 @@ where_options = options.together(
 
 
 @contextlib.contextmanager
-def connected(given: dict[str, Any]) -> Iterator[Training]:
+def connected(given: dict[str, Any]) -> Iterator[TrainingClient]:
     """Connect as the options say."""
-    from agc_ml.training.service.client import connect_training  # noqa: PLC0415 - on demand
+    from agc_ml.training.client import connect_training  # noqa: PLC0415 - on demand
 
     if given.get("local"):
         require_extra()
@@ -67,13 +67,13 @@ def require_extra() -> None:
             )
 
 
-def named(label: str) -> tuple[str, str]:
-    """Name, and version or alias; of a name alone, its champion.
+def name_and_version(label: str) -> tuple[str, str]:
+    """Split NAME@VERSION into its parts; a name alone is its champion.
 
     Raises
     ------
     UsageError
-        It is neither.
+        The label has another form.
     """
     from agc_ml.models.naming import SPEC  # noqa: PLC0415 - heavy
 
@@ -84,13 +84,13 @@ def named(label: str) -> tuple[str, str]:
     return name, which
 
 
-def bare(name: str) -> str:
-    """A name of a model, without a version.
+def model_name(name: str) -> str:
+    """Return the name of a model, without a version.
 
     Raises
     ------
     UsageError
-        It is none.
+        It is not one.
     """
     from agc_ml.models.naming import NAME  # noqa: PLC0415 - heavy
 
@@ -99,35 +99,42 @@ def bare(name: str) -> str:
     return name
 
 
-def again(given: dict[str, Any]) -> str:
-    """The options by which another command finds the same place."""
+def location(given: dict[str, Any]) -> str:
+    """Return the options with which another command finds the same service or folder."""
     service = f" --service {shlex.quote(given['where'])}" if given["where"] else ""
     return service + (" --local" if given["local"] else "")
 
 
 def follow(
-    training: Training, job: Job, given: dict[str, Any], *, as_json: bool, quiet: bool
+    training: TrainingClient, job: Job, given: dict[str, Any], *, as_json: bool, quiet: bool
 ) -> None:
-    """Show a job until it is over; exit code 1 if it failed."""
-    from agc_ml.cli.training.following import shown  # noqa: PLC0415 - on demand
+    """Show the progress of a job until it has ended; exit code 1 if it failed."""
+    from agc_ml.execution.cluster import progress  # noqa: PLC0415 - on demand
 
     try:
-        with shown(quiet=quiet or as_json) as show:
+        with progress.steps(quiet=quiet or as_json) as show:
             for now in training.follow(job.id):
-                show(now)
+                show(progress_line(now))
                 job = now
     except KeyboardInterrupt as stop:
-        goes_on = "is stopped, and goes on" if given["local"] else "goes on; follow it"
+        resume = "is stopped, and resumes" if given["local"] else "continues; follow it"
         raise Interrupted(
-            f"interrupted; the job {goes_on} with: agc-ml jobs follow {job.id}{again(given)}"
+            f"interrupted; the job {resume} with: agc-ml jobs follow {job.id}{location(given)}"
         ) from stop
     print_job(job, given, as_json=as_json)
     if job.state != "succeeded":
         sys.exit(1)
 
 
+def progress_line(job: Job) -> str:
+    """Return the state of a job in one line: ``state done/total: what it does``."""
+    count = f" {job.progress.done}/{job.progress.total}" if job.progress.total else ""
+    message = job.note or job.progress.message
+    return f"{job.state}{count}: {message}" if message else f"{job.state}{count}"
+
+
 def print_job(job: Job, given: dict[str, Any], *, as_json: bool) -> None:
-    """Say what came of a job, or how it stands.
+    """Print the state of a job, and its result.
 
     Raises
     ------
@@ -135,24 +142,25 @@ def print_job(job: Job, given: dict[str, Any], *, as_json: bool) -> None:
         It failed.
     """
     if as_json:
-        click.echo(json.dumps(json.loads(job.model_dump_json()), indent=1))
+        click.echo(json.dumps(job.model_dump(mode="json"), indent=1))
         return
     if job.state == "failed":
         raise TrainingError(
-            f"job {job.id} failed: {job.error}; its log: agc-ml jobs log {job.id}{again(given)}"
+            f"job {job.id} failed: {job.error}; its log: agc-ml jobs log {job.id}{location(given)}"
         )
     options.echo(f"job {job.id}: {job.state}{f' ({job.note})' if job.note else ''}")
     if job.result is None:
         return
     versions, quality = job.result["versions"], job.result["quality"]
-    for parity in ("even", "odd"):
-        if parity in versions and quality is None:
-            options.echo(f"{job.spec.name}-{parity}@{versions[parity]}: trained on {parity} events")
-    if quality is not None:
-        verdict = "passes all gates" if job.result["passed"] else "does not pass all gates"
-        options.echo(
-            f"{job.spec.name}@{versions['bundle']}: AUC {quality['auc']:.4f}, jet score "
-            f"{quality['jet_score']:.4f}; {verdict}"
-        )
-        bundle = f"{job.spec.name}@{versions['bundle']}"
-        options.echo(f"look at it with: agc-ml models report {bundle}{again(given)}")
+    if quality is None:  # models that are not a bundle yet
+        for parity in ("even", "odd"):
+            if parity in versions:
+                label = f"{job.spec.name}-{parity}@{versions[parity]}"
+                options.echo(f"{label}: trained on {parity} events")
+        return
+    bundle = f"{job.spec.name}@{versions['bundle']}"
+    verdict = "passes all gates" if job.result["passed"] else "does not pass all gates"
+    options.echo(
+        f"{bundle}: AUC {quality['auc']:.4f}, jet score {quality['jet_score']:.4f}; {verdict}"
+    )
+    options.echo(f"look at it with: agc-ml models report {bundle}{location(given)}")

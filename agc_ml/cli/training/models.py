@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agc_ml.cli import options
-from agc_ml.cli.training.connecting import again, bare, connected, follow, named, where_options
+from agc_ml.cli.training.connecting import (
+    connected,
+    follow,
+    location,
+    model_name,
+    name_and_version,
+    where_options,
+)
 from agc_ml.errors import UsageError
 
 if TYPE_CHECKING:
+    from agc_ml.training.client import TrainingClient
     from agc_ml.training.registry.versions import VersionFacts
-    from agc_ml.training.service.client import Training
 
 
 @click.group(epilog="Example: agc-ml models promote jet_assignment@3")
@@ -35,7 +42,7 @@ def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
     """List bundles, the oldest first."""
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
-    known = None if name is None else bare(name)
+    known = None if name is None else model_name(name)
     with connected(given) as training:
         found = training.models(known)
     rows = [
@@ -69,7 +76,7 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
     """
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
-    name, which = named(model)
+    name, which = name_and_version(model)
     with connected(given) as training:
         found = training.resolve(name, which)
         judged, trained = _records(training, name, found.version)
@@ -84,7 +91,7 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
         )
         for gate in judged["gates"]
     ]
-    crowned = [
+    is_champion_set = [
         (
             f"@{one.version}",
             f"@{one.previous}" if one.previous else "-",
@@ -99,8 +106,10 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
         Table("gates", ("gate", "verdict", "number", "limit", "what was found"), gates),
         _parameters({f"{parity}": one["params"] for parity, one in trained["models"].items()}),
     ]
-    if crowned:
-        parts.append(Table("champions", ("to", "from", "by", "reason", "when (UTC)"), crowned))
+    if is_champion_set:
+        parts.append(
+            Table("champions", ("to", "from", "by", "reason", "when (UTC)"), is_champion_set)
+        )
     facts = {
         "version": found.model_dump(mode="json"),
         "judged": judged,
@@ -118,7 +127,9 @@ def _described(found: VersionFacts, judged: dict[str, Any], trained: dict[str, A
     return f"{found.name}@{found.version}{champion}: {made}, {jets}"
 
 
-def _records(training: Training, name: str, version: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _records(
+    training: TrainingClient, name: str, version: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     judged, trained = (
         json.loads(training.content(name, version, file))
         for file in ("gates.json", "training.json")
@@ -150,7 +161,7 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     with connected(given) as training:
         for label in (a, b):
-            name, which = named(label)
+            name, which = name_and_version(label)
             version = training.resolve(name, which).version
             found[f"{name}@{version}"] = _records(training, name, version)
     if len(found) == 1:
@@ -206,7 +217,7 @@ def models_promote(
     model: str, *, expect: int | None, force: bool, reason: str, **given: Any
 ) -> None:
     """Make a bundle the champion: the next runs with NAME@champion score with it."""
-    name, which = named(model)
+    name, which = name_and_version(model)
     if force != bool(reason.strip()):
         raise UsageError("--force and --reason belong together")
     if not which.isdecimal():
@@ -230,7 +241,7 @@ def models_promote(
 @options.logging_options
 def models_rollback(name: str, *, expect: int | None, **given: Any) -> None:
     """Make the champion before the champion again."""
-    name = bare(name)
+    name = model_name(name)
     with connected(given) as training:
         history = training.promotions(name)
         known = history[-1].version if history else None
@@ -266,7 +277,7 @@ def models_judge(
 
     With --remote-..., their scores by a server are compared too.
     """
-    name = bare(name)
+    name = model_name(name)
     served = {"even": given["remote_even"], "odd": given["remote_odd"]}
     remote = {parity: address for parity, address in served.items() if address} or None
     with connected(given) as training:
@@ -295,7 +306,7 @@ def models_report(model: str, output: Path | None, **given: Any) -> None:
     """Fetch the page by which to decide whether a bundle is promoted."""
     from agc_ml.files import write  # noqa: PLC0415 - on demand
 
-    name, which = named(model)
+    name, which = name_and_version(model)
     with connected(given) as training:
         version = training.resolve(name, which).version
         content = training.content(name, version, "report.html")
@@ -317,9 +328,9 @@ def models_report(model: str, output: Path | None, **given: Any) -> None:
 @options.logging_options
 def models_pull(model: str, output: Path | None, **given: Any) -> None:
     """Copy a bundle into a folder: 'run --model DIR' then needs no registry."""
-    from agc_ml.training.service.client import pull  # noqa: PLC0415 - on demand
+    from agc_ml.training.client import pull  # noqa: PLC0415 - on demand
 
-    name, which = named(model)
+    name, which = name_and_version(model)
     with connected(given) as training:
         version = training.resolve(name, which).version
         folder = output or Path(f"{name}-{version}")
@@ -356,13 +367,13 @@ def models_drift(
     from agc_ml.cli import tables  # noqa: PLC0415 - on demand
     from agc_ml.results.run_record import load_record  # noqa: PLC0415 - on demand
     from agc_ml.training import drift  # noqa: PLC0415 - on demand
-    from agc_ml.training.service.client import table_of  # noqa: PLC0415 - on demand
+    from agc_ml.training.client import training_set_file  # noqa: PLC0415 - on demand
 
     if not math.isfinite(max_psi):
         raise UsageError("--max-psi: a number is needed")
     record = load_record(run)
     name, version = drift.model_of(record)
-    path = None if dataset is None else table_of(dataset)
+    path = None if dataset is None else training_set_file(dataset)
     with connected(given) as training:
         drift.check_same(record, training.resolve(name, version).files)
         _, trained = _records(training, name, version)
@@ -391,7 +402,7 @@ def models_drift(
         f"{len(drifted)} of {len(found)} features drifted",
     ]
     if challenger is not None:
-        parts.append(f"challenger: agc-ml jobs follow {challenger.id}{again(given)}")
+        parts.append(f"challenger: agc-ml jobs follow {challenger.id}{location(given)}")
     elif drifted:
         parts.append("train on the new events with --train, a run of jet_assignment on them")
     facts = {

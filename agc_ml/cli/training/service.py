@@ -184,14 +184,14 @@ _folder_option = click.option(
 
 
 @contextlib.contextmanager
-def _table(folder: Path) -> Iterator[Any]:
-    from agc_ml.training.service.database import Table  # noqa: PLC0415 - on demand
-    from agc_ml.training.service.job_manager import TABLE  # noqa: PLC0415 - on demand
+def _database(folder: Path) -> Iterator[Any]:
+    from agc_ml.training.service.database import Database  # noqa: PLC0415 - on demand
+    from agc_ml.training.service.job_manager import DATABASE  # noqa: PLC0415 - on demand
 
-    if not (folder / TABLE).exists():
+    if not (folder / DATABASE).exists():
         raise UsageError(f"{folder}: no training service has been started there; name it with -o")
-    with contextlib.closing(Table(folder / TABLE)) as table:
-        yield table
+    with contextlib.closing(Database(folder / DATABASE)) as database:
+        yield database
 
 
 @token.command("add", epilog="Example: agc-ml service token add alice --role train --days 90")
@@ -213,8 +213,8 @@ def token_add(name: str, role: Any, days: float | None, folder: Path, **_: Any) 
     if days is not None and not 0 < days <= _MOST_DAYS:
         raise UsageError(f"--days: more than 0, at most {_MOST_DAYS} are possible")
     expires = None if days is None else time.time() + days * 86400
-    with _table(folder) as table:
-        options.echo(tokens.issue(table, name, role, expires))
+    with _database(folder) as database:
+        options.echo(tokens.issue(database, name, role, expires))
 
 
 @token.command("list", epilog="Example: agc-ml service token list")
@@ -225,8 +225,8 @@ def token_list(folder: Path, *, as_json: bool, **_: Any) -> None:
     """List the tokens: whose they are, and what they may do."""
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
-    with _table(folder) as table:
-        found = table.tokens()
+    with _database(folder) as database:
+        found = database.tokens()
     rows = [
         (
             one.name,
@@ -247,6 +247,6 @@ def token_list(folder: Path, *, as_json: bool, **_: Any) -> None:
 @options.logging_options
 def token_revoke(name: str, folder: Path, **_: Any) -> None:
     """Revoke a token, at once."""
-    with _table(folder) as table:
-        table.revoke_token(name)
+    with _database(folder) as database:
+        database.revoke_token(name)
     options.echo(f"{name}: revoked")

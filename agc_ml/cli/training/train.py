@@ -66,14 +66,14 @@ def train(dataset: str, *, detach: bool, as_json: bool, quiet: bool, **given: An
 
     --cluster and --workers say where trials run with --local; a service has its own.
     """
+    from agc_ml.training.client import training_set_file  # noqa: PLC0415 - on demand
     from agc_ml.training.search_spaces import described, load_space  # noqa: PLC0415 - on demand
-    from agc_ml.training.service.client import table_of  # noqa: PLC0415 - on demand
 
     if detach and given["local"]:
         raise UsageError("--detach: with --local there is nobody to do it; leave one of them out")
     spec = {key: given[key] for key in ("name", "kind", "trials", "fold", "seed", "variation")}
     space = load_space(given["kind"], given["space"])
-    path = table_of(dataset)
+    path = training_set_file(dataset)
     with connected(given) as training:
         digest = training.upload(path)
         job = training.submit(

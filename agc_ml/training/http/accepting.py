@@ -1,4 +1,4 @@
-"""The door of the service: accepts connections, a few at a time, and minds what is left for it."""
+"""Acceptor of connections: a few at a time, with a limit of open handshakes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from agc_ml.training.http.connections import HEAD_S
 
 logger = logging.getLogger(__name__)
 
+# Connections that are accepted before those that are there get their turn
 _AT_ONCE: Final = 64
-"""Connections that are accepted before those that are there get their turn."""
 
 _PAUSE_S: Final = 1.0
 
 
-class Door:
+class Acceptor:
     """What asyncio's own server does, with a limit and a deadline for handshakes of TLS.
 
     asyncio's accepts hundreds of connections before any of them is read, keeps each for a minute

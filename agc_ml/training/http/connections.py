@@ -24,30 +24,28 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from agc_ml.training.http import problems
 
+# Given to a client for the head of a request, once it is connected or has begun one
 HEAD_S: Final = 10.0
-"""Given to a client for the head of a request, once it is connected or has begun one."""
 
 WINDOW_S: Final = 30.0
+# What has to get through in each `WINDOW_S`, of a body or of an answer: 1 kB a second
 LEAST_BYTES: Final = 32 * 1024
-"""What has to get through in each `WINDOW_S`, of a body or of an answer: 1 kB a second."""
 
+# Given to what is left of a body when its request is answered already: it is read, not kept. Many
+# clients look for the answer only when they have sent all, and a closed connection hides it.
 DISCARD_S: Final = 5.0
-"""Given to what is left of a body when its request is answered already: it is read, not kept.
 
-Many clients look for the answer only when they have sent all, and a closed connection hides it.
-"""
-
+# After which an idle connection is closed
 KEEP_ALIVE_S: Final = 75
-"""After which an idle connection is closed."""
 
 MOST: Final = 2000
 _DESCRIPTORS: Final = 2 * MOST + 96
 _SWEEP_S: Final = 1.0
+# So long no connection counts as slow
 _YOUNG_S: Final = 5.0
-"""So long no connection counts as slow."""
 
+# One in so many is given up when there are too many: looking through all takes its time
 _GIVEN_UP_AT_ONCE: Final = 16
-"""One in so many is given up when there are too many: looking through all takes its time."""
 
 
 class Phase(enum.IntEnum):
@@ -165,8 +163,8 @@ class Guarded(H11Protocol):
     """A connection with deadlines, one of a limited number."""
 
     everyone: ClassVar[Connections | None] = None
+    # Bytes of a body, for applications that have no limit of their own
     most_body: ClassVar[int | None] = None
-    """Bytes of a body, for applications that have no limit of their own."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

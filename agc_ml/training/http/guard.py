@@ -1,4 +1,4 @@
-"""Names under which the service is reached, and pages of others that ask in a browser."""
+"""HostNames under which the service is reached, and pages of others that ask in a browser."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from starlette.types import Scope
 
 from agc_ml.errors import UsageError
 
+# Methods that change nothing
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing."""
 
 _AUTHORITY: Final = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[^\s:/@\[\]]+)(:(?P<port>\d{1,5}))?")
 _USUAL_PORTS: Final = {"http": "80", "https": "443"}
 
 
 @dataclass(frozen=True)
-class Names:
+class HostNames:
     """Hosts under which a service is reached: all of them, and those of proxies before it."""
 
     ours: frozenset[str]
     proxies: frozenset[str]
 
 
-def names_of(host: str, given: Iterable[str] = ()) -> Names:
-    """Names of a service that listens on a host; ``given`` are those of proxies before it.
+def host_names(host: str, given: Iterable[str] = ()) -> HostNames:
+    """HostNames of a service that listens on a host; ``given`` are those of proxies before it.
 
     Raises
     ------
@@ -50,10 +50,10 @@ def names_of(host: str, given: Iterable[str] = ()) -> Names:
     ours = {"localhost", "127.0.0.1", "::1", _plain(host), here, here.partition(".")[0]}
     if not is_loopback(host):
         ours.add(socket.getfqdn())
-    return Names(frozenset(name.lower() for name in ours) | proxies, frozenset(proxies))
+    return HostNames(frozenset(name.lower() for name in ours) | proxies, frozenset(proxies))
 
 
-def refusal(scope: Scope, names: Names) -> tuple[HTTPStatus, str] | None:
+def refusal(scope: Scope, names: HostNames) -> tuple[HTTPStatus, str] | None:
     """Reject requests of foreign hosts and pages; None for a request that may be answered.
 
     A browser sends a user's password wherever a page of others makes it: under a name that leads
@@ -85,7 +85,7 @@ def refusal(scope: Scope, names: Names) -> tuple[HTTPStatus, str] | None:
     return None
 
 
-def _is_ours(origin: str, asked: re.Match[str] | None, names: Names) -> bool:
+def _is_ours(origin: str, asked: re.Match[str] | None, names: HostNames) -> bool:
     scheme, _, rest = origin.partition("://")
     page = _AUTHORITY.fullmatch(rest)
     if page is None or scheme not in _USUAL_PORTS:

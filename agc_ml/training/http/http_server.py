@@ -1,4 +1,4 @@
-"""uvicorn, with a door and connections of our own."""
+"""uvicorn, with a acceptor and connections of our own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from agc_ml.training.http.accepting import Door
+from agc_ml.training.http.accepting import Acceptor
 from agc_ml.training.http.connections import KEEP_ALIVE_S, Guarded, capacity
 
 
 class Server(uvicorn.Server):
-    """A server that accepts connections by `Door`, and leaves signals to the service."""
+    """A server that accepts connections by `Acceptor`, and leaves signals to the service."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -34,16 +34,16 @@ class Server(uvicorn.Server):
             app_state=self.lifespan.state,
         )
         handshakes = capacity() // 8
-        doors: list[Any] = [
-            Door(listener, protocol, self.config.ssl, handshakes) for listener in sockets or []
+        acceptors: list[Any] = [
+            Acceptor(listener, protocol, self.config.ssl, handshakes) for listener in sockets or []
         ]
-        for door in doors:
-            door.open()
-        self.servers = doors
+        for acceptor in acceptors:
+            acceptor.open()
+        self.servers = acceptors
         self.started = True
 
 
-def server_of(app: FastAPI, certificate: Path | None, key: Path | None) -> Server:
+def make_server(app: FastAPI, certificate: Path | None, key: Path | None) -> Server:
     """A server of an application; with a certificate and its key it speaks TLS."""
     return Server(
         uvicorn.Config(

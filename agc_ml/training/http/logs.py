@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+# Of a kind, in a second; of what is left out, there is a line with the number
 MOST_LINES: Final = 20
-"""Of a kind, in a second; of what is left out, there is a line with the number."""
 
+# Of a log file; there is one older one of each
 MOST_BYTES: Final = 16_000_000
-"""Of a log file; there is one older one of each."""
 
 
 class JsonLines(logging.Formatter):
@@ -51,7 +51,7 @@ class _Kind:
     last: logging.LogRecord | None = None
 
 
-class Sparing(logging.StreamHandler[Any]):
+class RateLimitedHandler(logging.StreamHandler[Any]):
     """Writes at most `MOST_LINES` of a kind a second, and then how many were left out.
 
     A kind is a level of a logger; of requests, one sort of answer to one sort of method. So a
@@ -106,7 +106,7 @@ class Sparing(logging.StreamHandler[Any]):
 
 def log_as_json(level: int) -> None:
     """Have all that is logged written to stderr, a line of JSON each."""
-    logging.basicConfig(level=level, handlers=[Sparing()], force=True)
+    logging.basicConfig(level=level, handlers=[RateLimitedHandler()], force=True)
     ours = logging.getLogger("agc_ml")
     ours.handlers.clear()  # that of the command line
     ours.setLevel(level)
@@ -116,7 +116,7 @@ def log_as_json(level: int) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
-def tell_what_was_left_out() -> None:
+def log_omitted() -> None:
     """Have lines that were left out counted in the log, also when no other one follows."""
     for handler in logging.getLogger().handlers:
         handler.flush()

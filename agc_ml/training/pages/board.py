@@ -1,4 +1,4 @@
-"""What the service shows of itself: pages for people, numbers for Prometheus."""
+"""Web pages of the service, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Final
 
 from agc_ml._version import __version__
 from agc_ml.training.service.database import Job
-from agc_ml.training.service.job_manager import Training
+from agc_ml.training.service.job_manager import JobManager
 
-MOST: Final = 50
-"""Jobs on the page."""
+# Jobs on the page
+MAX_JOBS: Final = 50
 
+# Lines of a job's log on its page
 LAST_LINES: Final = 40
-"""Of a job's log, on its page."""
 
-_LONGEST: Final = 500
+_MAX_LENGTH: Final = 500
 
 
 def page(jobs: Sequence[Job], models: Sequence[Any] | None, mlflow_url: str, *, is_up: bool) -> str:
-    """The page of a service: its models, None if they can't be read, and its newest jobs."""
+    """Return the main page: models (None if the registry can't be read) and the newest jobs."""
     text: str = _template("board.html.j2").render(
         jobs=list(reversed(jobs)),
         models=list(reversed(models or ())),
@@ -34,26 +34,26 @@ def page(jobs: Sequence[Job], models: Sequence[Any] | None, mlflow_url: str, *, 
     return text
 
 
-def page_of_job(job: Job, log: Sequence[str]) -> str:
-    """The page of a job: how far it is, what it was asked for, and the end of its log."""
-    asked = job.spec.model_dump(exclude_none=True, exclude_defaults=True, mode="json")
+def job_page(job: Job, log: Sequence[str]) -> str:
+    """Return the page of a job: progress, specification, result, end of its log."""
+    spec = job.spec.model_dump(exclude_none=True, exclude_defaults=True, mode="json")
     text: str = _template("job.html.j2").render(
         job=job,
-        asked={name: _as_given(value) for name, value in asked.items()},
-        result={name: told for name, value in (job.result or {}).items() if (told := _told(value))},
+        spec={name: _shortened(value) for name, value in spec.items()},
+        result={name: line for name, value in (job.result or {}).items() if (line := _text(value))},
         log=log,
         version=__version__,
     )
     return text
 
 
-def _as_given(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]} ..."
 
 
-def _told(value: Any) -> str:
-    """Numbers by name, in words."""
+def _text(value: Any) -> str:
+    """Return a value as text; mappings as names and values."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -61,7 +61,7 @@ def _told(value: Any) -> str:
     if isinstance(value, Mapping):
         inner = any(isinstance(one, Mapping) for one in value.values())
         between, is_ = ("; ", ": ") if inner else (", ", " ")
-        return between.join(f"{name}{is_}{_told(one)}" for name, one in value.items())
+        return between.join(f"{name}{is_}{_text(one)}" for name, one in value.items())
     return str(value)
 
 
@@ -86,20 +86,24 @@ def _time(seconds: float | None) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def metrics(training: Training, requests: Mapping[tuple[str, int], int], *, mlflow_up: bool) -> str:
-    """Numbers in Prometheus' format."""
+def metrics(
+    manager: JobManager, requests: Mapping[tuple[str, int], int], *, mlflow_up: bool
+) -> str:
+    """Return the metrics in the format of Prometheus."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest  # noqa: PLC0415 - heavy
 
     registry = CollectorRegistry()
     jobs = Gauge("agc_ml_jobs", "Jobs by state", ["state"], registry=registry)
-    for state, number in training.table.counts().items():
+    for state, number in manager.database.counts().items():
         jobs.labels(state).set(number)
     answered = Gauge(
         "agc_ml_requests", "Requests since the start", ["method", "status"], registry=registry
     )
     for (method, status), number in requests.items():
         answered.labels(method, str(status)).set(number)
-    Gauge("agc_ml_mlflow_up", "Whether MLflow answers", registry=registry).set(mlflow_up)
-    Gauge("agc_ml_slots", "Jobs that run at once", registry=registry).set(training.settings.slots)
+    Gauge("agc_ml_mlflow_up", "1 if MLflow answers", registry=registry).set(mlflow_up)
+    Gauge("agc_ml_slots", "Jobs that may run at once", registry=registry).set(
+        manager.settings.slots
+    )
     text: bytes = generate_latest(registry)
     return text.decode()

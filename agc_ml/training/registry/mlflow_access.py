@@ -10,8 +10,8 @@ from werkzeug.datastructures import Authorization
 
 from agc_ml.training.registry.mlflow_server import ADMIN
 
+# How the last part of a path begins, of what is asked by POST and reads only
 _READS: Final = ("search", "graphql", "get-")
-"""How the last part of a path begins, of what is asked by POST and reads only."""
 
 
 def authenticate() -> Authorization | Response:

@@ -28,22 +28,22 @@ HOST: Final = "127.0.0.1"
 LOG: Final = "mlflow.log"
 _STATE: Final = "mlflow.json"
 _PROTOCOL: Final = "agc_ml.training.http.connections:Reading"
+# Names under which MLflow is asked; its own list has patterns such as 10.*, which names match
 _HOSTS: Final = "127.0.0.1,127.0.0.1:*,localhost,localhost:*"
-"""Names under which MLflow is asked; its own list has patterns such as 10.*, which names match."""
 
 _USERS: Final = "mlflow-users.db"
 _CONFIG: Final = "mlflow-auth.ini"
 ADMIN: Final = "agc-ml"
 VIEWER: Final = "viewer"
+# Given to it to answer for the first time
 START_S: Final = 120.0
-"""Given to it to answer for the first time."""
 
+# Between two starts
 AGAIN_S: Final = 15.0
-"""Between two starts."""
 
 _OK: Final = 200
+# What it answers where a user is there already
 _THERE: Final = 400
-"""What it answers where a user is there already."""
 
 
 class MlflowServer:
@@ -73,7 +73,7 @@ class MlflowServer:
         """Name and password of the one who may only look."""
         return VIEWER, self._passwords[VIEWER]
 
-    def claim(self) -> None:
+    def claim_port(self) -> None:
         """Make sure that its port is free, or that it runs there still from before.
 
         Raises

@@ -1,4 +1,4 @@
-"""Writing to the registry: what a job made becomes versions, each once; aliases change at once."""
+"""Writer of the registry: registers the models of a job, each once, and sets the champion."""
 
 from __future__ import annotations
 
@@ -31,33 +31,35 @@ from agc_ml.training.registry.versions import (
     MEMBER_TAG,
     PASSED_TAG,
     QUALITY_TAG,
+    VersionFacts,
+    version_facts,
 )
 from agc_ml.training.service.database import Job
 
+# Results on a page of MLflow's searches
 _PAGE: Final = 1000
-"""What MLflow is asked for at once."""
 
 
 class Publisher(Registry):
-    """Writes what `Registry` reads. Everything can be done again after a death in the middle."""
+    """Writes what `Registry` reads; each step can be repeated if its process died."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._folder = folder
-        self._making = threading.Lock()
+        self._creation = threading.Lock()
 
     @property
     def client(self) -> Any:
-        """MLflow's client, to be used within `errors`; its database is made if it is not there."""
-        with self._making:
+        """MLflow's client, for use within `errors`; creates the database if there is none."""
+        with self._creation:
             if not self.database.exists():
-                self._make()
+                self._create_database()
         return super().client
 
-    def _make(self) -> None:
-        """Make the database, under another name at first.
+    def _create_database(self) -> None:
+        """Create the database under a temporary name, then rename it.
 
-        MLflow makes its tables one by one, and can do nothing with half of them.
+        MLflow creates its tables one by one, and can't use a database with half of them.
         """
         hidden = f".{self.database.name}"
         for stale in self.database.parent.glob(f"{hidden}*"):
@@ -67,30 +69,30 @@ class Publisher(Registry):
         scratch.replace(self.database)
 
     def open(self) -> None:
-        """Make MLflow's database, if it is not there.
+        """Create MLflow's database, if there is none.
 
         Raises
         ------
         RegistryError
-            It can't be made.
+            It can't be created.
         """
         with self.errors("the registry"):
             self.client.search_experiments(max_results=1)
 
     def publish(self, job: Job, work: Path) -> dict[str, Any]:
-        """Make versions of what a finished job left in its folder ``work``; those it has by now.
+        """Register the models in the folder ``work`` of a finished job, once; return its result.
 
         Raises
         ------
         RegistryError
             The registry can't be used now.
         ModelError
-            The job's files are not what it said.
+            The job's files are not those of its result.
         """
         result = json.loads((work / RESULT).read_text())
         with self.errors(f"job {job.id}"):
             run = self._run(job, result, work)
-            source = self._copied(job, run, work, result["files"])
+            source = self._store_files(job, run, work, result["files"])
             own = {JOB_TAG: job.id, FILES_TAG: json.dumps(result["files"])}
             versions: dict[str, str] = {}
             parities: list[Parity] = result["parities"]
@@ -115,20 +117,20 @@ class Publisher(Registry):
         return {"versions": versions, **{key: result[key] for key in kept}}
 
     def _run(self, job: Job, result: Mapping[str, Any], work: Path) -> str:
-        """MLflow's run of a job, with its trials below it; made if it is not there."""
+        """Return MLflow's run of a job, with its trials as nested runs; create them if need be."""
         client, name = self.client, job.spec.name
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        earlier = client.get_experiment_by_name(name)
+        if earlier is None:
             experiment = client.create_experiment(name, artifact_location=f"{SCHEME}{name}")
         else:
-            experiment = found.experiment_id
+            experiment = earlier.experiment_id
         runs = client.search_runs([experiment], f"tags.`{JOB_TAG}` = '{job.id}'", max_results=1)
         if runs:
             run = str(runs[0].info.run_id)
         else:
             tags = {JOB_TAG: job.id, "mlflow.user": job.owner}
-            made = client.create_run(experiment, tags=tags, run_name=f"{job.spec.kind} {job.id}")
-            run = str(made.info.run_id)
+            new = client.create_run(experiment, tags=tags, run_name=f"{job.spec.kind} {job.id}")
+            run = str(new.info.run_id)
         self._log(run, job, result)
         self._log_trials(experiment, run, job, work)
         return run
@@ -153,11 +155,13 @@ class Publisher(Registry):
         self.client.log_batch(run, metrics=metrics, params=params)
 
     def _log_trials(self, experiment: str, run: str, job: Job, work: Path) -> None:
-        """A run of MLflow's for each trial, those that are not there yet."""
+        """Create a nested run for each trial that has none yet."""
         from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - heavy
 
         trials = json.loads((work / BUNDLE / TRIALS).read_text())
-        there = _all(self.client.search_runs, [experiment], f"tags.`mlflow.parentRunId` = '{run}'")
+        there = _search_all(
+            self.client.search_runs, [experiment], f"tags.`mlflow.parentRunId` = '{run}'"
+        )
         known = {one.info.run_name: one for one in there}
         at = int(1000 * job.created)
         for parity, attempts in trials.items():
@@ -179,8 +183,8 @@ class Publisher(Registry):
                 )
                 self.client.set_terminated(child.info.run_id)
 
-    def _copied(self, job: Job, run: str, work: Path, files: Mapping[str, str]) -> str:
-        """Put a job's files where MLflow looks for those of its run: all of them, or none."""
+    def _store_files(self, job: Job, run: str, work: Path, files: Mapping[str, str]) -> str:
+        """Copy a job's files to the artifacts of its run, all or none; return their URI."""
         inside = f"{job.spec.name}/{run}/{ARTIFACTS}"
         target = self._folder / ARTIFACTS / inside / BUNDLE
         if not target.exists():
@@ -195,20 +199,20 @@ class Publisher(Registry):
         return f"{SCHEME}{inside}/{BUNDLE}"
 
     def _version(self, name: str, run: str, source: str, tags: Mapping[str, str]) -> str:
-        """Number of the version that a run made of a model; made with all its tags if not there."""
+        """Return the version of a model that a run registered; register it if need be."""
         client = self.client
-        there = client.search_model_versions(f"name = '{name}' and run_id = '{run}'")
-        if there:
-            return str(there[0].version)
+        earlier = client.search_model_versions(f"name = '{name}' and run_id = '{run}'")
+        if earlier:
+            return str(earlier[0].version)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        made = client.create_model_version(
+        new = client.create_model_version(
             name, source, run_id=run, tags=dict(tags), await_creation_for=0
         )
-        return str(made.version)
+        return str(new.version)
 
     def champion(self, name: str) -> Version | None:
-        """The version that is the champion now, None if there is none.
+        """Return the version of the champion, None if there is none.
 
         Raises
         ------
@@ -216,14 +220,25 @@ class Publisher(Registry):
             The registry can't be used now.
         """
         with self.errors(f"model {name}"):
-            found = self.client.search_registered_models(f"name = '{name}'")
-        aliases = dict(found[0].aliases) if found else {}
+            models = self.client.search_registered_models(f"name = '{name}'")
+        aliases = dict(models[0].aliases) if models else {}
         if CHAMPION not in aliases:
             return None
         return self.find(name, str(aliases[CHAMPION]))
 
-    def crown(self, name: str, version: str) -> None:
-        """Make a version the champion.
+    def champion_version(self, name: str) -> str:
+        """Return the number of the champion's version, '' if there is none.
+
+        Raises
+        ------
+        RegistryError
+            The registry can't be used now.
+        """
+        champion = self.champion(name)
+        return "" if champion is None else champion.version
+
+    def set_champion(self, name: str, version: str) -> None:
+        """Set the alias of the champion to a version.
 
         Raises
         ------
@@ -234,7 +249,7 @@ class Publisher(Registry):
             self.client.set_registered_model_alias(name, CHAMPION, version)
 
     def versions(self, name: str) -> list[Version]:
-        """Versions of a model, the oldest first.
+        """Return the versions of a model, the oldest first.
 
         Raises
         ------
@@ -242,30 +257,30 @@ class Publisher(Registry):
             The registry can't be used now.
         """
         with self.errors(f"model {name}"):
-            found = _all(self.client.search_model_versions, f"name = '{name}'")
-        ours = [one for one in found if FILES_TAG in one.tags]
+            all_versions = _search_all(self.client.search_model_versions, f"name = '{name}'")
+        ours = [one for one in all_versions if FILES_TAG in one.tags]
         return sorted((self.version_of(one) for one in ours), key=lambda one: int(one.version))
 
     def bundle_of(self, name: str, members: Mapping[Parity, int]) -> Version:
-        """The newest judged bundle of two models.
+        """Return the newest bundle of two models.
 
         Raises
         ------
         ModelError
-            The two were not judged together.
+            The two were never judged together.
         """
-        wanted = {MEMBER_TAG.format(parity=p): str(number) for p, number in members.items()}
-        found = [one for one in self.versions(name) if wanted.items() <= one.tags.items()]
-        if not found:
+        tags = {MEMBER_TAG.format(parity=p): str(number) for p, number in members.items()}
+        bundles = [one for one in self.versions(name) if tags.items() <= one.tags.items()]
+        if not bundles:
             pair = ", ".join(f"{p} {number}" for p, number in members.items())
             raise ModelError(
                 f"model {name}: {pair} were never judged as a bundle; do so with 'agc-ml models "
                 "judge'"
             )
-        return found[-1]
+        return bundles[-1]
 
     def names(self) -> list[str]:
-        """Names of the models that have bundles.
+        """Return the names of the models that have bundles.
 
         Raises
         ------
@@ -273,12 +288,73 @@ class Publisher(Registry):
             The registry can't be used now.
         """
         with self.errors("models"):
-            found = _all(self.client.search_registered_models)
+            models = _search_all(self.client.search_registered_models)
         suffixes = tuple(f"-{parity}" for parity in PARITIES)
-        return sorted(one.name for one in found if not one.name.endswith(suffixes))
+        return sorted(one.name for one in models if not one.name.endswith(suffixes))
 
-    def materialised(self, version: Version, folder: Path) -> Path:
-        """A checked copy of a version's files in a folder, which it names.
+    def bundles(self, name: str) -> list[VersionFacts]:
+        """Return the bundles of a model, the oldest first.
+
+        Raises
+        ------
+        RegistryError
+            The registry can't be used now.
+        """
+        champion = self.champion_version(name)
+        return [version_facts(one, champion) for one in self.versions(name)]
+
+    def all_bundles(self) -> list[VersionFacts]:
+        """Return the bundles of all models.
+
+        Raises
+        ------
+        RegistryError
+            The registry can't be used now.
+        """
+        return [bundle for name in self.names() for bundle in self.bundles(name)]
+
+    def resolve(self, name: str, which: str) -> VersionFacts:
+        """Return the bundle of a version or an alias, with all its files verified.
+
+        Raises
+        ------
+        ModelError
+            There is no such bundle, or a file was changed.
+        RegistryError
+            The registry can't be used now.
+        """
+        champion = self.champion_version(name)
+        return version_facts(self.verified(name, which), champion)
+
+    def verified(self, name: str, which: str | Mapping[Parity, int]) -> Version:
+        """Return a version by its number, alias or members, with all its files verified.
+
+        Raises
+        ------
+        ModelError
+            There is no such version, or a file was changed.
+        RegistryError
+            The registry can't be used now.
+        """
+        version = self.find(name, which) if isinstance(which, str) else self.bundle_of(name, which)
+        for file in version.files:
+            self.content(version, file)
+        return version
+
+    def file(self, name: str, which: str, file: str) -> bytes:
+        """Return a file of a version, verified.
+
+        Raises
+        ------
+        ModelError
+            There is no such file, or it was changed.
+        RegistryError
+            The registry can't be used now.
+        """
+        return self.content(self.find(name, which), file)
+
+    def copy_files(self, version: Version, folder: Path) -> Path:
+        """Copy a version's files, verified, into a folder; return the copy's folder.
 
         Raises
         ------
@@ -295,19 +371,19 @@ class Publisher(Registry):
 
 
 def member(name: str, parity: Parity) -> str:
-    """What the registry calls one of the two models of a bundle."""
+    """Return the registered name of one of the two models of a bundle."""
     return f"{name}-{parity}"
 
 
-def _all(search: Callable[..., Any], *about: Any) -> list[Any]:
-    """What a search of MLflow's finds, all its pages."""
-    found: list[Any] = []
+def _search_all(search: Callable[..., Any], *query: Any) -> list[Any]:
+    """Return all pages of a search of MLflow."""
+    results: list[Any] = []
     token = None
     while True:
-        page = search(*about, max_results=_PAGE, page_token=token)
-        found += page
+        page = search(*query, max_results=_PAGE, page_token=token)
+        results += page
         if not (token := page.token):
-            return found
+            return results
 
 
 def _sync(path: Path) -> None:

@@ -18,21 +18,18 @@ from pydantic import BaseModel, Field
 from agc_ml.errors import StoreError, TrainingError
 from agc_ml.training.http.openapi import problems
 from agc_ml.training.job_spec import DIGEST, JobSpec
-from agc_ml.training.service.authorization import Route
-from agc_ml.training.service.context import InHouse, Reader, Trainer
-from agc_ml.training.service.database import ENDED, Job, State, UnknownError
+from agc_ml.training.service.authorization import CheckedRoute
+from agc_ml.training.service.context import Context, Reader, Trainer
+from agc_ml.training.service.database import Job, State, UnknownError
+from agc_ml.training.service.job_manager import UPLOAD
 
-ROUTES: Final = APIRouter(route_class=Route)
+ROUTES: Final = APIRouter(route_class=CheckedRoute)
 
-UPLOAD: Final = ".upload"
-"""How the name of a file begins that is being uploaded."""
+# Between two queries of a job that is followed
+POLL_S: Final = 0.5
 
-EVERY_S: Final = 0.5
-"""Between two looks at a job that someone follows."""
-
-_UPLOADS: Final = 64
-_FOLLOWERS: Final = 500
-"""Of these, so many at once."""
+_MAX_UPLOADS: Final = 64
+_MAX_FOLLOWERS: Final = 500
 
 _FILE: Final = {
     "requestBody": {
@@ -51,24 +48,24 @@ Digest = Annotated[
         json_schema_extra={"pattern": f"^{DIGEST}$"},
     ),
 ]
-JobId = Annotated[str, PathParameter(description="identity of the job, as the list of jobs has it")]
+JobId = Annotated[str, PathParameter(description="id of the job, as the list of jobs has it")]
 
 
 class Uploaded(BaseModel):
-    """A training set that is here now."""
+    """Digest of an uploaded training set."""
 
     digest: str
 
 
 class DatasetFacts(BaseModel):
-    """A training set that is here."""
+    """Digest and size of a training set."""
 
     digest: str
     bytes: int = Field(description="size of its file")
 
 
 class LastLines(BaseModel):
-    """The end of a log."""
+    """Last lines of a log."""
 
     lines: list[str]
 
@@ -79,43 +76,43 @@ class LastLines(BaseModel):
     tags=["training sets"],
     summary="Upload a training set",
     responses={
-        200: {"model": Uploaded, "description": "It is here already; what was sent is not read."},
+        200: {"model": Uploaded, "description": "It was uploaded before; the body is not read."},
         **problems(413, 415, 422),
     },
     openapi_extra=_FILE,
 )
 async def upload(
-    digest: Digest, request: Request, response: Response, house: InHouse, _: Trainer
+    digest: Digest, request: Request, response: Response, context: Context, _: Trainer
 ) -> Uploaded:
-    """A training set as Parquet; its digest says which one it is."""
+    """Upload a training set as Parquet; the digest of its content is its name."""
     if not re.fullmatch(DIGEST, digest):
         raise TrainingError("the digest of a training set is 64 hexadecimal digits")
-    if house.training.dataset_path(digest).exists():
+    if context.manager.dataset_path(digest).exists():
         response.status_code = HTTPStatus.OK
         return Uploaded(digest=digest)
     with (
-        house.one_of("uploads", _UPLOADS),
-        tempfile.NamedTemporaryFile(dir=house.training.folder, prefix=UPLOAD) as file,
+        context.limited("uploads", _MAX_UPLOADS),
+        tempfile.NamedTemporaryFile(dir=context.manager.folder, prefix=UPLOAD) as file,
     ):
         try:
             async for part in request.stream():
                 file.write(part)
             file.flush()
         except OSError as error:
-            raise StoreError(f"the training set can't be kept ({error.strerror})") from error
-        await house.take_in(Path(file.name), digest)
+            raise StoreError(f"the training set can't be stored ({error.strerror})") from error
+        await context.store_dataset(Path(file.name), digest)
     return Uploaded(digest=digest)
 
 
 @ROUTES.get(
     "/v1/datasets/{digest}",
     tags=["training sets"],
-    summary="Look whether a training set is here",
+    summary="Check for a training set",
     responses=problems(404, 422),
 )
-async def dataset(digest: Digest, house: InHouse, _: Reader) -> DatasetFacts:
-    """Its digest and its size; 404 if it has to be uploaded."""
-    path = house.training.dataset_path(digest)
+async def dataset(digest: Digest, context: Context, _: Reader) -> DatasetFacts:
+    """Return its digest and size; 404 if it was not uploaded."""
+    path = context.manager.dataset_path(digest)
     if not re.fullmatch(DIGEST, digest) or not path.exists():
         raise UnknownError(f"there is no training set {digest[:12]} here; upload it")
     return DatasetFacts(digest=digest, bytes=path.stat().st_size)
@@ -127,13 +124,13 @@ async def dataset(digest: Digest, house: InHouse, _: Reader) -> DatasetFacts:
     tags=["jobs"],
     summary="Submit a job",
     responses={
-        200: {"model": Job, "description": "The job that the idempotency key made before."},
+        200: {"model": Job, "description": "The earlier job with this idempotency key."},
         **problems(413, 415, 422, 429),
     },
 )
-async def submit(spec: JobSpec, response: Response, house: InHouse, who: Trainer) -> Job:
-    """Take a job on; the same idempotency key gives the first job."""
-    job, is_new = house.training.submit(spec, who.name)
+async def submit(spec: JobSpec, response: Response, context: Context, token: Trainer) -> Job:
+    """Queue a job; the same idempotency key returns the first one."""
+    job, is_new = context.manager.submit(spec, token.name)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not is_new:
         response.status_code = HTTPStatus.OK
@@ -142,20 +139,20 @@ async def submit(spec: JobSpec, response: Response, house: InHouse, who: Trainer
 
 @ROUTES.get("/v1/jobs", tags=["jobs"], summary="List jobs", responses=problems(422))
 async def jobs(
-    house: InHouse,
+    context: Context,
     _: Reader,
     state: Annotated[State | None, Query(description="only jobs in this state")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="most that are listed")] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="largest number of jobs to list")] = 100,
 ) -> list[Job]:
-    """Jobs, the oldest first; the newest ``limit`` of them."""
+    """List the newest ``limit`` jobs, the oldest first."""
     states = () if state is None else (state,)
-    return house.training.table.jobs(states, limit)
+    return context.manager.database.jobs(states, limit)
 
 
 @ROUTES.get("/v1/jobs/{job_id}", tags=["jobs"], summary="Show a job", responses=problems(404, 422))
-async def job(job_id: JobId, house: InHouse, _: Reader) -> Job:
-    """How a job stands."""
-    return house.training.table.job(job_id)
+async def job(job_id: JobId, context: Context, _: Reader) -> Job:
+    """Return a job and its state."""
+    return context.manager.database.job(job_id)
 
 
 @ROUTES.get(
@@ -166,22 +163,22 @@ async def job(job_id: JobId, house: InHouse, _: Reader) -> Job:
 )
 async def logs(
     job_id: JobId,
-    house: InHouse,
+    context: Context,
     _: Reader,
-    tail: Annotated[int, Query(ge=1, le=10_000, description="lines at most")] = 200,
+    tail: Annotated[int, Query(ge=1, le=10_000, description="largest number of lines")] = 200,
 ) -> LastLines:
-    """The last lines of what its process said, of the last megabyte."""
-    found = house.training.table.job(job_id)
-    return LastLines(lines=house.training.log(found, tail))
+    """Return the last lines of its log, from the last megabyte."""
+    found = context.manager.database.job(job_id)
+    return LastLines(lines=context.manager.log(found, tail))
 
 
-async def _known(job_id: JobId, house: InHouse, _: Reader) -> Job:
-    """A job that is there: once an answer streams, it is too late to say that it is not."""
-    return house.training.table.job(job_id)
+async def _existing_job(job_id: JobId, context: Context, _: Reader) -> Job:
+    """Return a job, or 404: too late for that once the answer streams."""
+    return context.manager.database.job(job_id)
 
 
-async def _follows(house: InHouse) -> AsyncIterator[None]:
-    with house.one_of("followers", _FOLLOWERS):
+async def _limit_followers(context: Context) -> AsyncIterator[None]:
+    with context.limited("followers", _MAX_FOLLOWERS):
         yield
 
 
@@ -191,18 +188,18 @@ async def _follows(house: InHouse) -> AsyncIterator[None]:
     summary="Follow a job",
     response_class=EventSourceResponse,
     responses=problems(404, 422),
-    dependencies=[Depends(_follows)],
+    dependencies=[Depends(_limit_followers)],
 )
 async def events(
-    job_id: JobId, house: InHouse, _: Reader, found: Annotated[Job, Depends(_known)]
+    job_id: JobId, context: Context, _: Reader, job: Annotated[Job, Depends(_existing_job)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """The job each time it changes, until it is over, as server-sent events."""
-    yield ServerSentEvent(data=found, event="job", id=str(found.changed))
-    while found.state not in ENDED:
-        await asyncio.sleep(EVERY_S)
-        if house.training.table.changed(job_id) != found.changed:  # to read all of it takes longer
-            found = house.training.table.job(job_id)
-            yield ServerSentEvent(data=found, event="job", id=str(found.changed))
+    """Stream the job as server-sent events, each time it changes, until it has ended."""
+    yield ServerSentEvent(data=job, event="job", id=str(job.changed))
+    while not job.is_over:
+        await asyncio.sleep(POLL_S)
+        if context.manager.database.changed(job_id) != job.changed:  # cheaper than reading the job
+            job = context.manager.database.job(job_id)
+            yield ServerSentEvent(data=job, event="job", id=str(job.changed))
 
 
 @ROUTES.post(
@@ -211,6 +208,6 @@ async def events(
     summary="Cancel a job",
     responses=problems(404, 413, 415, 422),
 )
-async def cancel(job_id: JobId, house: InHouse, _: Trainer) -> Job:
-    """Stop a job: at once if it waits, else as soon as its process has stopped."""
-    return house.training.cancel(job_id)
+async def cancel(job_id: JobId, context: Context, _: Trainer) -> Job:
+    """Cancel a job: at once if it is queued, else when its process has stopped."""
+    return context.manager.cancel(job_id)

@@ -15,68 +15,69 @@ from agc_ml.models.registry import CHAMPION, MOST_VERSION
 from agc_ml.training.http.openapi import problems
 from agc_ml.training.job_spec import Pair, VersionNumber
 from agc_ml.training.pages.report_page import REPORT
-from agc_ml.training.registry import versions
+from agc_ml.training.registry.publisher import Publisher
 from agc_ml.training.registry.versions import VersionFacts
-from agc_ml.training.service.authorization import Route
-from agc_ml.training.service.context import PAGE_POLICY, InHouse, Promoter, Reader
+from agc_ml.training.service.authorization import CheckedRoute
+from agc_ml.training.service.context import PAGE_POLICY, Context, Promoter, Reader, ServiceContext
 from agc_ml.training.service.database import Promotion, UnknownError
 
-ROUTES: Final = APIRouter(tags=["models"], route_class=Route)
+ROUTES: Final = APIRouter(tags=["models"], route_class=CheckedRoute)
 
 Name = Annotated[str, Path(description="name of the model, such as jet_assignment")]
 VersionOf = Annotated[VersionNumber, Path(description="version of the bundle")]
+# Version of the champion; 0 if there is none
 CurrentVersion = Annotated[int, Field(ge=0, le=MOST_VERSION)]
-"""Of the champion; 0: there is none."""
 
 
 class Content(Response):
-    """Bytes."""
+    """A file's content."""
 
     media_type = "application/octet-stream"
 
 
 class Promote(BaseModel):
-    """Which bundle is to be the champion: by its version, or those of its two models."""
+    """Bundle to promote: its version, or the versions of its two models."""
 
     model_config = ConfigDict(extra="forbid")
     version: VersionNumber | None = None
     versions: Pair | None = None
     expect_current: CurrentVersion | None = Field(
-        default=None, description="version that is the champion now; 0: there is none"
+        default=None,
+        description="promote only if this version is the champion now; 0 if there is none",
     )
-    force: bool = Field(default=False, description="although it fails a gate")
-    reason: str = Field(default="", max_length=500, description="why, if it is forced")
+    force: bool = Field(default=False, description="promote even if gates failed")
+    reason: str = Field(default="", max_length=500, description="reason for a forced promotion")
 
 
 class Rollback(BaseModel):
-    """Back to the champion before."""
+    """Restore the previous champion."""
 
     model_config = ConfigDict(extra="forbid")
     expect_current: CurrentVersion | None = None
 
 
 @ROUTES.get("/v1/models", summary="List all bundles", responses=problems())
-async def models(house: InHouse, _: Reader) -> list[VersionFacts]:
-    """Bundles of all models, the oldest first of each."""
-    return await house.look(versions.of_all)
+async def models(context: Context, _: Reader) -> list[VersionFacts]:
+    """List the bundles of all models, the oldest of each first."""
+    return await context.read_registry(Publisher.all_bundles)
 
 
 @ROUTES.get(
     "/v1/models/{name}", summary="List the bundles of a model", responses=problems(404, 422)
 )
-async def of_model(name: Name, house: InHouse, _: Reader) -> list[VersionFacts]:
-    """Bundles of a model, the oldest first."""
-    return await house.look(versions.of_model, _name(name))
+async def of_model(name: Name, context: Context, _: Reader) -> list[VersionFacts]:
+    """List the bundles of a model, the oldest first."""
+    return await context.read_registry(Publisher.bundles, _name(name))
 
 
 @ROUTES.get(
     "/v1/models/{name}/promotions",
-    summary="List who made which bundle champion",
+    summary="List the promotions of a model",
     responses=problems(404, 422),
 )
-async def promotions(name: Name, house: InHouse, _: Reader) -> list[Promotion]:
-    """Who was made champion, when, and by whom."""
-    return house.training.table.promotions(_name(name))
+async def promotions(name: Name, context: Context, _: Reader) -> list[Promotion]:
+    """List all changes of the champion: versions, users, times and reasons."""
+    return context.manager.database.promotions(_name(name))
 
 
 @ROUTES.get(
@@ -86,16 +87,18 @@ async def promotions(name: Name, house: InHouse, _: Reader) -> list[Promotion]:
 )
 async def resolve(
     name: Name,
-    house: InHouse,
+    context: Context,
     _: Reader,
     alias: Annotated[
         str, Query(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="such as champion")
     ] = CHAMPION,
-    version: Annotated[VersionNumber | None, Query(description="this one, of no alias")] = None,
+    version: Annotated[
+        VersionNumber | None, Query(description="version number, instead of an alias")
+    ] = None,
 ) -> VersionFacts:
-    """What an alias or a version is now; its files can be relied upon."""
+    """Return the bundle of an alias or a version; the sha256 of its files were verified."""
     which = alias if version is None else str(version)
-    return await house.look(versions.resolved, _name(name), which)
+    return await context.read_registry(Publisher.resolve, _name(name), which)
 
 
 @ROUTES.get(
@@ -108,27 +111,22 @@ async def content(
     name: Name,
     version: VersionOf,
     file: Annotated[str, Path(description="name of the file, as the bundle lists it")],
-    house: InHouse,
+    context: Context,
     _: Reader,
 ) -> Response:
-    """A file of a bundle, with the bytes that it was registered with."""
-    data = await house.read(
-        versions.content, house.training.registry, _name(name), str(version), file
-    )
-    return Content(data)
+    """Return a file of a bundle; its sha256 was verified."""
+    return Content(await _file(context, name, version, file))
 
 
 @ROUTES.get(
     "/v1/models/{name}/versions/{version}/report",
-    summary="Read the report of a bundle",
+    summary="Read the validation report of a bundle",
     response_class=HTMLResponse,
     responses=problems(404, 409, 422),
 )
-async def report(name: Name, version: VersionOf, house: InHouse, _: Reader) -> HTMLResponse:
-    """A page to decide from whether a bundle is promoted: its gates, numbers and figures."""
-    data = await house.read(
-        versions.content, house.training.registry, _name(name), str(version), REPORT
-    )
+async def report(name: Name, version: VersionOf, context: Context, _: Reader) -> HTMLResponse:
+    """Return the validation report of a bundle: gates, quality and figures."""
+    data = await _file(context, name, version, REPORT)
     return HTMLResponse(data, headers={"Content-Security-Policy": PAGE_POLICY})
 
 
@@ -137,39 +135,44 @@ async def report(name: Name, version: VersionOf, house: InHouse, _: Reader) -> H
     summary="Make a bundle the champion",
     responses=problems(404, 409, 413, 415, 422),
 )
-async def promote(name: Name, asked: Promote, house: InHouse, who: Promoter) -> Promotion:
-    """Make a bundle the champion, unless another one is than was expected."""
-    if (asked.version is None) == (asked.versions is None):
+async def promote(name: Name, request: Promote, context: Context, token: Promoter) -> Promotion:
+    """Make a bundle the champion, unless the current champion is not the expected one."""
+    if (request.version is None) == (request.versions is None):
         raise TrainingError("either version (of a bundle) or versions (of two models)")
-    if asked.force != bool(asked.reason.strip()):
+    if request.force != bool(request.reason.strip()):
         raise TrainingError("force needs a reason, and a reason is for force only")
-    return await house.talk(
-        house.training.promoting.promote,
+    return await context.write_registry(
+        context.manager.champions.promote,
         _name(name),
-        asked.versions or str(asked.version),
-        expected=_expected(asked.expect_current),
-        who=who.name,
-        force=asked.reason.strip(),
+        request.versions or str(request.version),
+        expected=_expected(request.expect_current),
+        who=token.name,
+        force=request.reason.strip(),
     )
 
 
 @ROUTES.post(
     "/v1/models/{name}/rollback",
-    summary="Go back to the champion before",
+    summary="Roll back to the previous champion",
     responses=problems(404, 409, 413, 415, 422),
 )
-async def rollback(name: Name, asked: Rollback, house: InHouse, who: Promoter) -> Promotion:
-    """Make the champion before the champion again."""
-    return await house.talk(
-        house.training.promoting.rollback,
+async def rollback(name: Name, request: Rollback, context: Context, token: Promoter) -> Promotion:
+    """Make the previous champion the champion again."""
+    return await context.write_registry(
+        context.manager.champions.rollback,
         _name(name),
-        expected=_expected(asked.expect_current),
-        who=who.name,
+        expected=_expected(request.expect_current),
+        who=token.name,
     )
 
 
+async def _file(context: ServiceContext, name: str, version: int, file: str) -> bytes:
+    registry = context.manager.registry
+    return await context.run_in_reader(registry.file, _name(name), str(version), file)
+
+
 def _name(name: str) -> str:
-    """A name that may go into a query of MLflow's."""
+    """Return a name that is safe in a query of MLflow."""
     if not re.fullmatch(NAME, name):
         raise UnknownError(f"there is no model {name[:80]!r}")
     return name

@@ -1,4 +1,4 @@
-"""Routes of the service itself: health, numbers, a page for people."""
+"""Routes of the service itself: health, metrics, web pages."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from starlette.exceptions import HTTPException
 from agc_ml.errors import ModelError, StoreError
 from agc_ml.training.http.openapi import problems
 from agc_ml.training.pages import board
-from agc_ml.training.registry import versions
+from agc_ml.training.registry.publisher import Publisher
 from agc_ml.training.registry.versions import VersionFacts
-from agc_ml.training.service.authorization import Route
-from agc_ml.training.service.context import PAGE_POLICY, InHouse, Reader
+from agc_ml.training.service.authorization import CheckedRoute
+from agc_ml.training.service.context import PAGE_POLICY, Context, Reader
 
-ROUTES: Final = APIRouter(route_class=Route)
+ROUTES: Final = APIRouter(route_class=CheckedRoute)
 
 
 class Health(BaseModel):
-    """How the service is."""
+    """State of the service."""
 
     status: Literal["ok"]
-    registry: Literal["open", "closed"] = Field(description="closed: it can't be used now")
+    registry: Literal["open", "closed"] = Field(description="closed if it can't be used now")
     mlflow: Literal["up", "down"]
 
 
 @ROUTES.get(
     "/healthz",
     tags=["service"],
-    summary="Ask whether the service works",
+    summary="Check the health of the service",
     responses=problems(is_open=True),
 )
-async def health(house: InHouse) -> Health:
-    """For everyone, without a token; 503 where it does not work."""
+async def health(context: Context) -> Health:
+    """Return the state of the service, without a token; 503 if it does not work."""
     try:
-        house.training.table.counts()
+        context.manager.database.counts()
     except StoreError as error:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, "jobs can't be read") from error
     return Health(
         status="ok",
-        registry="open" if house.is_open else "closed",
-        mlflow="up" if house.is_mlflow_up else "down",
+        registry="open" if context.is_registry_open else "closed",
+        mlflow="up" if context.is_mlflow_up else "down",
     )
 
 
@@ -56,26 +56,26 @@ async def health(house: InHouse) -> Health:
     response_class=PlainTextResponse,
     responses=problems(),
 )
-async def metrics(house: InHouse, _: Reader) -> str:
-    """Jobs by state, requests by status, and whether MLflow answers."""
-    return board.metrics(house.training, house.requests, mlflow_up=house.is_mlflow_up)
+async def metrics(context: Context, _: Reader) -> str:
+    """Return jobs by state, requests by status, and the state of MLflow."""
+    return board.metrics(context.manager, context.requests, mlflow_up=context.is_mlflow_up)
 
 
 @ROUTES.get("/", include_in_schema=False)
-async def page(house: InHouse, _: Reader) -> HTMLResponse:
-    """Models and jobs, for people."""
+async def page(context: Context, _: Reader) -> HTMLResponse:
+    """Show models and jobs."""
     models: list[VersionFacts] | None = None
-    if house.is_open:
+    if context.is_registry_open:
         with contextlib.suppress(ModelError):
-            models = await house.look(versions.of_all)
-    jobs = house.training.table.jobs(limit=board.MOST)
-    text = board.page(jobs, models, house.mlflow_url, is_up=house.is_mlflow_up)
+            models = await context.read_registry(Publisher.all_bundles)
+    jobs = context.manager.database.jobs(limit=board.MAX_JOBS)
+    text = board.page(jobs, models, context.mlflow_url, is_up=context.is_mlflow_up)
     return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 @ROUTES.get("/jobs/{job_id}", include_in_schema=False)
-async def page_of_job(job_id: str, house: InHouse, _: Reader) -> HTMLResponse:
-    """A job, for people."""
-    job = house.training.table.job(job_id)
-    text = board.page_of_job(job, house.training.log(job, board.LAST_LINES))
+async def page_of_job(job_id: str, context: Context, _: Reader) -> HTMLResponse:
+    """Show a job."""
+    job = context.manager.database.job(job_id)
+    text = board.job_page(job, context.manager.log(job, board.LAST_LINES))
     return HTMLResponse(text, headers={"Content-Security-Policy": PAGE_POLICY})

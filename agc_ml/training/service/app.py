@@ -1,9 +1,10 @@
-"""The interface of the training service over HTTP."""
+"""The HTTP application of the training service."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from http import HTTPStatus
 from typing import Final
 
@@ -20,9 +21,10 @@ from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
 from agc_ml.models.registry import ChangedError, RegistryError
 from agc_ml.models.registry_access import HEADER
 from agc_ml.training.http import guard, openapi, problems
+from agc_ml.training.http.guard import HostNames
 from agc_ml.training.registry.promotion import ConflictError
 from agc_ml.training.service import api_jobs, api_models, api_pages
-from agc_ml.training.service.context import House
+from agc_ml.training.service.context import ServiceContext
 from agc_ml.training.service.database import QueueFullError, UnknownError
 
 logger = logging.getLogger(__name__)
@@ -46,26 +48,32 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
     HEADER: __version__,
 }
-_LONGEST_PATH: Final = 200
-"""Of a path in the log."""
+# Characters of a path in the log
+_MAX_PATH: Final = 200
 
 
-def application(house: House) -> FastAPI:
-    """The application, with its page of documentation."""
+def application(context: ServiceContext) -> FastAPI:
+    """Return the application: its routes, and its errors as problem details."""
     from fastapi_offline import FastAPIOffline  # noqa: PLC0415 - reads its files
 
     app = FastAPIOffline(
         title="agc-ml training service",
         version=__version__,
-        # it would lead to the host that was asked for, and by http where a proxy has https
+        # a redirect names the host that was asked for, and http where a proxy has https
         redirect_slashes=False,
         swagger_ui_parameters={"defaultModelsExpandDepth": 0},
     )
-    app.state.house = house
+    app.state.context = context
     _add_errors(app)
-    app.add_middleware(_Watched, house=house)
     for routes in (api_pages.ROUTES, api_jobs.ROUTES, api_models.ROUTES):
         app.include_router(routes)
+    return app
+
+
+def served_application(context: ServiceContext, hosts: HostNames) -> FastAPI:
+    """Return the application for a server: guarded, logged and documented."""
+    app = application(context)
+    app.add_middleware(_Guard, requests=context.requests, hosts=hosts)
     app.openapi()["components"]["schemas"][openapi.PROBLEM] = problems.SCHEMA
     return app
 
@@ -73,18 +81,18 @@ def application(house: House) -> FastAPI:
 def _problem(
     status: HTTPStatus | int, detail: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    known = HTTPStatus(status)
+    status = HTTPStatus(status)
     return JSONResponse(
-        problems.content(known, detail),
-        known.value,
-        {**problems.headers(known), **(headers or {})},
+        problems.content(status, detail),
+        status.value,
+        {**problems.headers(status), **(headers or {})},
         media_type=problems.MEDIA_TYPE,
     )
 
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(AgcError)
-    async def ours(_: Request, error: AgcError) -> JSONResponse:
+    async def agc_error(_: Request, error: AgcError) -> JSONResponse:
         status = next((s for kind, s in _STATUS if isinstance(error, kind)), HTTPStatus.BAD_REQUEST)
         return _problem(status, str(error))
 
@@ -98,65 +106,64 @@ def _add_errors(app: FastAPI) -> None:
         )
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
-        # Nobody reads this, but those who read the log and the counts: it is no fault of ours.
+    async def disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:
+        # For the log and the counts only: the client has gone.
         return _problem(HTTPStatus.BAD_REQUEST, "the connection broke off within the body")
 
     @app.exception_handler(HTTPException)
-    async def plain(_: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(_: Request, error: HTTPException) -> JSONResponse:
         return _problem(error.status_code, str(error.detail), dict(error.headers or {}))
 
 
-class _Watched:
-    """An application of which each answer is logged and counted, and carries our headers.
+class _Guard:
+    """Middleware that rejects foreign pages, logs and counts answers, and adds our headers.
 
-    It is not even asked where others use a browser. Not a function of ``app.middleware``: that
-    costs a task and a queue for each request.
+    Not a function of ``app.middleware``, which costs a task and a queue for each request.
     """
 
-    def __init__(self, app: ASGIApp, house: House) -> None:
+    def __init__(self, app: ASGIApp, requests: Counter[tuple[str, int]], hosts: HostNames) -> None:
         self._app = app
-        self._house = house
+        self._requests = requests
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        begun = False
+        is_begun = False
 
-        async def sent(message: Message) -> None:
-            nonlocal begun
+        async def send_logged(message: Message) -> None:
+            nonlocal is_begun
             if message["type"] == "http.response.start":
-                begun = True
+                is_begun = True
                 MutableHeaders(scope=message).update(_HEADERS)
                 self._log(scope, message["status"], time.perf_counter() - start)
             await send(message)
 
-        if (refused := guard.refusal(scope, self._house.names)) is not None:
-            await _problem(*refused)(scope, receive, sent)
+        if (refusal := guard.refusal(scope, self._hosts)) is not None:
+            await _problem(*refusal)(scope, receive, send_logged)
             return
         try:
-            await self._app(scope, receive, sent)
+            await self._app(scope, receive, send_logged)
         except Exception as error:
             logger.exception("a fault of the service")
-            if begun:  # too late to say so: whoever reads sees that the answer breaks off
+            if is_begun:  # too late to say so: the client sees that the answer breaks off
                 raise
             detail = f"a fault of the service ({type(error).__name__})"
-            await _problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)(scope, receive, sent)
+            await _problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail)(scope, receive, send_logged)
 
     def _log(self, scope: Scope, status: int, seconds: float) -> None:
-        # whoever has no token may ask with any word as the method
+        # clients without a token may send any word as the method
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        key = method, status
-        self._house.requests[key] = self._house.requests.get(key, 0) + 1
+        self._requests[method, status] += 1
         logger.info(
             "request",
             extra={
                 "facts": {
                     "method": method,
-                    "path": scope["path"][:_LONGEST_PATH],
+                    "path": scope["path"][:_MAX_PATH],
                     "status": status,
                     "ms": round(1000 * seconds, 1),
                     "who": scope.get("state", {}).get("who", ""),

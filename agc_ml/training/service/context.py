@@ -1,4 +1,4 @@
-"""What requests are answered from, and who may ask."""
+"""Shared state of the request handlers, and the roles they need."""
 
 from __future__ import annotations
 
@@ -18,124 +18,128 @@ from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 
-from agc_ml.training.http.guard import Names
-from agc_ml.training.service import uploads
+from agc_ml.training.http import uploads
 from agc_ml.training.service.database import Token
-from agc_ml.training.service.job_manager import Training
+from agc_ml.training.service.job_manager import JobManager
 from agc_ml.training.service.tokens import Role
 
-# A report is a page of ours, but what is in it comes from whoever trained.
+# The content of a report comes from whoever trained the model.
 PAGE_POLICY: Final = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
 
-# Declared for the API's document, and read by it; without one, a browser is asked for Basic.
+# Declared for the OpenAPI document only; browsers without a token are asked for Basic.
 _BEARER: Final = HTTPBearer(auto_error=False, description="a token of 'agc-ml service token add'")
 
+# Age up to which an answer of the registry is shared
 FRESH_S: Final = 1.0
 
 Answer = TypeVar("Answer")
 
 
 @dataclass
-class House:
-    """What requests are answered from.
+class ServiceContext:
+    """Shared state of the request handlers.
 
-    ``talker`` runs what changes the registry, one after the other; ``readers`` what reads it;
-    ``is_open`` says whether the registry can be used by now; ``mlflow_url`` is where people find
-    MLflow's pages, ``is_mlflow_up`` whether it answers; ``names`` are those under which the service
-    is reached. ``open_to_all``: no token is needed.
+    Attributes
+    ----------
+    registry_writer, readers
+        Executors: one thread that changes the registry, and some that read it, or large files.
+    mlflow_url
+        Address of MLflow's pages; ``is_mlflow_up`` if it answers.
+    user
+        Name of those who need no token; None if everyone needs one.
     """
 
-    training: Training
-    talker: Executor
+    manager: JobManager
+    registry_writer: Executor
     readers: Executor
     mlflow_url: str
     max_upload: int
-    names: Names
-    open_to_all: bool = False
-    is_open: bool = False
+    user: str | None = None
+    is_registry_open: bool = False
     is_mlflow_up: bool = False
-    requests: dict[tuple[str, int], int] = field(default_factory=dict)
-    taking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _at_once: Counter[str] = field(default_factory=Counter)
-    _looked: dict[Any, tuple[float, asyncio.Future[Any]]] = field(default_factory=dict)
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    _dataset_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _active: Counter[str] = field(default_factory=Counter)
+    _cache: dict[Any, tuple[float, asyncio.Future[Any]]] = field(default_factory=dict)
 
-    async def talk(self, function: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
-        """Change the registry."""
+    async def write_registry(
+        self, function: Callable[..., Answer], *args: Any, **kwargs: Any
+    ) -> Answer:
+        """Change the registry, one change at a time."""
         call = functools.partial(function, *args, **kwargs)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.talker, call)
+            return await asyncio.get_running_loop().run_in_executor(self.registry_writer, call)
         finally:
-            self._looked.clear()
+            self._cache.clear()
 
-    async def look(self, function: Callable[..., Answer], *args: Any) -> Answer:
-        """Read the registry once for all who want to know the same, for a second.
-
-        What is changed by `talk` is seen at once.
-        """
+    async def read_registry(self, function: Callable[..., Answer], *args: Any) -> Answer:
+        """Read the registry; answers are shared for a second, or until it is changed."""
         now, key = time.monotonic(), (function, *args)
-        for old, (since, _) in list(self._looked.items()):
+        for old, (since, _) in list(self._cache.items()):
             if now - since > FRESH_S:
-                del self._looked[old]
-        if key not in self._looked:
-            looking = asyncio.ensure_future(self.read(function, self.training.registry, *args))
-            looking.add_done_callback(_heard)  # also where whoever asked is gone by now
-            self._looked[key] = now, looking
-        found: Answer = await asyncio.shield(self._looked[key][1])
-        return found
+                del self._cache[old]
+        if key not in self._cache:
+            reading = asyncio.ensure_future(
+                self.run_in_reader(function, self.manager.registry, *args)
+            )
+            reading.add_done_callback(_retrieve_error)  # also if the client has gone
+            self._cache[key] = now, reading
+        answer: Answer = await asyncio.shield(self._cache[key][1])
+        return answer
 
-    async def read(self, function: Callable[..., Answer], *args: Any) -> Answer:
-        """Read the registry, or a large file."""
+    async def run_in_reader(self, function: Callable[..., Answer], *args: Any) -> Answer:
+        """Run a function that blocks, in a thread for readers."""
         return await asyncio.get_running_loop().run_in_executor(self.readers, function, *args)
 
-    async def take_in(self, path: Path, digest: str) -> None:
-        """Check and keep a training set, one at a time."""
-        async with self.taking:
+    async def store_dataset(self, path: Path, digest: str) -> None:
+        """Validate and keep a training set, one at a time."""
+        async with self._dataset_lock:
             await uploads.check(path, digest, self.max_upload)
-        await self.read(self.training.keep_dataset, path, digest)
+        await self.run_in_reader(self.manager.store_dataset, path, digest)
 
     @contextlib.contextmanager
-    def one_of(self, what: str, most: int) -> Iterator[None]:
-        """Do something that few may do at once: each takes a file, or goes on for hours."""
-        if self._at_once[what] >= most:
+    def limited(self, kind: str, most: int) -> Iterator[None]:
+        """Limit requests that hold a file or take long to ``most`` of a kind at once."""
+        if self._active[kind] >= most:
             raise HTTPException(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"{most} {what} are under way already; try later"
+                HTTPStatus.SERVICE_UNAVAILABLE, f"{most} {kind} are active already; try later"
             )
-        self._at_once[what] += 1
+        self._active[kind] += 1
         try:
             yield
         finally:
-            self._at_once[what] -= 1
+            self._active[kind] -= 1
 
 
-def _heard(future: asyncio.Future[Any]) -> None:
+def _retrieve_error(future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()
 
 
-async def _house(request: Request) -> House:
-    # Not a plain function: FastAPI would call that in a thread, for each request.
-    found: House = request.app.state.house
-    return found
+async def _context(request: Request) -> ServiceContext:
+    # async, as FastAPI calls plain functions in a thread, for each request
+    context: ServiceContext = request.app.state.context
+    return context
 
 
-InHouse = Annotated[House, Depends(_house)]
+Context = Annotated[ServiceContext, Depends(_context)]
 
 
 def _needs(role: Role) -> Callable[..., Awaitable[Token]]:
-    """Only for those whose token has a role, as `asked.Route` found out."""
+    """Return a dependency on a role, which `authorization.CheckedRoute` looks for and checks."""
 
-    async def found(
+    async def token_of(
         request: Request,
         _: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
     ) -> Token:
         token: Token = request.state.token
         return token
 
-    found.role = role  # type: ignore[attr-defined] # it is looked for by `asked.Route`
-    return found
+    token_of.role = role  # type: ignore[attr-defined]
+    return token_of
 
 
 Reader = Annotated[Token, Depends(_needs("read"))]

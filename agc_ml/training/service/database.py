@@ -1,4 +1,4 @@
-"""Jobs, promotions and tokens, in SQLite: what is written here survives any death."""
+"""Database of jobs, promotions and tokens in SQLite; every change is durable."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ create table if not exists tokens (
 
 
 class Progress(BaseModel):
-    """How far a job is."""
+    """Progress of a job."""
 
     model_config = ConfigDict(frozen=True)
     done: int = 0
@@ -47,7 +47,7 @@ class Progress(BaseModel):
 
 
 class Job(BaseModel):
-    """A job as it stands."""
+    """A job and its state."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,12 +55,14 @@ class Job(BaseModel):
     spec: JobSpec
     owner: str = Field(description="name of the token that submitted it")
     state: State
-    attempt: int = Field(description="how often its process was started")
-    cancelled: bool = Field(description="whether it was asked to stop")
+    attempt: int = Field(description="number of times its process was started")
+    cancelled: bool = Field(description="true if it was cancelled")
     progress: Progress
-    result: dict[str, Any] | None = Field(description="versions and numbers, once it succeeded")
-    error: str | None = Field(description="why it failed")
-    note: str = Field(description="what it waits for")
+    result: dict[str, Any] | None = Field(
+        description="registered versions and quality, once it succeeded"
+    )
+    error: str | None = Field(description="reason of a failure")
+    note: str = Field(description="reason why it waits")
     created: float = Field(description="seconds since 1970, UTC")
     started: float | None
     ended: float | None
@@ -68,28 +70,28 @@ class Job(BaseModel):
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """True once it has succeeded, failed or been cancelled."""
         return self.state in ENDED
 
 
 class Promotion(BaseModel):
-    """A change of the champion; ``reason`` says why gates were passed over, '' if they passed."""
+    """A change of the champion."""
 
     model_config = ConfigDict(frozen=True)
 
     number: int
     name: str
     version: str
-    previous: str = Field(description="champion before, '' if there was none")
-    reason: str
+    previous: str = Field(description="previous champion, '' if there was none")
+    reason: str = Field(description="why it was promoted although gates failed, '' if all passed")
     who: str
     at: float
     state: Literal["begun", "done"]
-    is_rollback: bool = Field(description="whether it went back to a champion before")
+    is_rollback: bool = Field(description="true if a previous champion was restored")
 
 
 class Token(BaseModel):
-    """Who may do what; the token itself is not kept."""
+    """Name and role of a token; the token itself is not stored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,7 +101,7 @@ class Token(BaseModel):
     expires: float | None
 
 
-class Table:
+class Database:
     """The database of a training folder; threads take turns."""
 
     def __init__(self, path: Path) -> None:
@@ -138,56 +140,56 @@ class Table:
             return self._db.execute(query, values).rowcount
 
     def submit(self, spec: JobSpec, owner: str, most_queued: int) -> tuple[Job, bool]:
-        """Take a job on; of a key that was used before, the first job. Whether it is new.
+        """Queue a job, or find the one with its idempotency key; return it and whether it is new.
 
         Raises
         ------
         TrainingError
-            The queue is full, or the key was used for something else.
+            The queue is full, or the key belongs to a job with another specification.
         """
         key, now = spec.idempotency_key, time.time()
         with self._errors():
             self._db.execute("begin immediate")
             try:
-                if key is not None and (known := self._by_key(key)) is not None:
-                    if known.spec != spec:
+                if key is not None and (earlier := self._by_key(key)) is not None:
+                    if earlier.spec != spec:
                         raise TrainingError(
-                            f"the idempotency key {key!r} belongs to job {known.id}, which does "
-                            "something else; use another key"
+                            f"the idempotency key {key!r} belongs to job {earlier.id}, which has "
+                            "another specification; use another key"
                         )
-                    return known, False
+                    return earlier, False
                 queued = self._db.execute("select count(*) from jobs where state = 'queued'")
                 if queued.fetchone()[0] >= most_queued:
                     raise QueueFullError(f"{most_queued} jobs are waiting already; submit it later")
-                identity = uuid.uuid4().hex[:12]
+                job_id = uuid.uuid4().hex[:12]
                 self._db.execute(
                     "insert into jobs (id, key, spec, owner, state, created, changed)"
                     " values (?, ?, ?, ?, 'queued', ?, ?)",
-                    (identity, key, spec.model_dump_json(exclude_none=True), owner, now, now),
+                    (job_id, key, spec.model_dump_json(exclude_none=True), owner, now, now),
                 )
             finally:
                 self._db.execute("commit")
-        return self.job(identity), True
+        return self.job(job_id), True
 
     def _by_key(self, key: str) -> Job | None:
         rows = self._db.execute("select * from jobs where key = ?", (key,)).fetchall()
         return _job(rows[0]) if rows else None
 
-    def job(self, identity: str) -> Job:
-        """A job.
+    def job(self, job_id: str) -> Job:
+        """Return a job.
 
         Raises
         ------
         UnknownError
-            There is none of this name.
+            There is no such job.
         """
-        rows = self._all("select * from jobs where id = ?", identity)
+        rows = self._all("select * from jobs where id = ?", job_id)
         if not rows:
-            raise UnknownError(f"there is no job {identity}; see 'agc-ml jobs list'")
+            raise UnknownError(f"there is no job {job_id}; see 'agc-ml jobs list'")
         return _job(rows[0])
 
     def jobs(self, states: tuple[State, ...] = (), limit: int = 1000) -> list[Job]:
-        """Jobs, the oldest first; all, or those in some states. The newest ``limit`` of them."""
+        """Return the newest ``limit`` jobs in some states, or in all; the oldest first."""
         where = f"where state in ({', '.join('?' * len(states))})" if states else ""
         rows = self._all(
             f"select * from jobs {where} order by created desc, rowid desc limit ?",  # noqa: S608 - question marks only
@@ -197,24 +199,24 @@ class Table:
         return [_job(row) for row in reversed(rows)]
 
     def queue(self, number: int) -> list[Job]:
-        """Queued jobs, the oldest first, at most ``number``."""
+        """Return at most ``number`` queued jobs, the oldest first."""
         rows = self._all(
             "select * from jobs where state = 'queued' order by created, rowid limit ?", number
         )
         return list(map(_job, rows))
 
-    def changed(self, identity: str) -> float:
-        """Time of the last change of a job; 0 if there is none of this name."""
-        rows = self._all("select changed from jobs where id = ?", identity)
+    def changed(self, job_id: str) -> float:
+        """Return the time of the last change of a job; 0 if there is no such job."""
+        rows = self._all("select changed from jobs where id = ?", job_id)
         return float(rows[0]["changed"]) if rows else 0.0
 
     def counts(self) -> dict[str, int]:
-        """Number of jobs in each state."""
+        """Return the number of jobs in each state."""
         rows = self._all("select state, count(*) as n from jobs group by state")
         return {row["state"]: row["n"] for row in rows}
 
     def move(self, job: Job, to: State, **fields: Any) -> bool:
-        """Change the state of a job, unless it is in another one by now; whether it was changed."""
+        """Change the state of a job, unless another thread did; return whether it was changed."""
         now = time.time()
         if to == "running":
             fields["started"] = now
@@ -223,10 +225,10 @@ class Table:
         return self._set(job.id, job.state, {"state": to, "changed": now, **fields})
 
     def note(self, job: Job, **fields: Any) -> None:
-        """Change what is known of a job, if it is in the same state still."""
+        """Change fields of a job, unless its state has changed."""
         self._set(job.id, job.state, {"changed": time.time(), **fields})
 
-    def _set(self, identity: str, state: str, fields: dict[str, Any]) -> bool:
+    def _set(self, job_id: str, state: str, fields: dict[str, Any]) -> bool:
         values = {
             name: json.dumps(value) if isinstance(value, dict) else value
             for name, value in fields.items()
@@ -236,57 +238,56 @@ class Table:
             self._change(
                 f"update jobs set {columns} where id = ? and state = ?",  # noqa: S608 - our own names
                 *values.values(),
-                identity,
+                job_id,
                 state,
             )
             > 0
         )
 
-    def cancel(self, identity: str) -> Job:
-        """Ask a job to stop; one that waits is cancelled at once.
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once if it is queued, else when its process has stopped.
 
         Raises
         ------
         UnknownError
-            There is none of this name.
+            There is no such job.
         TrainingError
-            It is over, or is being registered.
+            It has ended, or is being registered.
         """
-        job = self.job(identity)
+        job = self.job(job_id)
         if job.state == "queued" and self.move(job, "cancelled"):
-            return self.job(identity)
+            return self.job(job_id)
         if job.is_over or job.state == "publishing":
-            raise TrainingError(f"job {identity} is {job.state}: it can't be cancelled any more")
-        self._set(identity, job.state, {"cancel": 1, "changed": time.time()})
-        return self.job(identity)
+            raise TrainingError(f"job {job_id} is {job.state}: it can't be cancelled any more")
+        self._set(job_id, job.state, {"cancel": 1, "changed": time.time()})
+        return self.job(job_id)
 
     def begin_promotion(
         self, name: str, version: str, previous: str, reason: str, who: str, *, is_rollback: bool
     ) -> Promotion:
-        """Note that a champion is about to be changed."""
-        now = time.time()
+        """Note that the champion is about to change."""
         with self._errors():
             cursor = self._db.execute(
                 "insert into promotions"
                 " (name, version, previous, reason, who, at, state, is_rollback)"
                 " values (?, ?, ?, ?, ?, ?, 'begun', ?)",
-                (name, version, previous, reason, who, now, is_rollback),
+                (name, version, previous, reason, who, time.time(), is_rollback),
             )
         return self._promotions("number = ?", cursor.lastrowid)[0]
 
     def end_promotion(self, promotion: Promotion, *, happened: bool) -> None:
-        """Note that it was changed, or forget that it was to be."""
+        """Note that the champion was changed; or delete the note if it was not."""
         if happened:
             self._change("update promotions set state = 'done' where number = ?", promotion.number)
         else:
             self._change("delete from promotions where number = ?", promotion.number)
 
     def promotions(self, name: str) -> list[Promotion]:
-        """Changes of a champion, the oldest first."""
+        """Return all changes of a champion, the oldest first."""
         return self._promotions("name = ? and state = 'done'", name)
 
     def unfinished_promotions(self) -> list[Promotion]:
-        """Those that were begun by someone who died, perhaps."""
+        """Return promotions that were begun and not ended, by a process that died."""
         return self._promotions("state = 'begun'")
 
     def _promotions(self, where: str, *values: Any) -> list[Promotion]:
@@ -294,69 +295,62 @@ class Table:
         return [Promotion.model_validate(dict(row)) for row in rows]
 
     def add_token(self, token: Token, sha256: str) -> None:
-        """Keep a token's digest.
+        """Store the digest of a token.
 
         Raises
         ------
         TrainingError
-            There is one of this name.
+            A token has this name already.
         """
         if self._all("select 1 from tokens where name = ?", token.name):
             raise TrainingError(f"there is a token {token.name!r}; revoke it, or name it otherwise")
         self._change(
             "insert into tokens (name, role, sha256, created, expires) values (?, ?, ?, ?, ?)",
-            *(token.name, token.role, sha256, token.created, token.expires),
+            token.name,
+            token.role,
+            sha256,
+            token.created,
+            token.expires,
         )
 
     def revoke_token(self, name: str) -> None:
-        """Forget a token.
+        """Delete a token.
 
         Raises
         ------
         UnknownError
-            There is none of this name.
+            There is no such job.
         """
         if not self._change("delete from tokens where name = ?", name):
             raise UnknownError(f"there is no token {name!r}; see 'agc-ml service token list'")
 
     def tokens(self) -> list[Token]:
-        """All tokens, without themselves."""
+        """Return the records of all tokens."""
         rows = self._all("select name, role, created, expires from tokens order by created")
         return [Token.model_validate(dict(row)) for row in rows]
 
     def token_of(self, sha256: str) -> Token | None:
-        """The token of a digest."""
+        """Return the token of a digest."""
         rows = self._all("select name, role, created, expires from tokens where sha256 = ?", sha256)
         return Token.model_validate(dict(rows[0])) if rows else None
 
 
 def _short(error: Exception) -> str:
-    """Shorten an error of the database, which may quote its content."""
+    """Return an error of the database in one line; it may quote content."""
     return printable(" ".join(str(error).split())[:200])
 
 
 class UnknownError(TrainingError):
-    """There is nothing of this name."""
+    """Nothing has this name."""
 
 
 class QueueFullError(TrainingError):
-    """Too much is waiting already."""
+    """The queue is full."""
 
 
 def _job(row: sqlite3.Row) -> Job:
-    return Job(
-        id=row["id"],
-        spec=JobSpec.model_validate_json(row["spec"]),
-        owner=row["owner"],
-        state=row["state"],
-        attempt=row["attempt"],
-        cancelled=bool(row["cancel"]),
-        progress=Progress.model_validate_json(row["progress"]),
-        result=None if row["result"] is None else json.loads(row["result"]),
-        error=row["error"],
-        note=row["note"],
-        created=row["created"],
-        started=row["started"],
-        ended=row["ended"],
-        changed=row["changed"],
-    )
+    fields = dict(row)
+    fields["cancelled"] = fields.pop("cancel")
+    for name in ("spec", "progress", "result"):
+        fields[name] = None if fields[name] is None else json.loads(fields[name])
+    return Job.model_validate(fields)

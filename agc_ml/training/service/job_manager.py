@@ -1,4 +1,4 @@
-"""Training as a whole, on a folder: what the service does, and what is done without one.
+"""Manager of the jobs, models and promotions in a training folder, with or without a service.
 
 ::
 
@@ -9,8 +9,8 @@
       mlflow.db         MLflow's database: runs, versions, aliases
       artifacts/        files of the versions
 
-`step` moves jobs on. A job is alive while its process holds the lock of its folder, whoever
-started it: so a service that was killed finds its jobs again.
+A job is alive while its process holds the lock of its folder, whoever started it: so a service
+that was killed finds its jobs again.
 """
 
 from __future__ import annotations
@@ -26,45 +26,51 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from agc_ml import files
-from agc_ml.errors import ModelError, StoreError, TrainingError, chain
+from agc_ml.errors import ModelError, StoreError, TrainingError, UsageError, chain
 from agc_ml.execution.cluster.clusters import LOCAL
 from agc_ml.files import write
-from agc_ml.models.model import PARITIES, Parity
-from agc_ml.models.registry import RegistryError, Version
-from agc_ml.results import tables
-from agc_ml.training import job_process as work
-from agc_ml.training import training_set
+from agc_ml.models.model import Parity
+from agc_ml.models.registry import RegistryError, Version, check_path
+from agc_ml.training import job_process
 from agc_ml.training.http import logs
-from agc_ml.training.job_spec import JobSpec, Known, Limits, Setup
-from agc_ml.training.registry.promotion import Promoting
+from agc_ml.training.job_spec import JobSpec, Limits, RegisteredModel, Setup
+from agc_ml.training.registry.promotion import Champions
 from agc_ml.training.registry.publisher import Publisher, member
-from agc_ml.training.service.database import Job, Progress, State, Table
+from agc_ml.training.service.database import Database, Job, Progress, State
 
 logger = logging.getLogger(__name__)
 
-TABLE: Final = "jobs.sqlite"
+DATABASE: Final = "jobs.sqlite"
 DATASETS: Final = "datasets"
 JOBS: Final = "jobs"
+INPUTS: Final = "given"
 LOG: Final = "log.txt"
+# Prefix of files that are being uploaded
+UPLOAD: Final = ".upload"
 
 MAX_ATTEMPTS: Final = 3
+# Between SIGTERM and SIGKILL of a process
 GRACE_S: Final = 10.0
-"""Between asking a process to stop and killing it."""
 
 _LAST_LINES: Final = 3
 
 
+# Of preparing a job, of publishing it, or the error of either
+Outcome = Setup | dict[str, Any] | Exception
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How jobs are done: ``slots`` of them at once, each with trials on ``workers`` of ``site``.
+    """Limits of jobs: ``slots`` run at once, each with trials on ``workers`` of ``site``.
 
-    ``timeout`` seconds are the most that a job's process may take, each time it is started;
-    ``most_queued`` jobs may wait.
+    ``timeout`` limits the seconds of a job's process, each time it is started; ``most_queued`` the
+    jobs that wait.
     """
 
     folder: Path
@@ -76,10 +82,41 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
 
-class Training:
-    """Jobs, models and promotions of a folder; only one of it at a time.
+@contextlib.contextmanager
+def owned_folder(folder: Path, option: str) -> Iterator[None]:
+    """Lock a training folder, a new one or an earlier one; ``option`` is the one that names it.
 
-    `step`, `start` and what is asked of the table are quick, the others use the registry: they may
+    Raises
+    ------
+    UsageError
+        The folder holds something else, or is in use.
+    StoreError
+        It can't be written.
+    """
+    check_path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is not a folder; name another one with {option}")
+    with files.store_errors(folder):
+        is_ours = files.is_unused(folder) or (folder / DATABASE).exists()
+    if not is_ours:
+        raise UsageError(f"{folder}: holds other files; name a new folder with {option}")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.owned(folder))
+        except UsageError as error:
+            raise UsageError(
+                f"{folder}: a training service, or another agc-ml, is at work in it; connect to "
+                "the service (without --local), or wait for the other one"
+            ) from error
+        for abandoned in folder.glob(f"{UPLOAD}*"):  # by a process that was killed
+            abandoned.unlink()
+        yield
+
+
+class JobManager:
+    """Jobs, models and promotions of a training folder; one manager at a time.
+
+    `step`, `start` and queries of the database are quick. The others use the registry: they may
     run in another thread, one at a time.
     """
 
@@ -89,54 +126,36 @@ class Training:
         with files.store_errors(self.folder):
             for name in (DATASETS, JOBS):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self.table = Table(self.folder / TABLE)
+        self.database = Database(self.folder / DATABASE)
         self.registry = Publisher(self.folder)
-        self.promoting = Promoting(self.registry, self.table)
+        self.champions = Champions(self.registry, self.database)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._asked: dict[str, float] = {}
+        self._stopped_at: dict[str, float] = {}
 
     def close(self) -> None:
-        """Stop the processes of jobs, which go on when it is opened again; close the database."""
-        stopped = [one for one, process in self._processes.items() if process.poll() is None]
-        for identity in stopped:
-            _signal(self._processes[identity].pid, signal.SIGTERM)
-        for identity in stopped:
-            process = self._processes[identity]
+        """Stop the processes of jobs, which resume with the next start; close the database."""
+        running = {id_: one for id_, one in self._processes.items() if one.poll() is None}
+        for process in running.values():
+            _signal(process.pid, signal.SIGTERM)
+        for job_id, process in running.items():
             try:
                 process.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 _signal(process.pid, signal.SIGKILL)
                 process.wait()
-            logger.info("job %s: stopped, it goes on with the next start", identity)
-            job = self.table.job(identity)
-            # it was stopped on purpose, which is no death
+            logger.info("job %s: stopped, it resumes with the next start", job_id)
+            job = self.database.job(job_id)
+            # a stop on purpose is not an attempt that died
             if job.state == "running" and not job.cancelled:
-                self.table.move(job, "queued", attempt=job.attempt - 1, note="was stopped")
-        self.table.close()
-
-    # training sets
+                self.database.move(job, "queued", attempt=job.attempt - 1, note="was stopped")
+        self.database.close()
 
     def dataset_path(self, digest: str) -> Path:
-        """Where the training set of a digest is, or would be."""
+        """Path of the training set of a digest, whether it is there or not."""
         return self.folder / DATASETS / f"{digest}.parquet"
 
-    def add_dataset(self, path: Path) -> str:
-        """Take a training set in; its digest.
-
-        Raises
-        ------
-        TrainingError
-            It is not what it should be, or nothing can be learned from it.
-        StoreError
-            There is no space.
-        """
-        table = tables.read(path, TrainingError)
-        training_set.of_table(table)
-        self.keep_dataset(path, table.digest)
-        return table.digest
-
-    def keep_dataset(self, path: Path, digest: str) -> None:
-        """Keep a training set that was checked.
+    def store_dataset(self, path: Path, digest: str) -> None:
+        """Copy a validated training set into the folder.
 
         Raises
         ------
@@ -147,105 +166,121 @@ class Training:
         if not target.exists():
             write(target, lambda scratch: shutil.copyfile(path, scratch))
 
-    # jobs
-
     def submit(self, spec: JobSpec, owner: str) -> tuple[Job, bool]:
-        """Take a job on; whether it is new.
+        """Queue a job; return it and whether it is new.
 
         Raises
         ------
         TrainingError
-            Its training set is not here, or the queue is full.
+            Its training set was not uploaded, or the queue is full.
         """
         if not self.dataset_path(spec.dataset).exists():
             raise TrainingError(
                 f"there is no training set {spec.dataset[:12]} here; upload it first"
             )
-        return self.table.submit(spec, owner, self.settings.most_queued)
+        return self.database.submit(spec, owner, self.settings.most_queued)
 
     def job_folder(self, job: Job) -> Path:
-        """Where a job's process works."""
+        """Folder of a job."""
         return self.folder / JOBS / job.id
 
     def log(self, job: Job, tail: int = 200) -> list[str]:
-        """The last lines of what a job's process said."""
+        """Return the last lines of a job's log."""
         return logs.last_lines(self.job_folder(job) / LOG, tail)
 
     def step(self) -> list[Job]:
-        """Look after all jobs; returns those that wait for the registry: to prepare, to publish."""
-        for job in self.table.jobs(("running",)):
-            self._look_after(job)
-        publishing = self.table.jobs(("publishing",))
-        free = self.settings.slots - len(self.table.jobs(("running",)))
-        return [*publishing, *self.table.queue(max(free, 0))]
+        """Supervise running jobs; return those to publish, and queued ones to prepare."""
+        for job in self.database.jobs(("running",)):
+            self._supervise(job)
+        publishing = self.database.jobs(("publishing",))
+        free = self.settings.slots - len(self.database.jobs(("running",)))
+        return [*publishing, *self.database.queue(max(free, 0))]
 
-    def _look_after(self, job: Job) -> None:
+    def _supervise(self, job: Job) -> None:
+        """Note the progress of a running job, or why its process ended."""
         folder = self.job_folder(job)
         process = self._processes.get(job.id)
         if (process is not None and process.poll() is None) or _is_locked(folder):
-            progress = _progress(folder)
+            progress = _read_json(folder / job_process.PROGRESS)
             if Progress.model_validate(progress) != job.progress:
-                self.table.note(job, progress=progress)
-            self._limit(job, folder)
+                self.database.note(job, progress=progress)
+            self._stop_if_due(job, folder)
             logs.rotate(folder / LOG)
             return
+        # the process has ended: its files say how
         code = None if process is None else process.poll()
         self._processes.pop(job.id, None)
-        was_late = self._asked.pop(job.id, None) is not None and self._is_late(job)
-        if (folder / work.RESULT).exists():
-            self.table.move(job, "publishing", progress=_progress(folder), note="")
+        was_late = self._stopped_at.pop(job.id, None) is not None and self._is_late(job)
+        error = _read_json(folder / job_process.ERROR).get("error")
+        if (folder / job_process.RESULT).exists():
+            progress = _read_json(folder / job_process.PROGRESS)
+            self.database.move(job, "publishing", progress=progress, note="")
         elif job.cancelled:
             self._end(job, "cancelled")
-        elif (error := _error(folder)) is not None:
-            self._end(job, "failed", error=error)
+        elif error is not None:
+            self._end(job, "failed", error=str(error))
         elif was_late:
-            self._end(
-                job, "failed", error=f"not done after {self.settings.timeout:g} s; the job's limit"
-            )
+            limit = f"not done after {self.settings.timeout:g} s; the job's limit"
+            self._end(job, "failed", error=limit)
         elif job.attempt < MAX_ATTEMPTS:
-            logger.warning("job %s: its process died (%s); it goes on", job.id, code)
-            self.table.move(job, "queued", note="its process died, and is started again")
+            logger.warning("job %s: its process died (%s); it is restarted", job.id, code)
+            self.database.move(job, "queued", note="its process died, and is restarted")
         else:
-            self._end(job, "failed", error=self._died(job, code))
+            self._end(job, "failed", error=self._death(job, code))
 
     def _end(self, job: Job, state: State, **fields: Any) -> None:
-        """Note that a job is over."""
-        if self.table.move(job, state, **fields):
-            self.tidy(job)
+        """Note that a job has ended, and remove files that nobody needs: the registry has them."""
+        if self.database.move(job, state, **fields):
+            self._remove_copies(job)
 
-    def tidy(self, job: Job) -> None:
-        """Drop what nobody needs of a job that is over: the registry has what is to be kept."""
-        for copied in ("given", work.BUNDLE):
-            shutil.rmtree(self.job_folder(job) / copied, ignore_errors=True)
+    def _remove_copies(self, job: Job) -> None:
+        for name in (INPUTS, job_process.BUNDLE):
+            shutil.rmtree(self.job_folder(job) / name, ignore_errors=True)
 
-    def cancel(self, identity: str) -> Job:
-        """Stop a job, as `Table.cancel`."""
-        job = self.table.cancel(identity)
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job, as `Database.cancel`."""
+        job = self.database.cancel(job_id)
         if job.is_over:
-            self.tidy(job)
+            self._remove_copies(job)
         return job
 
     def _is_late(self, job: Job) -> bool:
         return job.started is not None and time.time() - job.started > self.settings.timeout
 
-    def _limit(self, job: Job, folder: Path) -> None:
-        """Stop a process that was cancelled or takes too long."""
-        if not (job.cancelled or self._is_late(job)):
+    def _stop_if_due(self, job: Job, folder: Path) -> None:
+        """Stop a process that was cancelled or takes too long; kill it if it does not stop."""
+        if not (job.cancelled or self._is_late(job)) or (pid := _pid(folder)) is None:
             return
-        pid = _pid(folder)
-        if pid is None:
-            return
-        first = self._asked.setdefault(job.id, time.monotonic())
-        overdue = time.monotonic() - first > GRACE_S
-        _signal(pid, signal.SIGKILL if overdue else signal.SIGTERM)
+        first = self._stopped_at.setdefault(job.id, time.monotonic())
+        is_overdue = time.monotonic() - first > GRACE_S
+        _signal(pid, signal.SIGKILL if is_overdue else signal.SIGTERM)
 
-    def _died(self, job: Job, code: int | None) -> str:
-        said = " ".join(self.log(job, _LAST_LINES))[-300:]
+    def _death(self, job: Job, code: int | None) -> str:
+        lines = " ".join(self.log(job, _LAST_LINES))[-300:]
         how = f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
-        return f"its process died {MAX_ATTEMPTS} times ({how}); the last lines: {said or 'none'}"
+        return f"its process died {MAX_ATTEMPTS} times ({how}); the last lines: {lines or 'none'}"
+
+    def use_registry(self, job: Job) -> Outcome:
+        """Prepare a queued job, or publish a finished one; expected errors are returned."""
+        try:
+            return self.prepare(job) if job.state == "queued" else self.publish(job)
+        except (ModelError, StoreError, OSError) as error:
+            return error
+
+    def settle(self, job: Job, outcome: Outcome) -> None:
+        """Start a job that was prepared, end one that was published, and note errors."""
+        if isinstance(outcome, Setup):
+            self.start(job, outcome)
+        elif isinstance(outcome, RegistryError) or _is_disk_full(outcome):
+            if job.note != f"waits: {outcome}":
+                self.database.note(job, note=f"waits: {outcome}")
+        elif isinstance(outcome, Exception):
+            self._end(job, "failed", error=" ".join(str(outcome).split())[:500])
+        else:
+            self._end(job, "succeeded", result=outcome, note="")
 
     def prepare(self, job: Job) -> Setup:
-        """What a job's process is given.
+        """Collect the inputs of a job's process; it talks to nobody.
 
         Raises
         ------
@@ -254,18 +289,19 @@ class Training:
         ModelError
             The champion or a model to judge can't be used.
         """
-        folder = self.job_folder(job)
-        folder.mkdir(exist_ok=True)
-        given = folder / "given"
-        shutil.rmtree(given, ignore_errors=True)
+        inputs = self.job_folder(job) / INPUTS
+        inputs.parent.mkdir(exist_ok=True)
+        shutil.rmtree(inputs, ignore_errors=True)
+
+        def copied(version: Version) -> RegisteredModel:
+            path = self.registry.copy_files(version, inputs)
+            return RegisteredModel(version=version.version, folder=str(path.absolute()))
+
         champion = self.registry.champion(job.spec.name)
-        members: dict[Parity, Known] = {}
-        if job.spec.versions is not None:
-            for parity in PARITIES:
-                name = member(job.spec.name, parity)
-                members[parity] = self._known(
-                    self.registry.find(name, str(job.spec.versions[parity])), given
-                )
+        members: dict[Parity, RegisteredModel] = {}
+        for parity, number in (job.spec.versions or {}).items():
+            version = self.registry.find(member(job.spec.name, parity), str(number))
+            members[parity] = copied(version)
         return Setup(
             job=job.id,
             spec=job.spec,
@@ -273,22 +309,18 @@ class Training:
             site=self.settings.site,
             workers=self.settings.workers,
             limits=self.settings.limits,
-            champion=None if champion is None else self._known(champion, given),
+            champion=None if champion is None else copied(champion),
             members=members,
         )
-
-    def _known(self, version: Version, folder: Path) -> Known:
-        path = self.registry.materialised(version, folder)
-        return Known(version=version.version, folder=str(path.absolute()))
 
     def start(self, job: Job, setup: Setup) -> None:
         """Start the process of a job that waits."""
         folder = self.job_folder(job)
         text = setup.model_dump_json()
-        write(folder / work.SETUP, lambda path: path.write_text(text))
-        for stale in (work.ERROR, work.RESULT):
+        write(folder / job_process.SETUP, lambda path: path.write_text(text))
+        for stale in (job_process.ERROR, job_process.RESULT):
             (folder / stale).unlink(missing_ok=True)
-        if not self.table.move(job, "running", attempt=job.attempt + 1, note=""):
+        if not self.database.move(job, "running", attempt=job.attempt + 1, note=""):
             return
         with (folder / LOG).open("ab") as log:
             self._processes[job.id] = subprocess.Popen(  # noqa: S603 - ourselves
@@ -301,7 +333,7 @@ class Training:
             )
 
     def publish(self, job: Job) -> dict[str, Any]:
-        """Register what a job made, once.
+        """Register the models of a finished job, once.
 
         Raises
         ------
@@ -310,52 +342,15 @@ class Training:
         """
         return self.registry.publish(job, self.job_folder(job))
 
-    def run_until_over(self, job: Job, pause: float = 0.2) -> Job:
-        """Do all that is to be done until a job is over: training without a service."""
-        while not (found := self.table.job(job.id)).is_over:
-            for waiting in self.step():
-                advance(self, waiting)
-            time.sleep(pause)
-        return found
 
-
-def advance(training: Training, job: Job) -> None:
-    """Prepare and start a job that waits, or publish what it made; what fails is noted."""
-    try:
-        if job.state == "queued":
-            settle(training, job, training.prepare(job))
-        else:
-            settle(training, job, training.publish(job))
-    except (ModelError, StoreError, OSError) as error:
-        settle(training, job, error)
-
-
-Outcome = Setup | dict[str, Any] | Exception
-
-
-def is_full(outcome: Any) -> bool:
+def _is_disk_full(outcome: Outcome) -> bool:
     """Return whether something failed for want of space, which may be there later."""
     errors = chain(outcome) if isinstance(outcome, Exception) else ()
     return any(getattr(one, "errno", None) in {errno.ENOSPC, errno.EDQUOT} for one in errors)
 
 
-def settle(training: Training, job: Job, outcome: Outcome) -> None:
-    """Note what came of preparing or publishing a job."""
-    if isinstance(outcome, Setup):
-        training.start(job, outcome)
-    elif isinstance(outcome, RegistryError) or is_full(outcome):
-        if job.note != f"waits: {outcome}":
-            training.table.note(job, note=f"waits: {outcome}")
-    elif isinstance(outcome, Exception):
-        if training.table.move(job, "failed", error=" ".join(str(outcome).split())[:500]):
-            training.tidy(job)
-    else:
-        training.table.move(job, "succeeded", result=outcome, note="")
-        training.tidy(job)
-
-
 def _is_locked(folder: Path) -> bool:
-    """Return whether a process is at work in a job's folder."""
+    """Return whether a job's process is alive."""
     try:
         with (folder / files.LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -367,7 +362,7 @@ def _is_locked(folder: Path) -> bool:
 
 
 def _pid(folder: Path) -> int | None:
-    """The process that holds the lock of a job's folder."""
+    """Return the process that holds the lock of a job's folder, if one does."""
     if not _is_locked(folder):
         return None
     try:
@@ -377,21 +372,15 @@ def _pid(folder: Path) -> int | None:
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
-    """Send a signal to a job's process and to all that it started."""
+    """Send a signal to a job's process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)
 
 
-def _progress(folder: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """Content of a file of a job's process, {} if there is none yet."""
     try:
-        found: dict[str, Any] = json.loads((folder / work.PROGRESS).read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found
-
-
-def _error(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / work.ERROR).read_text())["error"])
-    except (OSError, ValueError, KeyError):
-        return None
+    return content

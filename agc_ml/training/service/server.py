@@ -9,7 +9,6 @@ import logging
 import signal
 import socket
 import ssl
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,32 +18,31 @@ from typing import Any, Final
 import yaml
 
 from agc_ml import files
-from agc_ml.errors import AgcError, ModelError, StoreError, UsageError
-from agc_ml.models.registry import check_path
+from agc_ml.errors import AgcError, UsageError
 from agc_ml.models.registry_access import CLIENT
-from agc_ml.training.http import guard, logs
-from agc_ml.training.http.guard import Names
+from agc_ml.training.http import guard
+from agc_ml.training.http.guard import HostNames
 from agc_ml.training.registry.mlflow_server import MlflowServer
-from agc_ml.training.service import job_manager, tokens
-from agc_ml.training.service.api_jobs import UPLOAD
-from agc_ml.training.service.app import application
-from agc_ml.training.service.context import House
-from agc_ml.training.service.database import Job
-from agc_ml.training.service.job_manager import Outcome, Settings, Training
+from agc_ml.training.service import tokens
+from agc_ml.training.service.app import served_application
+from agc_ml.training.service.context import ServiceContext
+from agc_ml.training.service.job_loop import RETRY_S, run_jobs
+from agc_ml.training.service.job_manager import JobManager, Settings, owned_folder
 
 logger = logging.getLogger(__name__)
 
 HOST: Final = "127.0.0.1"
+# Name of the first token of a folder
 OWNER: Final = "owner"
-"""Name of the token that is made with the folder."""
 
+# Name of users where no token is needed
+ANYONE: Final = "anyone"
+
+# Connections that may wait to be accepted; more than a system allows are as many as it allows
 BACKLOG: Final = 4096
-"""Connections that may wait to be accepted; more than a system allows are as many as it allows."""
 
-TICK_S: Final = 0.2
+# Between two checks of MLflow
 WATCH_S: Final = 3.0
-AGAIN_S: Final = 3.0
-"""Between two attempts to reach the registry for a job."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +63,9 @@ class Address:
     host_names: tuple[str, ...] = ()
 
     @property
-    def names(self) -> Names:
-        """Names under which it is reached."""
-        return guard.names_of(self.host, self.host_names)
+    def hosts(self) -> HostNames:
+        """Host names of the service."""
+        return guard.host_names(self.host, self.host_names)
 
 
 def serve(
@@ -80,33 +78,25 @@ def serve(
     Raises
     ------
     UsageError
-        The folder holds something else or is in use, a port is, or strangers would need no token.
+        The folder or a port is in use, or other machines would need no token.
     StoreError
         The folder can't be written.
     """
     _check(address)
     folder = settings.folder
-    check_path(folder)
-    with files.store_errors(folder):
-        is_ours = files.is_unused(folder) or (folder / job_manager.TABLE).exists()
-    if not is_ours:
-        raise UsageError(f"{folder}: holds other files; name a new folder with -o")
-    with files.owned(folder), _bound(address) as listener:
+    with owned_folder(folder, option="-o"), _bound(address) as listener:
         folder.chmod(0o700)
-        for abandoned in folder.glob(f"{UPLOAD}*"):  # by a service that was killed
-            abandoned.unlink()
         mlflow = MlflowServer(folder, address.mlflow_port)
-        mlflow.claim()
-        training = Training(settings)
+        mlflow.claim_port()
         try:
-            asyncio.run(_serve(training, address, listener, mlflow, announce))
+            with contextlib.closing(JobManager(settings)) as manager:
+                asyncio.run(_serve(manager, address, listener, mlflow, announce))
         finally:
-            training.close()
             mlflow.stop()
 
 
 def _check(address: Address) -> None:
-    guard.names_of(address.host, address.host_names)
+    guard.host_names(address.host, address.host_names)
     is_here = guard.is_loopback(address.host)
     if not is_here and address.open_to_all:
         raise UsageError(
@@ -152,33 +142,36 @@ def _bound(address: Address) -> Any:
 
 
 async def _serve(
-    training: Training,
+    manager: JobManager,
     address: Address,
     listener: socket.socket,
     mlflow: MlflowServer,
     announce: Callable[[str, Path, MlflowServer], None],
 ) -> None:
-    from agc_ml.training.http.http_server import server_of  # noqa: PLC0415 - uvicorn, only here
+    from agc_ml.training.http.http_server import make_server  # noqa: PLC0415 - uvicorn, only here
 
-    with ThreadPoolExecutor(1, "talker") as talker, ThreadPoolExecutor(2, "reader") as readers:
-        house = House(
-            training=training,
-            talker=talker,
+    with (
+        ThreadPoolExecutor(1, "registry-writer") as registry_writer,
+        ThreadPoolExecutor(2, "reader") as readers,
+    ):
+        context = ServiceContext(
+            manager=manager,
+            registry_writer=registry_writer,
             readers=readers,
             mlflow_url=mlflow.url,
             max_upload=address.max_upload,
-            names=address.names,
-            open_to_all=address.open_to_all,
+            user=ANYONE if address.open_to_all else None,
         )
-        server = server_of(application(house), address.certificate, address.key)
+        app = served_application(context, address.hosts)
+        server = make_server(app, address.certificate, address.key)
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _stop, server)
         scheme = "http" if address.certificate is None else "https"
         host = f"[{address.host}]" if ":" in address.host else address.host
         url = f"{scheme}://{host}:{listener.getsockname()[1]}"
-        client = _write_client(training, url, mlflow)
-        watching = asyncio.create_task(_watch(house, mlflow))
-        working = asyncio.create_task(_work(house))
+        client = _write_client(manager, url, mlflow)
+        watching = asyncio.create_task(_watch(context, mlflow))
+        working = asyncio.create_task(run_jobs(context))
         announcing = asyncio.create_task(_announce(server, url, client, mlflow, announce))
         serving = asyncio.create_task(server.serve([listener]))
         done, _ = await asyncio.wait(
@@ -204,85 +197,41 @@ async def _announce(
     announce(url, client, mlflow)
 
 
-async def _watch(house: House, mlflow: MlflowServer) -> None:
+async def _watch(context: ServiceContext, mlflow: MlflowServer) -> None:
     """Open the registry, settle what was begun in it, and keep MLflow's pages up."""
-    while not house.is_open:
+    while not context.is_registry_open:
         try:
-            await house.talk(house.training.registry.open)
-            await house.talk(house.training.promoting.settle)
-            house.is_open = True
+            await context.write_registry(context.manager.registry.open)
+            await context.write_registry(context.manager.champions.settle)
+            context.is_registry_open = True
         except (AgcError, OSError) as error:
             logger.error("%s", error)  # noqa: TRY400 - one line says it
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
         except Exception:  # what it is made of can't be loaded, for now
             logger.exception("the registry can't be opened")
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
     while True:
         try:
-            house.is_mlflow_up = await house.read(mlflow.watch)
+            context.is_mlflow_up = await context.run_in_reader(mlflow.watch)
         except (AgcError, OSError) as error:
-            house.is_mlflow_up = False
+            context.is_mlflow_up = False
             logger.error("MLflow can't be started: %s", error)  # noqa: TRY400 - one line says it
         except Exception:
-            house.is_mlflow_up = False
+            context.is_mlflow_up = False
             logger.exception("MLflow can't be looked after")
         await asyncio.sleep(WATCH_S)
 
 
-async def _work(house: House) -> None:
-    """Look after jobs, one of them at the registry at a time."""
-    training = house.training
-    at_registry: asyncio.Task[None] | None = None
-    later: dict[str, float] = {}
-    while True:
-        try:
-            waiting = training.step()
-        except StoreError as error:
-            logger.error("%s", error)  # noqa: TRY400 - one line says it
-            waiting = []
-        except Exception:  # of one job; the service is for all
-            logger.exception("jobs can't be looked after")
-            await asyncio.sleep(AGAIN_S)
-            continue
-        if at_registry is None or at_registry.done():
-            now = time.monotonic()
-            due = [job for job in waiting if later.get(job.id, 0) <= now]
-            if due and house.is_open:
-                later[due[0].id] = now + AGAIN_S
-                at_registry = asyncio.create_task(_advance(house, due[0]))
-        logs.tell_what_was_left_out()
-        await asyncio.sleep(TICK_S)
-
-
-async def _advance(house: House, job: Job) -> None:
-    training = house.training
-    outcome: Outcome
-    try:
-        if job.state == "queued":
-            outcome = await house.talk(training.prepare, job)
-        else:
-            outcome = await house.talk(training.publish, job)
-    except (ModelError, StoreError, OSError) as error:
-        outcome = error
-    except Exception as error:
-        logger.exception("job %s", job.id)
-        outcome = error
-    try:
-        job_manager.settle(training, job, outcome)
-    except StoreError as error:  # the job stays what it is, and is tried again
-        logger.error("job %s: %s", job.id, error)  # noqa: TRY400 - one line says it
-
-
-def _write_client(training: Training, url: str, mlflow: MlflowServer) -> Path:
+def _write_client(manager: JobManager, url: str, mlflow: MlflowServer) -> Path:
     """Write what clients need: the URL and a token, which is made if there is none yet."""
-    path = training.folder / CLIENT
+    path, database = manager.folder / CLIENT, manager.database
     token = None
     with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):
         token = str(yaml.safe_load(path.read_text())["token"])
-    if token is None or tokens.known(training.table, token) is None:
+    if token is None or tokens.valid_token(database, token) is None:
         with contextlib.suppress(AgcError):
-            training.table.revoke_token(OWNER)
-        token = tokens.issue(training.table, OWNER, "promote", None)
+            database.revoke_token(OWNER)
+        token = tokens.issue(database, OWNER, "promote", None)
     user, password = mlflow.viewer
     content = {
         "url": url,

@@ -24,11 +24,11 @@ DEFAULTS: Final[Params] = {
     "batch_size": 256,
     "epochs": 30,
 }
+# Epochs between two looks at how good it is
 EVERY: Final = 5
-"""Epochs between two looks at how good it is."""
 
+# Largest difference of a score between Keras and the ONNX that it is exported to
 TOLERANCE: Final = 1e-5
-"""Largest difference of a score between Keras and the ONNX that it is exported to."""
 
 _OPSET: Final = 17
 

@@ -27,11 +27,11 @@ from agc_ml.training.training_set import TrainingSet
 
 Array = NDArray[Any]
 
+# Of the cross-validation, by the parts of the training set
 N_FOLDS: Final = 2
-"""Of the cross-validation, by the parts of the training set."""
 
+# Parts of ten of the events that the learning curve is made of; the last one is all of them
 CURVE: Final = (1, 2, 5, training_set.N_PARTS)
-"""Parts of ten of the events that the learning curve is made of; the last one is all of them."""
 
 GOLDEN_ROWS: Final = 1200
 

@@ -16,8 +16,8 @@ Array = NDArray[Any]
 Params = Mapping[str, int | float]
 
 DEFAULTS: Final[Params] = {"n_estimators": 150, "max_depth": 6, "learning_rate": 0.3}
+# Trees between two looks at how good it is
 EVERY: Final = 50
-"""Trees between two looks at how good it is."""
 
 
 def _library() -> Any:

@@ -23,24 +23,24 @@ logger = logging.getLogger(__name__)
 
 _LABEL: Final = "the training set"
 _MAGIC: Final = b"PAR1"
+# Bytes of the number that says how long a footer is
 _LENGTH: Final = 4
-"""Bytes of the number that says how long a footer is."""
 
+# Each thread would take of the memory that is limited, and there may be hundreds of cores
 _FEW_THREADS: Final = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_IO_THREADS"), "1"),
     "MALLOC_ARENA_MAX": "1",
 }
-"""Each thread would take of the memory that is limited, and there may be hundreds of cores."""
 
 _SECONDS: Final = 600.0
 _BASE: Final = 2 << 30
 _LEAST: Final = 32_000_000
+# Times that a table may be larger than its file, beyond `_LEAST` bytes: numbers that are measured
+# don't repeat so often
 _RATIO: Final = 100
-"""Times that a table may be larger than its file, beyond `_LEAST` bytes: numbers that are measured
-don't repeat so often."""
 
+# Times that a table may be in memory: as Arrow's, numpy's and features, and what sorts them
 _COPIES: Final = 6
-"""Times that a table may be in memory: as Arrow's, numpy's and features, and what sorts them."""
 
 
 async def check(path: Path, digest: str, most_bytes: int) -> None:
@@ -54,7 +54,7 @@ async def check(path: Path, digest: str, most_bytes: int) -> None:
     if not _may_be_parquet(path):
         raise TrainingError(f"{_LABEL}: can't be read as Parquet (it is none); extract it anew")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "agc_ml.training.service.uploads"),
+        *(sys.executable, "-P", "-m", "agc_ml.training.http.uploads"),
         *(str(path), digest, str(most_bytes)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
