@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml import documents, files
+from agc_ml.analysis import DEFAULT, Analysis, Pseudodata, analysis_of
 from agc_ml.errors import AgcError, ClusterError, FitError, HistogramError, UsageError
 from agc_ml.execution.cluster import clusters
 from agc_ml.execution.run import run
@@ -33,12 +34,10 @@ from agc_ml.results.run_result import RunResult
 
 if TYPE_CHECKING:
     from agc_ml.presentation import FigureInfo
-    from agc_ml.results.templates import Pseudodata
     from agc_ml.statistics.fit import FitResult
 
 logger = logging.getLogger(__name__)
 
-PROCESSOR: Final = "ttbar"
 INDEX: Final = "figures.json"
 FEW: Final = 6
 """So many histograms of a run are all shown large."""
@@ -53,12 +52,13 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    fileset: Any = loading.DEMO, *, pseudodata: Pseudodata | None = None, **options: Any
+    fileset: Any = loading.DEMO, *, pseudodata: str | None = None, **options: Any
 ) -> Measurement:
-    """Measure the ttbar cross-section: run, figures, fit, report.
+    """Measure a cross-section with the default processor: run, figures, fit, report.
 
-    Without ``fileset`` it is the embedded demo set. ``pseudodata`` are the published ones unless
-    told, or what a run that is resumed had. ``options`` are those of `run`.
+    Without ``fileset`` it is the embedded demo set. ``pseudodata`` are of a kind that the analysis
+    declares; the default is that of the run that is resumed, else the first one. ``options`` are
+    those of `run`.
 
     Raises
     ------
@@ -73,9 +73,9 @@ def measure(
         if resumed
         else pseudodata_choice.Choices(schema=1)
     )
-    kind = pseudodata or before.pseudodata
+    kind = analysis_of().recipe(pseudodata or before.pseudodata).kind
     try:
-        result = run(PROCESSOR, fileset, **options)
+        result = run(DEFAULT, fileset, **options)
     except BaseException:
         work = run_directories.work_of(folder) if folder else None
         if work and (work / run_directories.CHUNKS).is_dir():
@@ -119,7 +119,7 @@ def plot(
     source: Path,
     output: Path | None = None,
     *,
-    pseudodata: Pseudodata | None = None,
+    pseudodata: str | None = None,
     config: Path | None = None,
     label: str | None = None,
 ) -> Path:
@@ -136,20 +136,21 @@ def plot(
     """
     output = _elsewhere(source, output)
     folder = _no_link(_output(source, output) / "figures")
-    before = pseudodata_choice.load(source).pseudodata
-    kind = pseudodata or before
     if output is not None and (output / "fit.json").exists():
         raise UsageError(f"{output}: the folder of a fit; name another one with -o")
     _begin(folder)
     if source.is_dir():
         result = _labelled(RunResult.load(source), label)
-        figures = _draw_run(result, folder, kind, config)
+        analysis = _analysis_of(result)
+        recipe = pseudodata_choice.recipe_of(source, analysis, pseudodata)
+        figures = _draw_run(result, folder, analysis, recipe, config)
         if not figures:
             raise HistogramError(f"{source}: {_why_nothing_is_drawn(result)}")
         if output is None:
-            pseudodata_choice.change(source, pseudodata=kind, drawn=kind)
+            drawn = None if recipe is None else recipe.kind
+            pseudodata_choice.change(source, pseudodata=drawn, drawn=drawn)
     else:
-        figures = _draw_file(source, folder, kind, config, label)
+        figures = _draw_file(source, folder, pseudodata, config, label)
     _write_index(folder, figures)
     return folder
 
@@ -187,19 +188,32 @@ def _labelled(result: RunResult, label: str | None) -> RunResult:
     return replace(result, provenance=result.provenance.model_copy(update=update))
 
 
+def _analysis_of(run: RunResult) -> Analysis:
+    return analysis_of(run.provenance.processor.name)
+
+
 def _draw_run(
-    result: RunResult, folder: Path, kind: Pseudodata, config: Path | None
+    result: RunResult,
+    folder: Path,
+    analysis: Analysis,
+    recipe: Pseudodata | None,
+    config: Path | None = None,
 ) -> list[FigureInfo]:
     from agc_ml import presentation  # noqa: PLC0415 - heavy
 
     return presentation.draw_run(
         result,
         folder,
-        _pseudodata(dict(result.templates), kind) if _lacks_data(result) else None,
+        _pseudodata(dict(result.templates), recipe) if _lacks_data(result) else None,
         _large(result, config),
-        data_label=f"{kind} pseudodata",
-        totals=_totals(result, kind, config),
+        data_label=_data_label(recipe),
+        totals=_totals(result, recipe, config),
+        processes=analysis.processes,
     )
+
+
+def _data_label(recipe: Pseudodata | None) -> str:
+    return "pseudodata" if recipe is None else f"{recipe.kind} pseudodata"
 
 
 def _lacks_data(result: RunResult) -> bool:
@@ -208,7 +222,7 @@ def _lacks_data(result: RunResult) -> bool:
 
 
 def _totals(
-    result: RunResult, kind: Pseudodata, config: Path | None = None
+    result: RunResult, recipe: Pseudodata | None, config: Path | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Total uncertainties of the model of a fit, by histogram; none without one.
 
@@ -225,17 +239,17 @@ def _totals(
     except FitError:
         return {}  # without a fit there is no model
     return _model_totals(
-        result.templates, settings, unfitted_observables.shipped_observables(name), kind
+        result.templates, settings, unfitted_observables.shipped_observables(name), recipe
     )
 
 
 def _model_totals(
-    templates: Any, settings: Any, observables: Any, kind: Pseudodata
+    templates: Any, settings: Any, observables: Any, recipe: Pseudodata | None
 ) -> dict[str, NDArray[np.float64]]:
     from agc_ml.statistics import model_bands  # noqa: PLC0415 - heavy
 
     try:
-        return model_bands.total_uncertainty(templates, settings, observables, kind)
+        return model_bands.total_uncertainty(templates, settings, observables, recipe)
     except (FitError, HistogramError) as error:
         logger.info("drawn without the total uncertainty of a fit's model: %s", error)
         return {}
@@ -253,14 +267,15 @@ def _why_nothing_is_drawn(result: RunResult) -> str:
 
 
 def _draw_file(
-    source: Path, folder: Path, kind: Pseudodata, config: Path | None, label: str | None
+    source: Path, folder: Path, kind: str | None, config: Path | None, label: str | None
 ) -> list[FigureInfo]:
     from agc_ml import presentation  # noqa: PLC0415 - heavy
     from agc_ml.results import templates  # noqa: PLC0415 - heavy
     from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
-    flat = templates.load(source)
-    described = stats.load_config(config) if config else stats.shipped_config(PROCESSOR)
+    analysis = analysis_of()
+    recipe, flat = analysis.recipe(kind), templates.load(source)
+    described = stats.load_config(config) if config else stats.shipped_config(DEFAULT)
     regions = stats.region_paths(described)
     samples = [s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")]
     # histograms that come alone say nothing of events, but the published ones are known
@@ -272,14 +287,15 @@ def _draw_file(
         regions,
         source=label or (agc_published.LABEL if published else None),
         luminosity=agc_published.LUMINOSITY if published else None,
-        data=_pseudodata(flat, kind),
-        data_label=f"{kind} pseudodata",
-        totals=_model_totals(flat, described, None, kind),
+        data=_pseudodata(flat, recipe),
+        data_label=_data_label(recipe),
+        totals=_model_totals(flat, described, None, recipe),
+        processes=analysis.processes,
     )
     if not figures:
         raise HistogramError(
             f"{source}: none of its histograms ({_few(flat)}) is of the regions "
-            f"{_few(regions)} and samples {_few(samples)} of {config or PROCESSOR}; name its own "
+            f"{_few(regions)} and samples {_few(samples)} of {config or DEFAULT}; name its own "
             "in a fit configuration: agc-ml plot HISTOGRAMS CONFIG.yml -o DIR"
         )
     return figures
@@ -311,12 +327,14 @@ def _large(result: RunResult, config: Path | None = None) -> tuple[str, ...] | N
         return None
 
 
-def _pseudodata(flat: dict[str, Any], kind: Pseudodata) -> dict[str, Any] | None:
-    """Pseudodata by region, or None where the histograms are not those of the ttbar measurement."""
+def _pseudodata(flat: dict[str, Any], recipe: Pseudodata | None) -> dict[str, Any] | None:
+    """Pseudodata by region, or None where the histograms lack what the recipe asks for."""
     from agc_ml.results import templates  # noqa: PLC0415 - heavy
 
+    if recipe is None:
+        return None
     try:
-        made = templates.pseudodata(flat, kind)
+        made = templates.pseudodata(flat, recipe)
     except HistogramError as error:
         logger.info("drawn without pseudodata: %s", error)
         return None
@@ -328,7 +346,7 @@ def fit(
     output: Path | None = None,
     *,
     config: Path | None = None,
-    pseudodata: Pseudodata | None = None,
+    pseudodata: str | None = None,
     ml_uncertainty: Sequence[Path] = (),
     patch: str | None = None,
     label: str | None = None,
@@ -355,7 +373,8 @@ def fit(
     folder = fit_folder(source, output, ml_uncertainty)
     described = stats.load_config(config) if config is not None else None
     made = RunResult.load(source) if is_run else None
-    kind = (pseudodata or pseudodata_choice.load(source).pseudodata) if is_run else None
+    analysis = analysis_of() if made is None else _analysis_of(made)
+    recipe = pseudodata_choice.recipe_of(source, analysis, pseudodata) if is_run else None
     with progress.steps(quiet=quiet) as tell:
         result = stats.fit(
             made or source,
@@ -369,11 +388,14 @@ def fit(
         stats.save(result, folder)
         tell("drawing")
         figures = presentation.draw_fit(
-            result, folder / "figures", *_figure_label(source, made, label)
+            result,
+            folder / "figures",
+            *_figure_label(source, made, label),
+            processes=analysis.processes,
         )
     _write_index(folder / "figures", figures)
-    if made is not None and output is None and not ml_uncertainty and kind is not None:
-        pseudodata_choice.change(source, pseudodata=kind)
+    if made is not None and output is None and not ml_uncertainty and recipe is not None:
+        pseudodata_choice.change(source, pseudodata=recipe.kind)
     return result
 
 
@@ -412,49 +434,61 @@ def report(source: Path, output: Path | None = None) -> Path:
 
     if (source / "fit.json").exists() and not (source / "run.json").exists():
         bare = stats.load(source)
-        figures = _fit_figures(source, bare, (None, None))
+        figures = _fit_figures(source, bare, (None, None), analysis_of())
         page = _page(source, output)
         pages.write_report(None, bare, figures, page)
         return page
-    result, chosen = RunResult.load(source), pseudodata_choice.load(source)
+    result, choices = RunResult.load(source), pseudodata_choice.load(source)
+    analysis = _analysis_of(result)
+    recipe = pseudodata_choice.recipe_of(source, analysis)
     fitted = stats.load(source / "fit") if (source / "fit" / "fit.json").exists() else None
-    if fitted is not None and fitted.pseudodata not in {"data", chosen.pseudodata}:
+    if fitted is not None and fitted.pseudodata not in {"data", recipe and recipe.kind}:
         raise FitError(
             f"{source / 'fit'}: fitted to {fitted.pseudodata} pseudodata, and the run has "
-            f"{chosen.pseudodata} ones now; fit these: agc-ml fit {shlex.quote(str(source))}"
+            f"{'no' if recipe is None else recipe.kind} ones now; fit these: "
+            f"agc-ml fit {shlex.quote(str(source))}"
         )
-    figures = _run_figures(source, output, result, chosen)
+    figures = _run_figures(source, output, result, recipe, choices.drawn)
     if fitted is not None:
         label = result.luminosity, result.provenance.label
-        figures += _fit_figures(source / "fit", fitted, label)
+        figures += _fit_figures(source / "fit", fitted, label, analysis)
     page = _page(source, output)
     pages.write_report(result, fitted, figures, page, _large(result))
     return page
 
 
 def _run_figures(
-    source: Path, output: Path | None, result: RunResult, chosen: pseudodata_choice.Choices
+    source: Path,
+    output: Path | None,
+    result: RunResult,
+    recipe: Pseudodata | None,
+    drawn_kind: str | None,
 ) -> list[FigureInfo]:
     """Figures of a run, drawn again if there are none, or those of other pseudodata.
 
     In the run directory, or beside the page where that is another folder.
     """
     folder = _no_link(source / "figures")
-    if chosen.drawn == chosen.pseudodata and (drawn := _read_index(folder)):
+    kind = None if recipe is None else recipe.kind
+    if drawn_kind == kind and (drawn := _read_index(folder)):
         return drawn
     if not result.templates:
         return []
     if output is not None:
-        return _draw_run(result, _output(source, output) / "figures", chosen.pseudodata, None)
-    drawn = _draw_run(result, folder, chosen.pseudodata, None)
+        folder = _output(source, output) / "figures"
+        return _draw_run(result, folder, _analysis_of(result), recipe)
+    drawn = _draw_run(result, folder, _analysis_of(result), recipe)
     if drawn:
         _write_index(folder, drawn)
-        pseudodata_choice.change(source, drawn=chosen.pseudodata)
+        pseudodata_choice.change(source, drawn=kind)
     return drawn
 
 
 def _fit_figures(
-    folder: Path, fitted: FitResult, known: tuple[float | None, str | None]
+    folder: Path,
+    fitted: FitResult,
+    known: tuple[float | None, str | None],
+    analysis: Analysis,
 ) -> list[FigureInfo]:
     """Figures of a fit, drawn again if some are not there: an interrupted command left them."""
     from agc_ml import presentation  # noqa: PLC0415 - heavy
@@ -467,7 +501,7 @@ def _fit_figures(
         drawn = []
     if drawn and all(is_whole(figure.png) for figure in drawn):
         return drawn
-    drawn = presentation.draw_fit(fitted, _no_link(folder / "figures"), *known)
+    drawn = presentation.draw_fit(fitted, _no_link(folder / "figures"), *known, analysis.processes)
     _write_index(folder / "figures", drawn)
     return drawn
 

@@ -19,6 +19,7 @@ ORDER = (
         "_moved",
         "errors",
         "documents",
+        "analysis",
         "files",
         "columnar",
         "transports",

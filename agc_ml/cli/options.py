@@ -249,9 +249,10 @@ logging_options = together(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 pseudodata_option = click.option(
     "--pseudodata",
-    type=click.Choice(["published", "complete"]),
-    help="What to fit: 'published' (AGC's pseudodata, no single top) or 'complete' (single top "
-    "too; closes at 1) [that of the run's last command, else published].",
+    metavar="KIND",
+    help="Pseudodata to fit, of a kind that the analysis declares; of ttbar: 'published' (AGC's, "
+    "no single top) or 'complete' (single top too; closes at 1) [that of the run's last command, "
+    "else the first].",
 )
 
 

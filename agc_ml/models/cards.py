@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -17,6 +16,7 @@ from pydantic import (
 )
 
 from agc_ml import documents
+from agc_ml.analysis import FILE_NAME, shipped_cards
 from agc_ml.errors import ModelError
 from agc_ml.models import model_files
 from agc_ml.models.content import Format
@@ -69,7 +69,7 @@ class Card(_Frozen):
     schema_version: Literal[1] = Field(alias="schema")
     name: str
     version: str
-    task: str = Field("", description="task of the model [jet_assignment]")
+    task: str = Field("", description="task of the model")
     delta_phi: DeltaPhi = Field(
         "wrapped", description="Delta R features with phi wrapped to [-pi, pi], or raw"
     )
@@ -130,7 +130,19 @@ def scoring_files(files: Iterable[str]) -> list[str]:
     ]
 
 
-def published_card() -> Card:
-    """The card of the jet assignment models that the Analysis Grand Challenge published."""
-    file = importlib.resources.files("agc_ml.models") / "agc_jet_assignment.json"
-    return Card.model_validate_json(file.read_text(encoding="utf-8"))
+def published_cards() -> list[Card]:
+    """Cards of published models that registered analyses ship.
+
+    Raises
+    ------
+    ModelError
+        One can't be read, or is damaged.
+    """
+    cards = []
+    for path in shipped_cards():
+        try:
+            data = model_files.read(path)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: can't be read ({error}); see {FILE_NAME} there") from error
+        cards.append(parse_card(path, data))
+    return cards

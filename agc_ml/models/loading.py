@@ -23,7 +23,7 @@ from agc_ml.models.cards import (
     is_card,
     json_keys,
     parse_card,
-    published_card,
+    published_cards,
 )
 from agc_ml.models.content import Content, Format, Golden, content_of, provide
 from agc_ml.models.model import PARITIES, Bundle, Model
@@ -47,7 +47,7 @@ def load_model(spec: str | Path) -> Model | Bundle:
     ----------
     spec
         A model's file (xgboost .json or .ubj, ONNX); a card, or a folder with a card or with the
-        two models that the Analysis Grand Challenge published; a server's
+        models that an analysis published; a server's
         ``grpc://host:port/model?version=1``; or ``name@champion`` or ``name@version`` of the
         registry that `agc_ml.models.registry_access.locate` finds.
 
@@ -123,18 +123,18 @@ def _in_folder(folder: Path) -> Model | Bundle:
         if path.is_file() and "learner" not in json_keys(data := _read(path)):
             return _from_card(parse_card(path, data), path)
     # Without a card: the published models, recognised by their digests.
-    published = published_card()
     names = {
         hashlib.sha256(_read(path)).hexdigest(): path.name
         for path in sorted(folder.glob("*.json"))
         if path.is_file() and path.stat().st_size <= MOST_PUBLISHED
     }
-    if all(entry.sha256 in names for entry in published.models):
-        entries = tuple(
-            entry.model_copy(update={"file": names[str(entry.sha256)]})
-            for entry in published.models
-        )
-        return _from_card(published.model_copy(update={"models": entries}), folder / CARD[0])
+    for published in published_cards():
+        if all(entry.sha256 in names for entry in published.models):
+            entries = tuple(
+                entry.model_copy(update={"file": names[str(entry.sha256)]})
+                for entry in published.models
+            )
+            return _from_card(published.model_copy(update={"models": entries}), folder / CARD[0])
     raise ModelError(
         f"model {folder}: no card ({CARD[0]}) in it, nor the published models; describe yours in a "
         "card, or give a model's file"

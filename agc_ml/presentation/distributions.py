@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import boost_histogram as bh
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from agc_ml.analysis import Process
     from agc_ml.presentation.style import Array, FigureInfo
     from agc_ml.results.run_result import RunResult
 
@@ -69,6 +71,7 @@ def draw_run(
     *,
     data_label: str = "pseudodata",
     totals: Mapping[str, Array] | None = None,
+    processes: Mapping[str, Process] = MappingProxyType({}),
 ) -> list[FigureInfo]:
     """Draw the histograms of a run: stacked plots, and the shapes of its variations.
 
@@ -89,6 +92,8 @@ def draw_run(
         What ``data`` are.
     totals
         Total uncertainties of the fit's model, by histogram, shape ``(n_bins,)``.
+    processes
+        Their labels and colours, as the analysis declares them.
 
     Raises
     ------
@@ -117,6 +122,7 @@ def draw_run(
         _Points(points, what, units, totals or {}, data is not None),
         label,
         large,
+        processes=processes,
     )
 
 
@@ -130,7 +136,7 @@ def _unit(histogram: Histogram, result: RunResult) -> str:
 def draw_templates(
     templates: Mapping[str, Histogram],
     directory: Path,
-    processes: Sequence[str],
+    samples: Sequence[str],
     regions: Sequence[str],
     *,
     luminosity: float | None = None,
@@ -138,11 +144,13 @@ def draw_templates(
     data: Mapping[str, Histogram] | None = None,
     data_label: str = "pseudodata",
     totals: Mapping[str, Array] | None = None,
+    processes: Mapping[str, Process] = MappingProxyType({}),
 ) -> list[FigureInfo]:
     """Draw histograms named ``{region}_{process}[_{variation}]``, as `draw_run` does.
 
     ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known.
-    ``totals`` are total uncertainties of the fit's model, by region.
+    ``totals`` are total uncertainties of the fit's model, by region; ``processes`` have labels and
+    colours of ``samples``.
 
     Raises
     ------
@@ -151,9 +159,7 @@ def draw_templates(
     StoreError
         The folder can't be written.
     """
-    owners = {
-        f"{region}_{process}": (region, process) for region in regions for process in processes
-    }
+    owners = {f"{region}_{process}": (region, process) for region in regions for process in samples}
     found = {region: Region(region, {}) for region in regions}
     others = []
     for name, histogram in templates.items():
@@ -185,6 +191,7 @@ def draw_templates(
         directory,
         _Points(data or {}, data_label, units, totals or {}, is_pseudo=True),
         label,
+        processes=processes,
     )
 
 
@@ -227,10 +234,12 @@ def _draw(
     points: _Points,
     label: style.Label,
     large: Collection[str] | None = None,
+    *,
+    processes: Mapping[str, Process],
 ) -> list[FigureInfo]:
     style.make_folder(directory)
     stacks, small, shapes = [], [], []
-    with style.applied():
+    with style.applied(processes):
         for region in regions:
             content = _stack(region, points)
             unit = points.units.get(region.name, ENTRIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from agc_ml.analysis import Process
     from agc_ml.presentation.style import Array, FigureInfo
 
 logger = logging.getLogger(__name__)
@@ -28,11 +30,16 @@ UNCORRELATED: Final = 0.05
 
 
 def draw_fit(
-    fit: FitResult, directory: Path, luminosity: float | None, source: str | None = None
+    fit: FitResult,
+    directory: Path,
+    luminosity: float | None,
+    source: str | None = None,
+    processes: Mapping[str, Process] = MappingProxyType({}),
 ) -> list[FigureInfo]:
     """Draw a fit: regions and other observables before and after, pulls, ranking, correlations.
 
-    ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known.
+    ``luminosity`` in 1/pb and ``source`` (whose events they are): None when they are not known;
+    ``processes`` with their labels and colours, as the analysis declares them.
     What the fit does not have (impacts, constrained parameters, observables that it was carried
     over to) is left out, impacts with a line in the log.
 
@@ -44,7 +51,7 @@ def draw_fit(
     style.make_folder(directory)
     figures = []
     label = style.Label(luminosity, fit.points == "pseudodata", source)
-    with style.applied():
+    with style.applied(processes):
         for when, regions in (("pre-fit", fit.prefit), ("post-fit", fit.postfit)):
             figures += [_region(r, when, fit, directory, label) for r in regions]
         figures += [_carried_over(one, fit, directory, label) for one in fit.carried_over]

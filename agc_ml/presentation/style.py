@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import matplotlib as mpl
@@ -21,6 +24,7 @@ from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike, NDArray
 
+from agc_ml.analysis import Process
 from agc_ml.errors import StoreError, printable
 from agc_ml.files import write
 from agc_ml.inputs import agc_published
@@ -49,20 +53,9 @@ DOWN: Final = PETROFF[0]
 BAND: Final = "#717581"
 UNKNOWN: Final = "stat. uncertainty not known"
 
-_PROCESSES: Final = {
-    "ttbar": (r"$t\bar{t}$", PETROFF[0]),
-    "wjets": ("W + jets", PETROFF[1]),
-    "single_top_tW": ("single top, tW", PETROFF[2]),
-    "single_top_t_chan": ("single top, t channel", PETROFF[4]),
-    "single_top_s_chan": ("single top, s channel", PETROFF[5]),
-}
-# the names that the samples of the shipped fit configuration have
-_SAMPLES: Final = {
-    "W+jets": "wjets",
-    "tW": "single_top_tW",
-    "single top, t-channel": "single_top_t_chan",
-    "single top, s-channel": "single_top_s_chan",
-}
+_processes: Final[ContextVar[Mapping[str, Process]]] = ContextVar(
+    "processes", default=MappingProxyType({})
+)
 
 _RC: Final[dict[Any, Any]] = {
     **mplhep.style.CMS,
@@ -104,32 +97,36 @@ class Label(NamedTuple):
 
 
 @contextmanager
-def applied() -> Iterator[None]:
-    """Use the style for what is drawn and saved inside; matplotlib's settings are as before after.
+def applied(processes: Mapping[str, Process] = MappingProxyType({})) -> Iterator[None]:
+    """Use the style for what is drawn and saved inside, and restore matplotlib's settings after.
 
+    ``processes`` have the labels and colours that their analysis declares.
     The settings are those of the whole process: draw in one thread at a time.
     """
     subsetting = logging.getLogger("fontTools.subset")  # has dozens of lines to say on each PDF
     level = subsetting.level
     subsetting.setLevel(logging.WARNING)
+    names = {name: one for key, one in processes.items() for name in (key, *one.samples)}
+    before = _processes.set(names)
     try:
         with mpl.rc_context(_RC):
             yield
     finally:
+        _processes.reset(before)
         subsetting.setLevel(level)
 
 
 def process_label(process: str) -> str:
     """Legend entry of a process."""
-    known = _PROCESSES.get(_SAMPLES.get(process, process))
-    return known[0] if known else plain(process)
+    declared = _processes.get().get(process)
+    return formula(declared.label) if declared and declared.label else plain(process)
 
 
 def process_colors(processes: Iterable[str]) -> dict[str, str]:
-    """Colour of each process: fixed ones for those of the ttbar measurement, others in order."""
+    """Colour of each process: those that the analysis declares, others in order."""
     processes = list(processes)
-    known = {name: _PROCESSES.get(_SAMPLES.get(name, name)) for name in processes}
-    fixed = {name: style[1] for name, style in known.items() if style}
+    declared = {name: _processes.get().get(name) for name in processes}
+    fixed = {name: one.color for name, one in declared.items() if one and one.color}
     free = [color for color in PETROFF if color not in fixed.values()] or list(PETROFF)
     others = [name for name in processes if name not in fixed]
     return fixed | {name: free[index % len(free)] for index, name in enumerate(others)}

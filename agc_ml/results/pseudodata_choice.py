@@ -1,4 +1,4 @@
-"""What commands were told of a run, and later ones go on with: ``measurement.json``."""
+"""Choices made for a run, which later commands follow: ``measurement.json``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import documents
+from agc_ml.analysis import Analysis, Pseudodata
 from agc_ml.errors import RunDirectoryError
 from agc_ml.files import write
 
@@ -22,16 +23,14 @@ class Choices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = Field(1, alias="schema")
-    pseudodata: Literal["published", "complete"] = Field(
-        default="published", description="kind of the run's pseudodata"
+    pseudodata: str | None = Field(
+        default=None, description="kind of the run's pseudodata, the analysis's first one if none"
     )
-    drawn: Literal["published", "complete"] | None = Field(
-        default=None, description="kind in figures/, if there are any"
-    )
+    drawn: str | None = Field(default=None, description="kind in figures/, if there are any")
 
 
 def load(run: Path) -> Choices:
-    """Read what was chosen for a run; without a record the published pseudodata.
+    """Read the choices made for a run; without a record there are none.
 
     Raises
     ------
@@ -45,14 +44,39 @@ def load(run: Path) -> Choices:
         return Choices(schema=1)
     except (OSError, ValueError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise RunDirectoryError(
-            f"{path}: damaged ({reason}); remove it, and say again which pseudodata: agc-ml fit "
-            "RUN --pseudodata KIND"
-        ) from error
+        raise _damaged(path, reason) from error
 
 
-def change(run: Path, **changes: str) -> None:
-    """Change what later commands of a run go on with.
+def _damaged(path: Path, reason: str) -> RunDirectoryError:
+    return RunDirectoryError(
+        f"{path}: damaged ({reason}); remove it, and choose the pseudodata again: agc-ml fit RUN "
+        "--pseudodata KIND"
+    )
+
+
+def recipe_of(run: Path, analysis: Analysis, kind: str | None = None) -> Pseudodata | None:
+    """Recipe of a run's pseudodata: of the given kind, else the chosen one, else the first.
+
+    None if the analysis declares no pseudodata.
+
+    Raises
+    ------
+    UsageError, FitError
+        The analysis has none of the given kind.
+    RunDirectoryError
+        The record is damaged.
+    """
+    if kind is not None:
+        return analysis.recipe(kind)
+    chosen = load(run).pseudodata
+    if chosen is not None and chosen not in analysis.pseudodata:
+        kinds = ", ".join(analysis.pseudodata) or "no"
+        raise _damaged(run / FILE_NAME, f"{chosen!r} pseudodata, and its analysis has {kinds} ones")
+    return analysis.recipe(chosen) if analysis.pseudodata else None
+
+
+def change(run: Path, **changes: str | None) -> None:
+    """Change the choices that later commands of a run follow.
 
     Raises
     ------

@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml import documents
+from agc_ml.analysis import Pseudodata
 from agc_ml.errors import HistogramError, UsageError
 from agc_ml.results import agc_reference, histogram_files, variances
 from agc_ml.results.categories import flatten, template_names
 from agc_ml.results.run_result import RunResult
 
-Pseudodata = Literal["published", "complete"]
 PSEUDODATA: Final = "pseudodata"
-SINGLE_TOP: Final = ("single_top_s_chan", "single_top_t_chan", "single_top_tW")
 
 _Array = NDArray[np.float64]
 
@@ -170,32 +169,39 @@ def merge(
 
 
 def pseudodata(
-    templates: Mapping[str, hist.Hist[Any]], kind: Pseudodata = "published"
+    templates: Mapping[str, hist.Hist[Any]], recipe: Pseudodata
 ) -> dict[str, hist.Hist[Any]]:
-    """Make the ttbar measurement's pseudodata, ``{region}_pseudodata``, for each region there is.
+    """Mix the pseudodata of an analysis, ``{region}_pseudodata``, for each region there is.
 
-    ``published`` is half of the ttbar of another generator and half of another parton shower, plus
-    W+jets, as the Analysis Grand Challenge has it; ``complete`` adds single top, which it leaves
-    out. The variance is that of the sum, where those of all parts are known.
+    The variance is that of the sum, where those of all parts are known.
 
     Raises
     ------
     HistogramError
         A region lacks one of the templates that are added, or their axes differ.
     """
-    parts = ingredients(kind)
     return {
         f"{region}_{PSEUDODATA}": _sum(
-            templates, {f"{region}_{part}": factor for part, factor in parts.items()}, kind
+            templates,
+            {f"{region}_{part}": factor for part, factor in recipe.parts.items()},
+            recipe.kind,
         )
-        for region in _regions(templates)
+        for region in _regions(templates, recipe.parts)
     }
 
 
-def _regions(templates: Iterable[str]) -> list[str]:
-    """Regions of which there are templates that pseudodata are made of."""
-    mark = "_ttbar_ME_var"
-    return [name.removesuffix(mark) for name in templates if name.endswith(mark)]
+def _regions(templates: Iterable[str], parts: Mapping[str, float]) -> list[str]:
+    """Regions with a template of the first part of pseudodata.
+
+    A part's name may end as another one's does: the longest one counts.
+    """
+    first = next(iter(parts))
+    longer = tuple(f"_{part}" for part in parts if part.endswith(f"_{first}"))
+    return [
+        name.removesuffix(f"_{first}")
+        for name in templates
+        if name.endswith(f"_{first}") and not name.endswith(longer)
+    ]
 
 
 def _sum(
@@ -229,12 +235,6 @@ def place(edges: _Array, edge: float) -> int:
     tolerance = 1e-6 * np.min(widths)
     is_near = np.isfinite(tolerance) and abs(edges[nearest] - edge) <= tolerance
     return nearest if is_near else -1
-
-
-def ingredients(kind: Pseudodata) -> dict[str, float]:
-    """Parts of pseudodata, ``{process}[_{variation}]``, and how much of each."""
-    parts = {"ttbar_ME_var": 0.5, "ttbar_PS_var": 0.5, "wjets": 1.0}
-    return parts | dict.fromkeys(SINGLE_TOP if kind == "complete" else (), 1.0)
 
 
 class Difference(NamedTuple):

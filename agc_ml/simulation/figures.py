@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from agc_ml.analysis import analysis_of
 from agc_ml.presentation import style
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def draw(comparisons: Sequence[Comparison], directory: Path) -> list[FigureInfo]
         The folder can't be written.
     """
     style.make_folder(directory)
-    with style.applied():
+    with style.applied(analysis_of().processes):
         return [_draw(comparison, directory) for comparison in comparisons]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from agc_ml.analysis import Process
 from agc_ml.inputs import agc_published
 from agc_ml.inputs.variations import NOMINAL
 from agc_ml.results import templates
@@ -13,12 +14,13 @@ from agc_ml.results.run_result import RunResult
 from agc_ml.statistics.fit_result import CrossSection
 from agc_ml.statistics.workspace.fit_config import Config
 
-SYMBOLS: Final = {"ttbar": "tt"}
-"""How processes are written in results, where that is not their name."""
 
-
-def measured_cross_section(source: Any, settings: Config) -> CrossSection | None:
+def measured_cross_section(
+    source: Any, settings: Config, processes: Mapping[str, Process]
+) -> CrossSection | None:
     """The predicted cross-section that the parameter of interest multiplies; None if not known.
+
+    ``processes`` are those that the analysis declares, with their symbols.
 
     It is known where that parameter alone scales the sample of one process in all of its regions,
     and the process's templates were scaled to a stated cross-section: in a run
@@ -41,7 +43,8 @@ def measured_cross_section(source: Any, settings: Config) -> CrossSection | None
     predicted = _predicted(source).get(process)
     if predicted is None:
         return None
-    return CrossSection(process, SYMBOLS.get(process, process), predicted)
+    declared = processes.get(process)
+    return CrossSection(process, (declared and declared.symbol) or process, predicted)
 
 
 def _names(item: Config, field: str) -> list[str]:

@@ -16,10 +16,11 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
+from agc_ml.analysis import DEFAULT, Analysis, Pseudodata, analysis_of
 from agc_ml.errors import FitError, UsageError
 from agc_ml.results import pseudodata_choice
 from agc_ml.results.run_result import RunResult
-from agc_ml.results.templates import Pseudodata, digest
+from agc_ml.results.templates import digest
 from agc_ml.results.templates import load as load_templates
 from agc_ml.statistics.cross_section import measured_cross_section
 from agc_ml.statistics.fit_files import FitRecord, load, save
@@ -78,8 +79,6 @@ __all__ = [
     "shipped_config",
 ]
 
-DEFAULT_PROCESSOR: Final = "ttbar"
-"""Whose configuration is taken for templates that come without a run."""
 MOST: Final = 6
 """Bins or parameters that are named at once."""
 POOR: Final = 1e-3
@@ -103,7 +102,7 @@ def fit(
     source: RunResult | str | Path | Mapping[str, hist.Hist[Any]],
     config: str | Path | Config | None = None,
     *,
-    pseudodata: Pseudodata | None = None,
+    pseudodata: str | None = None,
     ml_uncertainty: Sequence[RunResult | str | Path] = (),
     patch: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -113,8 +112,9 @@ def fit(
     ``source`` is a run, its directory, a file of templates (`agc_ml.results.templates.load`),
     templates, or a pyhf workspace, to which ``patch`` may add a signal (``FILE`` or ``FILE:NAME``).
     ``config`` is a configuration in cabinetry's format or the path of one; the default is the one
-    that the run's processor ships, and for templates without a run the one of ttbar. ``pseudodata``
-    are those of the run on disk, else the published ones. ``ml_uncertainty`` are runs over the same
+    that the run's processor ships, and for templates without a run the one of the default
+    processor. ``pseudodata`` are of a kind that the analysis declares; the default is that of the
+    run on disk, else the first one. ``ml_uncertainty`` are runs over the same
     events with other models: how their templates scatter becomes nuisance parameters; the default
     configuration then fits what depends on the model. ``tell`` is told what is being done.
 
@@ -202,7 +202,7 @@ def _of_workspace(source: str | Path, patch: str | None) -> _Problem:
 def _of_templates(
     source: RunResult | str | Path | Mapping[str, hist.Hist[Any]],
     config: str | Path | Config | None,
-    pseudodata: Pseudodata | None,
+    pseudodata: str | None,
     ml_uncertainty: Sequence[RunResult | str | Path],
 ) -> _Problem:
     alternatives = [_run(one) for one in ml_uncertainty]
@@ -215,7 +215,6 @@ def _of_templates(
     is_own_source = settings is None or not names_files(settings)
     if is_own_source and isinstance(source, str | Path) and Path(source).is_dir():
         source = RunResult.load(source)
-    kind = pseudodata or _kind_of(source)
     templates, processor, notes = _templates(source, settings)
     if settings is None:
         settings = ml_config(processor) if alternatives else shipped_config(processor)
@@ -233,12 +232,14 @@ def _of_templates(
             "so no pseudodata can be made of it; return 'sumw' from the processor, and state "
             "'xsec' and 'luminosity' in the fileset"
         )
-    workspace = prepare(templates, settings, kind)
+    analysis = analysis_of(processor)
+    recipe = _recipe(source, analysis, pseudodata) if wants_pseudodata(settings) else None
+    workspace = prepare(templates, settings, recipe)
     if pseudodata is not None and workspace.data == "data":
         notes.append(f"no {pseudodata} pseudodata are made: the configuration names data")
     # now, so that what is wrong with their histograms is told before the fit
     observables = None if alternatives else shipped_observables(processor)
-    unfitted = prepare_unfitted(templates, observables, settings, kind)
+    unfitted = prepare_unfitted(templates, observables, settings, recipe)
     return _Problem(
         workspace=workspace,
         regions=settings["Regions"],
@@ -249,15 +250,16 @@ def _of_templates(
         },
         notes=notes,
         unfitted=unfitted,
-        cross_section=measured_cross_section(source, settings),
+        cross_section=measured_cross_section(source, settings, analysis.processes),
     )
 
 
-def _kind_of(source: Any) -> Pseudodata:
-    """The kind of pseudodata that a run has on disk, else the published one."""
+def _recipe(source: Any, analysis: Analysis, kind: str | None) -> Pseudodata:
+    """Recipe of the pseudodata to fit: of a run on disk, those that were chosen for it."""
+    chosen = None
     if isinstance(source, RunResult) and source.path is not None:
-        return pseudodata_choice.load(source.path).pseudodata
-    return "published"
+        chosen = pseudodata_choice.recipe_of(source.path, analysis, kind)
+    return chosen or analysis.recipe(kind)
 
 
 def _templates(
@@ -266,7 +268,7 @@ def _templates(
     """Templates, the processor whose configuration is the default, and notes on the input."""
     if settings is not None and names_files(settings):
         if isinstance(source, str | Path):
-            return collect(settings, Path(source)), DEFAULT_PROCESSOR, []
+            return collect(settings, Path(source)), DEFAULT, []
         if isinstance(source, RunResult):
             raise FitError(
                 f"fit configuration: InputPath ({settings['General']['InputPath']!r}) names files, "
@@ -279,8 +281,8 @@ def _templates(
             notes.append(f"the run is {source.status}: {missing} ranges of events are missing")
         return source.templates, source.provenance.processor.name, notes
     if isinstance(source, str | Path):
-        return load_templates(source), DEFAULT_PROCESSOR, []
-    return source, DEFAULT_PROCESSOR, []
+        return load_templates(source), DEFAULT, []
+    return source, DEFAULT, []
 
 
 def _run(source: Any) -> RunResult:

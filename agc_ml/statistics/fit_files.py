@@ -115,7 +115,7 @@ class FitRecord(_Record):
     twice_nll: float = Field(description="twice the negative log-likelihood at the minimum")
     minimizer: str
     converged: bool
-    pseudodata: str = Field(description="published, complete, or data: what was fitted")
+    pseudodata: str = Field(description="kind of pseudodata, or data: what was fitted")
     impacts: list[ImpactRecord]
     prefit: list[RegionRecord]
     postfit: list[RegionRecord]

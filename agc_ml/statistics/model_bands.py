@@ -13,7 +13,7 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml.results.templates import Pseudodata
+from agc_ml.analysis import Pseudodata
 from agc_ml.statistics.likelihood.likelihood import model_and_data
 from agc_ml.statistics.prediction import before
 from agc_ml.statistics.unfitted_observables import Observables, extended, raised_by_offset
@@ -27,7 +27,7 @@ def total_uncertainty(
     templates: Mapping[str, hist.Hist[Any]],
     settings: Config,
     observables: Observables | None,
-    kind: Pseudodata,
+    recipe: Pseudodata | None,
 ) -> dict[str, _Array]:
     """Total pre-fit uncertainty of each region and observable of a fit, by its name in histograms.
 
@@ -60,7 +60,7 @@ def total_uncertainty(
         for key, h in templates.items()
         if key.startswith(tuple(f"{name}_" for name in names.values()))
     }
-    workspace = prepare(raised, config, kind)
+    workspace = prepare(raised, config, recipe)
     model, _ = model_and_data(workspace.spec)
     predictions = before(model, workspace, config["Regions"])
     return {names[one.yields.region]: one.yields.uncertainty for one in predictions}

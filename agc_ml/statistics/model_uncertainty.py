@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml import documents
+from agc_ml.analysis import shipped_file
 from agc_ml.errors import FitError
 from agc_ml.results import variances
 from agc_ml.results.run_result import RunResult
@@ -23,7 +24,6 @@ from agc_ml.statistics.workspace.fit_config import (
     Config,
     check_config,
     shipped_config,
-    shipped_file,
 )
 
 _Array = NDArray[np.float64]
@@ -129,7 +129,7 @@ def with_spread(
             if name not in found:
                 raise FitError(
                     f"histogram {name} is missing, which the uncertainty of the model needs; run "
-                    "ttbar with --model"
+                    "the processor with --model"
                 )
     nominal = _contents(templates, names)
     deviations = np.stack([_contents(one, names) - nominal for one in alternatives])

@@ -4,7 +4,7 @@ Each such observable gets the model of a region of the fit, of its own templates
 parameter of interest and nuisance parameters, which take their fitted values, uncertainties and
 correlations. Only the parameters of the simulation's statistics are its own, and stay nominal. So
 the agreement of data and model before and after the fit tells whether the fit describes more than
-what was fitted. The Analysis Grand Challenge does this with features of the assignment of jets.
+what was fitted.
 
 All bins are kept, without flow: nothing is fitted to them, and with OFFSET none is empty.
 
@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agc_ml import documents
+from agc_ml.analysis import Pseudodata, shipped_file
 from agc_ml.errors import FitError
 from agc_ml.results import variances
-from agc_ml.results.templates import Pseudodata
 from agc_ml.statistics.fit_result import CarriedOver, GoodnessOfFit, chi2_test
 from agc_ml.statistics.likelihood.likelihood import model_and_data
 from agc_ml.statistics.likelihood.minimization import Minimum
 from agc_ml.statistics.prediction import Prediction, before_and_after
-from agc_ml.statistics.workspace.fit_config import Config, region_paths, shipped_file
+from agc_ml.statistics.workspace.fit_config import Config, region_paths
 from agc_ml.statistics.workspace.workspace import Workspace, prepare
 
 FILE_NAME: Final = "carryover.yml"
@@ -96,7 +96,7 @@ def prepare_unfitted(
     templates: Mapping[str, hist.Hist[Any]],
     observables: Observables | None,
     settings: Config,
-    kind: Pseudodata,
+    recipe: Pseudodata | None,
 ) -> Unfitted | None:
     """Build the workspace of observables under the configuration of a fit; None if none is there.
 
@@ -127,7 +127,7 @@ def prepare_unfitted(
     content = {key: h for own in found.values() for key, h in own.items()}
     raised = {key: raised_by_offset(h) for key, h in content.items()}
     config = extended(settings, regions, observables.region)
-    workspace = prepare({**templates, **raised}, config, kind, found)
+    workspace = prepare({**templates, **raised}, config, recipe, found)
     lacking = [name for name in names if name not in found]
     note = (
         f"carried over to {len(found)} of {len(names)} observables: there are no histograms of "

@@ -15,7 +15,7 @@ from models import forest, linear_onnx
 
 from agc_ml.cli.validation import validate
 from agc_ml.errors import ModelError
-from agc_ml.models.cards import published_card
+from agc_ml.models.cards import published_cards
 from agc_ml.models.loading import load_model, scoring_notes
 from agc_ml.models.model import Bundle, Model, notes
 
@@ -100,7 +100,7 @@ def test_the_published_models_are_known_by_their_bytes(real_data: Path) -> None:
 def test_golden_rows_of_the_published_models_are_those_of_xgboost(real_data: Path) -> None:
     import xgboost  # noqa: PLC0415 - heavy
 
-    for entry in published_card().models:
+    for entry in published_cards()[0].models:
         booster = xgboost.Booster()
         booster.load_model(real_data / str(entry.file))
         assert entry.golden is not None

@@ -22,7 +22,7 @@ from agc_ml.errors import ModelError, UsageError
 from agc_ml.execution.cluster.executors import DaskExecutor
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.models.cards import published_card
+from agc_ml.models.cards import published_cards
 from agc_ml.models.loading import load_model
 from agc_ml.models.model import by_reference, contents
 from agc_ml.results.run_record import load_record
@@ -261,7 +261,7 @@ def card(folder: Path, real_data: Path, **changes: Any) -> Path:
     """A card of the published models, changed."""
     for parity in ("even", "odd"):
         shutil.copy(real_data / f"model_{parity}.json", folder)
-    content = json.loads(published_card().model_dump_json(by_alias=True))
+    content = json.loads(published_cards()[0].model_dump_json(by_alias=True))
     content |= changes
     (folder / "model.json").write_text(json.dumps(content))
     return folder

@@ -12,6 +12,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
+from agc_ml.analysis import analysis_of
 from agc_ml.errors import HistogramError, StoreError
 from agc_ml.presentation import (
     FigureInfo,
@@ -348,10 +349,12 @@ def test_failed_fit_is_drawn_without_a_warning(tmp_path):
 
 
 def test_processes_keep_their_colours_and_others_differ():
-    colors = style.process_colors(["new", "ttbar", "wjets", "other"])
-    assert len(set(colors.values())) == 4
-    assert style.process_colors(["W+jets"])["W+jets"] == colors["wjets"]  # sample of the fit
-    assert colors["ttbar"] == style.process_colors(["ttbar"])["ttbar"]
+    with style.applied(analysis_of().processes):
+        colors = style.process_colors(["new", "ttbar", "wjets", "other"])
+        assert len(set(colors.values())) == 4
+        assert style.process_colors(["W+jets"])["W+jets"] == colors["wjets"]  # sample of the fit
+        assert colors["ttbar"] == style.process_colors(["ttbar"])["ttbar"]
+    assert style.process_colors(["ttbar"])["ttbar"] == style.PETROFF[0]  # not declared: in order
     assert len(style.process_colors(map(str, range(30)))) == 30
 
 

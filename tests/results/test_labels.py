@@ -20,6 +20,7 @@ from commandline import agc as command
 from places import REFERENCE
 
 from agc_ml import measurement, presentation
+from agc_ml.analysis import analysis_of
 from agc_ml.errors import FitError, RunDirectoryError, UsageError
 from agc_ml.execution import run as running
 from agc_ml.execution.inspection import FileInfo, inspect_file
@@ -242,7 +243,7 @@ class TestWhatIsCounted:
 
     def test_regions_of_a_fit_count_events_and_have_two_bands(self, tmp_path: Path) -> None:
         result = factories.run_result()
-        totals = measurement._totals(result, "complete")
+        totals = measurement._totals(result, analysis_of().recipe("complete"))
         for name, total in totals.items():
             nominal = [h for key, h in result.templates.items() if key in _nominal(name)]
             statistical = np.sqrt(sum(h.variances() for h in nominal))
@@ -301,7 +302,7 @@ class TestKindOfPseudodata:
         return small_config(tmp_path / "my.yml")
 
     def test_is_the_runs_and_a_page_has_one(self, run: Path, config: Path) -> None:
-        assert pseudodata_choice.load(run).pseudodata == "published"
+        assert pseudodata_choice.load(run).pseudodata is None
         measurement.plot(run)
         assert "published pseudodata" in (run / "figures" / "figures.json").read_text()
         # what a fit is told is the default from then on, and figures of before are drawn again
@@ -392,7 +393,7 @@ class TestKindOfPseudodata:
     def test_elsewhere_it_changes_nothing(self, run: Path, config: Path, tmp_path: Path) -> None:
         measurement.plot(run, tmp_path / "plots", pseudodata="complete")
         measurement.fit(run, tmp_path / "fit", config=config, pseudodata="complete")
-        assert pseudodata_choice.load(run).pseudodata == "published"
+        assert pseudodata_choice.load(run).pseudodata is None
 
     def test_a_damaged_record_is_refused(self, run: Path) -> None:
         (run / "measurement.json").write_text('{"schema": 1, "pseudodata": "mine"}')

@@ -12,11 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agc_ml.analysis import analysis_of
 from agc_ml.errors import FilesetError, HistogramError, RunDirectoryError, UsageError
 from agc_ml.inputs import agc_published
 from agc_ml.results import categories, histogram_files, histograms, templates, variances
 
 EDGES = np.linspace(50, 550, 26)
+
+
+PUBLISHED, COMPLETE = (analysis_of().recipe(kind) for kind in ("published", "complete"))
 
 
 def make(values: Any, variances: Any = None, edges: Any = None) -> hist.Hist[Any]:
@@ -194,7 +198,7 @@ class TestUnknownVariances:
             "r_ttbar_PS_var": variances.filled(axes, [4], np.array([4.0])),
             "r_wjets": variances.filled(axes, [1], None),
         }
-        made = templates.pseudodata(parts)["r_pseudodata"]
+        made = templates.pseudodata(parts, PUBLISHED)["r_pseudodata"]
         assert made.values().tolist() == [4]
         assert variances.of(made) is None
 
@@ -257,22 +261,22 @@ def parts(*, single_top: bool = True) -> dict[str, hist.Hist[Any]]:
 
 class TestPseudodata:
     def test_published(self) -> None:
-        (name, found), *_ = templates.pseudodata(parts(single_top=False)).items()
+        (name, found), *_ = templates.pseudodata(parts(single_top=False), PUBLISHED).items()
         assert name == "r_pseudodata"
         assert found.values().tolist() == [18]
         assert found.variances().tolist() == [30 / 4 + 3]
 
     def test_complete_adds_single_top(self) -> None:
-        found = templates.pseudodata(parts(), "complete")["r_pseudodata"]
+        found = templates.pseudodata(parts(), COMPLETE)["r_pseudodata"]
         assert found.values().tolist() == [25]
 
     def test_names_what_is_missing(self) -> None:
         with pytest.raises(HistogramError, match="r_single_top_s_chan is missing: the complete"):
-            templates.pseudodata(parts(single_top=False), "complete")
+            templates.pseudodata(parts(single_top=False), COMPLETE)
 
     def test_refuses_other_bins(self) -> None:
         with pytest.raises(HistogramError, match="bins of r_wjets are not those of r_ttbar_ME_var"):
-            templates.pseudodata({**parts(), "r_wjets": make([1, 2])})
+            templates.pseudodata({**parts(), "r_wjets": make([1, 2])}, PUBLISHED)
 
 
 class TestLoad:
@@ -408,7 +412,7 @@ class TestReference:
     @pytest.mark.parametrize("n", ["1", "10", "all"])
     def test_pseudodata_are_the_published_ones(self, real_data: Path, n: str) -> None:
         path = real_data / f"reference/histos_{n}_file_per_process.json"
-        made = templates.pseudodata(templates.load(path))
+        made = templates.pseudodata(templates.load(path), PUBLISHED)
         published = json.loads(path.read_text())
         for name, histogram in made.items():
             np.testing.assert_allclose(

@@ -19,6 +19,7 @@ import yaml
 from factories import partial_run, run_result, true_templates, ttbar_hists
 from places import REFERENCE, ROOT
 
+from agc_ml.analysis import analysis_of
 from agc_ml.errors import AgcError, FitError, HistogramError, StoreError, UsageError
 from agc_ml.inputs import agc_published
 from agc_ml.results import templates, variances
@@ -324,7 +325,7 @@ class TestWorkspace:
         np.testing.assert_allclose(sample["data"], merged.values())
         staterror = next(m for m in sample["modifiers"] if m["type"] == "staterror")
         np.testing.assert_allclose(staterror["data"], np.sqrt(merged.variances()))
-        data = templates.pseudodata(made_up)["4j2b_pseudodata"]
+        data = templates.pseudodata(made_up, analysis_of().recipe())["4j2b_pseudodata"]
         merged = templates.merge(data, list(range(110, 551, 40)))
         np.testing.assert_allclose(spec["observations"][1]["data"], merged.values())
 
@@ -426,7 +427,7 @@ class TestWorkspace:
         content = {name: h for name, h in made_up.items() if "single_top" not in name}
         fit.build_workspace(content, shipped(without))
         with pytest.raises(HistogramError, match="4j1b_single_top_s_chan is missing: the complete"):
-            fit.build_workspace(content, shipped(without), "complete")
+            fit.build_workspace(content, shipped(without), analysis_of().recipe("complete"))
 
     @pytest.mark.parametrize(
         ("edit", "error", "message"),
@@ -1000,7 +1001,7 @@ class TestWhatIsMeasured:
     def test_a_closure_test_has_all_in_the_model(self, made_up: dict[str, Any]) -> None:
         config = fit.shipped_config("ttbar")
         assert prepare(made_up, config).is_closure
-        assert prepare(made_up, config, "complete").is_closure
+        assert prepare(made_up, config, analysis_of().recipe("complete")).is_closure
 
         def without(config: dict[str, Any]) -> None:
             del config["Systematics"][1]

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from factories import CARRIED, ML_RANGES, ml_hists, run_result, true_templates, ttbar_hists
 
+from agc_ml.analysis import analysis_of
 from agc_ml.errors import FitError, HistogramError
 from agc_ml.results import templates
 from agc_ml.statistics import fit, unfitted_observables
@@ -91,7 +92,7 @@ def carried(
     """Fit and carry over to observables; gives the first one."""
     minimum = minimise(lk.build(prepare(content, config).spec))
     observables = Observables(region=region, histograms=names)
-    unfitted = prepare_unfitted(content, observables, config, "published")
+    unfitted = prepare_unfitted(content, observables, config, analysis_of().recipe())
     assert unfitted is not None
     return unfitted, minimum, carry_over(unfitted, minimum)[0]
 
@@ -256,7 +257,8 @@ class TestWhatIsThere:
         assert one.prefit.edges.tolist() == hists[name].axes[0].edges.tolist()
         # a millionth of an event is in each bin of each template, and so twice in the pseudodata
         flat = true_templates(hists)
-        nominal, made = flat[f"{name}_ttbar"], templates.pseudodata(flat)[f"{name}_pseudodata"]
+        made = templates.pseudodata(flat, analysis_of().recipe())[f"{name}_pseudodata"]
+        nominal = flat[f"{name}_ttbar"]
         assert nominal.values().min() == made.values().min() == 0
         np.testing.assert_allclose(one.prefit.samples["ttbar"], nominal.values() + 1e-6)
         np.testing.assert_allclose(one.prefit.data, made.values() + 2e-6)
@@ -285,7 +287,7 @@ class TestWhatIsThere:
         config = few_systematics()
         config["Regions"] = [{"Name": "masses", "RegionPath": TWO[0]}]
         observables = Observables(region="4j2b", histograms=TWO)
-        unfitted = prepare_unfitted(made_up, observables, config, "published")
+        unfitted = prepare_unfitted(made_up, observables, config, analysis_of().recipe())
         assert unfitted is not None
         assert [region["Name"] for region in unfitted.regions] == [TWO[1]]
         assert unfitted.notes == ()
@@ -323,7 +325,7 @@ class TestRestrictions:
             if systematic["Name"] == "b-tag NP 1":
                 systematic["Regions"] = regions
         observables = Observables(region="4j2b", histograms=TWO[:1])
-        unfitted = prepare_unfitted(made_up, observables, config, "published")
+        unfitted = prepare_unfitted(made_up, observables, config, analysis_of().recipe())
         assert unfitted is not None
         lk.model_and_data(unfitted.workspace.spec)
         (channel,) = [c for c in unfitted.workspace.spec["channels"] if c["name"] == TWO[0]]

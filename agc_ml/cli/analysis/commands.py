@@ -74,9 +74,10 @@ def measure(**given: Any) -> None:
     W+jets, such as the input list of the Analysis Grand Challenge [the embedded demo set].
     """
     from agc_ml import measurement  # noqa: PLC0415 - on demand
+    from agc_ml.analysis import DEFAULT  # noqa: PLC0415 - on demand
 
     fileset = _labelled_fileset(given)
-    arguments = _run_arguments(given, measurement.PROCESSOR)
+    arguments = _run_arguments(given, DEFAULT)
     measured = options.resumable(
         arguments["output"],
         lambda: measurement.measure(fileset, pseudodata=given["pseudodata"], **arguments),

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, Final, get_args, get_type_hints
@@ -21,6 +20,7 @@ import cloudpickle
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from agc_ml.analysis import registered
 from agc_ml.errors import AgcError, ProcessorError, UsageError
 from agc_ml.execution.processor import opened_files
 from agc_ml.execution.processor.attachments import attach
@@ -45,8 +45,6 @@ from agc_ml.models.loading import load_model
 from agc_ml.models.model import Bundle, Model, by_reference
 
 logger = logging.getLogger(__name__)
-
-ENTRY_POINTS: Final = "agc_ml.processors"
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,6 @@ class Shipment:
         """What workers know it by."""
         files = repr(sorted(self.files.items()))
         return hashlib.sha256(f"{self.code}{files}".encode() + self.blob).hexdigest()
-
-
-def registered() -> dict[str, str]:
-    """Names of the installed processors and what they stand for, ``name -> module:Class``."""
-    return {entry.name: entry.value for entry in entry_points(group=ENTRY_POINTS)}
 
 
 def prepare(

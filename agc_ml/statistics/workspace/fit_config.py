@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from agc_ml import documents
+from agc_ml.analysis import located, registered, shipped_file
 from agc_ml.errors import FitError, UsageError
 from agc_ml.statistics.likelihood.likelihood import quiet
 
@@ -276,8 +272,7 @@ def _bad_normalization(template: Config, given: set[str], where: str) -> Iterato
 def shipped_config(processor: str) -> dict[str, Any]:
     """Read the fit configuration that a processor ships as ``fit.yml`` beside its code.
 
-    ``processor`` is a registered name (entry points of the group ``agc_ml.processors``) or
-    ``module:Class``, where module is a package.
+    ``processor`` is a registered name or ``module:Class``.
 
     Raises
     ------
@@ -285,48 +280,13 @@ def shipped_config(processor: str) -> dict[str, Any]:
         There is no such processor, or it ships none.
     """
     way_out = "give a configuration: agc-ml fit RUN CONFIG.yml"
-    if _package(processor) is None:
-        known = ", ".join(sorted(_registered()))
+    if located(processor) is None:
+        known = ", ".join(sorted(registered()))
         raise FitError(f"no processor {processor!r} with a fit ({known} are registered); {way_out}")
     file = shipped_file(processor, FILE_NAME)
     if file is None:
         raise FitError(f"the processor {processor!r} ships no fit configuration; {way_out}")
     return load_config(file)
-
-
-def shipped_file(processor: str, name: str) -> Path | None:
-    """Find a file that a processor ships beside its code; None where there is none."""
-    spec = _package(processor)
-    # the module is not even made: a processor needs much that a fit does not, and whose it is
-    # nobody knows where only a run names it
-    places = (spec and spec.submodule_search_locations) or ()
-    found = (Path(place) / name for place in places)
-    return next((file for file in found if file.is_file()), None)
-
-
-def _registered() -> dict[str, str]:
-    """Modules of the registered processors, by name."""
-    return {entry.name: entry.module for entry in entry_points(group="agc_ml.processors")}
-
-
-def _package(processor: str) -> ModuleSpec | None:
-    """Find the module of a processor without importing anything, whoever wrote down its name."""
-    module = _registered().get(processor, processor.partition(":")[0])
-    places: list[str] = [*sys.path, ""]  # the working directory, as it is now
-    spec = None
-    for part in module.split("."):
-        name = part if spec is None else f"{spec.name}.{part}"
-        is_first, spec = spec is None, None
-        if part.isidentifier():
-            # all finders, as of what is installed as editable; without a dot none imports anything
-            with suppress(ImportError, ValueError):
-                spec = importlib.util.find_spec(name) if is_first else None
-            with suppress(KeyError):  # as of folders in folders, without __init__.py
-                spec = spec or PathFinder.find_spec(name, places)
-        if spec is None:
-            return None
-        places = list(spec.submodule_search_locations or ())
-    return spec
 
 
 def region_paths(config: Config) -> tuple[str, ...]:

@@ -18,17 +18,10 @@ import hist
 import numpy as np
 from numpy.typing import NDArray
 
+from agc_ml.analysis import Pseudodata, analysis_of
 from agc_ml.errors import FitError
 from agc_ml.results import variances
-from agc_ml.results.templates import (
-    PSEUDODATA,
-    Pseudodata,
-    check,
-    ingredients,
-    merge,
-    place,
-    pseudodata,
-)
+from agc_ml.results.templates import PSEUDODATA, check, merge, place, pseudodata
 from agc_ml.statistics.likelihood.likelihood import quiet
 from agc_ml.statistics.workspace.fit_config import Config, check_config, fixed_parameters
 from agc_ml.statistics.workspace.fit_inputs import Need, names_files, needs
@@ -63,7 +56,7 @@ class Workspace(NamedTuple):
 
 
 def build_workspace(
-    templates: Mapping[str, hist.Hist[Any]], config: Config, pseudodata: Pseudodata = "published"
+    templates: Mapping[str, hist.Hist[Any]], config: Config, pseudodata: Pseudodata | None = None
 ) -> dict[str, Any]:
     """Build the pyhf workspace of templates under a fit configuration.
 
@@ -78,10 +71,13 @@ def build_workspace(
 def prepare(
     templates: Mapping[str, hist.Hist[Any]],
     config: Config,
-    kind: Pseudodata = "published",
+    recipe: Pseudodata | None = None,
     regions: Collection[str] | None = None,
 ) -> Workspace:
-    """Build a workspace; ``kind`` says which pseudodata, if the configuration wants any.
+    """Build a workspace.
+
+    ``recipe`` says how pseudodata are mixed, if the configuration wants any; by default those of
+    the default analysis.
 
     ``regions`` are the names of those that enter, None for all of the configuration.
 
@@ -105,9 +101,9 @@ def prepare(
     model = _entering(of_model, templates)
     _check_statistics(of_model, model, config)
     # the data: real ones, or made of the templates
-    is_pseudo = wants_pseudodata(config)
-    made = _pseudodata(templates, config, kind) if is_pseudo else {}
-    data = _entering(of_data, made if is_pseudo else templates)
+    recipe = (recipe or analysis_of().recipe()) if wants_pseudodata(config) else None
+    made = templates if recipe is None else _pseudodata(templates, config, recipe)
+    data = _entering(of_data, made)
     # one binning a region
     edges: dict[str, NDArray[np.float64]] = {}
     content = {**model, **data}
@@ -117,7 +113,7 @@ def prepare(
     notes = [
         *_same_sides(wanted),
         *_not_applied(config),
-        *_negative_data(spec, edges, is_pseudo=is_pseudo),
+        *_negative_data(spec, edges, is_pseudo=recipe is not None),
         *_take_out_empty(spec),
         *_without_effect(spec, config),
     ]
@@ -130,9 +126,9 @@ def prepare(
         observed=observed,
         kept=reachable.kept,
         units={need.region: unit_of(content[need.key]) for need in reversed(of_model)},
-        templates=model if is_pseudo else content,
-        data=kind if is_pseudo else "data",
-        is_closure=is_pseudo and _is_closure(config, model, kind),
+        templates=content if recipe is None else model,
+        data="data" if recipe is None else recipe.kind,
+        is_closure=recipe is not None and _is_closure(config, model, recipe),
         notes=(*notes, *reachable.notes),
     )
 
@@ -142,12 +138,12 @@ def unit_of(histogram: hist.Hist[Any]) -> str:
     return str(getattr(histogram, "label", None) or "Entries")
 
 
-def _is_closure(config: Config, model: Mapping[str, Any], kind: Pseudodata) -> bool:
+def _is_closure(config: Config, model: Mapping[str, Any], recipe: Pseudodata) -> bool:
     """Return whether all templates that pseudodata are made of enter the model."""
     return all(
         f"{region['RegionPath']}_{part}" in model
         for region in config["Regions"]
-        for part in ingredients(kind)
+        for part in recipe.parts
     )
 
 
@@ -191,7 +187,7 @@ def _check_statistics(
 
 
 def _pseudodata(
-    templates: Mapping[str, hist.Hist[Any]], config: Config, kind: Pseudodata
+    templates: Mapping[str, hist.Hist[Any]], config: Config, recipe: Pseudodata
 ) -> dict[str, hist.Hist[Any]]:
     """Make the pseudodata of the configured regions; others may lack templates for it."""
     if names_files(config):
@@ -200,7 +196,8 @@ def _pseudodata(
             "file, and InputPath names several; give histograms of the data"
         )
     regions = tuple(f"{region.get('RegionPath')}_" for region in config["Regions"])
-    return pseudodata({name: h for name, h in templates.items() if name.startswith(regions)}, kind)
+    content = {name: h for name, h in templates.items() if name.startswith(regions)}
+    return pseudodata(content, recipe)
 
 
 def _merged(
