@@ -66,7 +66,7 @@ __all__ = [
     "run",
 ]
 
-_HOMES = {
+HOMES: dict[str, str] = {
     "NOMINAL": "inputs.variations",
     "AgcError": "errors",
     "Batches": "models.model",
@@ -97,9 +97,9 @@ _moved.install()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in HOMES:
         raise AttributeError(f"module 'agc_ml' has no attribute {name!r}")
-    return getattr(import_module(f"agc_ml.{_HOMES[name]}"), name)
+    return getattr(import_module(f"agc_ml.{HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

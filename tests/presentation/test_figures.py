@@ -354,7 +354,7 @@ def test_processes_keep_their_colours_and_others_differ():
         assert len(set(colors.values())) == 4
         assert style.process_colors(["W+jets"])["W+jets"] == colors["wjets"]  # sample of the fit
         assert colors["ttbar"] == style.process_colors(["ttbar"])["ttbar"]
-    assert style.process_colors(["ttbar"])["ttbar"] == style.PETROFF[0]  # not declared: in order
+    assert style.process_colors(["wjets"])["wjets"] == style.PETROFF[0]  # undeclared: in order
     assert len(style.process_colors(map(str, range(30)))) == 30
 
 

@@ -15,6 +15,7 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.machinery import SourceFileLoader
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
+import agc_ml
 from agc_ml import _moved
 from agc_ml.errors import ProcessorError, chain
 from agc_ml.execution.processor.function_processor import FunctionProcessor
@@ -34,6 +36,7 @@ from agc_ml.execution.processor.referred_values import (
     form_of,
     parts_of,
 )
+from agc_ml.execution.processor.user_folder import join_folders
 
 OURS: Final = "agc_ml"
 MAIN: Final = "__main__"
@@ -362,6 +365,8 @@ def ensure(modules: Mapping[str, str]) -> None:
     if stale:
         forget(modules)
     for name, digest in modules.items():
+        with suppress(ImportError):  # which unpickling the processor tells
+            join_folders(name)
         path = _origin(name)
         if path is not None and _sha(path) != digest:
             raise ProcessorError(f"{path} is another version than the driver's; install the same")
@@ -376,6 +381,9 @@ def forget(modules: Iterable[str]) -> None:
     importlib.invalidate_caches()
     _origin.cache_clear()
     _is_of_library.cache_clear()
+    for name in modules:
+        with suppress(ImportError):
+            join_folders(name)
 
 
 def _sha(path: Path) -> str:
@@ -471,7 +479,8 @@ def _is_of_library(top: str) -> bool:
 def _origin(name: str) -> Path | None:
     """File of a module; None for what is no module, built in, or an extension."""
     if name.startswith(f"{OURS}."):  # to ask for a module would import the packages it is in
-        name = _moved.home(name)
+        public = agc_ml.HOMES.get(name.removeprefix(f"{OURS}."))  # as of agc_ml.blocks
+        name = _moved.home(name) if public is None else f"{OURS}.{public}"
         place = Path(__file__).parents[2].joinpath(*name.split(".")[1:])
         files = (place.with_suffix(".py"), place / "__init__.py")
         return next((file for file in files if file.is_file()), None)

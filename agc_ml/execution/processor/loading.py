@@ -40,6 +40,7 @@ from agc_ml.execution.processor.function_processor import FunctionProcessor, ori
 from agc_ml.execution.processor.opened_files import Seen, changed, seen, watched
 from agc_ml.execution.processor.outputs import SUMW
 from agc_ml.execution.processor.referred_values import uses
+from agc_ml.execution.processor.user_folder import join_folders, refuse_ambiguous
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.models.loading import load_model
 from agc_ml.models.model import Bundle, Model, by_reference
@@ -132,6 +133,7 @@ def prepare(
     source = _read(processor, where) if where.endswith(".py") else None
     if source is None and spec == processor:
         _look_here()
+        refuse_ambiguous(where)
     module = _import(processor, where) if source is None else load_source(where, source)
     found = getattr(module, class_name, None)
     if not _is_processor(found) and (isinstance(found, type) or not callable(found)):
@@ -189,6 +191,7 @@ def _look_here() -> None:
 
 def _import(processor: str, where: str) -> ModuleType:
     try:
+        join_folders(where)
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is not None and where.startswith(error.name):
