@@ -31,8 +31,22 @@ MOVED: Final = {
 }
 """Modules of the release before, and those that have their names now."""
 
-RENAMED: Final = {"agc_ml.rows.Rows": "ColumnTable"}
-"""Names that are others in the new module."""
+_FEATURES: Final = "processors.ttbar.features"
+RENAMED: Final = {
+    "agc_ml.rows.Rows": "agc_ml.results.tables.ColumnTable",
+    **{
+        f"agc_ml.kernels.combinatorics.{name}": f"{_FEATURES}.{name}"
+        for name in (
+            "FEW",
+            "FIRST",
+            "MANY",
+            "PERMUTATIONS",
+            "assignment_features",
+            "n_permutations",
+        )
+    },
+}
+"""Names that are others now, or in another module."""
 
 
 class Finder:
@@ -56,15 +70,15 @@ class Finder:
         new = import_module(MOVED[old])
 
         def moved(name: str) -> Any:
-            now = RENAMED.get(f"{old}.{name}", name)
+            path = RENAMED.get(f"{old}.{name}", f"{new.__name__}.{name}")
+            home, _, now = path.rpartition(".")
             try:
-                value = getattr(new, now)
+                value = getattr(import_module(home), now)
             except AttributeError:
                 raise AttributeError(f"module {old!r} has no attribute {name!r}") from None
             if not name.startswith("__"):
                 warnings.warn(
-                    f"{old}.{name} is {new.__name__}.{now} now; the old path goes with the next "
-                    "release",
+                    f"{old}.{name} is {path} now; the old path goes with the next release",
                     DeprecationWarning,
                     stacklevel=2,
                 )

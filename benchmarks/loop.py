@@ -191,7 +191,7 @@ def published(fileset: str, models: Path | None) -> dict[str, Any]:
     n, k, n_features = data.features.shape
     event = np.repeat(np.where(data.is_even, 0, 1), k)
     found = bundle(data.features.reshape(n * k, n_features), event).reshape(n, k)
-    quality = metrics.quality(found, data.right)
+    quality = metrics.quality(found, data.right, data.assignment)
     return {
         "published_auc": quality.auc,
         "published_jet_score": quality.jet_score,

@@ -61,7 +61,7 @@ def stock(source: Source, params: dict[str, float]) -> float:
         booster = xgboost.train({**settings, **fixed}, matrix, int(params["n_estimators"]))
         rows_of = xgboost.DMatrix(validation.features.reshape(-1, n_features), nthread=1)
         scored = booster.predict(rows_of).reshape(-1, k)
-        found.append(metrics.quality(scored, validation.right).jet_score)
+        found.append(metrics.quality(scored, validation.right, validation.assignment).jet_score)
     return sum(found) / len(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import awkward as ak
 from coffea.processor import ProcessorABC
 
-from agc_ml.results.histograms import book
+from agc_ml import book
 
 
 class DimuonProcessor(ProcessorABC):  # type: ignore[misc]
@@ -22,7 +22,9 @@ class DimuonProcessor(ProcessorABC):  # type: ignore[misc]
         first, second = ak.unzip(ak.combinations(muons, 2))
         mass = ak.flatten((first + second)[first.charge * second.charge < 0].mass)
         spectrum = book(
-            *(240, 0, 120),
+            240,
+            0,
+            120,
             label=r"$m_{\mu\mu}$ [GeV]",
             process=process,
             variations=[variation],

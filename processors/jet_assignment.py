@@ -1,7 +1,7 @@
-"""Training sets of jet assignment: all ways to give four jets to quarks, and which one is right.
+"""Training sets of jet assignment: all ways to give four jets to quarks, with the right one marked.
 
 Events are those of the region 4j2b of the ttbar measurement, for each kinematic variation of the
-jets; features are made by the very code that makes them where models score.
+jets; features come from the very code that makes the inputs of models in runs.
 
 Source of the truth and of the columns: the training of the CMS Open Data ttbar analysis of the
 IRIS-HEP Analysis Grand Challenge, version 2.
@@ -9,6 +9,7 @@ IRIS-HEP Analysis Grand Challenge, version 2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, ClassVar, Final
@@ -16,16 +17,15 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from coffea.processor import ProcessorABC
 
+from agc_ml import NOMINAL, ColumnTable, blocks
 from agc_ml.columnar.combinatorics import best_trijet_mass
-from agc_ml.columnar.events import blocks
 from agc_ml.columnar.jagged import Collection
 from agc_ml.columnar.kinematics import cartesian
-from agc_ml.inputs.variations import NOMINAL
-from agc_ml.results.tables import ColumnTable
 from processors.ttbar import assignment, selection, systematics, truth
-from processors.ttbar.varied import Varied, select
+from processors.ttbar.features import FEATURES, named_spectra, spectra
 
 TRIJETS: Final = np.array(list(combinations(range(truth.N_JETS), 3)))
+N_ROWS: Final = len(truth.PERMUTATIONS)
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,26 @@ class JetAssignmentProcessor(ProcessorABC):  # type: ignore[misc]
 
     @property
     def preselection(self) -> str:
-        """What events fulfil that it selects. The reference's generator draws for all of them."""
+        """Cut that services may apply; none where the generator has to draw for all events."""
         return "" if self.compat else selection.PRESELECTION
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the training set says of itself."""
+        """Description of the training set."""
         return {
             "task": assignment.TASK,
-            "features": list(assignment.FEATURES),
+            "features": list(FEATURES),
             "delta_phi": "raw" if self.compat else "wrapped",
-            "rows_an_event": len(truth.PERMUTATIONS),
+            "rows_an_event": N_ROWS,
         }
 
     def process(self, events: Any) -> dict[str, Any]:
         """Training set, spectra of the inputs of all events, and the cutflow of one chunk."""
+        precision = np.float32 if self.compat else np.float64
         kinematic = systematics.kinematic(NOMINAL, self.seed if self.compat else None)
-        found = [self._rows(*_nothing())]
-        spectra = assignment.spectra(np.empty((0, len(assignment.FEATURES)), np.float32))
+        inputs = spectra(np.empty((0, len(FEATURES)), np.float32))
         cuts = dict.fromkeys(("all events", "one lepton", assignment.REGION, "fully matched"), 0)
+        tables = []
         for block in blocks(events):
             cuts["all events"] += len(block)
             if not block.is_selected:
@@ -87,84 +88,80 @@ class JetAssignmentProcessor(ProcessorABC):  # type: ignore[misc]
             leptons = selection.leptons(block, with_muons=self.muons)
             one_lepton = selection.one_lepton(leptons)
             cuts["one lepton"] += int(one_lepton.sum())
-            for varied in select(block, one_lepton, kinematic, self._precision):
-                rows, first = self._add(block, leptons, varied)
-                found.append(rows)
-                if varied.variation == NOMINAL:
-                    spectra += assignment.spectra(first)
+            rows, jets = selection.candidates(block, one_lepton, precision)
+            for variation, vary in kinematic.items():
+                varied = vary(block, rows, jets)
+                passed, _, regions = selection.cut_on_jets(varied)
+                in_region = regions[assignment.REGION]
+                selected, chosen = varied.take(in_region, passed), rows[in_region]
+                lepton = selection.lepton(leptons, chosen, precision)
+                matched, first = self._extract(block, variation, selected, chosen, lepton)
+                tables.append(matched)
+                if variation == NOMINAL:
+                    inputs += spectra(first)
                     cuts[assignment.REGION] += len(first)
-                    cuts["fully matched"] += len(rows) // len(truth.PERMUTATIONS)
+                    cuts["fully matched"] += len(matched) // N_ROWS
         return {
-            "training": sum(found[1:], start=found[0]),
-            "inputs": {events.metadata["process"]: spectra},
+            "training": sum(tables, start=self._empty_table()),
+            "inputs": {events.metadata["process"]: inputs},
             "cutflow": {events.metadata["dataset"]: cuts},
         }
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
-        """Put nominal events first, whatever the chunks were; say how inputs are distributed."""
-        inputs = assignment.named(accumulator.pop("inputs"))
+        """Put nominal events first, whatever the chunks were; add the spectra of the inputs."""
+        inputs = named_spectra(accumulator.pop("inputs"))
         columns = accumulator["training"].columns()
         order = np.argsort(columns["variation"], kind="stable")
         ordered = {name: values[order] for name, values in columns.items()}
         return {**accumulator, "training": ColumnTable(ordered, {**self.about, **inputs})}
 
-    @property
-    def _precision(self) -> type:
-        return np.float32 if self.compat else np.float64
-
-    def _add(self, events: Any, leptons: Any, varied: Varied) -> tuple[ColumnTable, Any]:
+    def _extract(
+        self, events: Any, variation: str, jets: Collection, rows: Any, lepton: tuple[Any, ...]
+    ) -> tuple[ColumnTable, Any]:
         """Rows of fully matched events, and the features of the first permutation of all events."""
-        jets, rows = varied.selected(assignment.REGION)
-        lepton = selection.lepton(leptons, rows, self._precision)
-        njet, jets = jets.counts, _leading(jets)
-        every_one = np.ones(len(events.GenPart.pdgId), dtype=bool)
-        particles = events.GenPart.take(rows, every_one)
-        labels = truth.jet_labels(jets, particles)
-        kept = labels.sum(axis=1) == truth.FULLY_MATCHED
+        n_jets, jets = jets.counts, _leading(jets)
+        every_particle = np.ones(len(events.GenPart.pdgId), dtype=bool)
+        labels = truth.jet_labels(jets, events.GenPart.take(rows, every_particle))
+        is_matched = labels.sum(axis=1) == truth.FULLY_MATCHED
         candidates = assignment.Candidates(jets, lepton, events.event[rows])
         features, of_event = assignment.permutations(candidates, wraps=not self.compat)
-        ids = (events.run, events.luminosityBlock, events.event, events.genWeight)
-        trijet_mass, trijet_label = trijet(jets, labels)
-        per_event = (*(values[rows] for values in ids), njet, trijet_mass, trijet_label)
-        chosen = features.reshape(-1, len(truth.PERMUTATIONS), len(assignment.FEATURES))[kept]
-        return (
-            self._rows(
-                varied.variation, [values[kept] for values in per_event], labels[kept], chosen
-            ),
-            features[of_event[:-1]],
+        identity = (events.run, events.luminosityBlock, events.event, events.genWeight)
+        per_event = [*(values[rows] for values in identity), n_jets, *trijet(jets, labels)]
+        by_event = features.reshape(-1, N_ROWS, len(FEATURES))
+        matched = self._table(
+            variation,
+            [values[is_matched] for values in per_event],
+            labels[is_matched],
+            by_event[is_matched],
         )
+        return matched, features[of_event[:-1]]
 
-    def _rows(self, variation: str, per_event: Any, labels: Any, features: Any) -> ColumnTable:
-        n = len(truth.PERMUTATIONS)
-        run, lumi, event, weight, njet, mass, sum_of_labels = (np.repeat(v, n) for v in per_event)
+    def _table(
+        self, variation: str, per_event: Sequence[Any], labels: Any, features: Any
+    ) -> ColumnTable:
+        """Columns of the rows of events; ``per_event`` are run, lumi and all others that repeat."""
+        run, lumi, event, weight, n_jets, mass, sum_of_labels = (
+            np.repeat(values, N_ROWS) for values in per_event
+        )
         label_of = truth.reference_targets if self.compat else truth.targets
-        return ColumnTable(
-            {
-                "run": run.astype(np.uint32),
-                "lumi": lumi.astype(np.uint32),
-                "event": event.astype(np.uint64),
-                "variation": np.full(len(run), variation.encode()),
-                "njet": njet.astype(np.int16),
-                "weight": weight.astype(np.float32),
-                "label": label_of(labels).ravel(),
-                **dict(
-                    zip(
-                        assignment.FEATURES,
-                        features.reshape(-1, len(assignment.FEATURES)).T,
-                        strict=True,
-                    )
-                ),
-                "observable": mass.astype(np.float32),
-                "trijet_label": sum_of_labels.astype(np.int16),
-            },
-            self.about,
-        )
+        by_feature = features.reshape(-1, len(FEATURES)).T
+        columns = {
+            "run": run.astype(np.uint32),
+            "lumi": lumi.astype(np.uint32),
+            "event": event.astype(np.uint64),
+            "variation": np.full(len(run), variation.encode()),
+            "njet": n_jets.astype(np.int16),
+            "weight": weight.astype(np.float32),
+            "label": label_of(labels).ravel(),
+            **dict(zip(FEATURES, by_feature, strict=True)),
+            "observable": mass.astype(np.float32),
+            "trijet_label": sum_of_labels.astype(np.int16),
+        }
+        return ColumnTable(columns, self.about)
 
-
-def _nothing() -> tuple[str, Any, Any, Any]:
-    none = np.empty(0)
-    shape = (0, len(truth.PERMUTATIONS), len(assignment.FEATURES))
-    return NOMINAL, [none] * 7, np.empty((0, truth.N_JETS)), np.empty(shape, np.float32)
+    def _empty_table(self) -> ColumnTable:
+        features = np.empty((0, N_ROWS, len(FEATURES)), np.float32)
+        return self._table(NOMINAL, [np.empty(0)] * 7, np.empty((0, truth.N_JETS)), features)
 
 
 def _leading(jets: Collection) -> Collection:

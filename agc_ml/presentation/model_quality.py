@@ -23,7 +23,6 @@ Array = NDArray[Any]
 
 _SIZE: Final = (6.4, 4.8)  # inches
 _COLOURS: Final = style.PETROFF
-_KINDS: Final = ("W", "hadronic b", "leptonic b")
 
 
 class Facts(NamedTuple):
@@ -31,8 +30,8 @@ class Facts(NamedTuple):
 
     ``roc`` by whose it is: fractions of wrong and right permutations; ``calibration``: mean score,
     fraction of right ones and number in bins; ``multiplicity`` by number of jets: jet score, its
-    standard error, events; ``variations`` by name: AUC and jet score; ``confusion`` of kinds of
-    quarks, rows are the true ones; ``importance`` by feature: loss of AUC and its spread;
+    standard error, events; ``variations`` by name: AUC and jet score; ``confusion`` of ``kinds``,
+    rows are the true ones; ``importance`` by feature: loss of AUC and its spread;
     ``curve`` by parity: events, AUC and jet score; ``history`` by parity: jet score of each trial,
     and whether it ran to its end; ``events_of`` whose events they are, None if not known.
     """
@@ -42,6 +41,7 @@ class Facts(NamedTuple):
     multiplicity: Mapping[str, tuple[float, float, int]]
     variations: Mapping[str, tuple[float, float]]
     confusion: Array
+    kinds: Sequence[str]
     importance: Mapping[str, tuple[float, float]]
     curve: Mapping[str, Sequence[tuple[int, float, float]]]
     history: Mapping[str, Sequence[tuple[float, bool]]]
@@ -91,8 +91,9 @@ def _confusion(axes: Axes, facts: Facts) -> None:
         for column, value in enumerate(values):
             colour = "white" if value > 0.5 else "black"  # noqa: PLR2004 - half of the scale
             axes.text(column, row, f"{value:.1%}", ha="center", va="center", color=colour)
-    axes.set_xticks(range(len(_KINDS)), _KINDS)
-    axes.set_yticks(range(len(_KINDS)), _KINDS)
+    kinds = [style.plain(kind) for kind in facts.kinds]
+    axes.set_xticks(range(len(kinds)), kinds)
+    axes.set_yticks(range(len(kinds)), kinds)
     axes.tick_params(which="both", length=0)
     axes.minorticks_off()
     axes.set_xlabel("given to")
@@ -212,9 +213,9 @@ _DRAWN: Final = (
     ),
     _Drawn(
         "confusion",
-        "Confusion of the four jets",
-        "Of jets that come from a quark (row), how many the best permutation gives to each kind. "
-        "The two jets of the W are alike.",
+        "Confusion of the kinds",
+        "Of objects of a kind (row), the fraction that the row with the best score assigns to each "
+        "kind.",
         _confusion,
     ),
     _Drawn(

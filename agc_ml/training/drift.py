@@ -63,7 +63,7 @@ def compare(
     if not processes:
         raise TrainingError(
             f"no process in common: the model was trained on {', '.join(trained) or 'none'}, the "
-            f"run has {', '.join(seen) or 'none'}; run ttbar with the model on such datasets"
+            f"run has {', '.join(seen) or 'none'}; run the processor with the model on such datasets"
         )
     found = []
     for process in processes:
@@ -119,7 +119,7 @@ def inputs_of(record: RunRecord) -> dict[str, dict[str, list[int]]]:
     found = record.outputs.get("inputs")
     if not isinstance(found, dict):
         raise TrainingError(
-            "the run holds no distributions of a model's inputs; run ttbar with --model"
+            "the run holds no distributions of a model's inputs; run the processor with --model"
         )
     return found
 

@@ -66,6 +66,7 @@ class Seen(BaseModel):
     multiplicity: dict[str, tuple[float, float, int]]
     variations: dict[str, Quality]
     confusion: Any
+    kinds: tuple[str, ...]
     importance: dict[str, tuple[float, float]]
     events_of: str | None = None
 
@@ -106,7 +107,7 @@ def judge(
     nominal = sets[NOMINAL]
     _check_features(bundle, nominal)
     mine = score(bundle, nominal)
-    quality = metrics.quality(mine, nominal.right)
+    quality = metrics.quality(mine, nominal.right, nominal.assignment)
     roc = {"this bundle": metrics.roc(mine, nominal.right)}
     its_quality: dict[str, float] = {}
     gates = [_least_auc(mine, nominal, limits)]
@@ -114,13 +115,14 @@ def judge(
         version, other = champion
         if all(_fits(model, nominal) for model in other.members):
             its = score(other, nominal)
-            its_quality = metrics.quality(its, nominal.right)._asdict()
+            its_quality = metrics.quality(its, nominal.right, nominal.assignment)._asdict()
             roc[f"champion, version {version}"] = metrics.roc(its, nominal.right)
             gates += _against(mine, its, nominal, limits)
         else:
             gates.append(_not_compared(version, limits))
     by_variation = {
-        name: metrics.quality(score(bundle, data), data.right) for name, data in sets.items()
+        name: metrics.quality(score(bundle, data), data.right, data.assignment)
+        for name, data in sets.items()
     }
     calibration = metrics.calibration(mine, nominal.right)
     multiplicity = _by_multiplicity(mine, nominal)
@@ -147,7 +149,8 @@ def judge(
         calibration=calibration,
         multiplicity=multiplicity,
         variations=by_variation,
-        confusion=metrics.confusion(mine, nominal.right),
+        confusion=metrics.confusion(mine, nominal.right, nominal.assignment),
+        kinds=metrics.names_of_kinds(nominal.assignment, mine.shape[1]),
         importance=_importance(bundle, nominal, quality.auc),
         events_of=nominal.events_of,
     )
@@ -185,7 +188,7 @@ def _not_compared(version: str, limits: Limits) -> Gate:
 
 
 def _least_auc(mine: Array, data: TrainingSet, limits: Limits) -> Gate:
-    found = metrics.bootstrap(mine, data.right)
+    found = metrics.bootstrap(mine, data.right, task=data.assignment)
     auc, jet = found["auc"], found["jet_score"]
     return Gate(
         name="auc",
@@ -211,7 +214,7 @@ def _against(mine: Array, its: Array, data: TrainingSet, limits: Limits) -> list
             detail=f"difference {found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}] at 95 %; "
             "the interval must reach zero",
         )
-        for name, found in metrics.bootstrap(mine, data.right, its).items()
+        for name, found in metrics.bootstrap(mine, data.right, its, task=data.assignment).items()
     ]
 
 
@@ -222,7 +225,7 @@ def _gap(folder: Path, bundle: Bundle, data: TrainingSet, limits: Limits) -> Gat
         others = data.of_parity("odd" if parity == "even" else "even")
         n, k, n_features = others.features.shape
         found = model(others.features.reshape(n * k, n_features)).reshape(n, k)
-        test = metrics.quality(found, others.right)
+        test = metrics.quality(found, others.right, others.assignment)
         gaps[parity] = learned[parity].validation["auc"] - test.auc
     worst = max(gaps.values())
     return Gate(
@@ -252,7 +255,7 @@ def _calibration(found: metrics.Calibration, limits: Limits) -> Gate:
 
 def _by_multiplicity(mine: Array, data: TrainingSet) -> dict[str, tuple[float, float, int]]:
     """Jet score, its standard error, and number of events, by number of jets."""
-    per_event = metrics.jet_scores(mine, data.right)
+    per_event = metrics.jet_scores(mine, data.right, data.assignment)
     found = {}
     for name, (low, high) in MULTIPLICITIES.items():
         some = per_event[(data.njet >= low) & (data.njet <= high)]

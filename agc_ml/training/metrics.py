@@ -1,4 +1,8 @@
-"""How good a model is: numbers from its scores of permutations, shape ``(n_events, k)``."""
+"""Quality of a model: numbers from its scores of the rows of events, shape ``(n_events, k)``.
+
+One row of each event is right. A training task says which kind each object of a row is assigned to
+(`agc_ml.analysis.TrainingTask`); without one, a row is an object of a kind of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,20 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml.columnar.combinatorics import FIRST, PERMUTATIONS
+from agc_ml.analysis import TrainingTask
 
 Array = NDArray[Any]
 
-ROLES: Final = ("W", "W", "b of hadronic top", "b of leptonic top")
-_PERMUTATIONS: Final = PERMUTATIONS[: FIRST[1]]
 N_BOOTSTRAP: Final = 400
 INTERVAL: Final = 0.95
 
 
 class Quality(NamedTuple):
-    """Of a model on some events.
+    """Quality of a model on some events.
 
-    ``auc``: chance that a right permutation has a higher score than a wrong one, of any event.
-    ``jet_score``: fraction of the four jets that the best permutation gives to the right quark,
-    the two of the W being alike. ``fully_right``: fraction of events in which it is all four.
+    ``auc``: chance that a right row has a higher score than a wrong one, of any event.
+    ``jet_score``: fraction of the objects, such as jets, that the best row assigns correctly.
+    ``fully_right``: fraction of events in which all of them are.
     """
 
     auc: float
@@ -38,26 +40,25 @@ class Interval(NamedTuple):
     high: float
 
 
-def _kinds() -> Array:
-    """Kind of quark of each jet in each permutation (0: W, 1 and 2: the b's); (12, 4)."""
-    kind = np.empty_like(_PERMUTATIONS)
-    np.put_along_axis(kind, _PERMUTATIONS, np.array([[0, 0, 1, 2]]).repeat(len(kind), 0), axis=1)
-    return kind
+def kinds_of(task: TrainingTask | None, k: int) -> Array:
+    """Kind of each object in each row of an event, shape ``(k, n_objects)``."""
+    return np.arange(k)[:, None] if task is None else np.array(task.rows)
 
 
-KINDS: Final = _kinds()
-AGREEMENT: Final = (KINDS[:, None] == KINDS[None]).mean(axis=2)
-"""Fraction of the jets that two permutations give to the same kind of quark, shape (12, 12)."""
+def names_of_kinds(task: TrainingTask | None, k: int) -> tuple[str, ...]:
+    """Names of the kinds that objects are assigned to."""
+    return tuple(f"row {place}" for place in range(k)) if task is None else task.kinds
 
 
-def jet_scores(scores: Array, right: Array) -> Array:
-    """Fraction of the jets of each event that are given to the right quark, shape (n_events,)."""
-    return np.asarray(AGREEMENT[scores.argmax(axis=1), right])
+def jet_scores(scores: Array, right: Array, task: TrainingTask | None = None) -> Array:
+    """Fraction of each event's objects that the best row assigns correctly, ``(n_events,)``."""
+    kinds = kinds_of(task, scores.shape[1])
+    return np.asarray((kinds[scores.argmax(axis=1)] == kinds[right]).mean(axis=1))
 
 
-def quality(scores: Array, right: Array) -> Quality:
-    """Quality of scores; ``right`` is the place of each event's right permutation."""
-    per_event = jet_scores(scores, right)
+def quality(scores: Array, right: Array, task: TrainingTask | None = None) -> Quality:
+    """Quality of scores; ``right`` is the place of each event's right row."""
+    per_event = jet_scores(scores, right, task)
     return Quality(
         auc=_Ranking(scores, right).auc(np.ones(len(right))),
         jet_score=float(per_event.mean()),
@@ -66,7 +67,11 @@ def quality(scores: Array, right: Array) -> Quality:
 
 
 def bootstrap(
-    scores: Array, right: Array, other: Array | None = None, seed: int = 0
+    scores: Array,
+    right: Array,
+    other: Array | None = None,
+    seed: int = 0,
+    task: TrainingTask | None = None,
 ) -> dict[str, Interval]:
     """AUC and jet score with their intervals, or how much higher they are than those of another.
 
@@ -76,23 +81,23 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     both = (scores,) if other is None else (scores, other)
     rankings = [_Ranking(values, right) for values in both]
-    jets = [jet_scores(values, right) for values in both]
-    found = np.empty((N_BOOTSTRAP + 1, 2))
-    for draw in range(len(found)):  # one after the other: all at once would not fit into memory
+    jets = [jet_scores(values, right, task) for values in both]
+    draws = np.empty((N_BOOTSTRAP + 1, 2))
+    for draw in range(len(draws)):  # one after the other: all at once would not fit into memory
         weight = rng.multinomial(n, np.full(n, 1 / n)).astype(float) if draw else np.ones(n)
         each = np.array(
             [(one.auc(weight), weight @ its / n) for one, its in zip(rankings, jets, strict=True)]
         )
-        found[draw] = each[0] - each[1:].sum(axis=0)  # less the other's, if there is one
+        draws[draw] = each[0] - each[1:].sum(axis=0)  # less the other's, if there is one
     tail = (1 - INTERVAL) / 2
     return {
         name: Interval(float(values[0]), *map(float, np.quantile(values[1:], [tail, 1 - tail])))
-        for name, values in zip(("auc", "jet_score"), found.T, strict=True)
+        for name, values in zip(("auc", "jet_score"), draws.T, strict=True)
     }
 
 
 class _Ranking:
-    """Permutations in the order of their scores."""
+    """Rows in the order of their scores."""
 
     def __init__(self, scores: Array, right: Array) -> None:
         k = scores.shape[1]
@@ -117,7 +122,7 @@ class _Ranking:
 
 
 def roc(scores: Array, right: Array, points: int = 400) -> tuple[Array, Array]:
-    """Fractions of wrong and of right permutations above a threshold, from high to low ones."""
+    """Fractions of wrong and of right rows above a threshold, from high to low ones."""
     is_right = (np.arange(scores.shape[1]) == right[:, None]).ravel()
     order = np.argsort(-scores.ravel(), kind="stable")
     hits, all_above = np.cumsum(is_right[order]), np.arange(1, is_right.size + 1)
@@ -128,7 +133,7 @@ def roc(scores: Array, right: Array, points: int = 400) -> tuple[Array, Array]:
 
 
 class Calibration(NamedTuple):
-    """Bins of the score: its mean, the fraction of right permutations, and how many there are."""
+    """Bins of the score: its mean, the fraction of right rows, and their number."""
 
     score: Array
     fraction: Array
@@ -149,13 +154,13 @@ class Calibration(NamedTuple):
     def error(self) -> float:
         """Distance of score and fraction in the worst bin, beyond two standard errors.
 
-        Not the mean over all permutations: nearly all are wrong, and score near zero.
+        Not the mean over all rows: nearly all are wrong, and score near zero.
         """
         return float(self._excess.max())
 
 
 def calibration(scores: Array, right: Array, bins: int = 10) -> Calibration:
-    """How often permutations of a score are right; bins of the score without any are left out."""
+    """Fraction of right rows by their score; bins of the score without any are left out."""
     flat = scores.ravel().astype(float)
     is_right = (np.arange(scores.shape[1]) == right[:, None]).ravel()
     place = np.minimum((flat * bins).astype(int), bins - 1)
@@ -168,9 +173,10 @@ def calibration(scores: Array, right: Array, bins: int = 10) -> Calibration:
     return Calibration(mean, fraction, number[some])
 
 
-def confusion(scores: Array, right: Array) -> Array:
-    """Fraction of the jets of each kind of quark (rows) that are given to each kind; (3, 3)."""
-    true, guess = KINDS[right].ravel(), KINDS[scores.argmax(axis=1)].ravel()
-    counts = np.zeros((3, 3))
+def confusion(scores: Array, right: Array, task: TrainingTask | None = None) -> Array:
+    """Fraction of the objects of each kind (rows) that are assigned to each kind (columns)."""
+    kinds = kinds_of(task, scores.shape[1])
+    true, guess = kinds[right].ravel(), kinds[scores.argmax(axis=1)].ravel()
+    counts = np.zeros((kinds.max() + 1,) * 2)
     np.add.at(counts, (true, guess), 1)
-    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from agc_ml.columnar.combinatorics import FIRST
+from agc_ml.analysis import TrainingTask, training_task
 from agc_ml.errors import TrainingError
 from agc_ml.inputs.variations import NOMINAL
 from agc_ml.models.model import DeltaPhi, Parity
@@ -32,14 +32,14 @@ _COLUMNS: Final = (*IDENTITY, "variation", "njet", "weight", "label")
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Events of which each has k permutations, one of them right.
+    """Events with k rows each, one of them right.
 
     Attributes
     ----------
     features
         float32, shape ``(n_events, k, n_features)``.
     right
-        Place of the right permutation of each event, shape ``(n_events,)``.
+        Place of the right row of each event, shape ``(n_events,)``.
     is_even
         Whether the event's number is even.
     part
@@ -52,6 +52,8 @@ class TrainingSet:
         How the features are distributed in all events of the selection: process, feature, counts.
     events_of
         Whose events they are, None where that is not known.
+    assignment
+        Kinds that the rows assign objects to, None where no analysis declares the task.
     """
 
     digest: str
@@ -66,13 +68,14 @@ class TrainingSet:
     variation: str
     inputs: Mapping[str, Mapping[str, list[int]]]
     events_of: str | None = None
+    assignment: TrainingTask | None = None
 
     def __len__(self) -> int:
         return len(self.right)
 
     @property
     def labels(self) -> Array:
-        """Whether each permutation is the right one, shape ``(n_events, k)``."""
+        """Mask of the right rows, shape ``(n_events, k)``."""
         return np.asarray(np.arange(self.features.shape[1]) == self.right[:, None])
 
     def take(self, mask: Array) -> TrainingSet:
@@ -102,7 +105,7 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TrainingError(
             f"training set {table.digest[:12]}: it does not say its task, features and rows of an "
-            "event; extract it with 'agc-ml run jet_assignment'"
+            "event; extract it again"
         ) from error
     if delta_phi not in get_args(DeltaPhi) or not names or len(set(names)) < len(names):
         raise TrainingError(
@@ -110,10 +113,12 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
             f"delta_phi ({delta_phi!r}) is not one of {', '.join(get_args(DeltaPhi))}; extract it "
             "anew"
         )
-    if k != FIRST[1]:
+    assignment = training_task(task)
+    if k != len(assignment.rows) if assignment else k < 2:  # noqa: PLR2004 - to choose from
+        needed = len(assignment.rows) if assignment else "two or more"
         raise TrainingError(
-            f"training set {table.digest[:12]}: {k} rows an event; {FIRST[1]} are needed, as many "
-            "as there are ways to give four jets to the quarks"
+            f"training set {table.digest[:12]}: {k} rows an event; {needed} are needed, to choose "
+            f"from in the task {task!r}"
         )
     _check_columns(table, names)
     chosen = table.columns["variation"] == variation.encode()
@@ -141,6 +146,7 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
         variation=variation,
         inputs=inputs,
         events_of=None if (label := table.provenance.get("label")) is None else str(label),
+        assignment=assignment,
     )
     _check_size(found)
     return found
@@ -212,7 +218,7 @@ def _check_events(table: StoredTable, columns: Mapping[str, Array], k: int) -> N
         event = columns["event"][first * k]
         raise TrainingError(
             f"training set {table.digest[:12]}: event {event} has {positive[first]} right "
-            "permutations; one is needed"
+            "rows; one is needed"
         )
     _, counts = np.unique(
         np.stack([columns[name][::k].astype(np.uint64) for name in IDENTITY]),

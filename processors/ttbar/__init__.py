@@ -1,22 +1,23 @@
 """The ttbar cross-section measurement of the Analysis Grand Challenge, in CMS 2015 Open Data.
 
 One isolated electron or muon and at least four jets; exactly one b-tag makes the control region,
-two or more the signal region. `selection` holds the cuts, `observables` what is filled,
-`systematics` how it varies, `assignment` what a model says of the jets; `filling` does it all.
+two or more the signal region. `selection` holds the cuts, `observables` the filled quantities,
+`systematics` their variations, `assignment` the model that assigns jets to quarks.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from coffea.processor import ProcessorABC
 
-from agc_ml.columnar.events import blocks
-from agc_ml.models.model import Bundle
-from agc_ml.results.histograms import materialised
-from processors.ttbar import assignment, selection
-from processors.ttbar.filling import Filling
+from agc_ml import NOMINAL, Bundle, blocks, materialised
+from processors.ttbar import assignment, observables, selection, systematics
+from processors.ttbar.features import named_spectra
+from processors.ttbar.observables import OBSERVABLES
 
 MUON_IDS_FALSE = (
     "{file}: Muon_tightId is false for all {muons} muons, so no muon is selected and the result "
@@ -64,12 +65,12 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
 
     @property
     def normalised_to(self) -> str:
-        """What ``sumw`` is extended to: the reference takes the fileset's number of events."""
+        """Number that ``sumw`` is extended to: the reference takes the fileset's ``nevts``."""
         return "nevts" if self.compat else "sumw"
 
     @property
     def preselection(self) -> str:
-        """What events fulfil that it selects. The reference's generator draws for all of them."""
+        """Cut that services may apply; none where the generator has to draw for all events."""
         return "" if self.compat else selection.PRESELECTION
 
     def process(self, events: Any) -> dict[str, Any]:
@@ -77,17 +78,73 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
 
         Gives the histograms, the cutflow, the sum of generator weights ``sumw`` (which asks for
         normalisation to cross-section and luminosity), the numbers of muons with an ID, and, with
-        a model, the spectra of what it is given (``inputs``).
+        a model, the spectra of its ``inputs``.
         """
-        filling = Filling(
-            *(events.metadata, self.model), compat=self.compat, muons=self.muons, seed=self.seed
-        )
+        metadata = events.metadata
+        process, variation = metadata["process"], metadata["variation"]
+        precision = np.float32 if self.compat else np.float64
+        kinematic = systematics.kinematic(variation, self.seed if self.compat else None)
+        factors = systematics.weights(process, variation)
+        names = [*kinematic, *factors]
+        hists = observables.book(process, names)
+        best = assignment.BestPermutation(self.model, process, names) if self.model else None
+        cuts = Counter(dict.fromkeys(("all events", "one lepton", "four jets"), 0))
+        muon_ids: Counter[str] = Counter()
+        sumw = 0.0
+
         for block in blocks(events):
-            if block.is_selected:
-                filling.add(block)
-            else:
-                filling.count(block)
-        return filling.output()
+            # all events count for the normalisation, selected or not
+            weight = self._generator_weight(block, metadata)
+            sumw += float(np.sum(weight))
+            cuts["all events"] += len(block)
+            muon_ids.update(muons=len(block.Muon.tightId), tight=int(block.Muon.tightId.sum()))
+            if not block.is_selected:
+                continue
+
+            # objects and lepton
+            leptons = selection.leptons(block, with_muons=self.muons)
+            one_lepton = selection.one_lepton(leptons)
+            cuts["one lepton"] += int(one_lepton.sum())
+            rows, jets = selection.candidates(block, one_lepton, precision)
+
+            # jets, regions, observables and weights, for each variation of the jets
+            for name, vary in kinematic.items():
+                varied = vary(block, rows, jets)
+                passed, four_jets, regions = selection.cut_on_jets(varied)
+                if name == variation:
+                    cuts["four jets"] += int(four_jets.sum())
+                    cuts.update({region: int(mask.sum()) for region, mask in regions.items()})
+                for region, mask in regions.items():
+                    selected, chosen = varied.take(mask, passed), rows[mask]
+                    weights = {name: weight[chosen]}
+                    if name == NOMINAL:
+                        weights |= systematics.reweighted(weight[chosen], selected, factors)
+                    values = OBSERVABLES[region].values(selected)
+                    for filled, its_weight in weights.items():
+                        hists[region].fill(filled, values, its_weight)
+                    if best is not None and region == assignment.REGION:
+                        lepton = selection.lepton(leptons, chosen, precision)
+                        candidates = assignment.Candidates(selected, lepton, block.event[chosen])
+                        best.add(name, candidates, weights)
+
+        inputs: dict[str, Any] = {}
+        if best is not None:
+            best.finish()
+            hists |= best.hists
+            inputs = {"inputs": {process: best.inputs}} if variation == NOMINAL else {}
+        return {
+            **hists,
+            "cutflow": {metadata["dataset"]: dict(cuts)},
+            "sumw": sumw,
+            "muon_ids": {metadata.get("lfn", metadata["filename"]): dict(muon_ids)},
+            **inputs,
+        }
+
+    def _generator_weight(self, block: Any, metadata: Any) -> Any:
+        """Weight of each event before normalisation, float64, shape ``(n_events,)``."""
+        if self.compat or metadata.get("is_data"):
+            return np.ones(len(block))
+        return block.genWeight.astype(np.float64)
 
     def postprocess(self, accumulator: dict[str, Any]) -> dict[str, Any]:
         """Turn files in which no muon has an ID into warnings."""
@@ -96,5 +153,5 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
             for file, count in accumulator.pop("muon_ids").items()
             if count["muons"] and not count["tight"]
         ]
-        inputs = assignment.named(accumulator.pop("inputs", {}))
+        inputs = named_spectra(accumulator.pop("inputs", {}))
         return {**materialised(accumulator), **inputs, "warnings": warnings}

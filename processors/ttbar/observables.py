@@ -1,10 +1,11 @@
-"""What is filled in each region."""
+"""Observables of the regions: axes, labels and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from agc_ml import DenseHist
 from agc_ml.columnar.combinatorics import best_trijet_mass
 from agc_ml.columnar.jagged import total
 from agc_ml.columnar.kinematics import cartesian
@@ -34,3 +35,17 @@ OBSERVABLES: Final = {
     "4j1b": Observable((25, 50, 550), "$H_T$ [GeV]", h_t),
     "4j2b": Observable((25, 50, 550), "$m_{bjj}$ [GeV]", m_bjj),
 }
+
+
+def book(process: str, variations: list[str]) -> dict[str, DenseHist]:
+    """Histogram of the observable of each region."""
+    return {
+        region: DenseHist(
+            *observable.bins,
+            label=observable.label,
+            process=process,
+            variations=variations,
+            counts="Events",
+        )
+        for region, observable in OBSERVABLES.items()
+    }

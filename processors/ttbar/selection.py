@@ -6,19 +6,20 @@ from typing import Any, Final
 
 import numpy as np
 
-from agc_ml.columnar.jagged import count
+from agc_ml.columnar.jagged import Collection, count
 
-B_TAG: Final = 0.5
 JET_PT: Final = 30
+B_TAG: Final = 0.5
 N_JETS: Final = 4
 TIGHT_LEPTON_VETO: Final = 4
 
 LEPTON_PT: Final = 30
+TIGHT_ELECTRON: Final = 4
 PRESELECTION: Final = (
-    f"any((Electron_pt > {LEPTON_PT}) & (Electron_cutBased == 4), axis=1)"
+    f"any((Electron_pt > {LEPTON_PT}) & (Electron_cutBased == {TIGHT_ELECTRON}), axis=1)"
     f" | any((Muon_pt > {LEPTON_PT}) & Muon_tightId, axis=1)"
 )
-"""What all events with a lepton fulfil, as services of columns are asked for it."""
+"""Cut that all events with a selected lepton pass, as services of columns are asked for it."""
 LEPTON: Final = ("pt", "eta", "sip3d")
 COLUMNS: Final = (
     *("run", "luminosityBlock", "event"),
@@ -29,17 +30,17 @@ COLUMNS: Final = (
 
 
 def electrons(electron: Any) -> Any:
-    """Whether each electron is tight, isolated and prompt."""
+    """Mask of the tight, isolated and prompt electrons."""
     return (
         (electron.pt > LEPTON_PT)
         & (abs(electron.eta) < 2.1)
-        & (electron.cutBased == 4)
+        & (electron.cutBased == TIGHT_ELECTRON)
         & (electron.sip3d < 4)
     )
 
 
 def muons(muon: Any) -> Any:
-    """Whether each muon is tight, isolated and prompt."""
+    """Mask of the tight, isolated and prompt muons."""
     return (
         (muon.pt > LEPTON_PT)
         & (abs(muon.eta) < 2.1)
@@ -50,11 +51,11 @@ def muons(muon: Any) -> Any:
 
 
 def leptons(events: Any, *, with_muons: bool) -> list[tuple[Any, Any]]:
-    """Electrons, and muons if they are wanted, each with which of them are selected."""
-    found = [(events.Electron, electrons(events.Electron))]
+    """Electrons, and muons if they are wanted, each with the mask of the selected ones."""
+    selected = [(events.Electron, electrons(events.Electron))]
     if with_muons:
-        found.append((events.Muon, muons(events.Muon)))
-    return found
+        selected.append((events.Muon, muons(events.Muon)))
+    return selected
 
 
 def one_lepton(leptons: list[tuple[Any, Any]]) -> Any:
@@ -63,17 +64,17 @@ def one_lepton(leptons: list[tuple[Any, Any]]) -> Any:
 
 
 def jets(jet: Any) -> Any:
-    """Whether each jet is central and passes the tight lepton veto, whatever its pt."""
+    """Mask of the central jets that pass the tight lepton veto, whatever their pt."""
     return (abs(jet.eta) < 2.4) & ((jet.jetId & TIGHT_LEPTON_VETO) > 0)
 
 
 def hard(jet: Any) -> Any:
-    """Whether each jet passes the pt threshold."""
+    """Mask of the jets above the pt threshold."""
     return jet.pt > JET_PT
 
 
 def b_tagged(jet: Any) -> Any:
-    """Whether each jet has a b-tag."""
+    """Mask of the jets with a b-tag."""
     return jet.btagCSVV2 > B_TAG
 
 
@@ -83,15 +84,33 @@ def regions(n_jets: Any, n_btags: Any) -> dict[str, Any]:
     return {"4j1b": four_jets & (n_btags == 1), "4j2b": four_jets & (n_btags >= 2)}
 
 
+def candidates(events: Any, one_lepton: Any, precision: type) -> tuple[Any, Collection]:
+    """Events with one lepton and four jets whatever their pt, and their jets in a precision.
+
+    A variation may lift jets above the threshold. Returns the places of the events in the block.
+    """
+    good = jets(events.Jet)
+    rows = np.flatnonzero(one_lepton & (count(events.Jet.offsets, good) >= N_JETS))
+    return rows, events.Jet.take(rows, good).converted(precision, "pt", "eta", "phi", "mass")
+
+
+def cut_on_jets(jets: Collection) -> tuple[Any, Any, dict[str, Any]]:
+    """Masks of the hard jets, of the events with four of them, and of those in each region."""
+    passed = hard(jets)
+    n_jets = count(jets.offsets, passed)
+    n_btags = count(jets.offsets, passed & b_tagged(jets))
+    return passed, n_jets >= N_JETS, regions(n_jets, n_btags)
+
+
 def lepton(leptons: list[tuple[Any, Any]], rows: Any, dtype: type) -> tuple[Any, ...]:
     """Pt, eta, phi and mass of the only lepton of the given events, each of shape ``(n_rows,)``.
 
-    ``leptons``: electrons and muons, and which of them are selected.
+    ``leptons``: electrons and muons, each with the mask of the selected ones.
     """
-    found: tuple[Any, ...] = tuple(np.full(len(rows), np.nan, dtype) for _ in range(4))
+    fields: tuple[Any, ...] = tuple(np.full(len(rows), np.nan, dtype) for _ in range(4))
     for kind, selected in leptons:
         chosen = kind.take(rows, selected)
         has_one = chosen.counts == 1
-        for values, field in zip(found, ("pt", "eta", "phi", "mass"), strict=True):
+        for values, field in zip(fields, ("pt", "eta", "phi", "mass"), strict=True):
             values[has_one] = getattr(chosen, field)
-    return found
+    return fields

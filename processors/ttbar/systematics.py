@@ -6,13 +6,14 @@ version 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
-from agc_ml.inputs.variations import DIRECTIONS, NOMINAL, Direction, WeightVariation, variation_name
+from agc_ml import NOMINAL
+from agc_ml.inputs.variations import DIRECTIONS, Direction, WeightVariation, variation_name
 
 JET_ENERGY_SCALE: Final = 1.03
 JET_ENERGY_RESOLUTION: Final = 0.05
@@ -26,7 +27,7 @@ Variation = Callable[[Any, Any, Any], Any]
 
 
 def kinematic(variation: str, seed: int | None) -> dict[str, Variation]:
-    """What each kinematic variation makes of the jets; nominal, which comes first, changes nothing.
+    """Kinematic variations of the jets by name; nominal, which comes first, changes nothing.
 
     A dataset that is itself a variation has only that one. ``seed`` asks for the reference's
     smearing; None gives the reproducible one.
@@ -42,7 +43,7 @@ def kinematic(variation: str, seed: int | None) -> dict[str, Variation]:
 
 
 def scaled(jets: Any, factor: Any) -> Any:
-    """Jets with their pt times a factor, in double precision; the mass stays what it is."""
+    """Jets with their pt times a factor, in double precision, and their mass unchanged."""
     return jets.replaced(pt=jets.pt.astype(np.float64) * factor)
 
 
@@ -123,3 +124,10 @@ def weights(process: str, variation: str) -> dict[str, Callable[[Any], Any]]:
         if variation == NOMINAL and weight.applies_to(process)
         for direction in DIRECTIONS
     }
+
+
+def reweighted(
+    weight: Any, jets: Any, factors: Mapping[str, Callable[[Any], Any]]
+) -> dict[str, Any]:
+    """Weights of events with nominal ``jets``, by variation, each of shape ``(n_events,)``."""
+    return {variation: weight * factor(jets) for variation, factor in factors.items()}

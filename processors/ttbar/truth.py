@@ -1,4 +1,4 @@
-"""Which quark each jet comes from: the truth that jet-assignment models are trained on.
+"""Quarks that jets come from: the truth that models for jet assignment are trained on.
 
 Source: the training of the CMS Open Data ttbar analysis of the IRIS-HEP Analysis Grand Challenge,
 version 2.
@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from agc_ml.columnar import combinatorics
+from agc_ml.columnar.combinatorics import distances, highest
 from agc_ml.columnar.jagged import Collection, offsets_of
+from processors.ttbar import features
 
 N_JETS: Final = 4
 """The leading selected jets of an event, whose assignment is learned."""
@@ -25,7 +26,7 @@ FULLY_MATCHED: Final = 48
 """Sum of the labels of two quarks of a W, the b of its top and the b of the other one."""
 
 CORRECT: Final = (FROM_W, FROM_W, FROM_TOP, FROM_LEPTONIC_TOP)
-PERMUTATIONS: Final = combinatorics.PERMUTATIONS[: combinatorics.FIRST[1]]
+PERMUTATIONS: Final = features.PERMUTATIONS[: features.FIRST[1]]
 """Places of (W1, W2, b of the hadronic top, b of the leptonic top); W1 and W2 are alike."""
 
 COLUMNS: Final = tuple(
@@ -73,12 +74,12 @@ def _distinct_parents(particles: Collection) -> Any:
 
 
 def _decay_to(parent: Any, code: Any, kinds: tuple[int, ...]) -> Any:
-    """Whether each particle has one of these kinds among the children of its children."""
-    some = np.flatnonzero(np.isin(code, kinds) & (parent >= 0))
-    grandparent = parent[parent[some]]
-    found = np.zeros(len(parent), bool)
-    found[grandparent[grandparent >= 0]] = True
-    return found
+    """Mask of the particles with one of these kinds among the children of their children."""
+    decay_products = np.flatnonzero(np.isin(code, kinds) & (parent >= 0))
+    grandparent = parent[parent[decay_products]]
+    decays = np.zeros(len(parent), bool)
+    decays[grandparent[grandparent >= 0]] = True
+    return decays
 
 
 def _nearest(jets: Collection, quarks: Collection) -> Any:
@@ -88,16 +89,16 @@ def _nearest(jets: Collection, quarks: Collection) -> Any:
     jet = np.repeat(np.arange(len(per_jet)), per_jet)
     first = np.repeat(quarks.offsets[:-1], jets.counts)
     quark = np.arange(pairs[-1]) - np.repeat(pairs[:-1] - first, per_jet)
-    away = combinatorics.distances(
+    away = distances(
         (jets.eta[jet] - quarks.eta[quark]).astype(np.float64),
         (jets.phi[jet] - quarks.phi[quark]).astype(np.float64),
         True,
     )
     labels = np.full(len(per_jet), UNMATCHED, np.int16)
-    some = np.flatnonzero(per_jet)
-    best = combinatorics.highest(offsets_of(per_jet[some]), -away)
+    with_quarks = np.flatnonzero(per_jet)
+    best = highest(offsets_of(per_jet[with_quarks]), -away)
     near = away[best] < MATCHING_RADIUS
-    labels[some[near]] = quarks.label[quark[best[near]]]
+    labels[with_quarks[near]] = quarks.label[quark[best[near]]]
     return labels
 
 
@@ -117,12 +118,12 @@ def reference_targets(labels: Any) -> Any:
     right = _right(labels)
     all_wrong = ~right.any(axis=2)
     last = all_wrong.shape[1] - 1 - all_wrong[:, ::-1].argmax(axis=1)
-    found = np.where(right.all(axis=2), 1, -1).astype(np.int8)
+    labelled = np.where(right.all(axis=2), 1, -1).astype(np.int8)
     event = np.flatnonzero(all_wrong.any(axis=1))
-    found[event, last[event]] = 0
-    return found
+    labelled[event, last[event]] = 0
+    return labelled
 
 
 def _right(labels: Any) -> Any:
-    """Whether each place of each permutation is given to a jet of its kind; (n_events, 12, 4)."""
+    """Mask of the places of each permutation with a jet of their kind; (n_events, 12, 4)."""
     return np.asarray(labels)[:, PERMUTATIONS] == np.array(CORRECT)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from agc_ml.columnar import combinatorics
 from agc_ml.columnar.jagged import offsets_of
 from agc_ml.columnar.kinematics import cartesian, pair_mass
+from processors.ttbar import features
 
 
 def jets(counts: list[int], seed: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
@@ -25,13 +26,13 @@ def jets(counts: list[int], seed: int) -> tuple[np.ndarray, tuple[np.ndarray, ..
 
 
 def test_permutations_are_those_of_itertools() -> None:
-    first, table = combinatorics.FIRST, combinatorics.PERMUTATIONS
+    first, table = features.FIRST, features.PERMUTATIONS
     for n, number in ((4, 12), (5, 60), (6, 180)):
         expected = [p for p in permutations(range(n), 4) if p[0] > p[1]]
         found = table[first[n - 4] : first[n - 3]]
         assert found.tolist() == [list(p) for p in expected]
         assert len(found) == number
-    assert combinatorics.n_permutations(np.array([4, 5, 6, 7, 12])).tolist() == [
+    assert features.n_permutations(np.array([4, 5, 6, 7, 12])).tolist() == [
         *(12, 60, 180, 180, 180)
     ]
 
@@ -58,15 +59,15 @@ def test_features_are_what_their_names_say(counts: list[int], seed: int) -> None
     rng = np.random.default_rng(seed + 1)
     btag, qgl, of_lepton, with_lepton = rng.random((4, len(pt)))
     momenta = np.array(cartesian(*polar))
-    rows = offsets_of(combinatorics.n_permutations(np.array(counts)))
+    rows = offsets_of(features.n_permutations(np.array(counts)))
     for wraps in (False, True):
-        found = combinatorics.assignment_features(
+        found = features.assignment_features(
             offsets,
             (*momenta, pt, eta, phi, btag, qgl),
             (of_lepton, with_lepton),
             wraps,
-            combinatorics.FIRST,
-            combinatorics.PERMUTATIONS,
+            features.FIRST,
+            features.PERMUTATIONS,
             rows,
         )
         assert found.shape == (rows[-1], 20)

@@ -80,8 +80,8 @@ def test_quality_is_of_events_that_the_model_never_saw(done: Path, training_run:
         for model, into in ((bundle.scorer(parity), found), (getattr(bundle, parity), own)):
             flat = model(data.features[chosen].reshape(-1, 20))
             into[chosen] = flat.reshape(-1, 12)
-    assert metrics.quality(found, data.right).auc == judged.quality["auc"]
-    assert metrics.quality(own, data.right).auc > judged.quality["auc"] + 0.01
+    assert metrics.quality(found, data.right, data.assignment).auc == judged.quality["auc"]
+    assert metrics.quality(own, data.right, data.assignment).auc > judged.quality["auc"] + 0.01
 
 
 def test_the_bundle_needs_no_xgboost_to_be_loaded(done: Path) -> None:

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import roc_auc_score
 
+from agc_ml.analysis import training_task
 from agc_ml.training import metrics
 from processors.ttbar import truth
 
 SHAPE = (30, 12)
+TASK = training_task("jet_assignment")
 
 
 def made(seed: int, power: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -23,8 +25,22 @@ def made(seed: int, power: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     return (found / (1 + power)).astype(np.float32), right
 
 
-def test_permutations_are_those_of_the_processor() -> None:
-    assert np.array_equal(metrics._PERMUTATIONS, truth.PERMUTATIONS)
+def test_the_task_is_declared_as_the_processor_has_it() -> None:
+    assert TASK is not None
+    assert TASK.kinds == ("W", "hadronic b", "leptonic b")
+    for kinds, (w1, w2, had, lep) in zip(TASK.rows, truth.PERMUTATIONS, strict=True):
+        assert [kinds[jet] for jet in (w1, w2, had, lep)] == [0, 0, 1, 2]
+
+
+def test_without_a_task_a_row_is_right_or_wrong() -> None:
+    """As of a task that no analysis declares: one object an event, of as many kinds as rows."""
+    found, right = made(6, power=2)
+    quality = metrics.quality(found, right)
+    assert quality.jet_score == quality.fully_right == (found.argmax(axis=1) == right).mean()
+    assert metrics.quality(found, right, TASK).jet_score > quality.jet_score
+    table = metrics.confusion(found, right)
+    assert table.shape == (12, 12)
+    assert np.allclose(table.sum(axis=1), 1)
 
 
 @given(
@@ -48,7 +64,7 @@ def test_jet_score_by_hand(best: int, right: int) -> None:
         w1, w2, had, lep = truth.PERMUTATIONS[place]
         roles.append({w1: "W", w2: "W", had: "had", lep: "lep"})
     same = sum(roles[0][jet] == roles[1][jet] for jet in range(4)) / 4
-    quality = metrics.quality(found, np.array([right]))
+    quality = metrics.quality(found, np.array([right]), TASK)
     assert quality.jet_score == same
     assert quality.fully_right == (best == right)
 
@@ -107,11 +123,11 @@ def test_calibration_is_judged_where_permutations_are_chosen() -> None:
 
 def test_confusion() -> None:
     found, right = made(2, power=4)
-    table = metrics.confusion(found, right)
+    table = metrics.confusion(found, right, TASK)
     assert np.allclose(table.sum(axis=1), 1)
     weights = np.array([0.5, 0.25, 0.25])  # two jets of four are a W's
     assert (np.diag(table) * weights).sum() == pytest.approx(
-        metrics.quality(found, right).jet_score
+        metrics.quality(found, right, TASK).jet_score
     )
 
 

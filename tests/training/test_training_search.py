@@ -234,7 +234,7 @@ def test_a_trial_is_stock_xgboost(source: Source) -> None:
                  "tree_method": "hist", "max_depth": 5, "learning_rate": 0.2}  # fmt: skip
         booster = xgboost.train(stock, matrix, 60)
         found = booster.inplace_predict(validation.features.reshape(-1, 20)).reshape(-1, 12)
-        jet_scores.append(metrics.quality(found, validation.right).jet_score)
+        jet_scores.append(metrics.quality(found, validation.right, validation.assignment).jet_score)
     assert tried.history[-1][1] == pytest.approx(np.mean(jet_scores), abs=0.01)
 
 

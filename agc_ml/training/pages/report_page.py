@@ -39,6 +39,7 @@ def write(
         multiplicity=seen.multiplicity,
         variations={name: (one.auc, one.jet_score) for name, one in seen.variations.items()},
         confusion=seen.confusion,
+        kinds=seen.kinds,
         importance=seen.importance,
         curve={parity: one.curve for parity, one in trained.models.items()},
         history={

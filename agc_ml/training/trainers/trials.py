@@ -102,7 +102,7 @@ def _run(trial: Trial, start: float) -> Tried:
             for watch, (_, validation) in zip(watches, folds, strict=True)
         ]
         jets = [
-            metrics.jet_scores(values, validation.right).mean()
+            metrics.jet_scores(values, validation.right, validation.assignment).mean()
             for values, (_, validation) in zip(found, folds, strict=True)
         ]
         history.append((step, float(np.mean(jets))))
@@ -110,7 +110,7 @@ def _run(trial: Trial, start: float) -> Tried:
             pruned = True
             break
     qualities = [
-        metrics.quality(values, validation.right)
+        metrics.quality(values, validation.right, validation.assignment)
         for values, (_, validation) in zip(found, folds, strict=True)
     ]
     mean = Quality(*(float(np.mean(values)) for values in zip(*qualities, strict=True)))
@@ -170,7 +170,7 @@ def _fit(task: Fit) -> Fitted:
         some = data.take(data.part < n_parts)
         learner = trainer.Learner(trainer.prepare(some), task.params, task.seed)
         learner.grow(trainer.steps(task.params)[-1])
-        quality = metrics.quality(score(learner, others), others.right)
+        quality = metrics.quality(score(learner, others), others.right, others.assignment)
         curve.append(CurvePoint(len(some), quality))
     rows_of = data.features.reshape(-1, data.features.shape[2])[:GOLDEN_ROWS]
     with tempfile.TemporaryDirectory() as folder:
