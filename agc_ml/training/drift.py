@@ -63,7 +63,7 @@ def compare(
     if not processes:
         raise TrainingError(
             f"no process in common: the model was trained on {', '.join(trained) or 'none'}, the "
-            f"run has {', '.join(seen) or 'none'}; run the processor with the model on such datasets"
+            f"run has {', '.join(seen) or 'none'}; run its processor with --model on such"
         )
     found = []
     for process in processes:

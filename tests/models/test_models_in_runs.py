@@ -28,7 +28,7 @@ from agc_ml.models.model import by_reference, contents
 from agc_ml.results.run_record import load_record
 from agc_ml.results.run_result import RunResult
 from processors.ttbar import TtbarProcessor
-from processors.ttbar.assignment import FEATURES
+from processors.ttbar.features import FEATURES
 
 MINE = """
 import awkward as ak

@@ -22,7 +22,8 @@ from agc_ml.models.model import Bundle, Model
 from agc_ml.results import tables
 from agc_ml.simulation import production
 from processors import jet_assignment
-from processors.ttbar import TtbarProcessor, assignment, truth
+from processors.ttbar import TtbarProcessor, truth
+from processors.ttbar.features import FEATURES
 
 REFERENCE = "unroot_NanoAODv5_sample"
 # The reference was made with AVX-512, without which numpy's functions in single precision differ
@@ -44,7 +45,7 @@ def test_the_training_set_of_the_reference(real_data: Path, tmp_path: Path) -> N
     reference = json.loads((real_data / "reference" / f"training_set_{REFERENCE}.json").read_text())
     path = extract(real_data / f"{REFERENCE}.root", tmp_path / "run", compat="true")
     found = columns_of(path, "nominal")
-    features = np.stack([found[name] for name in assignment.FEATURES], axis=1).reshape(-1, 12, 20)
+    features = np.stack([found[name] for name in FEATURES], axis=1).reshape(-1, 12, 20)
     expected = np.array(reference["features"], np.float32).reshape(-1, 12, 20)
     assert len(features) == len(expected) == 9
     for row, own in enumerate(expected):
@@ -108,7 +109,7 @@ def test_features_are_those_that_models_score(
     result = agc_ml.run(processor, fileset, site="inline", output=output, quiet=True)
     scored = {row.tobytes() for part in seen for row in part}
     table = tables.read(training_run / "training.parquet")
-    features = np.stack([table.columns[name] for name in assignment.FEATURES], axis=1)
+    features = np.stack([table.columns[name] for name in FEATURES], axis=1)
     four_jets = table.columns["njet"] == 4
     assert four_jets.sum() > 10_000
     assert {row.tobytes() for row in features[four_jets]} <= scored
@@ -254,7 +255,7 @@ def test_published_model_finds_the_jets_of_generated_top_pairs(
         absent("xgboost is not installed")
     demo = loading.demo().parent / "ttbar__nominal.root"
     found = columns_of(extract(demo, tmp_path / "run", compat="true"), "nominal")
-    features = np.stack([found[name] for name in assignment.FEATURES], axis=1)
+    features = np.stack([found[name] for name in FEATURES], axis=1)
     bundle = agc_ml.load_model(real_data)
     scores = bundle(features, found["event"]).reshape(-1, 12)
     assert len(scores) > 300
