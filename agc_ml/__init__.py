@@ -6,8 +6,8 @@
 
     fileset = agc.Fileset.load("fileset.json").limit(files=1)
     with agc.connect("local", workers=4) as client:
-        result = agc.run("ttbar", fileset, client=client, output="runs/first")
-    fit = agc.fit(result)
+        result = agc.run("mine.py:Mine", fileset, client=client, output="runs/first")
+    fit = agc.fit(result, "fit.yml")
 
 Names are imported when they are first used, so importing this costs nothing.
 """

@@ -1,4 +1,4 @@
-"""Models by name: ``jet_assignment@champion`` or ``jet_assignment@3``, in the registry."""
+"""Models by name: ``NAME@champion`` or ``NAME@3``, in the registry."""
 
 from __future__ import annotations
 

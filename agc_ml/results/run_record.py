@@ -99,8 +99,8 @@ class GitState(_Record):
 class NamedModel(_Record):
     """Model of a registry: name as given, and its version when the run began."""
 
-    asked: str = Field(description="jet_assignment@champion")
-    found: str = Field(description="jet_assignment@3")
+    asked: str = Field(description="NAME@champion")
+    found: str = Field(description="NAME@3")
 
 
 class OpenedFile(_Record):

@@ -301,7 +301,7 @@ def _minuit(likelihood: Likelihood, _: Callable[[str], None]) -> Minimum:
         minuit = iminuit.Minuit(value, likelihood.start, name=likelihood.names)
         minuit.errordef = iminuit.Minuit.LEAST_SQUARES  # t is twice a negative log-likelihood
         minuit.strategy = 2
-        minuit.tol = 1e-3  # of an EDM of 0.002: its default stops 0.001 off in ttbar_norm
+        minuit.tol = 1e-3  # of an EDM of 0.002: its default stops 0.001 off in a factor
         minuit.fixed = likelihood.fixed
         # it would move fixed ones into theirs
         lower = np.where(likelihood.fixed, -np.inf, likelihood.lower)

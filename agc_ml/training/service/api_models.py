@@ -23,7 +23,7 @@ from agc_ml.training.service.database import Promotion, UnknownError
 
 ROUTES: Final = APIRouter(tags=["models"], route_class=CheckedRoute)
 
-Name = Annotated[str, Path(description="name of the model, such as jet_assignment")]
+Name = Annotated[str, Path(description="name of the model")]
 VersionOf = Annotated[VersionNumber, Path(description="version of the bundle")]
 # Version of the champion; 0 if there is none
 CurrentVersion = Annotated[int, Field(ge=0, le=MOST_VERSION)]
