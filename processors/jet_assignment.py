@@ -94,7 +94,7 @@ class JetAssignmentProcessor(ProcessorABC):  # type: ignore[misc]
                 passed, _, regions = selection.cut_on_jets(varied)
                 in_region = regions[assignment.REGION]
                 selected, chosen = varied.take(in_region, passed), rows[in_region]
-                lepton = selection.lepton(leptons, chosen, precision)
+                lepton = assignment.lepton_of(leptons, chosen, precision)
                 matched, first = self._extract(block, variation, selected, chosen, lepton)
                 tables.append(matched)
                 if variation == NOMINAL:

@@ -123,7 +123,7 @@ class TtbarProcessor(ProcessorABC):  # type: ignore[misc]
                     for filled, its_weight in weights.items():
                         hists[region].fill(filled, values, its_weight)
                     if best is not None and region == assignment.REGION:
-                        lepton = selection.lepton(leptons, chosen, precision)
+                        lepton = assignment.lepton_of(leptons, chosen, precision)
                         candidates = assignment.Candidates(selected, lepton, block.event[chosen])
                         best.add(name, candidates, weights)
 

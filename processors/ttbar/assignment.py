@@ -104,6 +104,20 @@ class Candidates(NamedTuple):
         )
 
 
+def lepton_of(leptons: list[tuple[Any, Any]], rows: Any, dtype: type) -> tuple[Any, ...]:
+    """Pt, eta, phi and mass of the only lepton of the given events, each of shape ``(n_rows,)``.
+
+    ``leptons``: electrons and muons, each with the mask of the selected ones.
+    """
+    fields: tuple[Any, ...] = tuple(np.full(len(rows), np.nan, dtype) for _ in range(4))
+    for kind, selected in leptons:
+        chosen = kind.take(rows, selected)
+        has_one = chosen.counts == 1
+        for values, field in zip(fields, ("pt", "eta", "phi", "mass"), strict=True):
+            values[has_one] = getattr(chosen, field)
+    return fields
+
+
 def permutations(candidates: Candidates, *, wraps: bool) -> tuple[Any, Any]:
     """Features of each permutation, float32, shape ``(n_rows, 20)``, and offsets of the events.
 

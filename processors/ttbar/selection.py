@@ -100,17 +100,3 @@ def cut_on_jets(jets: Collection) -> tuple[Any, Any, dict[str, Any]]:
     n_jets = count(jets.offsets, passed)
     n_btags = count(jets.offsets, passed & b_tagged(jets))
     return passed, n_jets >= N_JETS, regions(n_jets, n_btags)
-
-
-def lepton(leptons: list[tuple[Any, Any]], rows: Any, dtype: type) -> tuple[Any, ...]:
-    """Pt, eta, phi and mass of the only lepton of the given events, each of shape ``(n_rows,)``.
-
-    ``leptons``: electrons and muons, each with the mask of the selected ones.
-    """
-    fields: tuple[Any, ...] = tuple(np.full(len(rows), np.nan, dtype) for _ in range(4))
-    for kind, selected in leptons:
-        chosen = kind.take(rows, selected)
-        has_one = chosen.counts == 1
-        for values, field in zip(fields, ("pt", "eta", "phi", "mass"), strict=True):
-            values[has_one] = getattr(chosen, field)
-    return fields
