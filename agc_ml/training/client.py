@@ -4,10 +4,10 @@
 
     with agc_ml.connect_training() as training:
         digest = training.upload("runs/features")
-        job = training.submit(name="jet_assignment", kind="xgboost", dataset=digest, trials=20)
+        job = training.submit(name="mine", kind="xgboost", dataset=digest, trials=20)
         for job in training.follow(job.id):
             print(job.progress.message)
-        training.promote("jet_assignment", job.result["versions"]["bundle"])
+        training.promote("mine", job.result["versions"]["bundle"])
 """
 
 from __future__ import annotations
@@ -115,15 +115,15 @@ def training_set_file(source: str | Path) -> Path:
     if not path.is_dir():
         if not path.is_file():
             raise UsageError(
-                f"{path}: there is no such file or run; 'agc-ml run jet_assignment' extracts a "
-                "training set"
+                f"{path}: there is no such file or run; name the run of a processor that "
+                "extracts a training set"
             )
         return path
     record = load_record(path)
     if len(record.tables) != 1:
         raise UsageError(
             f"{path}: a run with {len(record.tables)} tables, not one; name the Parquet file, or "
-            "extract a training set with 'agc-ml run jet_assignment'"
+            "the run of a processor that extracts a training set"
         )
     return path / f"{next(iter(record.tables))}.parquet"
 
