@@ -1,25 +1,25 @@
-"""What can go wrong, one line each.
+"""Errors of agc-ml: each message is one line.
 
 ::
 
-    AgcError              exit code 1: it failed, or is not complete
-    ├── UsageError        exit code 2: what was typed makes no sense
+    AgcError              exit code 1: failed or incomplete
+    ├── UsageError        exit code 2: wrong arguments or options
     ├── FilesetError      a fileset, or a file that describes one, is wrong
-    ├── CatalogueError    a portal, a catalogue or a server can't say where files are
+    ├── CatalogueError    a portal, a catalogue or a server can't list files
     ├── InputFileError    an input file can't be read, or lacks what is needed
     │   └── DeliveryError no replica of it can be read
     ├── ProcessorError    the processor raised, or kills its worker
-    ├── IncompleteError   chunks are missing; the ones that are done are kept
-    ├── ClusterError      the Dask cluster is gone, can't be reached, or is not what is needed
-    │   └── WaitError     nothing on it goes on, for longer than there is patience
+    ├── IncompleteError   chunks are missing; finished ones are kept
+    ├── ClusterError      the Dask cluster is lost, can't be reached, or does not fit
+    │   └── WaitError     no progress on the cluster for longer than --patience
     ├── StoreError        results can't be written
     ├── RunDirectoryError a run directory is damaged or of another version
     ├── HistogramError    histograms are missing, damaged or don't fit together
     ├── FitError          a fit configuration or a fit is wrong
-    ├── ModelError        a model is not what it should be, or can't score what it is given
-    ├── TrainingError     a training set, a job or the training service is not as it should be
-    ├── GenerateError     events can't be generated, or a generated set is not what it says
-    └── Interrupted       exit code 130: by Ctrl-C or SIGTERM; what is finished is kept
+    ├── ModelError        a model is damaged or of another kind, or can't score its input
+    ├── TrainingError     a training set, a job or the training service is wrong
+    ├── GenerateError     events can't be generated, or a generated set is damaged
+    └── Interrupted       exit code 130: Ctrl-C or SIGTERM; finished work is kept
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from typing import ClassVar
 
 
 class AgcError(Exception):
-    """Base of all errors of agc-ml: one line that says what, where and the way out."""
+    """Base of all errors of agc-ml: one line with the problem, its place and the way out."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(AgcError):
-    """What was typed makes no sense: an unknown name, a wrong option, an output that exists."""
+    """Wrong arguments or options: an unknown name, a wrong value, an output that exists."""
 
     exit_code: ClassVar[int] = 2
 
@@ -45,7 +45,7 @@ class FilesetError(AgcError):
 
 
 class CatalogueError(AgcError):
-    """A portal, a catalogue or a server can't be reached, refuses, or does not know the files."""
+    """A portal, a catalogue or a server can't be reached, denies access, or lacks the files."""
 
 
 class InputFileError(AgcError):
@@ -55,8 +55,8 @@ class InputFileError(AgcError):
 class DeliveryError(InputFileError):
     """No replica of a file can be read; the message names each one with its reason.
 
-    ``is_other_file``: they can be, but are not the file that the fileset describes.
-    ``may_be_replaced``: that is so of one at least, and the others can't be read.
+    ``is_other_file``: replicas can be read, but are not the file that the fileset describes.
+    ``may_be_replaced``: at least one is such a file, and the others can't be read.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class ProcessorError(AgcError):
 
 
 class IncompleteError(AgcError):
-    """Chunks are missing; the message names them, and what is finished is kept."""
+    """Chunks are missing; the message names them, and finished chunks are kept."""
 
 
 class ClusterError(AgcError):
-    """The Dask cluster can't be reached or is lost; what is finished is kept."""
+    """The Dask cluster can't be reached or is lost; finished chunks are kept."""
 
 
 class WaitError(ClusterError):
-    """No worker that answers has been at work for too long; what is finished is kept."""
+    """No responding worker has been busy for too long; finished chunks are kept."""
 
 
 class StoreError(AgcError):
@@ -104,31 +104,28 @@ class ModelError(AgcError):
 
 
 class TrainingError(AgcError):
-    """Nothing can be trained or promoted: a training set, a job or the service is in the way."""
+    """Training or promotion failed: a training set, a job or the service is wrong."""
 
 
 class GenerateError(AgcError):
-    """Events can't be generated, or a generated set is damaged or not what its manifest says."""
+    """Events can't be generated, or a generated set differs from its manifest."""
 
 
-class Interrupted(AgcError):  # noqa: N818 - it is no fault
-    """By Ctrl-C or SIGTERM; the message says what goes on from there."""
+class Interrupted(AgcError):  # noqa: N818 - not an error
+    """Stopped by Ctrl-C or SIGTERM; the message names the command that resumes."""
 
     exit_code: ClassVar[int] = 130
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may have it: what it would take for commands is written out.
-
-    Names come from files that others wrote.
-    """
+    """Return text with terminal control characters escaped: names may come from foreign files."""
     if text.isprintable():
         return text
-    return "".join(s if s.isprintable() or s in "\n\t" else ascii(s)[1:-1] for s in text)
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on; each one once."""
+    """Yield an error and its causes, each one once."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -137,8 +134,8 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Type and first line of an error; of one of ours, which is told as it is, its first line."""
-    message = getattr(error, "message", None)  # uproot's text begins with its surroundings
+    """Return type and first line of an error; of an `AgcError`, only its first line."""
+    message = getattr(error, "message", None)  # uproot's full text begins with its context
     text = message if isinstance(message, str) and message else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     text = lines[0] if lines else ""

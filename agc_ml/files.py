@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and folders with one owner at a time."""
+"""Atomic writes of files, and folders with one owner at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTIAL: Final = ".agc-ml-"
 
 
 def home() -> Path:
-    """The user's home; one that is not there where a user has no name, as in containers."""
+    """Return the user's home; a missing folder for users without a name, as in containers."""
     try:
         return Path.home()
     except RuntimeError:
@@ -30,18 +30,18 @@ def home() -> Path:
 
 
 def cache() -> Path:
-    """Where is kept what saves time, and may be deleted: agc-ml in XDG_CACHE_HOME (~/.cache)."""
+    """Return the folder of caches, which may be deleted: agc-ml in XDG_CACHE_HOME (~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "agc-ml"
 
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Make a folder, and keep others out while at work in it; it is gone if nothing came of it.
+    """Create a folder and lock it for this process; a new folder that stays empty is removed.
 
     Raises
     ------
     UsageError
-        Another agc-ml is at work in it.
+        Another agc-ml uses it.
     StoreError
         It can't be written.
     """
@@ -58,18 +58,18 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 def drop_if_empty(folder: Path) -> None:
-    """Remove a folder in which nothing came to be."""
+    """Remove a folder if it is empty."""
     with suppress(OSError):
         folder.rmdir()
 
 
 def _locked(folder: Path) -> IO[bytes]:
     path = folder / LOCK
-    if path.is_symlink():  # it may lead to a file that somebody else can't write
-        raise UsageError(f"{path}: a link is in the way; take it away")
+    if path.is_symlink():  # a foreign link may lead to a file of ours
+        raise UsageError(f"{path}: a link is in the way; remove it")
     while True:
         with store_errors(folder):
-            # also not through one that comes just now, and not waiting for a pipe
+            # no link that appears just now is followed, and no pipe waited for
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             lock = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
@@ -84,12 +84,12 @@ def _locked(folder: Path) -> IO[bytes]:
             return lock
         if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
             return lock
-        lock.close()  # its owner removed it in between
+        lock.close()  # its owner removed it meanwhile
 
 
 @contextmanager
 def store_errors(folder: Path) -> Iterator[None]:
-    """Tell what can't be written in one line."""
+    """Report failed writes in a folder in one line."""
     try:
         yield
     except OSError as error:
@@ -99,7 +99,7 @@ def store_errors(folder: Path) -> Iterator[None]:
 
 
 def is_unused(folder: Path) -> bool:
-    """Return whether nothing is in a folder, or there is no such folder.
+    """Return whether a folder is empty or does not exist.
 
     Hidden files do not count: a process that was killed while it wrote may have left one.
     """
@@ -109,24 +109,24 @@ def is_unused(folder: Path) -> bool:
 
 
 def is_plain(folder: Path) -> bool:
-    """Return whether there is a folder of that name, and no link to one."""
+    """Return whether a name is a folder, and not a link to one."""
     return folder.is_dir() and not folder.is_symlink()
 
 
 def check_plain(folder: Path) -> None:
-    """Refuse what has the name of a folder that is written into, and is none, or a link to one.
+    """Reject a file or a link in place of a folder to write into.
 
     Raises
     ------
     UsageError
-        There is such a thing.
+        There is one.
     """
     if os.path.lexists(folder) and not is_plain(folder):
-        raise UsageError(f"{folder}: a file or a link is in the way; take it away")
+        raise UsageError(f"{folder}: a file or a link is in the way; remove it")
 
 
 def clear(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Remove all that is in a folder, but for the names to ``keep``, and what others hide there."""
+    """Empty a folder, except for the names to ``keep`` and foreign hidden files."""
     for path in folder.iterdir():
         is_hidden = path.name.startswith(".") and not path.name.startswith(PARTIAL)
         if is_hidden or path.name in {LOCK, *keep}:
@@ -140,10 +140,10 @@ def clear(folder: Path, keep: Sequence[str] = ()) -> None:
 def write(
     path: Path, writer: Callable[[Path], object], *, durable: bool = True, mode: int = 0o644
 ) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename.
+    """Write a file atomically: temporary name, fsync, rename.
 
     ``writer`` gets the temporary path and fills it. Without ``durable`` there is no fsync: the file
-    survives the death of the process, but may be damaged when the machine goes down, so its reader
+    survives the death of the process, but may be damaged if the machine crashes, so its reader
     has to check it. ``mode`` are the permissions of the file.
 
     Raises
@@ -171,12 +171,12 @@ def write(
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a text file that nobody else can read, whole or not at all; raises as `write`."""
+    """Write a text file atomically that only its owner can read; raises as `write`."""
     write(path, lambda temporary: temporary.write_text(text), mode=0o600)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:
     return (
-        f"{path}: can't be written ({error.strerror or error}); free space or permission there, or "
-        "name another place"
+        f"{path}: can't be written ({error.strerror or error}); check disk space and permissions, "
+        "or name another folder"
     )

@@ -24,7 +24,7 @@ from agc_ml.errors import AgcError, FilesetError, FitError
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.statistics.workspace.fit_config import load_config
 
-TOO_MANY = "more than 1,000,000 values, counting what anchors and merges repeat"
+TOO_MANY = "more than 1,000,000 values, with repetitions by anchors and merges"
 
 
 def levels(form: str, times: int) -> str:
@@ -37,9 +37,9 @@ def levels(form: str, times: int) -> str:
 YAML = {
     "billion laughs": (levels("[%s]", 10), f"line 7: {TOO_MANY}"),
     "merges of merges": (levels("{<<: [%s]}", 20), f"line 6: {TOO_MANY}"),
-    "a cycle": ("a: &a [*a]", "line 1: an alias of what it is in"),
-    "a cycle of mappings": ("a: &b\n  c: {d: *b}", "line 2: an alias of what it is in"),
-    "a merge of itself": ("&a {<<: *a}", "line 1: an alias of what it is in"),
+    "a cycle": ("a: &a [*a]", "line 1: a recursive alias"),
+    "a cycle of mappings": ("a: &b\n  c: {d: *b}", "line 2: a recursive alias"),
+    "a merge of itself": ("&a {<<: *a}", "line 1: a recursive alias"),
     "deep": ("[" * 1_000_000, "line 1: more than 100 levels"),
     "deep mappings": ("{a: " * 100_000, "more than 100 levels"),
     "deep lists": ("- " * 100_000, "more than 100 levels"),
@@ -50,13 +50,13 @@ YAML = {
     "octal": ("a: 0" + "7" * 100_000, "an integer of more than 308 digits: 0777"),
     "binary": ("a: 0b" + "1" * 100_000, "an integer of more than 308 digits: 0b11"),
     "of sixties": ("a: 1" + ":59" * 100_000, "an integer of more than 308 digits: 1:59"),
-    "a number of sixties": ("a: 1" + ":59" * 1000 + ".5", "is no float"),
-    "no day": ("a: 2001-99-99", "line 1: '2001-99-99' is no timestamp"),
-    "no time": ("a: 0001-01-01 00:00:00 +99:99", "is no timestamp"),
-    "a tag": ("a: !!timestamp x", "line 1: 'x' is no timestamp"),
-    "no flag": ("a: !!bool x", "line 1: 'x' is no bool"),
-    "no number": ("a: !!int ''", "line 1: '' is no int"),
-    "NUL": ('a: "x\\0y"', r"line 1: 'x\x00y' has signs that are not UTF-8, or NUL"),
+    "a number of sixties": ("a: 1" + ":59" * 1000 + ".5", "is not a valid float"),
+    "no day": ("a: 2001-99-99", "line 1: '2001-99-99' is not a valid timestamp"),
+    "no time": ("a: 0001-01-01 00:00:00 +99:99", "is not a valid timestamp"),
+    "a tag": ("a: !!timestamp x", "line 1: 'x' is not a valid timestamp"),
+    "no flag": ("a: !!bool x", "line 1: 'x' is not a valid bool"),
+    "no number": ("a: !!int ''", "line 1: '' is not a valid int"),
+    "NUL": ('a: "x\\0y"', r"line 1: 'x\x00y' has characters that are not UTF-8, or NUL"),
     "NUL as it is": ("a: x\0y", "control characters are not allowed"),
     "a surrogate": ('a: "\\ud800"', "invalid Unicode character"),
     "a surrogate as key": ('"\\ud83d\\ude00": a', "invalid Unicode character"),
@@ -76,9 +76,9 @@ JSON = {
     "a double key": ('{"a": {"c": 1, "c": 1}}', "'c' is there twice"),
     "an integer": ('{"a": [1%s]}' % ("0" * 400), "a -> 0: an integer of more than 308 digits: 1"),
     "an enormous one": ("1" * 100_000, "an integer of 100,000 digits: 1111"),
-    "NUL": ('{"a": {"b": "\\u0000"}}', r"a -> b: '\x00' has signs that are not UTF-8, or NUL"),
-    "a surrogate": ('["\\ud800"]', r"0: '\ud800' has signs that are not UTF-8"),
-    "a surrogate as key": ('{"\\udfff": 1}', r"a key: '\udfff' has signs that are not UTF-8"),
+    "NUL": ('{"a": {"b": "\\u0000"}}', r"a -> b: '\x00' has characters that are not UTF-8, or NUL"),
+    "a surrogate": ('["\\ud800"]', r"0: '\ud800' has characters that are not UTF-8"),
+    "a surrogate as key": ('{"\\udfff": 1}', r"a key: '\udfff' has characters that are not UTF-8"),
     "more behind it": ("[1] x", "Extra data: line 1 column 5"),
     "nothing": ("", "Expecting value"),
 }
@@ -131,7 +131,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     """Without waiting, and without memory."""
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ValueError, match="it is a pipe or a device, no file"):
+        with pytest.raises(ValueError, match="it is a pipe or a device, not a file"):
             documents.text(path)
     n_open = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):

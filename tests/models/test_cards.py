@@ -175,7 +175,7 @@ GOLDEN = {"rows": [[1, 2]], "margins": [0.5]}
             {"models": [{"file": "a.onnx", "golden": {**GOLDEN, "margins": [float("nan")]}}]},
             "golden.margins.0: Input should be a finite number",
         ),
-        ({"models": [{"file": "odd\0.onnx"}]}, "has signs that are not UTF-8, or NUL"),
+        ({"models": [{"file": "odd\0.onnx"}]}, "has characters that are not UTF-8, or NUL"),
         ({"models": [{"file": "x" * 300}]}, "can't be read .*too long"),
     ],
 )

@@ -369,7 +369,7 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.onnx")
     (tmp_path / "zero.json").symlink_to("/dev/zero")
     for name in ("pipe.onnx", "zero.json"):
-        assert "it is a pipe or a device, no file" in refusal(tmp_path / name)
+        assert "it is a pipe or a device, not a file" in refusal(tmp_path / name)
     for name in ("model.yaml", "even.onnx"):
         os.mkfifo(tmp_path / name)
     with pytest.raises(ModelError, match="no card"):
@@ -400,7 +400,7 @@ def test_cards_that_are_too_large(tmp_path: Path) -> None:
         f"    rows: [&a [{row}]{', *a' * 20_000}]\n    margins: [0]\n"
     )
     (tmp_path / "model.yaml").write_text(text)
-    with pytest.raises(ModelError, match="more than 1,000,000 values, counting what anchors"):
+    with pytest.raises(ModelError, match="more than 1,000,000 values, with repetitions by anchors"):
         load_model(tmp_path)
     (tmp_path / "model.yaml").write_text(text + "#" * cards.MOST_YAML)
     with pytest.raises(ModelError, match="a card of more than 1 MB"):

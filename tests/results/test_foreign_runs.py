@@ -86,7 +86,7 @@ def test_links_in_place_of_folders(
     name: str, how: str, foreign: Path, precious: Path, path: Path
 ) -> None:
     (foreign / name).symlink_to(precious)
-    with pytest.raises(UsageError, match=f"{name}: a file or a link is in the way; take it away"):
+    with pytest.raises(UsageError, match=f"{name}: a file or a link is in the way; remove it"):
         run(path, foreign, **{how: True})
     assert [file.read_text() for file in precious.iterdir()] == ["long"]
 
@@ -112,7 +112,7 @@ def test_figures_are_drawn_through_no_link(command: str, foreign: Path, precious
 
 def test_locks_are_no_links_and_no_pipes(foreign: Path, precious: Path, path: Path) -> None:
     (foreign / ".lock").symlink_to(precious / "thesis.tex")
-    with pytest.raises(UsageError, match=r"\.lock: a link is in the way; take it away"):
+    with pytest.raises(UsageError, match=r"\.lock: a link is in the way; remove it"):
         run(path, foreign, overwrite=True)
     assert (precious / "thesis.tex").read_text() == "long"
     (foreign / ".lock").unlink()
@@ -178,7 +178,7 @@ def test_files_that_never_end(name: str, kind: str, foreign: Path) -> None:
     assert called.code == 1
     assert f"{name}" in called.error or "outputs of the processor" in called.error
     if kind != "large":
-        assert "it is a pipe or a device, no file" in called.error
+        assert "it is a pipe or a device, not a file" in called.error
     elif name not in {"outputs.zip", "histograms.zip", "training.parquet"}:  # read from their end
         assert "it has more than" in called.error
 
@@ -191,7 +191,7 @@ def test_figures_that_never_end(foreign: Path) -> None:
     os.mkfifo(figure)
     called = agc("report", foreign)
     assert called.code == 1
-    assert f"{figure.name}: can't be read (it is a pipe or a device, no file)" in called.error
+    assert f"{figure.name}: can't be read (it is a pipe or a device, not a file)" in called.error
 
 
 def test_outputs_that_would_fill_the_memory(foreign: Path) -> None:
