@@ -13,11 +13,11 @@ from agc_ml.transports.credentials import redacted
 
 @contextmanager
 def open_file(
-    file: File, failures: dict[str, str] | None = None, known: ExpectedFile | None = None
+    file: File, failures: dict[str, str] | None = None, expected: ExpectedFile | None = None
 ) -> Iterator[Any]:
     """Open a file as an uproot directory, for the context.
 
-    It has to be the file that the fileset describes, and that was inspected (``known``).
+    It has to be the file that the fileset describes, and that was inspected (``expected``).
 
     Its ``file.source`` is a `agc_ml.delivery.replica_source.ReplicaSource`, which records in
     ``failures`` why replicas failed, by their URL. An error inside the context counts as a fault of
@@ -33,7 +33,12 @@ def open_file(
     from agc_ml.delivery.replica_source import ReplicaSource  # noqa: PLC0415 - it needs uproot
 
     sources: list[ReplicaSource] = []
-    options = {"listed": file, "on_open": sources.append, "failures": failures, "known": known}
+    options = {
+        "listed": file,
+        "on_open": sources.append,
+        "failures": failures,
+        "expected": expected,
+    }
     try:
         with closing(
             uproot.open({file.url: None}, handler=ReplicaSource, array_cache=None, **options)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, NoReturn, Self
 
 from uproot.source.chunk import Chunk, Source
 from uproot.source.futures import TrivialFuture
@@ -45,15 +45,13 @@ MAX_RANGES: Final = 1000  # a vector read of a multiple of 1024 ranges is refuse
 MAX_RANGE_BYTES: Final = 2_097_136  # of a vector read: XRootD's limit
 MAX_REQUEST_BYTES: Final = 4 * MAX_RANGE_BYTES
 
-Result = TypeVar("Result")
-
 
 class ReplicaSource(Source):  # type: ignore[misc]
     """The bytes of a file, from whichever replica answers.
 
-    What was read stays read: when a replica fails, the next one is asked for the rest. It has to be
-    the same file, by size and by the UUID in its header: the one that the fileset describes, and
-    the one that was inspected (``known``). ``failures`` has a reason for each replica that failed.
+    Data that were read are kept: when a replica fails, the next one is asked for the rest. It has
+    to be the same file, by size and by the UUID in its header: the ``listed`` one of the fileset,
+    and the ``expected`` one of the inspection. ``failures`` has the reason of each failed replica.
 
     Raises
     ------
@@ -66,7 +64,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
         path: str,
         *,
         listed: File,
-        known: ExpectedFile | None = None,
+        expected: ExpectedFile | None = None,
         on_open: Callable[[ReplicaSource], object] = lambda _: None,
         failures: dict[str, str] | None = None,
         **_: Any,
@@ -74,19 +72,19 @@ class ReplicaSource(Source):  # type: ignore[misc]
         super().__init__()
         self._file_path = path
         self._listed = listed
-        self._known = known
+        self._expected = expected
         self._header: FileHeader | None = None
         self._begin = b""
         self._size: int | None = None
         self._transport: Transport | None = None
         self._url = ""
-        self._stamps = {} if known is None else {known.url: known.stamp}
+        self._stamps = {} if expected is None else {expected.url: expected.stamp}
         self._distrusted: set[str] = set()
         self._lock = threading.RLock()
         self._ahead: ThreadPoolExecutor | None = None
         self._closed = False
         self.failures = {} if failures is None else failures
-        self._from_any_replica(lambda _transport, _timeout: None, 0)
+        self._read_from_any([])  # opens a replica
         on_open(self)
 
     @property
@@ -143,14 +141,8 @@ class ReplicaSource(Source):  # type: ignore[misc]
             if isinstance(self._transport, LocalFile):  # no limits, no waiting
                 with contextlib.suppress(ReplicaError):  # then retry below, as for servers
                     return self._transport.read(ranges, OPERATION_S)
-            pieces = [data for batch in _batches(ranges) for data in self._read_batch(batch)]
+            pieces = [data for batch in _batches(ranges) for data in self._read_from_any(batch)]
         return _join(ranges, iter(pieces))
-
-    def _read_batch(self, batch: Sequence[Range]) -> list[Data]:
-        n_bytes = sum(stop - start for start, stop in batch)
-        return self._from_any_replica(
-            lambda transport, timeout: transport.read(batch, timeout), n_bytes
-        )
 
     def read_ahead(self, ranges: Sequence[Range]) -> Future[list[Data]]:
         """Read parts in the background, while the caller does something else."""
@@ -176,7 +168,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
     @property
     def _is_doubtful(self) -> bool:
         """True if what is remembered of the file is to blame before a replica is."""
-        return self._known is not None and self._known.is_remembered
+        return self._expected is not None and self._expected.is_remembered
 
     def check_same(self) -> None:
         """Reject a file that was replaced or changed while it was read.
@@ -198,15 +190,14 @@ class ReplicaSource(Source):  # type: ignore[misc]
                 logger.debug("%s: can't be compared: %s", self._listed.lfn, error)
                 self._drop()
 
-    def _from_any_replica(
-        self, action: Callable[[Transport, float], Result], n_bytes: int
-    ) -> Result:
-        """Return the result of an action on a replica, on another one if it fails."""
+    def _read_from_any(self, ranges: Sequence[Range]) -> list[Data]:
+        """Read parts from a replica, from another one if it fails."""
+        n_bytes = sum(stop - start for start, stop in ranges)
         begun, longest = time.monotonic(), OPERATION_S + n_bytes / SLOWEST
         errors: dict[str, ReplicaError] = {}
         if self._transport is not None and not self._closed:  # nearly always no more is needed
             with contextlib.suppress(ReplicaError):
-                return self._attempt(self._url, action, min(longest, DEADLINE_S), errors)
+                return self._attempt(self._url, ranges, min(longest, DEADLINE_S), errors)
         # Servers that were given up get one short try, so that a run without servers ends.
         is_hopeless = all(map(server_health.is_on_probation, self._listed.replicas))
         patience = OPERATION_S if is_hopeless else DEADLINE_S
@@ -217,7 +208,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
                 if left <= 0:
                     break
                 with contextlib.suppress(ReplicaError):
-                    return self._attempt(url, action, min(longest, left), errors)
+                    return self._attempt(url, ranges, min(longest, left), errors)
             left = end - time.monotonic()
             if not self._candidates(errors) or left <= PAUSE_S:
                 self._fail(errors, patience if left <= PAUSE_S else None)
@@ -227,13 +218,14 @@ class ReplicaSource(Source):  # type: ignore[misc]
     def _attempt(
         self,
         url: str,
-        action: Callable[[Transport, float], Result],
+        ranges: Sequence[Range],
         timeout: float,
         errors: dict[str, ReplicaError],
-    ) -> Result:
-        """Try an action on one replica; its failure is recorded and raised."""
+    ) -> list[Data]:
+        """Read parts from one replica; its failure is recorded and raised."""
         try:
-            result = action(self._connected(url, timeout), timeout)
+            transport = self._connected(url, timeout)
+            parts = transport.read(ranges, timeout) if ranges else []
         except ReplicaError as error:
             errors[url] = error
             self._drop()
@@ -242,7 +234,7 @@ class ReplicaSource(Source):  # type: ignore[misc]
             self._record_failure(url, error)
             raise
         server_health.record_success(url)
-        return result
+        return parts
 
     def _candidates(self, errors: dict[str, ReplicaError]) -> list[str]:
         """Return replicas that may still answer, the most promising one first."""
@@ -282,9 +274,9 @@ class ReplicaSource(Source):  # type: ignore[misc]
         _refuse_other("the fileset says", header, size, listed.uuid, listed.size)
         if self._header is not None:
             _refuse_other("another replica says", header, size, self._header.uuid, self._size)
-        if self._known is not None:
+        if self._expected is not None:
             try:
-                _refuse_other("it had", header, size, self._known.uuid, self._known.size)
+                _refuse_other("it had", header, size, self._expected.uuid, self._expected.size)
             except MismatchError as error:
                 raise ChangedError(str(error)) from error
         # The stamp tells versions of equal size and UUID apart.

@@ -78,12 +78,8 @@ class _KeptFile(NamedTuple):
     events: str
 
 
-@dataclass(frozen=True)
-class _DeliveredDataset:
-    """A dataset as it was delivered, and the digest of each file's events."""
-
-    dataset: Dataset
-    events: tuple[str, ...]
+# A dataset as it was delivered, and the digest of each file's events.
+_Delivered = tuple[Dataset, tuple[str, ...]]
 
 
 def deliver_columns(
@@ -120,7 +116,7 @@ def deliver_columns(
     requests = [_dataset_request(dataset, needs_of(dataset)) for dataset in fileset.datasets]
     service = servicex_client.find_service(endpoint)
 
-    async def deliver_all() -> list[_DeliveredDataset]:
+    async def deliver_all() -> list[_Delivered]:
         await servicex_client.check_service(service)
         tasks = [asyncio.ensure_future(_deliver(service, request)) for request in requests]
         try:
@@ -131,15 +127,14 @@ def deliver_columns(
 
     delivered = _run(deliver_all)
     _refuse_copies(delivered)
-    return replace(fileset, datasets=tuple(each.dataset for each in delivered))
+    return replace(fileset, datasets=tuple(dataset for dataset, _ in delivered))
 
 
-def _refuse_copies(delivered: Sequence[_DeliveredDataset]) -> None:
+def _refuse_copies(delivered: Sequence[_Delivered]) -> None:
     """Reject a file that would count twice; its delivered copies differ in their UUIDs."""
     seen: dict[tuple[str, ...], tuple[Dataset, File]] = {}
-    for each in delivered:
-        dataset = each.dataset
-        for file, events in zip(dataset.files, each.events, strict=True):
+    for dataset, digests in delivered:
+        for file, events in zip(dataset.files, digests, strict=True):
             key = (dataset.process, dataset.variation, file.tree, events)
             owner, twin = seen.setdefault(key, (dataset, file))
             if events and twin is not file:
@@ -201,7 +196,7 @@ def _query(tree: str, target: str, columns: Sequence[str], cut: str) -> dict[str
     return {**query, "cut": cut} if cut else query
 
 
-async def _deliver(service: ServiceX, request: _DatasetRequest) -> _DeliveredDataset:
+async def _deliver(service: ServiceX, request: _DatasetRequest) -> _Delivered:
     """Return the files of a dataset, from the cache if they are there."""
     from servicex.models import (  # noqa: PLC0415 - heavy
         ResultDestination,
@@ -257,7 +252,7 @@ def _write_index(folder: Path, content: Mapping[str, Any]) -> None:
 
 def _from_cache(
     request: _DatasetRequest, folder: Path, index: Mapping[str, Any]
-) -> _DeliveredDataset | None:
+) -> _Delivered | None:
     """Return files that were delivered before, if all are there and unchanged."""
     try:
         known = {key: _KeptFile(*values) for key, values in index["files"].items()}
@@ -277,7 +272,7 @@ def _from_cache(
         request.delivered(file, folder / kept[url].name) for url, file in request.inputs.items()
     )
     events = tuple(entry.events for entry in kept.values())
-    return _DeliveredDataset(replace(request.dataset, files=delivered), events)
+    return replace(request.dataset, files=delivered), events
 
 
 def _key(url: str) -> str:
@@ -295,7 +290,7 @@ def _checksum(path: Path) -> str:
 
 async def _download(
     service: ServiceX, request: _DatasetRequest, request_id: str, folder: Path
-) -> _DeliveredDataset:
+) -> _Delivered:
     """Download the results of a request, if there is one for every file."""
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - heavy
     from servicex.minio_adapter import MinioAdapter  # noqa: PLC0415 - heavy
@@ -347,7 +342,7 @@ async def _download(
         for url, kept, signed_url in fetched
     )
     events = tuple(kept.events for _, kept, _ in fetched)
-    return _DeliveredDataset(replace(request.dataset, files=delivered), events)
+    return replace(request.dataset, files=delivered), events
 
 
 def _verify(dataset: str, origin: str, file: File) -> str:
@@ -364,7 +359,7 @@ def _verify(dataset: str, origin: str, file: File) -> str:
                 problem = f"it has {n_events} events, the fileset says {file.entries}"
             elif n_events:
                 digest = _event_digest([directory[tree] for tree in trees])
-    except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
+    except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input
         problem = error_line(error)
     if problem is not None:
         raise DeliveryError(

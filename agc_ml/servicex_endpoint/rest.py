@@ -8,6 +8,8 @@ import hmac
 import logging
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -15,19 +17,18 @@ from tornado.web import RequestHandler
 
 from agc_ml._version import __version__
 from agc_ml.errors import UsageError
-from agc_ml.servicex_endpoint import tokens
-from agc_ml.servicex_endpoint.credentials import Credentials
-from agc_ml.servicex_endpoint.handlers import Handler
-from agc_ml.servicex_endpoint.requests import Request
-from agc_ml.servicex_endpoint.state import Known, Result, State
-from agc_ml.servicex_endpoint.transformation.transforms import Transforms
+from agc_ml.servicex_endpoint.credentials import EndpointCredentials
+from agc_ml.servicex_endpoint.handlers import EndpointHandler, Refusal
+from agc_ml.servicex_endpoint.requests import TransformRequest
+from agc_ml.servicex_endpoint.store import RequestStatus, RequestStore
+from agc_ml.servicex_endpoint.transformation.scheduler import TransformScheduler
 from agc_ml.servicex_endpoint.translation.generators import check_enabled, check_length
-from agc_ml.servicex_endpoint.translation.translation import Busy, Translators
+from agc_ml.servicex_endpoint.translation.translator_pool import BusyError, TranslatorPool
 
 logger = logging.getLogger(__name__)
 
 ID: Final = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-# What of the client's behaviour hangs on: results by /results, and titles of this length.
+# The client's behaviour depends on these: results by /results, and titles of this length.
 CAPABILITIES: Final = ("poll_local_transformation_results", "long_sample_titles_10240")
 
 _BAD, _UNAUTHORISED, _NOT_FOUND, _BUSY, _NO_ROOM = 400, 401, 404, 503, 507
@@ -35,73 +36,89 @@ _RETRY_AFTER_S: Final = 10
 _BEARER: Final = "Bearer "
 
 
-class Endpoint(NamedTuple):
-    """What the handlers work with.
+class EndpointContext(NamedTuple):
+    """Shared state of the handlers.
 
-    ``address`` is host:port, where objects are too; ``codegens`` as clients call them.
+    ``address`` is host:port, also of the objects; ``codegens`` have the names that clients use.
     """
 
     address: str
-    credentials: Credentials
-    state: State
-    transforms: Transforms
-    translators: Translators
+    credentials: EndpointCredentials
+    store: RequestStore
+    scheduler: TransformScheduler
+    translators: TranslatorPool
     codegens: tuple[str, ...]
 
 
-class _Handler(Handler):
-    """Answers in JSON, to whoever has an access token."""
+class ContextHandler(EndpointHandler):
+    """A handler with the shared state, which is a setting of the application."""
 
-    endpoint: Endpoint
+    @property
+    def context(self) -> EndpointContext:
+        """Shared state of the handlers."""
+        context: EndpointContext = self.settings["context"]
+        return context
 
-    def initialize(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
 
-    def denied(self) -> tuple[int, str] | None:
+class JsonHandler(ContextHandler):
+    """Answer in JSON clients that have an access token."""
+
+    def denied(self) -> Refusal | None:
+        """Refuse clients without a valid token."""
         if self.is_authorised():
             return None
         return _UNAUTHORISED, "a valid access token is needed"
 
     def is_authorised(self) -> bool:
-        secret = self.endpoint.credentials.signing_secret
-        return tokens.is_valid(self.bearer(), secret, time.time())
+        """Return whether the client has an access token."""
+        return self.context.credentials.accepts(self.bearer())
 
     def bearer(self) -> str:
-        given = self.request.headers.get("Authorization", "")
-        return given.removeprefix(_BEARER) if given.startswith(_BEARER) else ""
+        """Return the token that the client sent."""
+        header = self.request.headers.get("Authorization", "")
+        return header.removeprefix(_BEARER) if header.startswith(_BEARER) else ""
 
     def refuse(self, status: int, message: str) -> None:
+        """Answer with an error."""
         self.set_status(status)
         self.finish({"message": message})
 
-    def known(self, request_id: str) -> Known | None:
-        """The request of this id; if there is none, that is the answer."""
-        found = self.endpoint.state.request(request_id)
-        if found is None:
+    def find_request(self, request_id: str) -> RequestStatus | None:
+        """Return the request of this id; if there is none, answer so."""
+        status = self.context.store.request(request_id)
+        if status is None:
             self.refuse(_NOT_FOUND, f"there is no transformation request {request_id}")
-        return found
+        return status
+
+    @contextmanager
+    def store_errors(self, action: str) -> Iterator[None]:
+        """Answer that an action failed, such as on a full disk."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            logger.warning("can't %s: %s", action, error)
+            self.refuse(_NO_ROOM, f"the endpoint can't {action} now ({error})")
 
 
-class Refresh(_Handler):
+class RefreshHandler(JsonHandler):
     """``/token/refresh``: an access token for the refresh token."""
 
     def is_authorised(self) -> bool:
         """Return whether the client has the refresh token."""
-        expected = self.endpoint.credentials.token
+        expected = self.context.credentials.token
         return hmac.compare_digest(self.bearer().encode(), expected.encode())
 
     def post(self) -> None:
-        """Issue one."""
-        secret = self.endpoint.credentials.signing_secret
-        self.finish({"access_token": tokens.issue(secret, time.time())})
+        """Issue a token."""
+        self.finish({"access_token": self.context.credentials.issue_access_token(time.time())})
 
 
-class Info(_Handler):
-    """``/servicex``: what the endpoint can do."""
+class InfoHandler(JsonHandler):
+    """``/servicex``: version and abilities of the endpoint."""
 
     def get(self) -> None:
-        """Tell it."""
-        images = dict.fromkeys(self.endpoint.codegens, f"agc-ml {__version__}")
+        """Return them."""
+        images = dict.fromkeys(self.context.codegens, f"agc-ml {__version__}")
         self.finish(
             {
                 "app-version": __version__,
@@ -111,115 +128,104 @@ class Info(_Handler):
         )
 
 
-class Transformations(_Handler):
+class RequestsHandler(JsonHandler):
     """``/servicex/transformation``: all requests, and new ones."""
 
     takes_body = True
 
     async def get(self) -> None:
-        """List them, the oldest first."""
+        """List all requests, oldest first."""
         listed = []
-        for request_id in self.endpoint.state.ids():
-            if known := self.endpoint.state.request(request_id):
-                listed.append(_status(self.endpoint, known))
-            await asyncio.sleep(0)  # each may be of megabytes, and others ask, too
+        for request_id in self.context.store.ids():
+            if status := self.context.store.request(request_id):
+                listed.append(_status_json(self.context, status))
+            await asyncio.sleep(0)  # each may have megabytes, and other clients wait
         self.finish({"requests": listed})
 
     async def post(self) -> None:
-        """Take one on, if it makes sense."""
+        """Accept a request, if it is valid."""
         try:
-            request = Request.parse(bytes(self.body))
-            check_enabled(request.codegen, self.endpoint.codegens)
+            request = TransformRequest.parse(bytes(self.body))
+            check_enabled(request.codegen, self.context.codegens)
             check_length(request.codegen, request.selection)
-            program = await self.endpoint.translators.translate(
+            program = await self.context.translators.translate(
                 request.codegen, request.selection, request.result_format
             )
         except UsageError as error:
             self.refuse(_BAD, str(error))
             return
-        except Busy as busy:
+        except BusyError as busy:
             self.set_header("Retry-After", str(_RETRY_AFTER_S))
-            self.refuse(_BUSY, f"the endpoint has too much to do ({busy}); try again later")
+            self.refuse(_BUSY, f"the endpoint is busy ({busy}); try again later")
             return
-        try:
-            request_id = self.endpoint.state.add(request, program)
-        except sqlite3.Error as error:
-            logger.warning("a request is refused: %s", error)
-            self.refuse(_NO_ROOM, f"the endpoint can't keep the request ({error})")
-            return
-        self.endpoint.transforms.wake()
-        self.finish({"request_id": request_id})
+        with self.store_errors("keep the request"):
+            request_id = self.context.store.add(request, program)
+            self.context.scheduler.wake()
+            self.finish({"request_id": request_id})
 
 
-class Transformation(_Handler):
+class TransformationHandler(JsonHandler):
     """``/servicex/transformation/ID``, and the same with ``/status``."""
 
     def get(self, request_id: str) -> None:
-        """Tell how it stands."""
-        if known := self.known(request_id):
-            self.finish(_status(self.endpoint, known))
+        """Return the status of a request."""
+        if status := self.find_request(request_id):
+            self.finish(_status_json(self.context, status))
 
     async def delete(self, request_id: str) -> None:
-        """Stop it, and remove its objects."""
-        if self.known(request_id):
-            try:
-                await self.endpoint.transforms.delete(request_id)
-            except sqlite3.Error as error:
-                self.refuse(_NO_ROOM, f"the endpoint can't forget the request now ({error})")
-                return
-            self.finish({"message": f"{request_id} is deleted"})
+        """Stop a request, and delete it with its objects."""
+        if self.find_request(request_id):
+            with self.store_errors("delete the request"):
+                await self.context.scheduler.delete(request_id)
+                self.finish({"message": f"{request_id} is deleted"})
 
 
-class Results(_Handler):
-    """``/servicex/transformation/ID/results``: files that are done with, also failed ones."""
+class ResultsHandler(JsonHandler):
+    """``/servicex/transformation/ID/results``: finished files, also failed ones."""
 
     def get(self, request_id: str) -> None:
-        """List them, those since ``later_than`` if it is given."""
-        if not self.known(request_id):
+        """List results, only those since ``later_than`` if it is given."""
+        if not self.find_request(request_id):
             return
-        given = self.get_query_argument("later_than", "0001-01-01T00:00:00")
+        text = self.get_query_argument("later_than", "0001-01-01T00:00:00")
         try:
-            later_than = datetime.fromisoformat(given)
+            later_than = datetime.fromisoformat(text)
             if later_than.tzinfo is None:
                 later_than = later_than.replace(tzinfo=UTC)
             later_than = later_than.astimezone(UTC)
         except (ValueError, OverflowError):
-            self.refuse(_BAD, f"later_than={given:.100}: no time in ISO 8601")
+            self.refuse(_BAD, f"later_than={text:.100}: not a time in ISO 8601")
             return
-        results = self.endpoint.state.results(request_id, later_than)
-        self.finish({"results": [_result(request_id, result) for result in results]})
+        self.finish({"results": self.context.store.results(request_id, later_than)})
 
 
-class Cancel(_Handler):
+class CancelHandler(JsonHandler):
     """``/servicex/transformation/ID/cancel``."""
 
     async def get(self, request_id: str) -> None:
-        """Stop it; what it has stays."""
-        if self.known(request_id):
-            try:
-                self.endpoint.state.cancel(request_id)
-            except sqlite3.Error as error:
-                self.refuse(_NO_ROOM, f"the endpoint can't stop the request now ({error})")
-                return
-            await self.endpoint.transforms.stop(request_id)
-            self.finish({"message": f"{request_id} is canceled"})
+        """Stop a request; its results stay."""
+        if self.find_request(request_id):
+            with self.store_errors("stop the request"):
+                self.context.store.cancel(request_id)
+                await self.context.scheduler.stop(request_id)
+                self.finish({"message": f"{request_id} is canceled"})
 
 
-class Missing(_Handler):
-    """Everything else."""
+class NotFoundHandler(JsonHandler):
+    """All other paths."""
 
-    def denied(self) -> tuple[int, str] | None:
-        """Say that it is not there."""
+    def denied(self) -> Refusal | None:
+        """Refuse the request."""
         return _NOT_FOUND, f"there is no {self.request.path}"
 
 
-def _status(endpoint: Endpoint, known: Known) -> dict[str, Any]:
-    request, files = known.request, len(known.request.files)
+def _status_json(context: EndpointContext, status: RequestStatus) -> dict[str, Any]:
+    request, n_files = status.request, len(status.request.files)
     names = hashlib.sha256("\n".join(request.files).encode()).hexdigest()
     return {
-        "request_id": known.id,
+        "request_id": status.id,
         "did": f"file-list:{names}",
-        "did_id": known.number,
+        "did_id": status.number,
         "title": request.title,
         "selection": request.selection,
         "tree-name": None,
@@ -227,43 +233,27 @@ def _status(endpoint: Endpoint, known: Known) -> dict[str, Any]:
         "result-destination": request.destination,
         "result-format": request.result_format,
         "generated-code-cm": "",
-        "status": known.status,
+        "status": status.status,
         "app-version": __version__,
-        "files": files,
-        "files-completed": known.completed,
-        "files-failed": known.failed,
-        "files-remaining": files - known.completed - known.failed,
-        "submit-time": known.submitted,
-        "finish-time": known.finished,
-        "minio-endpoint": endpoint.address,
+        "files": n_files,
+        "files-completed": status.completed,
+        "files-failed": status.failed,
+        "files-remaining": n_files - status.completed - status.failed,
+        "submit-time": status.submitted,
+        "finish-time": status.finished,
+        "minio-endpoint": context.address,
         "minio-secured": False,
-        "minio-access-key": endpoint.credentials.access_key,
-        "minio-secret-key": endpoint.credentials.secret_key,
+        "minio-access-key": context.credentials.access_key,
+        "minio-secret-key": context.credentials.secret_key,
     }
 
 
-def _result(request_id: str, result: Result) -> dict[str, Any]:
-    return {
-        "request-id": request_id,
-        "file-path": result.path,
-        "transform_status": result.status,
-        "s3-object-name": result.object_name,
-        "total-bytes": result.size,
-        "total-events": result.events,
-        "created_at": result.created,
-        "error": result.error,
-    }
-
-
-def routes(endpoint: Endpoint) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
-    """What is answered by whom."""
-    of_one = rf"/servicex/transformation/({ID})"
-    handlers: dict[str, type[RequestHandler]] = {
-        "/token/refresh": Refresh,
-        "/servicex": Info,
-        "/servicex/transformation": Transformations,
-        f"{of_one}(?:/status)?": Transformation,
-        f"{of_one}/results": Results,
-        f"{of_one}/cancel": Cancel,
-    }
-    return [(path, handler, {"endpoint": endpoint}) for path, handler in handlers.items()]
+_ONE_REQUEST: Final = rf"/servicex/transformation/({ID})"
+ROUTES: Final[list[tuple[str, type[RequestHandler]]]] = [
+    ("/token/refresh", RefreshHandler),
+    ("/servicex", InfoHandler),
+    ("/servicex/transformation", RequestsHandler),
+    (f"{_ONE_REQUEST}(?:/status)?", TransformationHandler),
+    (f"{_ONE_REQUEST}/results", ResultsHandler),
+    (f"{_ONE_REQUEST}/cancel", CancelHandler),
+]

@@ -185,7 +185,7 @@ def test_an_expression_that_is_none_is_told(
     class Wrong(stepwise.Flat):
         preselection = "any(Jet_pt >"
 
-    with pytest.raises(DeliveryError, match=r"dataset tt: ServiceX.*cut: no Python.*never closed"):
+    with pytest.raises(DeliveryError, match=r"dataset tt: ServiceX.*cut: not Python.*never closed"):
         run(listed(*paths), tmp_path / "run", f"servicex={servicex_endpoint.config}", Wrong())
 
 

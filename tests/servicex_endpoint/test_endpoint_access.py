@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hmac
 import json
 import time
 import urllib.request
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
+import jwt
 import nanoaod
 import pytest
 import uproot
@@ -22,11 +24,11 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from services.servicex import Endpoint, finished, submitted
 
-from agc_ml.servicex_endpoint import credentials, tokens
-from agc_ml.servicex_endpoint.signatures import Denied, Keys
+from agc_ml.servicex_endpoint import credentials
+from agc_ml.servicex_endpoint.signatures import AccessDeniedError, AccessKeys
 
 NOW = 1_800_000_000
-KEYS = Keys("ACCESS", "secret")
+KEYS = AccessKeys("ACCESS", "secret")
 URL = "http://127.0.0.1:5000/7d0b1fbc-7d46-4b5b-8b5f-8b5e4f8d2f6f/a.root"
 
 
@@ -59,8 +61,8 @@ def stored(servicex_endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory
     return Stored(request_id, name, content, MinioAdapter.for_transform(status))
 
 
-def secrets(endpoint: Endpoint) -> credentials.Credentials:
-    return credentials.Credentials.of(endpoint.folder)
+def secrets(endpoint: Endpoint) -> credentials.EndpointCredentials:
+    return credentials.load_credentials(endpoint.folder)
 
 
 def get(endpoint: Endpoint, token: str) -> httpx.Response:
@@ -79,15 +81,23 @@ def test_the_client_needs_the_token(servicex_endpoint: Endpoint) -> None:
         asyncio.run(servicex_endpoint.adapter("").get_servicex_info())
 
 
+def signed_with_another_algorithm(secret: str, expiry: float) -> str:
+    with pytest.warns(jwt.InsecureKeyLengthWarning):  # of HMAC with SHA-512
+        return jwt.encode({"exp": expiry}, secret, "HS512")
+
+
 def test_access_tokens_are_checked(servicex_endpoint: Endpoint) -> None:
-    secret, now = secrets(servicex_endpoint).signing_secret, time.time()
-    good = tokens.issue(secret, now)
+    ours, now = secrets(servicex_endpoint), time.time()
+    other = ours.model_copy(update={"signing_secret": "x" * 43})
+    good = ours.issue_access_token(now)
     assert get(servicex_endpoint, good).status_code == 200
     unsigned = base64.urlsafe_b64encode(b'{"alg":"none"}').decode()
     claims = base64.urlsafe_b64encode(json.dumps({"exp": now + 99}).encode()).decode()
     bad = {
-        "expired": tokens.issue(secret, now - tokens.LIFETIME_S - 1),
-        "other secret": tokens.issue("x" * 43, now),
+        "expired": ours.issue_access_token(now - credentials.ACCESS_TOKEN_LIFETIME_S - 1),
+        "other secret": other.issue_access_token(now),
+        "other algorithm": signed_with_another_algorithm(ours.signing_secret, now + 99),
+        "no expiry": jwt.encode({"iat": now}, ours.signing_secret, "HS256"),
         "cut": good[:-1],
         "unsigned": f"{unsigned}.{claims}.",
         "other claims": f"{good.split('.')[0]}.{claims}.{good.split('.')[2]}",
@@ -98,6 +108,20 @@ def test_access_tokens_are_checked(servicex_endpoint: Endpoint) -> None:
         answer = get(servicex_endpoint, token)
         assert answer.status_code == 401, name
         assert answer.json() == {"message": "a valid access token is needed"}
+
+
+def test_tokens_of_the_release_before_are_accepted(servicex_endpoint: Endpoint) -> None:
+    """It made them by hand: a client goes on with one that it has."""
+
+    def base64_of(content: bytes) -> str:
+        return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+    now = int(time.time())
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"iat": now, "exp": now + 3600})
+    signed = ".".join(base64_of(json.dumps(part, separators=(",", ":")).encode()) for part in parts)
+    key = secrets(servicex_endpoint).signing_secret.encode()
+    token = f"{signed}.{base64_of(hmac.digest(key, signed.encode(), 'sha256'))}"
+    assert get(servicex_endpoint, token).status_code == 200
 
 
 def test_every_path_needs_a_token(servicex_endpoint: Endpoint, stored: Stored) -> None:
@@ -213,11 +237,13 @@ def in_query(request: AWSRequest) -> AWSRequest:
     return request
 
 
-def denied(request: AWSRequest, now: float = NOW, keys: Keys = KEYS, **headers: str) -> str | None:
+def denied(
+    request: AWSRequest, now: float = NOW, keys: AccessKeys = KEYS, **headers: str
+) -> str | None:
     given = httpx.Headers({"host": "127.0.0.1:5000", **dict(request.headers), **headers})
     try:
         keys.check(request.method, request.url, given, now)
-    except Denied as reason:
+    except AccessDeniedError as reason:
         return reason.code
     return None
 
@@ -234,8 +260,8 @@ def test_signatures_of_version_4(
     assert denied(request, NOW + 1000) == "AccessDenied"
     assert denied(request, NOW - 1000) == "AccessDenied"
     assert denied(request, host="other:5000") == "SignatureDoesNotMatch"
-    assert denied(request, keys=Keys("ACCESS", "other")) == "SignatureDoesNotMatch"
-    assert denied(request, keys=Keys("OTHER", "secret")) == "InvalidAccessKeyId"
+    assert denied(request, keys=AccessKeys("ACCESS", "other")) == "SignatureDoesNotMatch"
+    assert denied(request, keys=AccessKeys("OTHER", "secret")) == "InvalidAccessKeyId"
     for old, new in [("a.root", "b.root"), ("a%2Fb", "a%2Fc")]:
         other = AWSRequest("GET", request.url.replace(old, new), dict(request.headers))
         assert denied(other) == "SignatureDoesNotMatch"

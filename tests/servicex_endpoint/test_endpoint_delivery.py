@@ -164,4 +164,4 @@ def test_an_input_that_is_named_twice_is_delivered_once(delivered: Delivered) ->
 
 def test_a_broken_query_is_refused_when_it_is_sent(delivered: Delivered) -> None:
     assert "broken" not in delivered.status
-    assert "part 1: cut: no Python (invalid syntax, line 1)" in delivered.of["broken"]
+    assert "part 1: cut: not Python (invalid syntax, line 1)" in delivered.of["broken"]

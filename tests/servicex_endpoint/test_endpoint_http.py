@@ -18,8 +18,8 @@ from tornado.web import Application, RequestHandler
 
 from agc_ml.servicex_endpoint import handlers
 from agc_ml.servicex_endpoint import server as serving
-from agc_ml.servicex_endpoint.server import MOST_CONNECTIONS, Server
-from agc_ml.servicex_endpoint.signatures import Denied, Keys
+from agc_ml.servicex_endpoint.server import MAX_CONNECTIONS, EndpointServer
+from agc_ml.servicex_endpoint.signatures import AccessDeniedError, AccessKeys
 
 TRANSFORMATION = "/servicex/transformation"
 PRESIGNED = "X-Amz-Signature=a&X-Amz-Date=20200101T000000Z&X-Amz-Expires=99999999999"
@@ -85,7 +85,7 @@ def test_a_body_without_a_length_is_limited(
     url = servicex_endpoint.url + TRANSFORMATION
     answer = httpx.post(url, headers={name: value}, content=pieces())
     assert answer.status_code == 413
-    assert answer.json() == {"message": "a request has 4 MB at most; make several"}
+    assert answer.json() == {"message": "a request may have 4 MB; split it"}
 
 
 def test_the_token_is_asked_for_before_a_body(servicex_endpoint: Endpoint) -> None:
@@ -153,8 +153,8 @@ def test_names_pages_and_heads(
 def test_odd_signatures_are_denied(servicex_endpoint: Endpoint, query: str) -> None:
     url = f"/00000000-0000-0000-0000-000000000000/a?{query}"
     assert httpx.get(servicex_endpoint.url + url).status_code == 403
-    keys = Keys("ACCESS", "secret")
-    with pytest.raises(Denied):
+    keys = AccessKeys("ACCESS", "secret")
+    with pytest.raises(AccessDeniedError):
         keys.check("GET", f"http://127.0.0.1{url}", {"host": "127.0.0.1"}, 1_800_000_000)
 
 
@@ -172,7 +172,7 @@ def test_good_clients_are_heard_in_a_flood(
     before = log.stat().st_size
     with contextlib.ExitStack() as stack:
         for kind in kinds:
-            for _ in range(MOST_CONNECTIONS // 2):
+            for _ in range(MAX_CONNECTIONS // 2):
                 address = ("127.0.0.1", servicex_endpoint.port)
                 connection = stack.enter_context(socket.create_connection(address, 5))
                 with contextlib.suppress(ConnectionError):
@@ -190,7 +190,7 @@ class Slow(RequestHandler):
         self.finish("done")
 
 
-class Large(handlers.Handler):
+class Large(handlers.EndpointHandler):
     def denied(self) -> None:
         return None
 
@@ -198,7 +198,7 @@ class Large(handlers.Handler):
         self.finish(b"x" * 20_000_000)
 
 
-Scenario = Callable[[Server, int], Any]
+Scenario = Callable[[EndpointServer, int], Any]
 
 
 def with_server(scenario: Scenario, listener: socket.socket | None = None) -> None:
@@ -206,9 +206,10 @@ def with_server(scenario: Scenario, listener: socket.socket | None = None) -> No
 
     async def run() -> None:
         application = Application(
-            [("/", Slow), ("/large", Large)], log_function=lambda h: server.answered(h.request)
+            [("/", Slow), ("/large", Large)],
+            log_function=lambda handler: server.request_answered(handler.request),
         )
-        server = Server(application, longest_body=100)
+        server = EndpointServer(application, max_body=100)
         listening = listener or socket.socket()
         listening.bind(("127.0.0.1", 0))
         listening.setblocking(False)
@@ -236,7 +237,7 @@ def test_slow_requests_have_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "HEADERS_S", 0.3)
     monkeypatch.setattr(serving, "BODY_S", 0.3)
 
-    async def scenario(_: Server, port: int) -> None:
+    async def scenario(_: EndpointServer, port: int) -> None:
         head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n"
         begin = time.monotonic()
         answers = await asyncio.gather(
@@ -254,7 +255,7 @@ def test_answers_that_nobody_takes_are_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(handlers, "STALL_S", 0.3)
     request_ = b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
-    async def scenario(server: Server, port: int) -> None:
+    async def scenario(server: EndpointServer, port: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_)
         assert await reader.readexactly(10) == b"HTTP/1.1 2"
@@ -268,10 +269,10 @@ def test_answers_that_nobody_takes_are_given_up(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_oldest_that_say_nothing_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 6)
-    monkeypatch.setattr(serving, "MOST_OF_A_CLIENT", 4)
+    monkeypatch.setattr(serving, "MAX_CONNECTIONS", 6)
+    monkeypatch.setattr(serving, "MAX_PER_CLIENT", 4)
 
-    async def scenario(server: Server, port: int) -> None:
+    async def scenario(server: EndpointServer, port: int) -> None:
         whole = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         working = [asyncio.create_task(asked(port, whole)) for _ in range(3)]
         await asyncio.sleep(0.1)
@@ -284,7 +285,7 @@ def test_the_oldest_that_say_nothing_make_room(monkeypatch: pytest.MonkeyPatch) 
         assert all(b"done" in answer for answer in answers)
         await asyncio.sleep(0.1)
         assert not server._clients
-        assert not server._of_client
+        assert not server._n_of_client
 
     with_server(scenario)
 
@@ -292,7 +293,7 @@ def test_the_oldest_that_say_nothing_make_room(monkeypatch: pytest.MonkeyPatch) 
 def test_connections_that_can_not_be_accepted_are_no_flood(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(serving, "_BREATH_S", 0.2)
+    monkeypatch.setattr(serving, "_RETRY_S", 0.2)
 
     class Full(socket.socket):
         times = 3
@@ -306,7 +307,7 @@ def test_connections_that_can_not_be_accepted_are_no_flood(
         def fail(self) -> NoReturn:
             raise OSError(errno.EMFILE, "Too many open files")
 
-    async def scenario(_: Server, port: int) -> None:
+    async def scenario(_: EndpointServer, port: int) -> None:
         begin = time.monotonic()
         answer = await asked(port, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert b"done" in answer

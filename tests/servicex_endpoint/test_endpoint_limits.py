@@ -21,9 +21,9 @@ from services.servicex import Endpoint, endpoint, finished, submitted
 
 from agc_ml.errors import UsageError
 from agc_ml.servicex_endpoint import logs
-from agc_ml.servicex_endpoint.transformation import limits
-from agc_ml.servicex_endpoint.translation import translation
-from agc_ml.servicex_endpoint.translation.translation import Busy, Translators
+from agc_ml.servicex_endpoint.isolation import limits
+from agc_ml.servicex_endpoint.translation import translator_pool
+from agc_ml.servicex_endpoint.translation.translator_pool import BusyError, TranslatorPool
 
 AT_ONCE_S = 5.0  # with room for a machine that has more to do
 
@@ -109,12 +109,13 @@ def test_what_a_function_does_ends_with_it(servicex_endpoint: Endpoint, file: Pa
         "memory": "import numpy; numpy.ones(10**10)",
         "disk": "open('big', 'wb').truncate(17 * 10**9)",
         "terminal": "import sys; raise ValueError(f'{sys.stdin.read()}a\\udc80\\x1b[31m')",
-        "verdict": "import os; open('verdict.json', 'w').write('{\"size\": 1e99}'); os._exit(0)",
+        "verdict": "import os; open('report.json', 'w').write('{\"size\": 1e99}'); os._exit(0)",
+        "long": "import os; open('report.json', 'w').write(' ' * 200_000); os._exit(0)",
         "link": """
             import os
             os.unlink('output')
             os.symlink('/etc/passwd', 'output')
-            open('verdict.json', 'w').write('{}')
+            open('report.json', 'w').write('{}')
             os._exit(0)
             """,
     }
@@ -125,8 +126,9 @@ def test_what_a_function_does_ends_with_it(servicex_endpoint: Endpoint, file: Pa
     assert why["memory"] == "it needs more than 4 GB of memory (--memory)"
     assert why["disk"] == "it writes more than 16 GB into a file"
     assert why["terminal"] == r"ValueError: a\udc80\x1b[31m"
-    assert why["verdict"].startswith("the worker's verdict is damaged (size: ")
-    assert why["link"] == "the worker left no output"
+    assert why["verdict"].startswith("the transformer's report is damaged (size: ")
+    assert why["long"].startswith("the transformer's report can't be read (it has more than")
+    assert why["link"] == "the transformer left no output"
     assert why["daemons"] == ""
     left = [psutil.Process(pid).cmdline() for pid in psutil.pids() if pid not in before]
     assert not [words for words in left if "sleep" in words]
@@ -146,7 +148,7 @@ def test_inputs_are_files_and_none_of_the_endpoint(
     request_id = submitted(servicex_endpoint, paths, raw(expressions="nJet"))
     why = errors(servicex_endpoint, request_id)
     assert time.monotonic() - begin < 40
-    own, odd = "it is a file of the endpoint itself", "no regular file"
+    own, odd = "it is a file of the endpoint itself", "not a regular file"
     assert [why[str(path)] for path in paths if path.name != "text"] == [
         own,
         odd,
@@ -222,7 +224,7 @@ def test_times_that_are_none_are_refused(
         headers=servicex_endpoint.headers(),
     )
     assert answer.status_code == 400
-    assert answer.json()["message"].endswith(": no time in ISO 8601")
+    assert answer.json()["message"].endswith(": not a time in ISO 8601")
     asyncio.run(servicex_endpoint.adapter().delete_transform(request_id))
 
 
@@ -233,11 +235,11 @@ def test_a_translation_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sound = '[{"treename": "Events", "cut": "nJet > 3"}]'
 
     async def scenario() -> None:
-        translators = Translators(tmp_path / "translation")
+        translators = TranslatorPool(tmp_path / "translation")
         await translators.warm()
         both = [translators.translate("uproot-raw", sound, "root-file") for _ in range(2)]
         await asyncio.gather(*both)
-        monkeypatch.setattr(translation, "DEADLINE_S", 0.7)
+        monkeypatch.setattr(translator_pool, "DEADLINE_S", 0.7)
         begin = time.monotonic()
         late = asyncio.create_task(translators.translate("uproot", slow, "root-file"))
         program = await translators.translate("uproot-raw", sound, "root-file")
@@ -246,8 +248,8 @@ def test_a_translation_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(UsageError, match=r"its translation takes more than 0\.7 s"):
             await late
         assert time.monotonic() - begin < 5
-        monkeypatch.setattr(translation, "DEADLINE_S", 10)
-        with pytest.raises(UsageError, match="the query for uproot-raw can't be used: no JSON"):
+        monkeypatch.setattr(translator_pool, "DEADLINE_S", 10)
+        with pytest.raises(UsageError, match="the query for uproot-raw can't be used: not JSON"):
             await translators.translate("uproot-raw", "{", "root-file")
         asked = asyncio.create_task(translators.translate("uproot", slow, "root-file"))
         await asyncio.sleep(0.3)
@@ -255,8 +257,8 @@ def test_a_translation_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         process.kill()
         with pytest.raises(UsageError, match="its translation failed"):
             await asked
-        monkeypatch.setattr(translation, "PLACES", 0)
-        with pytest.raises(Busy, match="0 queries wait"):
+        monkeypatch.setattr(translator_pool, "MAX_WAITING", 0)
+        with pytest.raises(BusyError, match="0 queries wait"):
             await translators.translate("uproot-raw", sound, "root-file")
         await translators.close()
 
@@ -267,7 +269,7 @@ def test_a_translation_has_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_flood_of_lines_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.5
     monkeypatch.setattr(logs.time, "monotonic", lambda: now)
-    rate = logs.Rate(3)
+    rate = logs.RateLimit(3)
 
     def passes(message: str, *arguments: object) -> str | None:
         record = logging.LogRecord("x", logging.INFO, "", 0, message, arguments, None)
@@ -285,10 +287,10 @@ def test_the_log_of_libraries_is_limited_too() -> None:
 import logging
 from agc_ml.servicex_endpoint import logs
 logging.getLogger("agc_ml").addHandler(logging.StreamHandler())
-with logs.limited():
+with logs.rate_limited():
     for _ in range(1000):
         logging.getLogger("tornado.application").error("again")
 assert logging.getLogger("tornado").propagate
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert 0 < done.stderr.count("again") <= 2 * logs.LINES_A_SECOND
+    assert 0 < done.stderr.count("again") <= 2 * logs.LINES_PER_SECOND

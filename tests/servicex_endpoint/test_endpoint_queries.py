@@ -16,17 +16,17 @@ import pytest
 import uproot
 
 from agc_ml.errors import InputFileError, UsageError
-from agc_ml.servicex_endpoint import objects, state
-from agc_ml.servicex_endpoint.requests import Request
-from agc_ml.servicex_endpoint.state import Outcome, State
+from agc_ml.servicex_endpoint import store
+from agc_ml.servicex_endpoint.requests import TransformRequest
+from agc_ml.servicex_endpoint.store import RequestStore, TransformOutcome
 from agc_ml.servicex_endpoint.transformation.reading import pieces
 from agc_ml.servicex_endpoint.transformation.transformer import is_transient, reason
 from agc_ml.servicex_endpoint.transformation.writing import write
 from agc_ml.servicex_endpoint.translation.generators import (
     DEFAULT,
     check_enabled,
-    enabled,
     generate,
+    parse_codegens,
 )
 
 N = 400
@@ -69,18 +69,18 @@ def python(source: str) -> str:
         ("uproot", "(((", "the query for uproot can't be used: Unexpected"),
         ("uproot", "(call Nope 1)", "there is no function Nope"),
         ("uproot", "", "one statement is needed, not 0"),
-        ("uproot-raw", "{", "no JSON"),
+        ("uproot-raw", "{", "not JSON"),
         ("uproot-raw", "{}", "a list of queries is needed"),
         ("uproot-raw", "[]", "a list of queries is needed"),
         ("uproot-raw", '[{"treename": ""}]', "part 1: treename: no tree is named"),
         ("uproot-raw", "[{}]", "part 1: treename: Field required"),
         ("uproot-raw", "[3]", "part 1: Input should be a valid dictionary"),
         ("uproot-raw", '[{"treename": "t", "filter": "x"}]', "part 1: filter: Extra inputs"),
-        ("uproot-raw", '[{"treename": "t", "cut": "x >"}]', "part 1: cut: no Python"),
+        ("uproot-raw", '[{"treename": "t", "cut": "x >"}]', "part 1: cut: not Python"),
         ("uproot-raw", '[{"copy_histograms": []}]', "part 1: .*no histogram is named"),
         ("uproot-raw", '[{"treename": "t"}, {"treename": "t"}]', "2 parts write the tree t"),
-        ("python", "???", "no base64 of a Python function's source"),
-        ("python", python("def run_query(:"), "no Python .*line 1"),
+        ("python", "???", "not the base64 of a Python function's source"),
+        ("python", python("def run_query(:"), "not Python .*line 1"),
         ("python", python("def f(path): return 1"), "must be called run_query; it defines f"),
         ("python", python("x = 1"), "must be called run_query; it defines no function"),
     ],
@@ -128,42 +128,47 @@ def body(**changes: Any) -> bytes:
         ({"title": "a\0b"}, "title: it has the character U\\+0000"),
         ({"title": "a" * 10_241}, "title: String should have at most 10240"),
         ({"file-list": ["/a\n\x1b[31m"]}, "file-list.0: it has the character U\\+000A"),
-        ({"file-list": ["file:///a%00b"]}, "no URL \\(it has the character U\\+0000"),
+        ({"file-list": ["file:///a%00b"]}, "not a URL \\(it has the character U\\+0000"),
         ({"file-list": ["/" + "a" * 8192]}, "file-list.0: String should have at most 8192"),
-        ({"file-list": ["http://[bad"]}, "no URL \\(Invalid IPv6 URL\\)"),
-        ({"file-list": ["file://[bad/x"]}, "no URL \\(Invalid IPv6 URL\\)"),
-        ({"file-list": ["http://h/a::file:///b"]}, "a path with :: would be taken for several"),
-        ({"file-list": ["/a::/b"]}, "a path with :: would be taken for several"),
-        ({"file-list": [f"/{i}" for i in range(10_001)]}, "10,001 files, and 10,000 are the most"),
+        ({"file-list": ["http://[bad"]}, "not a URL \\(Invalid IPv6 URL\\)"),
+        ({"file-list": ["file://[bad/x"]}, "not a URL \\(Invalid IPv6 URL\\)"),
+        ({"file-list": ["http://h/a::file:///b"]}, "a path with :: would be read as several"),
+        ({"file-list": ["/a::/b"]}, "a path with :: would be read as several"),
+        (
+            {"file-list": [f"/{i}" for i in range(10_001)]},
+            "file-list: Tuple should have at most 10000",
+        ),
         ({"codegen": "a" * 101}, "codegen: String should have at most 100"),
     ],
 )
 def test_senseless_requests_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Request.parse(body(**changes))
+        TransformRequest.parse(body(**changes))
     with pytest.raises(UsageError, match="the request is malformed"):
-        Request.parse(b"{")
+        TransformRequest.parse(b"{")
 
 
 def test_an_input_counts_once_however_it_is_written() -> None:
     files = ["/d/a.root", "/d/../d/a.root", "file:///d/a.root", "root://h//d/a.root", "/d/b.root"]
-    request = Request.parse(body(**{"file-list": files}))
+    request = TransformRequest.parse(body(**{"file-list": files}))
     assert request.files == ("/d/a.root", "root://h//d/a.root", "/d/b.root")
 
 
 def test_requests_of_a_sensible_size_are_taken() -> None:
     files = [f"/{'d' * 200}/{i}.root" for i in range(10_000)]
-    request = Request.parse(body(**{"file-list": files, "title": "Größe\nin GeV" + " " * 10_000}))
+    request = TransformRequest.parse(
+        body(**{"file-list": files, "title": "Größe\nin GeV" + " " * 10_000})
+    )
     assert request.files == tuple(files)
-    assert Request.parse(body(**{"file-list": ["root://[::1]:1094//a.root"]})).files
+    assert TransformRequest.parse(body(**{"file-list": ["root://[::1]:1094//a.root"]})).files
 
 
 def test_code_generators_are_named_as_people_know_them() -> None:
-    assert enabled(["uproot-raw", "func_adl"]) == ("uproot", "uproot-raw")
-    assert enabled([" python", "uproot"]) == ("uproot", "python")
+    assert parse_codegens(["uproot-raw", "func_adl"]) == ("uproot", "uproot-raw")
+    assert parse_codegens([" python", "uproot"]) == ("uproot", "python")
     for wrong in (["func_adl", "atlasr21"], [""], []):
         with pytest.raises(UsageError, match="no such code generator; there are func_adl, uproot-"):
-            enabled(wrong)
+            parse_codegens(wrong)
     check_enabled("uproot", DEFAULT)
     with pytest.raises(UsageError, match="--codegens func_adl,uproot-raw,python"):
         check_enabled("python", DEFAULT)
@@ -173,10 +178,10 @@ def test_code_generators_are_named_as_people_know_them() -> None:
 
 def test_names_of_objects_are_plain_and_differ() -> None:
     paths = ["/a/b.root", "/a:b.root", "/a/c/b.root", "root://h//a/b.root?x=1", "/" + "ü" * 300]
-    names = [objects.name_for(path, "root-file") for path in paths]
+    names = [store.object_name(path, "root-file") for path in paths]
     assert len(set(names)) == len(paths)
     assert all(len(name) < 120 and name.isascii() for name in names)
-    assert objects.name_for("/a/../..", "parquet").startswith("file-")
+    assert store.object_name("/a/../..", "parquet").startswith("file-")
 
 
 def test_expressions_cuts_and_aliases(source: str, events: ak.Array, tmp_path: Path) -> None:
@@ -270,7 +275,7 @@ def test_histograms_are_copied(source: str, tmp_path: Path) -> None:
     [
         ({"treename": ["Events", "Nope"]}, "the file has no tree Nope; it has .*Events"),
         ({"treename": "sumw"}, "the file has no tree sumw"),
-        ({"treename": "Nope", "fail_on_missing_trees": False}, "nothing of what the query wants"),
+        ({"treename": "Nope", "fail_on_missing_trees": False}, "nothing that the query selects"),
         ({"treename": "Events", "filter_name": "Tau_*"}, "no column of the tree Events"),
         ({"copy_histograms": "pileup"}, "no object pileup"),
     ],
@@ -296,9 +301,9 @@ def test_python_functions_give_arrays_or_trees(source: str, tmp_path: Path) -> N
     assert run(program, source, tmp_path / "out.root", gen="python") == 3
     with uproot.open(tmp_path / "out.root") as file:
         assert file["b/y"].array().tolist() == [2.5, 0.5]
-    with pytest.raises(InputFileError, match="parquet holds one tree only"):
+    with pytest.raises(InputFileError, match="parquet holds only one tree"):
         run(program, source, tmp_path / "out", "parquet", gen="python")
-    with pytest.raises(InputFileError, match="nothing of what"):
+    with pytest.raises(InputFileError, match="nothing that the query selects"):
         run("def run_query(path): return {}", source, tmp_path / "out", "parquet", gen="python")
 
 
@@ -344,19 +349,19 @@ def test_results_come_in_the_order_of_their_times_whatever_the_clock_does(
             cls.hours -= 1
             return datetime(2026, 1, 1, cls.hours, tzinfo=UTC)
 
-    known = State(tmp_path / "state.sqlite")
-    request = Request.parse(body(**{"file-list": [f"/{i}.root" for i in range(3)]}))
+    known = RequestStore(tmp_path / "state.sqlite", tmp_path / "objects")
+    request = TransformRequest.parse(body(**{"file-list": [f"/{i}.root" for i in range(3)]}))
     request_id = known.add(request, "program")
-    monkeypatch.setattr(state, "datetime", Backwards)
+    monkeypatch.setattr(store, "datetime", Backwards)
     busy: set[int] = set()
     while job := known.next_job(busy):
         busy.add(job.number)
-        known.record(job, Outcome(f"object {job.path}", 1, 1))
+        known.record(job, TransformOutcome(size=1, events=1))
     seen = []
     later_than = datetime.min.replace(tzinfo=UTC)
     while news := known.results(request_id, later_than):
-        seen.append(news[0].path)
-        later_than = datetime.fromisoformat(news[0].created)
+        seen.append(news[0]["file-path"])
+        later_than = datetime.fromisoformat(news[0]["created_at"])
     assert seen == list(request.files)
     found = known.request(request_id)
     assert found is not None

@@ -92,7 +92,7 @@ def test_a_full_disk_ends_nothing(tiny_disk: Path, tmp_path: Path, files: list[P
         with contextlib.suppress(OSError), filler.open("ab", buffering=0) as file:
             while True:
                 file.write(bytes(512))
-        wait_for(lambda: "nothing can be kept now" in log.read_text())
+        wait_for(lambda: "results can't be stored now" in log.read_text())
         url = f"{running.url}/servicex/transformation/{done}"
         deleted = httpx.delete(url, headers=running.headers())
         assert deleted.status_code == 200, deleted.text
@@ -109,7 +109,7 @@ def test_what_never_passes_is_told_and_not_tried_for_ever(
         (tmp_path / "endpoint" / "work").rmdir()
         (tmp_path / "endpoint" / "work").touch()
         request_id = submitted(running, files[:1], function("", tmp_path))
-        assert "the endpoint can't work on it (Not a directory)" in failure(running, request_id)
+        assert "the endpoint can't transform it (Not a directory)" in failure(running, request_id)
 
 
 def test_a_killed_endpoint_goes_on_where_it_was(tmp_path: Path, files: list[Path]) -> None:
@@ -166,7 +166,7 @@ def test_what_is_finished_stays(tmp_path: Path, files: list[Path]) -> None:
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(20) == 130
     log = (tmp_path / "endpoint.log").read_text()
-    assert log.count("agc-ml: stopped; the same command goes on with what is unfinished") == 2
+    assert log.count("agc-ml: stopped; run the same command to resume unfinished requests") == 2
     assert "Traceback" not in log
 
 
@@ -234,7 +234,7 @@ def test_a_worker_that_dies_is_told(
 ) -> None:
     body = "(notes / f'{time.monotonic()}').touch(); print('gone'); sys.stdout.flush(); os.abort()"
     request_id = submitted(servicex_endpoint, files[:1], function(body, tmp_path))
-    assert failure(servicex_endpoint, request_id).startswith("the worker died (SIGABRT): gone")
+    assert failure(servicex_endpoint, request_id).startswith("the transformer died (SIGABRT): gone")
     assert len(list(tmp_path.iterdir())) == 3
     request_id = submitted(servicex_endpoint, files[:1], function("1 / 0", tmp_path))
     assert failure(servicex_endpoint, request_id) == "ZeroDivisionError: division by zero"
@@ -272,7 +272,7 @@ def test_odd_questions_get_answers(servicex_endpoint: Endpoint) -> None:
     known = client.get("/servicex/transformation").json()["requests"]
     if known:
         url = f"/servicex/transformation/{known[0]['request_id']}/results?later_than=soon"
-        assert client.get(url).json() == {"message": "later_than=soon: no time in ISO 8601"}
+        assert client.get(url).json() == {"message": "later_than=soon: not a time in ISO 8601"}
     client.close()
 
 

@@ -60,7 +60,7 @@ def _compared(pair: tuple[str, File, ExpectedFile]) -> tuple[bool, str]:
 
     _, file, known = pair
     try:
-        with closing(ReplicaSource(file.url, listed=file, known=known)):
+        with closing(ReplicaSource(file.url, listed=file, expected=known)):
             return False, ""
     except DeliveryError as error:
         return error.may_be_replaced, str(error)

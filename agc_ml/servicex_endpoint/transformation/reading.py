@@ -1,4 +1,4 @@
-"""In a worker: what a program takes out of one input file."""
+"""Reading in a transformer: the pieces of output that a program makes of one input file."""
 
 from __future__ import annotations
 
@@ -11,43 +11,39 @@ import uproot
 from uproot.source.coalesce import CoalesceConfig
 
 from agc_ml.errors import InputFileError
-from agc_ml.servicex_endpoint.translation.generators import (
-    FUNCTION,
-    HistogramQuery,
-    TreeQuery,
-    raw_queries,
-)
+from agc_ml.servicex_endpoint.translation.generators import HistogramQuery, TreeQuery, raw_queries
 from agc_ml.servicex_endpoint.translation.language import Language
+from agc_ml.servicex_endpoint.translation.syntax import FUNCTION
 
-STEP: Final = 50_000  # events; a number, as uproot can't cut remote files by memory
+STEP: Final = 50_000  # events; uproot can't split remote files by memory
 TREE: Final = "servicex"
 COLUMN: Final = "branch"
 
 
-class Rows(NamedTuple):
+class EventBatch(NamedTuple):
     """Some events of a tree: its name in the output, and a record array of its columns."""
 
     tree: str
     events: Any
 
 
-class Copied(NamedTuple):
-    """An object that is copied as it is."""
+class CopiedObject(NamedTuple):
+    """An object to be copied as it is."""
 
     name: str
     content: Any
 
 
-Piece = Rows | Copied
+OutputPiece = EventBatch | CopiedObject
 
 
-def pieces(codegen: str, program: str, source: str) -> Iterator[Piece]:
+def pieces(codegen: str, program: str, source: str) -> Iterator[OutputPiece]:
     """Run a program on the file at ``source``.
 
     Raises
     ------
     InputFileError
-        The file lacks what the program wants.
+        The file lacks what the program reads.
     """
     if codegen == "uproot-raw":
         yield from _raw(program, source)
@@ -56,30 +52,35 @@ def pieces(codegen: str, program: str, source: str) -> Iterator[Piece]:
             from agc_ml.servicex_endpoint.translation.programs import check  # noqa: PLC0415 - heavy, for this one only
 
             check(program)
-            if "://" not in source:  # it looks for files of which a path is the pattern
-                if "{" in source:  # of which there is no escape
-                    raise InputFileError("func_adl reads no path with {; uproot-raw does")
+            if "://" not in source:  # a path is a pattern for uproot.dask
+                if "{" in source:  # there is no escape for it
+                    raise InputFileError("func_adl can't read a path with {; uproot-raw can")
                 source = glob.escape(source)
-        yield from _called(_function(program)(source))
+        yield from _batches(_function(program)(source))
 
 
 def _function(program: str) -> Callable[[str], Any]:
     namespace: dict[str, Any] = {"__name__": FUNCTION}
-    exec(compile(program, "<query>", "exec"), namespace)  # noqa: S102 - what the service is for
+    exec(compile(program, "<query>", "exec"), namespace)  # noqa: S102 - the purpose of a transformer
     function: Callable[[str], Any] = namespace[FUNCTION]
     return function
 
 
-def _called(result: Any) -> Iterator[Rows]:
-    """Trees of what a function gave: an array, or a dictionary of some."""
+def _batches(result: Any) -> Iterator[EventBatch]:
+    """Return the trees of a function's result: an array, or a dictionary of arrays."""
     trees = result if isinstance(result, dict) else {TREE: result}
     for name, events in trees.items():
         array = ak.Array(events)
-        yield Rows(str(name), array if array.fields else ak.zip({COLUMN: array}, depth_limit=1))
+        yield EventBatch(
+            str(name), array if array.fields else ak.zip({COLUMN: array}, depth_limit=1)
+        )
 
 
-def _raw(program: str, source: str) -> Iterator[Piece]:
-    with uproot.open({source: None}, array_cache=None, **_options(source)) as file:
+def _raw(program: str, source: str) -> Iterator[OutputPiece]:
+    options: dict[str, Any] = {}
+    if source.startswith("root://"):  # XRootD refuses some requests of as many ranges as uproot's
+        options["coalesce_config"] = CoalesceConfig(max_request_ranges=1000)
+    with uproot.open({source: None}, array_cache=None, **options) as file:
         for query in raw_queries(program):
             if isinstance(query, HistogramQuery):
                 yield from _histograms(file, query)
@@ -87,33 +88,26 @@ def _raw(program: str, source: str) -> Iterator[Piece]:
                 yield from _trees(file, query)
 
 
-def _options(source: str) -> dict[str, Any]:
-    if not source.startswith("root://"):
-        return {}
-    # XRootD refuses some requests of as many ranges as uproot would make
-    return {"coalesce_config": CoalesceConfig(max_request_ranges=1000)}
-
-
-def _histograms(file: Any, query: HistogramQuery) -> Iterator[Copied]:
+def _histograms(file: Any, query: HistogramQuery) -> Iterator[CopiedObject]:
     names = file.keys(filter_name=query.copy_histograms, cycle=False)
     if not names:
         raise InputFileError(f"the file has no object {query.copy_histograms}")
     for name in names:
-        yield Copied(name, file[name])
+        yield CopiedObject(name, file[name])
 
 
-def _trees(file: Any, query: TreeQuery) -> Iterator[Rows]:
+def _trees(file: Any, query: TreeQuery) -> Iterator[EventBatch]:
     for name, target in query.trees.items():
         tree = file.get(name)
         if hasattr(tree, "iterate"):
-            yield from _rows(tree, target, query)
+            yield from _tree(tree, target, query)
         elif query.fail_on_missing_trees is not False:
             trees = file.keys(filter_classname=["TTree", "ROOT::RNTuple"], cycle=False)
-            known = ", ".join(trees) or "no tree at all"
-            raise InputFileError(f"the file has no tree {name}; it has {known}")
+            present = ", ".join(trees) or "no tree at all"
+            raise InputFileError(f"the file has no tree {name}; it has {present}")
 
 
-def _rows(tree: Any, target: str, query: TreeQuery) -> Iterator[Rows]:
+def _tree(tree: Any, target: str, query: TreeQuery) -> Iterator[EventBatch]:
     columns = query.model_dump(
         include={"expressions", "filter_name", "filter_typename", "aliases"}, exclude_none=True
     )
@@ -122,7 +116,7 @@ def _rows(tree: Any, target: str, query: TreeQuery) -> Iterator[Rows]:
     if not empty.fields and query.fail_on_missing_trees is False:
         return
     if not empty.fields:
-        raise InputFileError(f"no column of the tree {tree.name} is wanted by the query")
-    yield Rows(target, empty)  # the tree is there even if no event is
+        raise InputFileError(f"the query selects no column of the tree {tree.name}")
+    yield EventBatch(target, empty)  # the output has the tree, even without events
     for events in tree.iterate(step_size=STEP, cut=query.cut, **columns):
-        yield Rows(target, events)
+        yield EventBatch(target, events)

@@ -1,10 +1,10 @@
-"""In a worker: trees and histograms into one file of the format that was asked for."""
+"""Writing in a transformer: trees and histograms into one file of the requested format."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import awkward as ak
 import numpy as np
@@ -12,19 +12,21 @@ import uproot
 
 from agc_ml.errors import InputFileError
 from agc_ml.servicex_endpoint.requests import ResultFormat
-from agc_ml.servicex_endpoint.transformation.reading import Copied, Piece, Rows
+from agc_ml.servicex_endpoint.transformation.reading import CopiedObject, EventBatch, OutputPiece
+
+_NOTHING: Final = "the file has nothing that the query selects"
 
 
-class _UnequalCounts(Exception):  # noqa: N818 - a finding, no fault
+class _UnequalCountsError(Exception):
     def __init__(self, collection: str) -> None:
         super().__init__(collection)
         self.collection = collection
 
 
 class _Counters(NamedTuple):
-    """Names of counters: ``nJet`` for all ``Jet_...``, as NanoAOD has it.
+    """Names of counters: ``nJet`` for all ``Jet_...``, as in NanoAOD.
 
-    Columns of collections in ``separate`` have each their own, as they differ in their numbers.
+    Each column of a collection in ``separate`` has a counter of its own, as their counts differ.
     """
 
     separate: frozenset[str]
@@ -41,80 +43,80 @@ class _Counters(NamedTuple):
         }
         for name, values in columns.items():
             if _is_jagged(values):
-                these = np.asarray(ak.num(values))
-                if not np.array_equal(counts.setdefault(self(name), these), these):
-                    raise _UnequalCounts(_collection(name))
+                lengths = np.asarray(ak.num(values))
+                if not np.array_equal(counts.setdefault(self(name), lengths), lengths):
+                    raise _UnequalCountsError(_collection(name))
 
 
-def write(pieces: Callable[[], Iterator[Piece]], output: Path, form: ResultFormat) -> int:
-    """Write what ``pieces`` gives to a file; the number of events comes back.
+def write(
+    pieces: Callable[[], Iterator[OutputPiece]], output: Path, result_format: ResultFormat
+) -> int:
+    """Write the pieces to a file; return the number of events.
 
-    ``pieces`` is called again where columns of a collection turn out to be of different lengths.
+    ``pieces`` is called again where columns of a collection turn out to differ in their counts.
 
     Raises
     ------
     InputFileError
-        There is nothing to be written.
+        There is nothing to write.
     """
-    if form == "parquet":
+    if result_format == "parquet":
         return _write_parquet(pieces(), output)
     separate: frozenset[str] = frozenset()
     while True:
-        counters = _Counters(separate) if form == "root-file" else None
+        counters = _Counters(separate) if result_format == "root-file" else None
         try:
             return _write_root(pieces(), output, counters)
-        except _UnequalCounts as found:
-            separate |= {found.collection}
+        except _UnequalCountsError as error:
+            separate |= {error.collection}
 
 
-def _write_root(pieces: Iterator[Piece], output: Path, counters: _Counters | None) -> int:
-    """Trees if there are counters, else RNTuples; zlib, for it notices damage."""
+def _write_root(pieces: Iterator[OutputPiece], output: Path, counters: _Counters | None) -> int:
+    """Write trees if there are counters, else RNTuples; zlib, since it detects damage."""
     total = 0
-    made: dict[str, Any] = {}
-    copied = False
+    trees: dict[str, Any] = {}
+    has_copied = False
     with uproot.recreate(output, compression=uproot.ZLIB(1)) as file:
         for piece in pieces:
-            if isinstance(piece, Copied):
+            if isinstance(piece, CopiedObject):
                 file[piece.name] = piece.content
-                copied = True
+                has_copied = True
                 continue
             columns = _columns(piece.events)
             if counters is not None:
                 counters.check(columns)
-            if piece.tree not in made:
-                made[piece.tree] = _make(file, piece.tree, columns, counters)
+            # a tree needs named counters, an RNTuple one array of records
+            table = ak.zip(columns, depth_limit=1) if counters is None else columns
+            if piece.tree not in trees:
+                trees[piece.tree] = _create(file, piece.tree, table, counters)
             if len(piece.events):
-                _extend(made[piece.tree], columns, counters)
+                trees[piece.tree].extend(table)
             total += len(piece.events)
-    if not made and not copied:
-        raise InputFileError("the file has nothing of what the query wants")
+    if not trees and not has_copied:
+        raise InputFileError(_NOTHING)
     return total
 
 
-def _make(file: Any, name: str, columns: dict[str, Any], counters: _Counters | None) -> Any:
+def _create(file: Any, name: str, table: Any, counters: _Counters | None) -> Any:
     if counters is None:
-        return file.mkrntuple(name, ak.zip(columns, depth_limit=1)[:0])
-    types = {name: ak.type(values).content for name, values in columns.items()}
+        return file.mkrntuple(name, table[:0])
+    types = {column: ak.type(values).content for column, values in table.items()}
     return file.mktree(name, types, counter_name=counters)
 
 
-def _extend(tree: Any, columns: dict[str, Any], counters: _Counters | None) -> None:
-    tree.extend(ak.zip(columns, depth_limit=1) if counters is None else columns)
-
-
-def _write_parquet(pieces: Iterator[Piece], output: Path) -> int:
+def _write_parquet(pieces: Iterator[OutputPiece], output: Path) -> int:
     from pyarrow.parquet import ParquetWriter  # noqa: PLC0415 - for this format only
 
     first = next(pieces, None)
-    if not isinstance(first, Rows):
-        raise InputFileError("the file has nothing of what the query wants")
+    if not isinstance(first, EventBatch):
+        raise InputFileError(_NOTHING)
     table = ak.to_arrow_table(first.events, extensionarray=False)
     total = len(first.events)
     with ParquetWriter(output, table.schema) as writer:
         writer.write_table(table)
         for piece in pieces:
-            if not isinstance(piece, Rows) or piece.tree != first.tree:
-                raise InputFileError("parquet holds one tree only; ask for root-file")
+            if not isinstance(piece, EventBatch) or piece.tree != first.tree:
+                raise InputFileError("parquet holds only one tree; use root-file")
             table = ak.to_arrow_table(piece.events, extensionarray=False)
             writer.write_table(table.cast(writer.schema))
             total += len(piece.events)
@@ -126,7 +128,7 @@ def _collection(column: str) -> str:
 
 
 def _columns(events: Any) -> dict[str, Any]:
-    """Columns that a tree can hold; a record of columns becomes several."""
+    """Return columns that a tree can hold; a record of columns becomes several."""
     columns = {}
     for name in events.fields:
         values = events[name]
@@ -138,11 +140,13 @@ def _columns(events: Any) -> dict[str, Any]:
 
 
 def _without_none(name: str, values: Any) -> Any:
-    """Values as ROOT can hold them: ``max`` of a list, say, may be missing, even if none is."""
+    """Return values without the option type, such as of a ``max``, which ROOT can't hold."""
     if not isinstance(ak.type(values).content, ak.types.OptionType):
         return values
     if ak.any(ak.is_none(values)):
-        raise InputFileError(f"{name} is missing in some events, which ROOT can't hold; fill_none")
+        raise InputFileError(
+            f"{name} is missing in some events, which ROOT can't hold; use fill_none"
+        )
     return ak.drop_none(values, axis=0)
 
 

@@ -1,4 +1,4 @@
-"""Code generation: what a worker is to run, or why a query is refused."""
+"""Code generators: the program of a query that transformers run, or why it is refused."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ from pydantic import (
     field_validator,
 )
 
-from agc_ml.errors import UsageError
+from agc_ml.errors import UsageError, in_one_line
 from agc_ml.servicex_endpoint.requests import ResultFormat, one_line, printable
-from agc_ml.servicex_endpoint.translation.syntax import NoExpression, Refused, parsed
+from agc_ml.servicex_endpoint.translation.syntax import (
+    FUNCTION,
+    NotAllowedError,
+    NotPythonError,
+    parse_python,
+)
 
-FUNCTION: Final = "run_query"
 # Characters of a query; the parser of func_adl takes some 40 ms for a thousand.
-LONGEST: Final = {"uproot": 50_000, "uproot-raw": 1_000_000, "python": 1_000_000}
-LONGEST_NAME: Final = 1000  # characters of a column, a tree or a pattern of some
-MOST_NAMES: Final = 10_000
+MAX_LENGTH: Final = {"uproot": 50_000, "uproot-raw": 1_000_000, "python": 1_000_000}
+MAX_NAME: Final = 1000  # characters of a column, a tree or a pattern
+MAX_NAMES: Final = 10_000
 
-# What clients call a generator -> how --codegens names it.
+# Names that clients use -> names of --codegens.
 FLAGS: Final = {"uproot": "func_adl", "uproot-raw": "uproot-raw", "python": "python"}
 DEFAULT: Final = ("uproot-raw", "uproot")
 
@@ -52,21 +56,18 @@ class TreeQuery(BaseModel):
 
     @field_validator("treename", "filter_name", "filter_typename", "aliases")
     @classmethod
-    def _are_names(cls, value: Any) -> Any:
+    def _check_names(cls, value: Any, field: ValidationInfo) -> Any:
         _check_names(value)
+        if field.field_name == "treename":
+            if not value:
+                raise ValueError("no tree is named")
+            if isinstance(value, dict):
+                _check_names(value.values())
         return value
-
-    @field_validator("treename")
-    @classmethod
-    def _any_tree(cls, names: Any) -> Any:
-        if not names:
-            raise ValueError("no tree is named")
-        _check_names(names.values() if isinstance(names, dict) else names)
-        return names
 
     @field_validator("expressions", "cut", "aliases")
     @classmethod
-    def _are_expressions(cls, value: Any, field: ValidationInfo) -> Any:
+    def _check_expressions(cls, value: Any, field: ValidationInfo) -> Any:
         for text in _texts(value.values() if isinstance(value, dict) else value):
             _check_expression(text, may_be_column=field.field_name == "expressions")
         return value
@@ -89,80 +90,81 @@ class HistogramQuery(BaseModel):
 
     @field_validator("copy_histograms")
     @classmethod
-    def _any_name(cls, names: Names) -> Names:
+    def _check_names(cls, names: Names) -> Names:
         if not names:
             raise ValueError("no histogram is named")
         _check_names(names)
         return names
 
 
+RawQuery = list[TreeQuery | HistogramQuery]
+_RAW_QUERY: Final[TypeAdapter[RawQuery]] = TypeAdapter(RawQuery)
+
+
 def _texts(value: str | Iterable[str] | None) -> list[str]:
     texts = [value] if isinstance(value, str) else list(value or [])
-    if len(texts) > MOST_NAMES:
-        raise ValueError(f"{len(texts):,} are given, and {MOST_NAMES:,} are the most")
+    if len(texts) > MAX_NAMES:
+        raise ValueError(f"{len(texts):,} entries, at most {MAX_NAMES:,} are allowed")
     return texts
 
 
 def _check_names(value: str | Iterable[str] | None) -> None:
     for name in _texts(value):
-        if len(name) > LONGEST_NAME:
-            raise ValueError(f"{len(name):,} characters, and {LONGEST_NAME:,} are the most")
+        if len(name) > MAX_NAME:
+            raise ValueError(f"{len(name):,} characters, at most {MAX_NAME:,} are allowed")
         printable(name)
 
 
 def _check_expression(text: str, *, may_be_column: bool) -> None:
-    """Check an expression; a text that is no Python can be a column's name, as HLT-Mu/ is."""
+    """Check an expression; a text that is not Python can be a column's name, as HLT-Mu/ is."""
     from agc_ml.servicex_endpoint.translation.language import check  # noqa: PLC0415 - heavy
 
     try:
         check(text)
-    except NoExpression:
+    except NotPythonError:
         if not may_be_column:
             raise
         _check_names(text)
-    except Refused as error:
+    except NotAllowedError as error:
         raise ValueError(f"{error} (in {text[:60]})") from error
 
 
-RawQuery = list[TreeQuery | HistogramQuery]
-_RAW: Final[TypeAdapter[RawQuery]] = TypeAdapter(RawQuery)
-
-
-def enabled(names: Iterable[str]) -> tuple[str, ...]:
-    """The generators of ``--codegens``, as clients call them; func_adl's may be called so, too.
+def parse_codegens(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the generators of ``--codegens`` by the names that clients use; both are accepted.
 
     Raises
     ------
     UsageError
         There is no such code generator.
     """
-    chosen = {name.strip() for name in names}
-    found = {name for name, flag in FLAGS.items() if {name, flag} & chosen}
-    unknown = chosen - found - {FLAGS[name] for name in found}
-    if unknown or not found:
-        known = ", ".join(FLAGS.values())
+    given = {name.strip() for name in names}
+    chosen = tuple(name for name, flag in FLAGS.items() if {name, flag} & given)
+    unknown = given - {*chosen, *(FLAGS[name] for name in chosen)}
+    if unknown or not chosen:
         wrong = ", ".join(sorted(unknown)) or "none"
-        raise UsageError(f"--codegens {wrong}: no such code generator; there are {known}")
-    return tuple(name for name in FLAGS if name in found)
+        raise UsageError(
+            f"--codegens {wrong}: no such code generator; there are {', '.join(FLAGS.values())}"
+        )
+    return chosen
 
 
 def check_length(codegen: str, selection: str) -> None:
-    """Refuse a query that nobody writes.
+    """Reject a query that is too long.
 
     Raises
     ------
     UsageError
-        It is too long.
+        It is.
     """
-    if len(selection) > LONGEST[codegen]:
+    if len(selection) > MAX_LENGTH[codegen]:
         raise UsageError(
-            f"the query for {codegen} can't be used: {len(selection):,} characters, and"
-            f" {LONGEST[codegen]:,} are the most"
+            f"the query for {codegen} can't be used: {len(selection):,} characters, at most"
+            f" {MAX_LENGTH[codegen]:,} are allowed"
         )
 
 
 def check_enabled(codegen: str, names: tuple[str, ...]) -> None:
-    """Refuse a generator that is not enabled.
+    """Reject a code generator that is not enabled.
 
     Raises
     ------
@@ -181,35 +183,35 @@ def check_enabled(codegen: str, names: tuple[str, ...]) -> None:
 
 
 def generate(codegen: str, selection: str, result_format: ResultFormat) -> str:
-    """Make the program of a query: Python source, or for ``uproot-raw`` its checked JSON.
+    """Return the program of a query: Python source, or for ``uproot-raw`` its validated JSON.
 
     Raises
     ------
     UsageError
-        The code generator can't make anything of the query, or may not.
+        The query is not valid, or not allowed.
     """
     check_length(codegen, selection)
     try:
         program = GENERATORS[codegen](selection)
         if codegen == "uproot-raw" and result_format == "parquet":
-            _refuse_what_parquet_cannot_hold(program)
+            _check_parquet(program)
     except ValueError as error:
         raise UsageError(f"the query for {codegen} can't be used: {error}") from error
     return program
 
 
 def raw_queries(program: str) -> RawQuery:
-    """The queries of an ``uproot-raw`` program.
+    """Return the queries of an ``uproot-raw`` program.
 
     Raises
     ------
     ValueError
-        It is none.
+        It is not one.
     """
     try:
         entries = json.loads(program)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"no JSON ({first_line(error)})") from error
+        raise ValueError(f"not JSON ({in_one_line(error)})") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError("a list of queries is needed")
     queries: RawQuery = []
@@ -223,7 +225,7 @@ def raw_queries(program: str) -> RawQuery:
     return queries
 
 
-def _raw(selection: str) -> str:
+def _generate_raw(selection: str) -> str:
     queries = raw_queries(selection)
     written = Counter(
         name for query in queries if isinstance(query, TreeQuery) for name in query.trees.values()
@@ -231,45 +233,36 @@ def _raw(selection: str) -> str:
     for name, count in written.items():
         if count > 1:
             raise ValueError(f"{count} parts write the tree {name}")
-    return _RAW.dump_json(queries, exclude_none=True).decode()
+    return _RAW_QUERY.dump_json(queries, exclude_none=True).decode()
 
 
-def _refuse_what_parquet_cannot_hold(program: str) -> None:
+def _check_parquet(program: str) -> None:
     trees = [query.trees if isinstance(query, TreeQuery) else {} for query in raw_queries(program)]
     if [len(names) for names in trees] != [1]:
-        raise ValueError("parquet holds one tree and no histograms; ask for root-file")
+        raise ValueError("parquet holds one tree and no histograms; use root-file")
 
 
-def _func_adl(selection: str) -> str:
+def _generate_func_adl(selection: str) -> str:
     from agc_ml.servicex_endpoint.translation.func_adl import translate  # noqa: PLC0415 - heavy
 
     return translate(selection)
 
 
-def _python(selection: str) -> str:
+def _generate_python(selection: str) -> str:
     try:
         source = base64.b64decode(selection, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
-        raise ValueError("no base64 of a Python function's source") from error
-    names = [
-        node.name
-        for node in parsed(source, LONGEST["python"]).body
-        if isinstance(node, ast.FunctionDef)
-    ]
+        raise ValueError("not the base64 of a Python function's source") from error
+    body = parse_python(source, MAX_LENGTH["python"]).body
+    names = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     if FUNCTION not in names:
-        found = f"it defines {', '.join(names)}" if names else "it defines no function"
-        raise ValueError(f"the function must be called {FUNCTION}; {found}")
+        defined = f"it defines {', '.join(names)}" if names else "it defines no function"
+        raise ValueError(f"the function must be called {FUNCTION}; {defined}")
     return source
 
 
-def first_line(error: Exception) -> str:
-    """The type of an error, and the first line of what it says."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-
-
 GENERATORS: Final[dict[str, Callable[[str], str]]] = {
-    "uproot": _func_adl,
-    "uproot-raw": _raw,
-    "python": _python,
+    "uproot": _generate_func_adl,
+    "uproot-raw": _generate_raw,
+    "python": _generate_python,
 }

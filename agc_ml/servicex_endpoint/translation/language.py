@@ -1,6 +1,6 @@
-"""The language of expressions: uproot's, with functions of awkward's, and nothing unchecked.
+"""Language of expressions: uproot's, with awkward's functions; every expression is checked.
 
-uproot evaluates what a query says, and what a file says too: the aliases of its trees.
+uproot evaluates expressions of a query, and also of a file: the aliases of its trees.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import awkward as ak
 from uproot.language.python import PythonLanguage
 
 from agc_ml.errors import InputFileError
-from agc_ml.servicex_endpoint.translation.syntax import Refused, check_expression
+from agc_ml.servicex_endpoint.translation.syntax import NotAllowedError, check_expression
 
-# Functions in expressions beside numpy's. The first reduce or join, and do so in each event, not
-# over all of them, unless a query wants awkward's own meaning.
-_IN_EVENTS: Final = (
+# Functions beside numpy's. The first reduce or join within each event, not over all of them,
+# unless a query asks for awkward's own default axis.
+_PER_EVENT: Final = (
     "concatenate count count_nonzero sum nansum prod nanprod any all min nanmin max nanmax argmin"
     " nanargmin argmax nanargmax moment mean nanmean var nanvar std nanstd softmax"
 )
@@ -27,55 +27,61 @@ _PLAIN: Final = (
     " almost_equal"
 )
 _GETTER: Final = "get"
-# Arguments of awkward's that take functions, classes or dictionaries of them, or give no arrays.
-_HOOKS: Final = {"behavior", "attrs", "highlevel", "parameters", "broadcast_parameters_rule"}
+# awkward's arguments that take functions, classes or dictionaries of them, or return no arrays.
+_UNSAFE_KEYWORDS: Final = {
+    "behavior",
+    "attrs",
+    "highlevel",
+    "parameters",
+    "broadcast_parameters_rule",
+}
 
-NAMES: Final = frozenset({*PythonLanguage.default_functions, *_IN_EVENTS.split(), *_PLAIN.split()})
+NAMES: Final = frozenset({*PythonLanguage.default_functions, *_PER_EVENT.split(), *_PLAIN.split()})
 KEYWORDS: Final = frozenset(
     {
         "decimals",
         *(
             parameter.name
-            for name in (*_IN_EVENTS.split(), *_PLAIN.split())
+            for name in (*_PER_EVENT.split(), *_PLAIN.split())
             for parameter in inspect.signature(getattr(ak, name)).parameters.values()
             if parameter.kind in {parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
         ),
     }
-    - _HOOKS
+    - _UNSAFE_KEYWORDS
 )
 
 
 def check(expression: str) -> None:
-    """Check an expression before anything is made of it.
+    """Check an expression before it is used.
 
     Raises
     ------
-    Refused
-        It is none, or can do more than computing with columns.
+    NotAllowedError
+        It is not an expression, or not allowed.
     """
     check_expression(expression, {*NAMES, _GETTER}, KEYWORDS)
 
 
 class Language(PythonLanguage):  # type: ignore[misc]  # uproot has no types
-    """uproot's language, which checks all that it evaluates; ``standard`` is awkward's meaning."""
+    """uproot's language with checks; ``standard`` keeps awkward's default axis."""
 
     def __init__(self, *, standard: bool) -> None:
         functions = dict(PythonLanguage.default_functions)
         functions |= {name: getattr(ak, name) for name in _PLAIN.split()}
-        for name in _IN_EVENTS.split():
+        for name in _PER_EVENT.split():
             function = getattr(ak, name)
-            functions[name] = function if standard else _in_events(function)
+            functions[name] = function if standard else _per_event(function)
         super().__init__(functions, _GETTER)
 
     def free_symbols(
         self, expression: str, keys: Iterable[str], *rest: Any, **named: Any
     ) -> list[str]:
-        """Columns and aliases that an expression or an alias names.
+        """Return the columns and aliases that an expression or an alias uses.
 
         Raises
         ------
         InputFileError
-            It may not be evaluated.
+            It is not allowed.
         """
         _check_unless_column(expression, keys)
         symbols: list[str] = super().free_symbols(expression, keys, *rest, **named)
@@ -91,12 +97,12 @@ class Language(PythonLanguage):  # type: ignore[misc]  # uproot has no types
         *rest: Any,
         **named: Any,
     ) -> dict[str, Any]:
-        """Evaluate expressions: arrays by expression.
+        """Evaluate expressions; return arrays by expression.
 
         Raises
         ------
         InputFileError
-            One may not be evaluated.
+            One is not allowed.
         """
         for expression, context in expression_context:
             if context["is_primary"]:
@@ -112,12 +118,12 @@ def _check_unless_column(expression: str, columns: Iterable[str]) -> None:
     if expression not in columns:
         try:
             check(expression)
-        except Refused as error:
-            raise InputFileError(f"{expression[:200]} is no column, and {error}") from error
+        except NotAllowedError as error:
+            raise InputFileError(f"{expression[:200]} is not a column, and {error}") from error
 
 
 def _is_allowed(alias: str, keys: Iterable[str]) -> bool:
-    """Return whether an alias may be evaluated; files hold others, in ROOT's language, unused."""
+    """Return whether an alias may be evaluated; files also have unused ones in ROOT's language."""
     try:
         _check_unless_column(alias, keys)
     except InputFileError:
@@ -125,7 +131,7 @@ def _is_allowed(alias: str, keys: Iterable[str]) -> bool:
     return True
 
 
-def _in_events(function: Callable[..., Any]) -> Callable[..., Any]:
+def _per_event(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, axis: int = 1, **options: Any) -> Any:
         return function(*arguments, axis=axis, **options)
 

@@ -1,7 +1,7 @@
-"""A process that makes programs of queries: a query a line of its input, an answer a line back.
+"""A process that translates queries to programs: a query a line of input, an answer a line back.
 
-Run as ``python -m agc_ml.servicex_endpoint.translation.translator``. It may be killed at any time:
-parsers can dwell on a query, or crash.
+Run as ``python -m agc_ml.servicex_endpoint.translation.translator PARENT``. It may be killed at any
+time: parsers can hang on a query, or crash.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import sys
 from importlib import import_module
 from typing import Any, Final
 
-from agc_ml.servicex_endpoint.transformation import limits
-from agc_ml.servicex_endpoint.transformation.supervision import end_with_parent
+from agc_ml.errors import UsageError
+from agc_ml.servicex_endpoint.isolation import limits
+from agc_ml.servicex_endpoint.isolation.supervision import end_with_parent
 
 MEMORY: Final = limits.GB  # bytes
 READY: Final = b"ready\n"
 
-_CPU_S: Final = 24 * 3600  # a year of sound queries has less; each has a deadline
+_CPU_S: Final = 24 * 3600  # more than valid queries of a year take; each has a deadline
 
 
 def main() -> None:
@@ -26,10 +27,9 @@ def main() -> None:
     end_with_parent(int(sys.argv[1]))
     limits.limit(MEMORY, _CPU_S)
     with os.fdopen(os.dup(1), "wb") as answers:
-        os.dup2(2, 1)  # whatever a library prints is no answer
-        import_module(
-            "agc_ml.servicex_endpoint.translation.language"
-        )  # heavy: before the first query comes
+        os.dup2(2, 1)  # output of libraries is not an answer
+        # heavy, so before the first query comes
+        import_module("agc_ml.servicex_endpoint.translation.language")
         answers.write(READY)
         answers.flush()
         for line in sys.stdin.buffer:
@@ -38,7 +38,6 @@ def main() -> None:
 
 
 def _answer(query: list[Any]) -> dict[str, str]:
-    from agc_ml.errors import UsageError  # noqa: PLC0415 - heavy
     from agc_ml.servicex_endpoint.translation.generators import generate  # noqa: PLC0415 - heavy
 
     try:

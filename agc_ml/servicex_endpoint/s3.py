@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
-from agc_ml.servicex_endpoint.handlers import Handler
-from agc_ml.servicex_endpoint.rest import ID, Endpoint
-from agc_ml.servicex_endpoint.signatures import Denied
+from agc_ml.servicex_endpoint.handlers import Refusal
+from agc_ml.servicex_endpoint.rest import ID, ContextHandler
+from agc_ml.servicex_endpoint.signatures import AccessDeniedError
 
 _NAMESPACE: Final = "http://s3.amazonaws.com/doc/2006-03-01/"
-_FORBIDDEN, _NOT_FOUND, _OURS = 403, 404, 500
+_FORBIDDEN, _NOT_FOUND, _INTERNAL = 403, 404, 500
 _CODES: Final = {
     _FORBIDDEN: "AccessDenied",
     _NOT_FOUND: "NoSuchKey",
-    _OURS: "InternalError",
+    _INTERNAL: "InternalError",
 }
 
 
-class _Signed(Handler):
-    """Answers in XML, to whoever signs with the endpoint's key."""
+class SignedHandler(ContextHandler):
+    """Answer in XML requests that are signed with the endpoint's key."""
 
-    endpoint: Endpoint
     code: str | None = None
 
-    def denied(self) -> tuple[int, str] | None:
+    def denied(self) -> Refusal | None:
+        """Refuse requests without a valid signature."""
         request = self.request
         url = f"http://{request.host}{request.uri}"
         try:
-            keys = self.endpoint.credentials.keys
+            keys = self.context.credentials.keys
             keys.check(request.method or "", url, request.headers, time.time())
-        except Denied as denied:
-            self.code = denied.code
-            return _FORBIDDEN, str(denied)
+        except AccessDeniedError as error:
+            self.code = error.code
+            return _FORBIDDEN, str(error)
         return None
 
     def refuse(self, status: int, message: str) -> None:
+        """Answer with an error."""
         self.set_status(status)
         error = ET.Element("Error")
         ET.SubElement(error, "Code").text = self.code or _CODES.get(status, "InvalidRequest")
@@ -46,31 +48,25 @@ class _Signed(Handler):
         self.send_xml(error)
 
     def send_xml(self, element: ET.Element) -> None:
+        """Answer with an XML document."""
         self.set_header("Content-Type", "application/xml")
         self.finish(ET.tostring(element, encoding="utf-8", xml_declaration=True))
 
 
-class Bucket(_Signed):
+class BucketHandler(SignedHandler):
     """``/ID?list-type=2``: the objects of a request."""
 
-    def initialize(self, endpoint: Endpoint) -> None:
-        """Be one of an endpoint."""
-        self.endpoint = endpoint
-
     def get(self, request_id: str) -> None:
-        """List them; they are never more than fit in one answer."""
-        if not self.endpoint.state.request(request_id):
+        """List the objects, which always fit in one answer."""
+        if not self.context.store.request(request_id):
             self.code = "NoSuchBucket"
             raise HTTPError(_NOT_FOUND, reason="there is no such bucket")
-        objects = self.endpoint.state.objects(request_id)
+        objects = self.context.store.objects(request_id)
         listing = ET.Element("ListBucketResult", xmlns=_NAMESPACE)
-        for tag, text in {
-            "Name": request_id,
-            "Prefix": "",
-            "KeyCount": len(objects),
-            "IsTruncated": "false",
-        }.items():
-            ET.SubElement(listing, tag).text = str(text)
+        ET.SubElement(listing, "Name").text = request_id
+        ET.SubElement(listing, "Prefix").text = ""
+        ET.SubElement(listing, "KeyCount").text = str(len(objects))
+        ET.SubElement(listing, "IsTruncated").text = "false"
         for name, size in objects.items():
             entry = ET.SubElement(listing, "Contents")
             ET.SubElement(entry, "Key").text = name
@@ -78,29 +74,24 @@ class Bucket(_Signed):
         self.send_xml(listing)
 
 
-class Object(_Signed, StaticFileHandler):
+class ObjectHandler(SignedHandler, StaticFileHandler):
     """``/ID/NAME``: an object, or a range of it."""
 
-    def initialize(self, endpoint: Endpoint, path: str) -> None:  # type: ignore[override]
-        """Be one of an endpoint, with its objects below ``path``."""
-        StaticFileHandler.initialize(self, path)
-        self.endpoint = endpoint
-
     def validate_absolute_path(self, root: str, absolute_path: str) -> str | None:
-        """Find an object: only what the state knows is one, whatever path is asked for."""
+        """Return the path of an object: only objects that the store lists have one."""
         request_id, _, name = self.path_args[0].partition("/")
-        if name not in self.endpoint.state.objects(request_id):
+        if name not in self.context.store.objects(request_id):
             raise HTTPError(_NOT_FOUND, reason="there is no such object")
         return super().validate_absolute_path(root, absolute_path)
 
     def compute_etag(self) -> str | None:
-        """Tell versions apart; by default all of the file is read for that."""
+        """Return a tag of size and time; tornado's own would read the whole file."""
         return f'"{self.get_content_size():x}-{self.modified:%Y%m%d%H%M%S}"'
 
 
-def routes(endpoint: Endpoint, root: str) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
-    """What is answered by whom."""
+def routes(folder: Path) -> list[tuple[str, type[RequestHandler], dict[str, Any]]]:
+    """Return the handlers of all paths, for objects in a folder."""
     return [
-        (rf"/({ID})/?", Bucket, {"endpoint": endpoint}),
-        (rf"/({ID}/.+)", Object, {"endpoint": endpoint, "path": root}),
+        (rf"/({ID})/?", BucketHandler, {}),
+        (rf"/({ID}/.+)", ObjectHandler, {"path": str(folder)}),
     ]

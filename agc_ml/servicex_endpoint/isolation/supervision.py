@@ -1,4 +1,4 @@
-"""Processes that leave nothing behind: one that works, and one that ends all that it started."""
+"""Supervision: one process works, and its parent ends all descendants afterwards."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from typing import Final, NoReturn
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _END_WITHIN_S: Final = 10
-_TOLD: Final = 4096  # bytes of what was printed that are kept
-_DIED: Final = 128  # plus the signal: the exit code of a process whose child died of it
+_MAX_PRINTED: Final = 4096  # bytes of output that are kept
+_SIGNALLED: Final = 128  # plus the signal: the exit code if the child died of one
 
 
 def supervise() -> None:
-    """Go on in a child of this process, which ends all of its descendants when that is over.
+    """Continue in a child of this process, which ends all of its descendants afterwards.
 
-    It is over when the child ends, on SIGTERM, and when standard input does; so nobody writes to
-    that. The child's standard input is empty; the end of what it prints is printed here. Where a
-    process can't adopt orphans, not on Linux, the child's process group is all that is ended.
+    That is when the child ends, on SIGTERM, and when standard input ends, to which nobody writes.
+    The child's standard input is empty; the end of its output is printed here. Where a process
+    can't adopt orphans (not on Linux), only the child's process group is ended.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    told, news = _signals()
+    # The parent watches the child's output and its own signals.
+    signals, signals_end = _signal_pipe()
     reader, writer = os.pipe()
     parent = os.getpid()
     child = os.fork()
     if child:
         os.close(writer)
-        _watch(child, reader, told)
-    for descriptor in (reader, told, news):
+        _watch(child, reader, signals)
+    # The child gets a session with default signals, no input, and its output in the pipe.
+    for descriptor in (reader, signals, signals_end):
         os.close(descriptor)
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):
@@ -50,19 +52,19 @@ def supervise() -> None:
 def end_with_parent(parent: int) -> None:
     """Have the kernel end this process when its parent, which had this id, ends."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was faster
+    if os.getppid() != parent:  # it has ended already
         os._exit(1)
 
 
 def end_descendants() -> None:
-    """Kill all that this process started, and what those started, and so on."""
+    """Kill all descendants of this process."""
     deadline = time.monotonic() + _END_WITHIN_S
     while time.monotonic() < deadline:
         stopped: set[int] = set()
-        while fresh := descendants(os.getpid()) - stopped:  # what is stopped starts nothing more
-            send(fresh, signal.SIGSTOP)
+        while fresh := descendants(os.getpid()) - stopped:  # a stopped process starts no more
+            send_signal(fresh, signal.SIGSTOP)
             stopped |= fresh
-        send(stopped, signal.SIGKILL)
+        send_signal(stopped, signal.SIGKILL)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
@@ -71,29 +73,29 @@ def end_descendants() -> None:
         time.sleep(0.002)
 
 
-def _signals() -> tuple[int, int]:
-    """A pipe that tells of SIGTERM and SIGCHLD: its ends to read and to write."""
-    told, news = os.pipe()
-    os.set_blocking(news, False)
-    signal.set_wakeup_fd(news)
+def _signal_pipe() -> tuple[int, int]:
+    """Return a pipe that receives SIGTERM and SIGCHLD: its ends to read and to write."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    return told, news
+    return reader, writer
 
 
-def _watch(child: int, reader: int, told: int) -> NoReturn:
-    """Wait until it is over, end what is left, and exit as the child did."""
+def _watch(child: int, reader: int, signals: int) -> NoReturn:
+    """Wait for the end, kill descendants that are left, and exit as the child did."""
     status, printed, events = None, b"", select.poll()
-    for descriptor in (0, reader, told):
+    for descriptor in (0, reader, signals):
         events.register(descriptor, select.POLLIN)
     while status is None:
         ready = {descriptor for descriptor, _ in events.poll()}
         if reader in ready:
             content = os.read(reader, 65536)
-            printed = (printed + content)[-_TOLD:]
+            printed = (printed + content)[-_MAX_PRINTED:]
             if not content:
                 events.unregister(reader)
-        if 0 in ready or (told in ready and signal.SIGTERM in os.read(told, 4096)):
+        if 0 in ready or (signals in ready and signal.SIGTERM in os.read(signals, 4096)):
             break
         ended, code = os.waitpid(child, os.WNOHANG)
         status = code if ended else None
@@ -103,35 +105,35 @@ def _watch(child: int, reader: int, told: int) -> NoReturn:
     os.set_blocking(reader, False)
     with contextlib.suppress(BlockingIOError):
         while content := os.read(reader, 65536):
-            printed = (printed + content)[-_TOLD:]
+            printed = (printed + content)[-_MAX_PRINTED:]
     os.write(1, printed)
     code = 1 if status is None else os.waitstatus_to_exitcode(status)
-    os._exit(code if code >= 0 else _DIED - code)
+    os._exit(code if code >= 0 else _SIGNALLED - code)
 
 
-def ending(code: int) -> str:
-    """End of a supervised process: the name of a signal, or its exit code."""
-    number = -code if code < 0 else code - _DIED
+def exit_reason(code: int) -> str:
+    """Return how a supervised process ended: the name of a signal, or its exit code."""
+    number = -code if code < 0 else code - _SIGNALLED
     with contextlib.suppress(ValueError):
         return signal.Signals(number).name
     return f"exit code {code}"
 
 
 def descendants(pid: int) -> set[int]:
-    """Processes that a process started, and those that these started, and so on."""
-    found: set[int] = set()
-    left = [pid]
-    while left:
-        for task in Path(f"/proc/{left.pop()}/task").glob("*/children"):
+    """Return all descendants of a process."""
+    all_children: set[int] = set()
+    pending = [pid]
+    while pending:
+        for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
             with contextlib.suppress(OSError):  # it has ended
-                children = set(map(int, task.read_text().split())) - found
-                found |= children
-                left += children
-    return found
+                children = set(map(int, task.read_text().split())) - all_children
+                all_children |= children
+                pending += children
+    return all_children
 
 
-def send(pids: set[int], number: int) -> None:
-    """Send a signal to those of some processes that are still there."""
+def send_signal(pids: set[int], number: int) -> None:
+    """Send a signal to processes, unless they have ended."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)

@@ -1,0 +1,1 @@
+"""Processes that run foreign code: their limits, and their end."""
