@@ -1,4 +1,4 @@
-"""What a file or folder is, and what is wrong with it."""
+"""Recognition and checks of files and folders, for ``agc-ml validate``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from agc_ml.simulation.manifest import MANIFEST
 from agc_ml.transports.base import scheme
 
 MODELS: Final = (".onnx", ".ubj", ".keras", ".h5", ".pkl", ".pickle", ".joblib")
-"""Endings of models, and of what is mistaken for one."""
+"""Endings of models, and of files often mistaken for one."""
 RUN: Final = ("run.json", "ledger.jsonl", "histograms.root", "chunks")
-"""What only a run directory has in it."""
+"""Names that only a run directory contains."""
 _PROTOCOLS: Final = {"file", "root", "roots", "xroot", "xroots", "http", "https"}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``kind`` of a path, a ``summary`` of what is in it, or the ``problem`` it has."""
+    """``kind`` of a path, and a ``summary`` of its content or its ``problem``."""
 
     path: Path
     kind: str
@@ -41,9 +41,9 @@ class Verdict:
 
 
 def validate(path: Path) -> Verdict:
-    """Recognise and check filesets, generated sets, fit configurations, models, runs, and so on.
+    """Recognise and check a fileset, generated set, fit configuration, model, run, and so on.
 
-    Of filesets the files on disks are opened, too: what is good can be run over.
+    Local files of a fileset are opened too, so that a good fileset can be run.
     """
     try:
         file, tree = split_tree(str(path))
@@ -53,7 +53,7 @@ def validate(path: Path) -> Verdict:
             return Verdict(path, "nothing", "", "neither a file nor a folder, but a pipe or device")
         kind, summarise = _recognise_for_pyhf(path) or _recognise(path)
     except OSError as error:
-        return Verdict(path, "nothing", "", f"can't be looked into ({error.strerror or error})")
+        return Verdict(path, "nothing", "", f"can't be read ({error.strerror or error})")
     try:
         return Verdict(path, kind, summarise(path), None)
     except AgcError as error:
@@ -74,8 +74,8 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
     try:
         content = read_mapping(path)
     except AgcError:
-        return "fileset", _fileset  # which says what is wrong with it
-    # whatever its datasets are called
+        return "fileset", _fileset  # reports the problem
+    # first: datasets may have any names, also those of other formats
     return ("fileset", _fileset) if _is_fileset(path) else _recognise_content(content)
 
 
@@ -83,8 +83,8 @@ def _recognise_for_pyhf(path: Path) -> tuple[str, Callable[[Path], str]] | None:
     from agc_ml.statistics.workspace import histfactory  # noqa: PLC0415 - heavy
 
     if histfactory.is_workspace(path):
-        return "pyhf workspace", _workspace
-    return ("pyhf patch", _patch) if histfactory.is_patch(path) else None
+        return "pyhf workspace", histfactory.describe
+    return ("pyhf patch", histfactory.describe_patch) if histfactory.is_patch(path) else None
 
 
 def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:
@@ -96,7 +96,7 @@ def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:
         try:
             templates.load(path)
         except AgcError:
-            # a ROOT file without histograms has lost its events
+            # a ROOT file without histograms should have events
             is_of_events = is_root_file(split_tree(str(path))[0])
             return ("event file", _events) if is_of_events else ("histograms", _histograms)
         return "histograms", _histograms
@@ -188,12 +188,12 @@ def _fileset(path: Path) -> str:
 
 
 def _look_into(fileset: Fileset) -> int:
-    """Open the files on disks, as a run does; count those that are only on servers.
+    """Open local files as a run does; return the number of files that are only on servers.
 
     Raises
     ------
     InputFileError
-        Files can't be read, are not what the fileset says, or all are without events.
+        Files can't be read, differ from the fileset, or have no events at all.
     FilesetError
         Two are the same file, so that events would count twice.
     """
@@ -205,7 +205,7 @@ def _look_into(fileset: Fileset) -> int:
         for file in dataset.files:
             usable = tuple(url for url in file.replicas if _is_known(scheme(url)))
             if not usable:
-                problems.append(f"{file_label(dataset, file)}: no protocol known here")
+                problems.append(f"{file_label(dataset, file)}: unknown protocol")
             elif any(scheme(url) != "file" for url in usable):
                 elsewhere += 1
                 files.append(file)
@@ -221,14 +221,14 @@ def _look_into(fileset: Fileset) -> int:
     if problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise InputFileError(f"{problems[0]}{more}")
-    replace(fileset, datasets=tuple(datasets))  # which refuses a file that is there twice
+    replace(fileset, datasets=tuple(datasets))  # rejects a file that is listed twice
     if not elsewhere and not n_events:
         raise InputFileError(f"dataset {datasets[0].name}: no events in it, nor in any other")
     return elsewhere
 
 
 def _is_known(kind: str) -> bool:
-    """Return whether files of a protocol can be opened here at all."""
+    """Return whether files of a protocol can be opened."""
     import fsspec  # noqa: PLC0415 - heavy
 
     try:
@@ -244,18 +244,6 @@ def _configuration(path: Path) -> str:
     config = fit.load_config(path)
     fit_inputs.needs(config)
     return f"{len(config['Regions'])} regions, {len(config['Samples'])} samples"
-
-
-def _workspace(path: Path) -> str:
-    from agc_ml.statistics.workspace import histfactory  # noqa: PLC0415 - heavy
-
-    return histfactory.describe(path)
-
-
-def _patch(path: Path) -> str:
-    from agc_ml.statistics.workspace import histfactory  # noqa: PLC0415 - heavy
-
-    return histfactory.describe_patch(path)
 
 
 def _fit(path: Path) -> str:

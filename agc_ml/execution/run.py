@@ -219,7 +219,7 @@ def run(
             files.drop_if_empty(how.output)
 
 
-def _find(how: Settings) -> run_directories.Found:
+def _find(how: Settings) -> run_directories.RunFolder:
     return run_directories.find(how.output, resume=how.resume, overwrite=how.overwrite)
 
 
@@ -372,7 +372,7 @@ class _Begun:
     clock: float
     where: ClusterSummary
     how: Settings
-    found: run_directories.Found
+    found: run_directories.RunFolder
 
 
 def _earlier_ledger(folder: Path) -> Ledger:

@@ -1,4 +1,4 @@
-"""Systematic variations: their names, and which of them a dataset has.
+"""Systematic variations: names, sources and directions.
 
 A variation is called ``nominal``, ``<source>_up`` or ``<source>_down``. A kinematic variation
 changes the objects, so selection and observables run again for it; a weight variation only
@@ -19,14 +19,14 @@ DIRECTIONS: Final[tuple[Direction, ...]] = ("up", "down")
 
 
 def variation_name(source: str, direction: Direction) -> str:
-    """Name of a variation: ``<source>_<direction>``."""
+    """Return the name of a variation: ``<source>_<direction>``."""
     return f"{source}_{direction}"
 
 
 def source_of(name: str) -> tuple[str, Direction | None]:
-    """Source and direction of a variation's name; no direction when the name states none.
+    """Return source and direction of a variation's name; no direction if the name has none.
 
-    The inverse of `variation_name`, for histograms that come from outside with names only.
+    The inverse of `variation_name`, for histograms of other programs.
     The published datasets ``scaleup`` and ``scaledown`` are the two sides of one source too.
     """
     for direction in DIRECTIONS:
@@ -37,10 +37,10 @@ def source_of(name: str) -> tuple[str, Direction | None]:
 
 @dataclass(frozen=True, slots=True)
 class WeightVariation:
-    """A change of the event weights, from nominal jets.
+    """Change of the event weights, from nominal jets.
 
-    ``factor(jets, direction)`` gives the factor on the weight of each event, shape ``(n_events,)``.
-    ``processes`` are the ones it applies to; None means all.
+    ``factor(jets, direction)`` returns the factor on each event weight, shape ``(n_events,)``.
+    ``processes`` are those it applies to, None means all.
     """
 
     source: str
@@ -48,7 +48,7 @@ class WeightVariation:
     processes: frozenset[str] | None = None
 
     def along(self, direction: Direction) -> Callable[[Any], Any]:
-        """The factor in one direction, as a function of the jets."""
+        """Return the factor in one direction, as a function of the jets."""
         return lambda jets: self.factor(jets, direction)
 
     def applies_to(self, process: str) -> bool:

@@ -1,4 +1,4 @@
-"""The reference histograms that the Analysis Grand Challenge publishes, as JSON.
+"""Reference histograms published by the Analysis Grand Challenge, as JSON.
 
 ``{name: {"contents": [...], "edges": [...]}}`` with names ``{region}_{process}[_{variation}]`` and
 contents with flow. A content is the number of events x cross-section x luminosity / number of
@@ -21,7 +21,7 @@ from agc_ml.inputs import agc_published
 from agc_ml.inputs.variations import NOMINAL
 
 WHOLE: Final = 1e-6
-"""How far from whole a count may be: sums of six million rounded weights are off by 4e-9."""
+"""Tolerance of whole counts: sums of six million rounded weights are off by 4e-9."""
 
 _Array = NDArray[np.float64]
 _NAME: Final = re.compile(
@@ -30,11 +30,11 @@ _NAME: Final = re.compile(
 
 
 def read(path: Path) -> dict[str, tuple[_Array, _Array, _Array]]:
-    """Edges ``(n_bins + 1,)``, contents and variances ``(n_bins + 2,)`` with flow, by name.
+    """Return edges ``(n_bins + 1,)``, contents and variances ``(n_bins + 2,)`` with flow, by name.
 
-    The file has contents only. The variance of a bin is its content x the weight of an event of
-    that dataset; the number of input files, which decides the weights, is found from the contents.
-    The pseudodata in it are left out.
+    The file has contents only. The variance of a bin is its content x the event weight of the
+    dataset; the weight follows from the number of input files, which is derived from the contents.
+    Pseudodata are left out.
 
     Raises
     ------
@@ -56,15 +56,14 @@ def read(path: Path) -> dict[str, tuple[_Array, _Array, _Array]]:
     }
     origins = {name: _origin(path, name) for name in contents}
     files = _n_files(path, contents, origins)
-    found = {}
-    for name, (edges, values) in contents.items():
-        weight = agc_published.event_weight(*origins[name], files)
-        found[name] = edges, values, values * weight
-    return found
+    return {
+        name: (edges, values, values * agc_published.event_weight(*origins[name], files))
+        for name, (edges, values) in contents.items()
+    }
 
 
 def _reference_entry(path: Path, name: str, entry: Any) -> tuple[_Array, _Array]:
-    """Edges ``(n_bins + 1,)`` and contents ``(n_bins + 2,)``, flow included."""
+    """Return edges ``(n_bins + 1,)`` and contents ``(n_bins + 2,)``, flow included."""
     try:
         edges = np.array(entry["edges"], dtype=np.float64)
         values = np.array(entry["contents"], dtype=np.float64)
@@ -80,11 +79,11 @@ def _reference_entry(path: Path, name: str, entry: Any) -> tuple[_Array, _Array]
 
 
 def _origin(path: Path, name: str) -> tuple[str, str]:
-    """Process and variation of the published dataset that a template was filled from."""
+    """Return process and variation of the published dataset of a template."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise HistogramError(
-            f"{path}: {name}: not a name of the published histograms, region_process[_variation] "
+            f"{path}: {name}: not a published name, region_process[_variation] "
             f"with the processes {', '.join(agc_published.CROSS_SECTIONS)}"
         )
     process, variation = match["process"], match["variation"]
@@ -96,14 +95,12 @@ def _n_files(
     contents: Mapping[str, tuple[_Array, _Array]],
     origins: Mapping[str, tuple[str, str]],
 ) -> int:
-    """Find the number of files a dataset, from the nominal contents.
-
-    They are counts x weight, and the weight depends on the number of files.
+    """Return the number of files per dataset, for which nominal contents are counts x weight.
 
     Raises
     ------
     HistogramError
-        No number of files makes whole counts of them.
+        No number of files gives whole counts.
     """
     nominal = {
         name: values

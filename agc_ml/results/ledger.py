@@ -1,10 +1,10 @@
-"""The account of events: every range of every file, exactly once."""
+"""Ledger of a run: every range of every file, exactly once."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Final, Literal
@@ -15,18 +15,18 @@ from agc_ml.inputs.datasets import plain_tree
 
 Status = Literal["done", "missing"]
 
-_MOST: Final = 1 << 32
-"""Bytes of a ledger."""
+_MAX_SIZE: Final = 1 << 32
+"""Largest size of a ledger file, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One chunk: the half-open range [start, stop) of the ``entries`` entries of a file's tree.
+    """Chunk: the half-open range [start, stop) of the ``entries`` entries of a file's tree.
 
     A file that could not be opened is one entry without ``uuid``; its ``entries`` and ``stop`` are
-    what the fileset states, or None. ``errors`` are the reasons of the attempts that failed,
-    ``worker`` the address of the one that succeeded, ``bytes`` what was read from the file, whose
-    ``size``, replica (``url``) and its ``stamp`` (time of modification, or tag) are noted, too.
+    as stated in the fileset, or None. ``errors`` are those of failed attempts, ``worker`` the
+    address of the worker that succeeded, ``bytes`` the amount read from the file. ``size``, ``url``
+    and ``stamp`` (time of modification, or tag) describe the replica.
     """
 
     dataset: str
@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def events(self) -> int:
-        """Events of the range; 0 when the file never told how many it has."""
+        """Events of the range; 0 if the file's number of entries is unknown."""
         return 0 if self.stop is None else self.stop - self.start
 
     def __str__(self) -> str:
@@ -83,11 +83,11 @@ class Ledger:
         return sum(max(0, entry.attempts - 1) for entry in self.entries)
 
     def faults(self) -> list[str]:
-        """What is wrong with the account: gaps, overlaps, ranges beyond the end; empty if nothing.
+        """Return the faults of the ledger: gaps, overlaps, ranges beyond the end.
 
-        Together the ranges of a tree must be [0, entries), each entry in one range only.
+        The ranges of a tree must add up to [0, entries), each entry in one range only.
         """
-        found = []
+        faults = []
         opened = [entry for entry in self.entries if entry.uuid is not None]
 
         def tree(entry: Entry) -> tuple[str, str, str]:
@@ -101,17 +101,17 @@ class Ledger:
                 if entry.start != position:
                     kind = "counted twice" if entry.start < position else "in no chunk"
                     low, high = sorted((entry.start, position))
-                    found.append(f"{dataset}: {entry.lfn}: entries [{low}, {high}) are {kind}")
+                    faults.append(f"{dataset}: {entry.lfn}: entries [{low}, {high}) are {kind}")
                 position = max(position, entry.stop or 0)
             if position != ranges[-1].entries:
-                found.append(
+                faults.append(
                     f"{dataset}: {ranges[-1].lfn}: chunks end at {position}, "
                     f"the file at {ranges[-1].entries}"
                 )
-        return found
+        return faults
 
     def to_jsonl(self) -> str:
-        """One line of JSON an entry."""
+        """Return one line of JSON per entry."""
         return "".join(json.dumps(asdict(entry)) + "\n" for entry in self.entries)
 
     @classmethod
@@ -121,10 +121,10 @@ class Ledger:
         Raises
         ------
         RunDirectoryError
-            The file is missing, cut off, or has a line that is no entry.
+            The file is missing, cut off, or has a line that is not an entry.
         """
         try:
-            lines = documents.content(path, _MOST).decode().splitlines()
+            lines = documents.content(path, _MAX_SIZE).decode().splitlines()
         except (OSError, ValueError) as error:
             raise RunDirectoryError(f"{path}: can't be read ({error})") from error
         return cls(tuple(_entry(path, number, line) for number, line in enumerate(lines, 1)))
@@ -136,13 +136,13 @@ def _entry(path: Path, number: int, line: str) -> Entry:
         return Entry(**{**raw, "errors": tuple(raw["errors"])})
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise RunDirectoryError(
-            f"{path}: line {number} is cut off or no ledger entry ({error}); run again with "
+            f"{path}: line {number} is cut off or not a ledger entry ({error}); run again with "
             "--overwrite"
         ) from error
 
 
 def merge_attempts(entries: Iterable[Entry], earlier: Ledger) -> tuple[Entry, ...]:
-    """Carry attempts and errors of an interrupted run over to the one that resumed it."""
+    """Add attempts and errors of an interrupted run to the entries of the run that resumed it."""
     before = {(e.dataset, e.lfn, e.start, e.stop): e for e in earlier.entries}
     return tuple(
         _with_attempts(e, before.get((e.dataset, e.lfn, e.start, e.stop))) for e in entries
@@ -152,10 +152,17 @@ def merge_attempts(entries: Iterable[Entry], earlier: Ledger) -> tuple[Entry, ..
 def _with_attempts(entry: Entry, before: Entry | None) -> Entry:
     if before is None:
         return entry
-    values = {field.name: getattr(entry, field.name) for field in fields(entry)}
-    values["attempts"] += before.attempts
-    values["errors"] = before.errors + entry.errors
-    if not entry.worker and entry.status == "done":
-        kept = ("worker", "seconds", "bytes", "url", "stamp")
-        values |= {key: getattr(before, key) for key in kept}
-    return Entry(**values)
+    merged = replace(
+        entry, attempts=entry.attempts + before.attempts, errors=before.errors + entry.errors
+    )
+    if entry.worker or entry.status != "done":
+        return merged
+    # read from a checkpoint: the earlier run processed the chunk
+    return replace(
+        merged,
+        worker=before.worker,
+        seconds=before.seconds,
+        bytes=before.bytes,
+        url=before.url,
+        stamp=before.stamp,
+    )

@@ -1,13 +1,12 @@
-"""Outputs of chunks, and units of generated events, as bytes that hold no code: arrays and JSON.
+"""Outputs of chunks, and units of generated events, as bytes without code: arrays and JSON.
 
-What is read back is what was packed, type for type, so that adding it up gives the same bits. Some
-types can't be told apart from code, such as a class of the user's own with an addition of its own:
-outputs with these are a pickle. Reading one runs what it says, so its reader has to know who wrote
-it (`is_code`).
+Unpacking restores values and types exactly, so that adding them up gives the same bits. Some types
+can't be separated from code, such as a user's class with its own addition: outputs with these are
+pickled. Unpickling runs code, so the reader has to trust the writer (`is_code`).
 
-The bytes are a mark, then an LZ4 frame: the length of the JSON, the JSON, and arrays in numpy's own
-format. In the JSON numbers, text, true, false and null are themselves; all else is an object of one
-key, the name of the type.
+The bytes are a mark, then an LZ4 frame: the length of the JSON, the JSON, and arrays in numpy's
+format. In the JSON, numbers, text, true, false and null stand for themselves; other values are
+objects with one key, the name of the type.
 """
 
 from __future__ import annotations
@@ -43,15 +42,19 @@ _RATIO: Final = 20
 
 
 class _NoFormError(TypeError):
-    """There is no form without code that gives the same back."""
+    """The value has no exact form without code."""
 
 
 def pack(value: Any) -> bytes:
-    """Pack an output: without code where that gives the same back, else as a pickle."""
+    """Pack an output: without code if that restores it exactly, else as a pickle."""
     arrays: list[Any] = []
     try:
         text = json.dumps(_encoded(value, arrays), allow_nan=False).encode()
-    except (_NoFormError, RecursionError, ValueError):  # as of numbers of thousands of digits
+    except (
+        _NoFormError,
+        RecursionError,
+        ValueError,
+    ):  # ValueError for integers of thousands of digits
         pickled: bytes = _PICKLE + lz4.frame.compress(_pickled(value))
         return pickled
     content = io.BytesIO()
@@ -72,16 +75,16 @@ def _pickled(value: Any) -> bytes:
 
 
 def is_code(blob: bytes) -> bool:
-    """Return whether reading runs what the bytes say, so that only trusted ones may be unpacked."""
+    """Return whether unpacking runs code, so that only trusted bytes may be unpacked."""
     return not blob.startswith(_ARRAYS)
 
 
 def is_too_large(blob: bytes) -> bool:
-    """Return whether the bytes would take so much more memory that they may be made to fill it."""
+    """Return whether the bytes would unpack to suspiciously more memory than they take."""
     try:
         size = _size(blob)
     except RuntimeError:
-        return False  # nothing can be made of them
+        return False  # they can't be unpacked
     return size > max(_LARGE, _RATIO * len(blob)) or not size
 
 
@@ -90,21 +93,21 @@ def _size(blob: bytes) -> int:
 
 
 def _unpacked(blob: bytes) -> bytes:
-    """Content of a frame, of which no more is made than the frame says that there is."""
+    """Return the content of a frame, unpacked to at most its stated size."""
     frame = lz4.frame.LZ4FrameDecompressor()
     content: bytes = frame.decompress(blob[_MARK:], max_length=_size(blob))
     if not frame.eof:
-        raise ValueError("it is cut off, or has more than it says")
+        raise ValueError("it is cut off, or larger than stated")
     return content
 
 
 def unpack(blob: bytes) -> Any:
-    """Undo `pack`. Bytes that are code (`is_code`) have to come from somebody trusted.
+    """Undo `pack`. Bytes with code (`is_code`) must come from a trusted writer.
 
     Raises
     ------
     ValueError
-        They hold no code, and are not what `pack` gives.
+        They hold no code, and are not a result of `pack`.
     """
     if is_code(blob):
         return pickle.loads(_unpacked(blob))  # noqa: S301 - see above
@@ -116,12 +119,12 @@ def unpack(blob: bytes) -> Any:
         while content.tell() < len(content.getbuffer()):
             arrays.append(np.lib.format.read_array(content, allow_pickle=False))
         return _decoded(described, arrays)
-    except Exception as error:  # of any kind: so does numpy
+    except Exception as error:  # numpy raises any kind
         raise ValueError(f"not a packed output ({type(error).__name__}: {error})") from error
 
 
 def _encoded(value: Any, arrays: list[Any]) -> Any:
-    """JSON of a value; ``arrays`` takes its arrays."""
+    """Return a value as JSON; its arrays are appended to ``arrays``."""
     kind = type(value)
     if kind in _THEMSELVES:
         return value
@@ -191,7 +194,7 @@ def _factory(value: Any) -> str:
 
 
 def _histogram(value: hist.Hist[Any], arrays: list[Any]) -> list[Any]:
-    """Its bins as they are in memory, and UHI's form of all that is around them."""
+    """Return the bins as they are in memory, and the rest of a histogram in UHI's form."""
     from hist.serialization import to_uhi  # noqa: PLC0415 - only here
 
     if value.storage_type not in _STORAGES:
@@ -199,12 +202,14 @@ def _histogram(value: hist.Hist[Any], arrays: list[Any]) -> list[Any]:
     described: dict[str, Any] = dict(to_uhi(value))
     storage = described["storage"]
     described["storage"] = {name: storage[name] if name == "type" else None for name in storage}
-    inside: list[Any] = []  # such as edges: the same in all chunks
+    inside: list[Any] = []  # edges and the like, the same in all chunks
     text = json.dumps(_encoded(described, inside))
     bins = np.asarray(value.view(flow=True))
     flag = vars(value).get(variances.FLAG)
     again = _copied(text, inside, bins)
-    if not all(map(_are_same_axes, value.axes, again.axes)):  # such as powers, which are rounded
+    if not all(
+        map(_are_same_axes, value.axes, again.axes)
+    ):  # such as power axes, which are rounded
         raise _NoFormError(value)
     return [text, [_kept(one, arrays) for one in inside], _kept(bins, arrays), flag]
 
@@ -226,15 +231,15 @@ _STORAGES: Final = {
 def _of_histogram(content: Any, arrays: list[Any]) -> hist.Hist[Any]:
     text, inside, index, flag = content
     bins = arrays[index]
-    found = _copied(text, [arrays[i] for i in inside], bins)
-    found.view(flow=True)[...] = bins
+    histogram = _copied(text, [arrays[i] for i in inside], bins)
+    histogram.view(flow=True)[...] = bins
     if flag is not None:
-        setattr(found, variances.FLAG, bool(flag))
-    return found
+        setattr(histogram, variances.FLAG, bool(flag))
+    return histogram
 
 
 def _copied(text: str, inside: list[Any], bins: Any) -> hist.Hist[Any]:
-    """An empty histogram as `_histogram` describes it: to make one takes longer than to copy it."""
+    """Return an empty histogram of this description: copying is faster than creating one."""
     if bins.nbytes > _SMALL:
         return _booked(text, inside, bins.shape)
     return _kept_booked(text, tuple(map(_npy, inside)), bins.shape).copy()
@@ -268,26 +273,20 @@ def _dense(value: DenseHist, arrays: list[Any]) -> Any:
 
 
 def _of_dense(content: Any, arrays: list[Any]) -> DenseHist:
-    known = _decoded(content, arrays)
-    (n_bins, start, stop), bins = known["axis"], known["bins"]
-    found = DenseHist(
-        *(n_bins, start, stop),
-        label=known["label"],
-        process=known["process"],
-        variations=known["variations"],
-        counts=known["counts"],
-    )
-    if bins.shape != found.bins.shape:
-        raise ValueError("bins of another shape than was booked")
-    found.bins = bins
-    return found
+    fields = _decoded(content, arrays)
+    booking = {name: fields[name] for name in ("label", "process", "variations", "counts")}
+    dense, bins = DenseHist(*fields["axis"], **booking), fields["bins"]
+    if bins.shape != dense.bins.shape:
+        raise ValueError("bins of another shape than booked")
+    dense.bins = bins
+    return dense
 
 
-def _rows(value: ColumnTable, arrays: list[Any]) -> list[Any]:
+def _table(value: ColumnTable, arrays: list[Any]) -> list[Any]:
     return [_encoded(value.columns(), arrays), _encoded(value.about, arrays)]
 
 
-# Each type with its name, what encodes it, and what makes it of that.
+# Name, encoder and decoder of each type.
 _FORMS: Final[dict[type, tuple[str, Callable[..., Any], Callable[..., Any]]]] = {
     float: ("float", _float, lambda number, _: float(number)),
     complex: (
@@ -319,7 +318,7 @@ _FORMS: Final[dict[type, tuple[str, Callable[..., Any], Callable[..., Any]]]] = 
         kind: (kind.__name__, _pairs, lambda c, arrays, kind=kind: kind(_of_pairs(c, arrays)))
         for kind in (dict, OrderedDict)
     },
-    # made of pairs it would count them
+    # Counter(pairs) would count the pairs
     Counter: ("Counter", _pairs, lambda pairs, arrays: Counter(dict(_of_pairs(pairs, arrays)))),
     defaultdict: (
         "defaultdict",
@@ -331,7 +330,7 @@ _FORMS: Final[dict[type, tuple[str, Callable[..., Any], Callable[..., Any]]]] = 
     DenseHist: ("DenseHist", _dense, _of_dense),
     ColumnTable: (
         "Rows",
-        _rows,
+        _table,
         lambda content, arrays: ColumnTable(*(_decoded(part, arrays) for part in content)),
     ),
     bh.accumulators.WeightedSum: (
@@ -343,7 +342,7 @@ _FORMS: Final[dict[type, tuple[str, Callable[..., Any], Callable[..., Any]]]] = 
 
 
 def _encoded_of_coffea(value: Any, arrays: list[Any]) -> Any:
-    """The same of types that are heavy to import, by their names."""
+    """Encode types that are heavy to import, recognised by their names."""
     kind = type(value)
     if kind.__name__ == "Array" and kind.__module__ == "awkward.highlevel":
         return {"awkward": _awkward(value, arrays)}
@@ -356,7 +355,7 @@ def _encoded_of_coffea(value: Any, arrays: list[Any]) -> Any:
 _OF_COFFEA: Final = ("coffea.processor.accumulator", "coffea.analysis_tools")
 _STATISTICS: Final = ("sumw", "sumw2", "minw", "maxw", "n")
 
-# Of coffea's types what encodes them, and the arguments of which they are made again.
+# Encoder of each coffea type, and the arguments of its constructor from the encoded content.
 _ACCUMULATORS: Final[dict[str, tuple[Callable[..., Any], Callable[..., list[Any]]]]] = {
     "column_accumulator": (
         lambda value, arrays: _encoded(value.value, arrays),
@@ -381,7 +380,7 @@ _ACCUMULATORS: Final[dict[str, tuple[Callable[..., Any], Callable[..., list[Any]
 
 
 def _awkward(value: Any, arrays: list[Any]) -> Any:
-    """Form, length and buffers; of arrays whose kind of addition depends on none but numbers."""
+    """Return form, length and buffers of an array without behaviours, which may be code."""
     import awkward as ak  # noqa: PLC0415 - heavy
 
     form, length, buffers = ak.to_buffers(ak.to_packed(value, highlevel=False))
@@ -401,7 +400,7 @@ def _of_awkward(content: Any, arrays: list[Any]) -> Any:
 
 
 def _coffea(name: str) -> Callable[[Any, list[Any]], Any]:
-    """Constructor of one of coffea's types."""
+    """Return the decoder of a coffea type."""
 
     def made(content: Any, arrays: list[Any]) -> Any:
         from coffea import analysis_tools, processor  # noqa: PLC0415 - heavy

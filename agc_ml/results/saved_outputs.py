@@ -1,10 +1,10 @@
-"""Outputs of a processor as JSON and arrays: what a run directory keeps, in a form without code.
+"""Outputs of a processor as JSON and arrays, without code, as a run directory stores them.
 
-Plain values are plain JSON. What JSON does not know is an object with one key that begins with $:
+Plain values are plain JSON. Other values are objects with one key that begins with $:
 
 - ``{"$float": "nan"}`` (``inf``, ``-inf``), ``{"$complex": [re, im]}``, ``{"$bytes": "base64"}``
 - ``{"$tuple": [...]}``, ``{"$set": [...]}``, ``{"$frozenset": [...]}``
-- ``{"$dict": [[key, value], ...]}``: a mapping with a key that is no text, or begins with $
+- ``{"$dict": [[key, value], ...]}``: a mapping with a key that is not text, or begins with $
 - ``{"$array": "a0"}``: an array, in ``outputs.npz`` under that name
 - ``{"$awkward": {"form": ..., "length": n, "buffers": {name: "a1"}}}``: an awkward array
 - ``{"$histogram": "h0"}``: a histogram in a list, in ``outputs.zip`` under that name
@@ -37,7 +37,7 @@ _FORMS: Final = ("numbers, text, arrays, histograms, tables (agc_ml.ColumnTable)
 
 
 class Encoded(NamedTuple):
-    """An output as JSON, the arrays and the histograms that it names."""
+    """Output as JSON, with the arrays and histograms that it names."""
 
     content: Any
     arrays: dict[str, Any]
@@ -50,7 +50,7 @@ def encode(value: Any) -> Encoded:
     Raises
     ------
     TypeError
-        Something in it can't be kept; the message names its place.
+        Something in it can't be stored; the message names its place.
     """
     encoded = Encoded(None, {}, {})
     return encoded._replace(content=_encoded(value, "", encoded))
@@ -62,7 +62,7 @@ def decode(encoded: Encoded) -> Any:
     Raises
     ------
     ValueError, KeyError, TypeError
-        It is not what `encode` gives.
+        It is not a result of `encode`.
     """
     return _decoded(encoded.content, encoded)
 
@@ -71,27 +71,27 @@ def is_deeper(value: Any, levels: int) -> bool:
     """Return whether mappings, lists and tuples are nested more than so many levels."""
     level = [value]
     for _ in range(levels):
-        inner = [one.values() if isinstance(one, Mapping) else one for one in level
-                 if isinstance(one, Mapping | list | tuple)]  # fmt: skip
-        level = [one for values in inner for one in values]
+        nested = [value for value in level if isinstance(value, Mapping | list | tuple)]
+        parts = [value.values() if isinstance(value, Mapping) else value for value in nested]
+        level = [value for values in parts for value in values]
         if not level:
             return False
-    return any(isinstance(one, Mapping | list | tuple) for one in level)
+    return any(isinstance(value, Mapping | list | tuple) for value in level)
 
 
 def check(value: Any) -> None:
-    """Refuse what `encode` would refuse, without making anything.
+    """Reject an output that `encode` would reject, without encoding it.
 
     Raises
     ------
     TypeError
-        Something in it can't be kept; the message names its place.
+        Something in it can't be stored; the message names its place.
     """
     _encoded(value, "", None)
 
 
 def _encoded(value: Any, place: str, into: Encoded | None) -> Any:
-    """JSON of a value; ``into`` takes arrays and histograms, None drops them."""
+    """Return a value as JSON; arrays and histograms go to ``into``, or nowhere if it is None."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
         return _of_numpy(value, place, into)
     if isinstance(value, str):
@@ -103,16 +103,18 @@ def _encoded(value: Any, place: str, into: Encoded | None) -> Any:
         return _of_mapping(value, place, into)
     for kind, name in _SEQUENCES.items():
         if isinstance(value, kind):
-            found = sorted(value, key=repr) if isinstance(value, AbstractSet) else value
-            items = [_encoded(v, f"{place}[{i}]", into) for i, v in enumerate(found)]
+            ordered = sorted(value, key=repr) if isinstance(value, AbstractSet) else value
+            items = [_encoded(v, f"{place}[{i}]", into) for i, v in enumerate(ordered)]
             return {name: items} if name else items
     return _of_object(value, place, into)
 
 
 def _of_text(value: str, place: str) -> str:
-    text = str.__str__(value)  # of an enumeration its content
+    text = str.__str__(value)  # the content of an enumeration
     if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise TypeError(f"output{place} is {text!r}, which is no text; decode it in another way")
+        raise TypeError(
+            f"output{place} is {text!r}, which is not valid text; decode it in another way"
+        )
     return text
 
 
@@ -165,12 +167,12 @@ def _of_object(value: Any, place: str, into: Encoded | None) -> Any:
     elif "awkward.Array" in kind:
         return _of_awkward(value, into)
     for cls in kind & _OBJECTS.keys():
-        name, content = _OBJECTS[cls]
-        return {name: _encoded(content(value), place, into)}
-    what = type(value).__name__
+        form, content = _OBJECTS[cls]
+        return {form: _encoded(content(value), place, into)}
+    name = type(value).__name__
     if isinstance(value, np.ndarray):
-        what = f"{what} of {'masked values' if np.ma.isMaskedArray(value) else value.dtype}"
-    raise TypeError(f"output{place} is a {what}, which can't be kept; return {_FORMS}")
+        name = f"{name} of {'masked values' if np.ma.isMaskedArray(value) else value.dtype}"
+    raise TypeError(f"output{place} is a {name}, which can't be stored; return {_FORMS}")
 
 
 _STATISTICS: Final = ("sumw", "sumw2", "minw", "maxw", "n")
@@ -204,10 +206,10 @@ def _of_awkward(value: Any, into: Encoded | None) -> Any:
 
 
 def lines(content: Any, most: int) -> list[tuple[str, str]]:
-    """Encoded outputs for people: name and text of each, ``most`` of them and how many more."""
-    found = list(_lines(content, ""))
-    more = [("...", f"and {len(found) - most} more, in run.json")] if len(found) > most else []
-    return [*found[:most], *more]
+    """Return name and text of at most ``most`` encoded outputs, and the number of others."""
+    outputs = list(_lines(content, ""))
+    more = [("...", f"and {len(outputs) - most} more, in run.json")] if len(outputs) > most else []
+    return [*outputs[:most], *more]
 
 
 def _lines(content: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,8 @@
-"""Variances of histograms, where they are known.
+"""Variances of histograms, None if they are unknown.
 
-A histogram without `hist.storage.Weight` holds counts, whose variance is their number, until it is
-filled with weights or scaled: boost-histogram says then that its variances are not known. Sums and
-files lose that, and make a variance of the contents. Here it is kept.
+A histogram without `hist.storage.Weight` holds counts, with the count as variance, until it is
+filled with weights or scaled: then boost-histogram marks its variances as unknown. Sums and files
+lose that mark, and take the contents as variances. The functions here keep it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLAG: Final = "_variance_known"
-"""boost-histogram's own mark, in the `__dict__` of a histogram, its pickle and its metadata."""
+"""boost-histogram's mark, in the `__dict__` of a histogram, its pickle and its metadata."""
 ADVICE: Final = "book it with storage=hist.storage.Weight(), which keeps them, and run again"
 _OWN: Final = (bh.storage.Weight, bh.storage.Mean, bh.storage.WeightedMean)
 
@@ -25,15 +25,14 @@ _Array = NDArray[np.float64]
 
 
 def of(histogram: hist.Hist[Any], *, flow: bool = False) -> _Array | None:
-    """Variances of the contents; None where they are not known.
+    """Return the variances of the contents, None if they are unknown.
 
-    Contents that are no numbers of events, negative or not whole, have none without a storage that
-    keeps them, whatever the histogram says.
+    Negative or fractional contents are not counts: without a storage for variances they have none.
     """
-    found = histogram.variances(flow=flow)
-    if found is None or not (keeps(histogram) or are_counts(histogram.values(flow=True))):
+    stated = histogram.variances(flow=flow)
+    if stated is None or not (keeps(histogram) or are_counts(histogram.values(flow=True))):
         return None
-    return np.asarray(found, dtype=np.float64)
+    return np.asarray(stated, dtype=np.float64)
 
 
 def keeps(histogram: hist.Hist[Any]) -> bool:
@@ -47,7 +46,7 @@ def are_counts(values: Any) -> bool:
 
 
 def mark(histogram: hist.Hist[Any], *, known: bool) -> hist.Hist[Any]:
-    """Note whether a histogram without a storage for them has known variances; gives it back."""
+    """Mark the variances of a histogram without a storage for them as known or not; return it."""
     setattr(histogram, FLAG, known or keeps(histogram))
     return histogram
 
@@ -55,7 +54,7 @@ def mark(histogram: hist.Hist[Any], *, known: bool) -> hist.Hist[Any]:
 def filled(
     axes: Iterable[Any], values: Any, variances: _Array | None, name: str | None = None
 ) -> hist.Hist[Any]:
-    """Build a histogram of given contents and variances, with flow where ``axes`` have it."""
+    """Return a histogram of given contents and variances, with flow bins if ``axes`` have them."""
     if variances is None:
         return mark(hist.Hist(*axes, data=values, name=name), known=False)
     histogram = hist.Hist(*axes, storage=hist.storage.Weight(), name=name)
@@ -66,9 +65,9 @@ def filled(
 
 @contextmanager
 def kept_in_sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[None]:
-    """Let sums of counts be counts: what is added to the histograms ``left`` inside stays known.
+    """Keep variances known in the histograms ``left`` while others are added to them.
 
-    boost-histogram knows no variances after any arithmetic.
+    boost-histogram marks variances as unknown after any arithmetic; sums of counts are counts.
     """
     known = {
         name: all(of(h) is not None for h in (histogram, right.get(name, histogram)))
@@ -81,6 +80,6 @@ def kept_in_sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[N
 
 
 def total(histograms: Sequence[hist.Hist[Any]]) -> hist.Hist[Any]:
-    """Sum of histograms with the same axes and storage; that of counts is counts."""
+    """Return the sum of histograms with the same axes and storage; a sum of counts is counts."""
     added = sum(histograms[1:], start=histograms[0])
     return mark(added, known=all(of(histogram) is not None for histogram in histograms))

@@ -148,7 +148,7 @@ BAD = [
     (own({"replicas": ["good.root"], "entries": 31}), "its entries is 30, but the fileset says 31"),
     (own({"replicas": ["good.root"], "size": 31}), "its size is"),
     (own({"replicas": ["good.root"], "uuid": str(uuid.UUID(int=1))}), "its uuid is"),
-    (own({"replicas": ["gopher://h/a.root"]}), "no protocol known here"),
+    (own({"replicas": ["gopher://h/a.root"]}), "unknown protocol"),
     (own("root://[h//a.root"), "not a URL"),
     (own("root:///a.root"), "SCHEME://HOST/PATH is needed"),
     (own("file://elsewhere/a.root"), "another machine"),
@@ -280,7 +280,7 @@ def test_files_of_events(
         ("nowhere.root", "nothing", "no such file"),
         ("nowhere.root:T", "nothing", "no such file"),
         ("none", "fileset", "no *.root files in that folder"),
-        ("x" * 300, "nothing", "can't be looked into (File name too long)"),
+        ("x" * 300, "nothing", "can't be read (File name too long)"),
     ],
 )
 def test_what_is_no_file_of_events(name: str, kind: str, says: str, folder: Path) -> None:

@@ -296,12 +296,12 @@ def test_tables_everywhere(paths: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ({"a": {"f": lambda: 1}}, "output['a']['f'] is a function, which can't be kept"),
+        ({"a": {"f": lambda: 1}}, "output['a']['f'] is a function, which can't be stored"),
         ({"a": [1, object()]}, "output['a'][1] is a object"),
         ({"x": np.array([None])}, "output['x'] is a ndarray of object"),
         ({"x": np.ma.masked_array([1.0])}, "of masked values"),
-        ({"x": "caf\udce9"}, "output['x'] is 'caf\\udce9', which is no text"),
-        ({"x": {"caf\udce9": 1}}, "which is no text"),
+        ({"x": "caf\udce9"}, "output['x'] is 'caf\\udce9', which is not valid text"),
+        ({"x": {"caf\udce9": 1}}, "which is not valid text"),
         ({"x": None}, "output['x'] can't be added: it is a NoneType"),
         ({"x": {"d": np.datetime64("2020-01-01")}}, "output['x']['d'] can't be added"),
         ({"cutflow": {"a": {"b": object()}}}, "output['cutflow']['a']['b'] is a object"),
