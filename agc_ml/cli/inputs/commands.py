@@ -33,7 +33,7 @@ def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
 
 
 @fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")
-@click.argument("source", metavar="FILESET", required=False)
+@click.argument("source", metavar="[FILESET]", required=False)
 @options.dataset_option
 @options.json_option
 @options.logging_options
@@ -45,7 +45,7 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
 
 
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
-@click.argument("fileset", metavar="FILESET", required=False)
+@click.argument("fileset", required=False)
 @click.option("--processor", help="Check also for the branches that this processor needs.")
 @options.processor_options
 @click.option(
