@@ -40,6 +40,7 @@ from services.xrootd import opened as servers  # noqa: E402
 import agc_ml as agc  # noqa: E402 - after the settings above, as all that follows
 from agc_ml.columnar.baskets import part_of  # noqa: E402
 from agc_ml.columnar.columns import Columns  # noqa: E402
+from agc_ml.columnar.stream import Stream  # noqa: E402
 from agc_ml.delivery.opening import open_file  # noqa: E402
 from agc_ml.errors import AgcError  # noqa: E402
 from agc_ml.execution.inspection import FileInfo, inspect_file  # noqa: E402
@@ -77,7 +78,7 @@ def one_pass(file: File, info: FileInfo) -> int:
         for start in range(0, info.entries, CHUNK):
             stop = min(start + CHUNK, info.entries)
             columns = Columns(handle, file.tree, part_of(directory, start, stop))
-            for block in columns.stream(start, stop, {}).blocks():
+            for block in Stream(columns, start, stop, {}).blocks():
                 for name in directory:
                     block._column(name)  # noqa: SLF001 - each one once, whatever it is used for
             n_bytes += columns.bytes
@@ -194,7 +195,7 @@ def faults(storage: Storage, path: Path) -> dict[str, float]:
         part = part_of(info.directory or {}, 0, CHUNK)
 
         def read() -> None:
-            for block in Columns(file, "Events", part).stream(0, CHUNK, {}).blocks():
+            for block in Stream(Columns(file, "Events", part), 0, CHUNK, {}).blocks():
                 for name in part:
                     block._column(name)  # noqa: SLF001 - as above
 

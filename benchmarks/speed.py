@@ -67,7 +67,7 @@ from agc_ml.models.loading import load_model  # noqa: E402
 from agc_ml.results import packing  # noqa: E402
 from agc_ml.results.histograms import copied_files  # noqa: E402
 from agc_ml.results.packing import unpack  # noqa: E402
-from agc_ml.simulation.lookalike import Part, generate  # noqa: E402
+from agc_ml.simulation.lookalike import Admixture, generate  # noqa: E402
 from agc_ml.transports import local_file  # noqa: E402
 from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
 from processors.ttbar import TtbarProcessor, assignment, systematics  # noqa: E402
@@ -90,12 +90,14 @@ class Sample:
     dataset: str
     process: str
     selected: float
-    mixed_with: tuple[Part, ...] = ()
+    mixed_with: tuple[Admixture, ...] = ()
 
 
 SAMPLES: Final = (
-    Sample("3%", "ttbar__nominal", "ttbar", 0.03, (Part("wjets__nominal", 0.525),)),
-    Sample("11%", "ttbar__nominal", "ttbar", 0.11, (Part("ttbar__nominal", 0.29, vetoed=True),)),
+    Sample("3%", "ttbar__nominal", "ttbar", 0.03, (Admixture("wjets__nominal", 0.525),)),
+    Sample(
+        "11%", "ttbar__nominal", "ttbar", 0.11, (Admixture("ttbar__nominal", 0.29, vetoed=True),)
+    ),
     Sample("W", "wjets__nominal", "wjets", 0.0002),
 )
 

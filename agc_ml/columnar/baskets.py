@@ -1,4 +1,4 @@
-"""Where the columns of a tree are in a file: the baskets of its branches."""
+"""Positions of the columns of a tree in a file: the baskets of its branches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 
 class Baskets(NamedTuple):
-    """Where the baskets of a branch are, and what is in them.
+    """Positions and content of the baskets of a branch.
 
     Basket i holds the entries [bounds[i], bounds[i + 1]) in ``sizes[i]`` bytes from ``seeks[i]``.
     """
@@ -32,8 +32,8 @@ class Baskets(NamedTuple):
         last = int(self.bounds.searchsorted(stop, "left"))
         return range(first, max(last, first + 1))
 
-    def some(self, kept: range) -> Baskets:
-        """Those of the given numbers."""
+    def part(self, kept: range) -> Baskets:
+        """The baskets with the given numbers."""
         return self._replace(
             seeks=self.seeks[kept.start : kept.stop],
             sizes=self.sizes[kept.start : kept.stop],
@@ -51,7 +51,7 @@ def baskets_of(tree: Any, name: str) -> Baskets | None:
     Raises
     ------
     InputFileError
-        It is not for all entries of the tree, or the places of its baskets can't be right.
+        It does not cover all entries of the tree, or its baskets are at impossible positions.
     """
     import uproot  # noqa: PLC0415 - heavy
 
@@ -64,6 +64,7 @@ def baskets_of(tree: Any, name: str) -> Baskets | None:
         return None
     is_jagged = isinstance(interpretation, uproot.AsJagged)
     content = interpretation.content if is_jagged else interpretation
+    # Positions of all baskets; only numbers and lists of them can be read without uproot.
     bounds = _bounds(tree, branch)
     n = branch.num_baskets
     seeks = np.asarray(branch.member("fBasketSeek")[:n], np.int64)
@@ -90,24 +91,24 @@ def baskets_of(tree: Any, name: str) -> Baskets | None:
 def _bounds(tree: Any, branch: Any) -> Array:
     try:
         bounds = np.asarray(branch.entry_offsets, np.int64)
-    except ValueError as error:  # it has another sum than the branch
+    except ValueError as error:  # the sum of its baskets differs from the branch
         raise InputFileError(f"branch {branch.name}: {in_one_line(error)}") from error
     if bounds[0] != 0 or bounds[-1] != tree.num_entries or (np.diff(bounds) < 0).any():
         raise InputFileError(
-            f"branch {branch.name}: its baskets don't hold the entries 0 to {tree.num_entries} of "
-            "the tree one after another; it is damaged, or was merged from files without it"
+            f"branch {branch.name}: its baskets don't cover the entries 0 to {tree.num_entries} of "
+            "the tree in order; it is damaged, or was merged from files without it"
         )
     return bounds
 
 
 def uneven(branch: Any) -> str | None:
-    """Say that a branch is not for all entries of its tree, as after a merge with files without it.
+    """Problem of a branch that lacks entries of its tree, as after a merge with files without it.
 
-    What it has of an entry is then of another one. Fields of RNTuples have no length of their own.
+    Its values would belong to other entries. Fields of RNTuples have no length of their own.
     """
     tree = getattr(branch, "tree", None)
     if tree is None or branch.num_entries == tree.num_entries or branch.branches:
-        return None  # those with branches hold nothing
+        return None  # branches with sub-branches hold no values
     return (
         f"branch {branch.name} has {branch.num_entries} entries, but the tree has "
         f"{tree.num_entries}; choose or merge files that all have it"
@@ -115,38 +116,38 @@ def uneven(branch: Any) -> str | None:
 
 
 def part_of(directory: Directory, start: int, stop: int) -> Directory:
-    """What is needed of a directory to read the entries [start, stop)."""
+    """Part of a directory that the entries [start, stop) need."""
     if start == stop:
         return {}
     needed = needed_of(directory, start, stop)
     return {
-        name: None if baskets is None else baskets.some(needed[name])
+        name: None if baskets is None else baskets.part(needed[name])
         for name, baskets in directory.items()
     }
 
 
 def needed_of(directory: Directory, start: int, stop: int) -> dict[str, range]:
-    """Numbers of the baskets of each branch that are needed for the entries [start, stop)."""
+    """Numbers of the baskets of each branch that the entries [start, stop) need."""
     known = {name: baskets for name, baskets in directory.items() if baskets is not None}
     touched = {name: baskets.touched(start, stop) for name, baskets in known.items()}
-    first = min((known[name].bounds[some.start] for name, some in touched.items()), default=start)
-    last = max((known[name].bounds[some.stop] for name, some in touched.items()), default=stop)
+    # Counters locate entries in their baskets: they are needed for all entries of these baskets.
+    first = min((known[name].bounds[n.start] for name, n in touched.items()), default=start)
+    last = max((known[name].bounds[n.stop] for name, n in touched.items()), default=stop)
     return {
-        # counters tell where entries begin in baskets that hold others too
-        name: known[name].touched(first, last) if is_counter(name) else some
-        for name, some in touched.items()
+        name: known[name].touched(first, last) if is_counter(name) else numbers
+        for name, numbers in touched.items()
     }
 
 
 def is_counter(name: str) -> bool:
-    """Return whether a branch says how many objects of a collection an event has."""
+    """Return True if a branch counts the objects of a collection."""
     return name.startswith("n")
 
 
 class Dropped(NamedTuple):
-    """A tree of entries that a preselection dropped. They count on from the last of those it kept.
+    """Tree of the entries that a preselection dropped, numbered after the kept ones.
 
-    ``directory`` has the few columns that are there of them.
+    ``directory`` has the few columns that were kept of them.
     """
 
     tree: str
@@ -155,7 +156,7 @@ class Dropped(NamedTuple):
 
 
 def in_both(start: int, stop: int, n_kept: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of the entries [start, stop) those of the kept ones, and those of the dropped ones."""
+    """Split the entries [start, stop) into ranges of kept and of dropped entries."""
     return (
         (min(start, n_kept), min(stop, n_kept)),
         (max(start - n_kept, 0), max(stop - n_kept, 0)),
@@ -163,10 +164,9 @@ def in_both(start: int, stop: int, n_kept: int) -> tuple[tuple[int, int], tuple[
 
 
 class EntriesPlace(NamedTuple):
-    """Where a file says how many entries a tree has, so that it needs not be parsed for that.
+    """Position of a tree's number of entries in a file, to read it without parsing the tree.
 
-    The tree's record begins at ``seek`` and has ``size`` bytes; the number is ``offset`` bytes into
-    its content.
+    The tree's record has ``size`` bytes from ``seek``; the number is at ``offset`` of its content.
     """
 
     seek: int
@@ -175,12 +175,12 @@ class EntriesPlace(NamedTuple):
 
 
 def entries_place(directory: Any, name: str) -> EntriesPlace | None:
-    """Find the place of a tree's number of entries; None of RNTuples, which say it at once.
+    """Find the position of a tree's number of entries; None for RNTuples, which state it at once.
 
     Raises
     ------
     InputFileError
-        The tree's record, read once more, is another one.
+        The tree's record has changed since it was parsed.
     """
     import uproot  # noqa: PLC0415 - heavy
 
@@ -190,10 +190,10 @@ def entries_place(directory: Any, name: str) -> EntriesPlace | None:
     key = directory.key(name)
     chunk, cursor = key.get_uncompressed_chunk_cursor()
     content = bytes(chunk.get(cursor.index, cursor.index + key.fObjlen, cursor, {}))
-    # as they follow each other in a TTree of any version
+    # In this order in a TTree of any version.
     names = ("fEntries", "fTotBytes", "fZipBytes")
-    around = struct.pack(">qqq", *(tree.member(one) for one in names))
+    around = struct.pack(">qqq", *(tree.member(member) for member in names))
     offset = content.find(around)
     if offset < 0:
-        raise InputFileError(f"the record of {name} is not what it was a moment ago")
+        raise InputFileError(f"the record of {name} has changed while it was read")
     return EntriesPlace(int(key.fSeekKey), int(key.fNbytes), offset)

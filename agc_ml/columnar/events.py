@@ -1,4 +1,4 @@
-"""Events as flat columns, whatever they were read with."""
+"""Events as flat columns, read from baskets or taken from NanoEvents."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from agc_ml.columnar.jagged import Array, Collection, Group, offsets_of
 class FlatEvents:
     """Flat columns: ``events.event`` has shape ``(n_events,)``, ``events.Jet.pt`` ``(n_jets,)``.
 
-    ``column(name)`` gives a branch and ``offsets(name)`` those of a collection; ``names`` are the
-    branches that there are: a collection has a counter among them, a group such as ``events.MET``
-    has none. A branch without fields is a column, also beside a branch that seems to count it.
-    Where ``is_selected`` is false, the processor's preselection dropped the events, and they have
-    its ``counted_columns`` only.
+    ``column(name)`` reads a branch, ``offsets(name)`` the offsets of a collection; ``names`` are
+    all branches: a collection has a counter among them, a group such as ``events.MET`` has none. A
+    branch without fields is a column, even beside a branch that seems to count it. If
+    ``is_selected`` is False, the processor's preselection dropped the events, and they have only
+    its ``counted_columns``.
     """
 
     is_selected = True
@@ -45,7 +45,7 @@ class FlatEvents:
 
     @property
     def fields(self) -> list[str]:
-        """Names of what there is, as NanoEvents has them: counters are left out."""
+        """Names of columns, groups and collections, without counters, as in NanoEvents."""
         return [n for n in self._fields if n[:1] != "n" or n[1:] not in self._fields]
 
     def __getattr__(self, name: str) -> Any:
@@ -57,26 +57,26 @@ class FlatEvents:
             return self._column(f"{name}_{field}")
 
         if f"n{name}" in self._names and (fields or name not in self._names):
-            found: Any = Collection(self._offsets(name), column, fields=fields)
+            value: Any = Collection(self._offsets(name), column, fields=fields)
         elif name not in self._names and fields:
-            found = Group(column, fields)
+            value = Group(column, fields)
         else:
-            found = self._column(name)
-        setattr(self, name, found)
-        return found
+            value = self._column(name)
+        setattr(self, name, value)
+        return value
 
 
 def blocks(events: Any) -> Iterator[FlatEvents]:
-    """Events as flat columns, a part at a time that fits into memory.
+    """Events as flat columns, in blocks that fit into memory.
 
-    ``events`` are those of a worker that streams them, or any NanoEvents: these are one part.
+    ``events`` are a `Stream`, or any NanoEvents, which become one block.
     """
     is_stream = callable(getattr(events, "blocks", None))
     yield from events.blocks() if is_stream else [_of_records(events)]
 
 
 def _of_records(events: Any) -> FlatEvents:
-    import awkward as ak  # noqa: PLC0415 - only for events that are records
+    import awkward as ak  # noqa: PLC0415 - only for NanoEvents
 
     def column(name: str) -> Array:
         if name not in names:
@@ -84,15 +84,16 @@ def _of_records(events: Any) -> FlatEvents:
         if name[1:] in collections:
             return np.asarray(ak.num(events[name[1:]]))
         if name in collections:
-            raise AttributeError(f"{name} has lists, so it is no flat column; take it from records")
+            raise AttributeError(f"{name} has lists, so it is not a flat column; use records")
         group, _, field = name.partition("_")
         values = events[name] if name in events.fields else events[group][field]
         return np.asarray(ak.flatten(values) if group in collections else values)
 
     def offsets(name: str) -> Array:
-        found: Array = offsets_of(np.asarray(ak.num(events[name])))
-        return found
+        starts: Array = offsets_of(np.asarray(ak.num(events[name])))
+        return starts
 
+    # Fixed-size lists are columns, not collections: they have no counter.
     several = [name for name in events.fields if events[name].ndim > 1]
     collections = [name for name in several if not events[name].layout.purelist_isregular]
     names = [f"n{name}" for name in collections]

@@ -17,7 +17,7 @@ def fill(bins: Array, start: float, stop: float, values: Array, weights: Array) 
     """Add values to equal bins from ``start`` to ``stop``.
 
     ``bins`` has shape ``(n_bins + 2, 2)``: sums of weights and of squared weights, with underflow
-    and overflow. A value is in the bin in which Boost.Histogram puts it, NaN in the overflow.
+    and overflow. Values go to the same bin as in Boost.Histogram, NaN to the overflow.
     """
     n_bins = len(bins) - 2
     width = stop - start

@@ -1,7 +1,7 @@
 """Four-momenta as plain arrays; energies, momenta and masses in GeV, angles in radians.
 
-The arithmetic is that of the records of vector and coffea, to the last bit: in the precision of
-what comes in, and in the order of these formulas. A negative mass is one whose square is negative.
+The arithmetic equals that of vector's and coffea's records to the last bit: in the precision of
+the input, in the order of these formulas. A negative mass stands for a negative squared mass.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def pair_mass(
 ) -> Array:
     """Mass of pairs, each member given by (pt, eta, phi, mass), added in polar coordinates."""
     (pt, eta, phi, mass), (other_pt, other_eta, other_phi, other_mass) = first, second
+    # Transverse components of the sum, along and across the first member.
     along = pt + other_pt * np.cos(other_phi - phi)
     across = other_pt * np.sin(other_phi - phi)
     sum_pt = np.sqrt(along**2 + across**2)

@@ -1,7 +1,7 @@
-"""Events as coffea's records, of columns that are compared with each other when they are read.
+"""Events as coffea's records, with columns compared with each other as they are read.
 
-A schema puts columns together into lists of objects by one of them, such as a counter, and takes
-it that the others are as long. They need not be: after a skim that made some of them anew, say.
+A schema combines columns into lists of objects by one of them, such as a counter, and assumes that
+the others are as long. A skim that recomputed some columns may have broken that.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def events(
 ) -> Any:
     """Entries [start, stop) of a tree of an `agc_ml.delivery.opening.open_file` file.
 
-    ``names`` are the branches that are set up, none: all; ``clock`` runs uproot's tasks. What is
-    read of them raises `InputFileError` where it does not fit: it has another number of entries,
-    or its lists are of other lengths than those of the collection that it is part of.
+    ``names`` are the branches to set up, none for all; ``clock`` runs uproot's tasks. Reading a
+    column raises `InputFileError` if it has another number of entries, or lists of other lengths
+    than its collection.
 
     Raises
     ------
     ProcessorError
-        The schema makes no events of the branches: it has a fault, or is one of other files.
+        The schema can't build events from the branches: it has a bug, or is for other files.
     """
     NanoAODSchema.warn_missing_crossrefs = False
     with warnings.catch_warnings():
-        # The schema warns of what is common: branches it replaces, or cross-references it lacks.
+        # The schema warns of common things: branches it replaces, missing cross-references.
         warnings.filterwarnings("ignore", module=r"coffea\.nanoevents\.schemas")
         factory = _CheckedFactory.from_root(
             file,
@@ -55,33 +55,33 @@ def events(
             entry_stop=entries[1],
             schemaclass=schema,
             metadata=metadata,
-            # names as they are: uproot takes text with brackets or stars for a pattern
+            # A function: uproot would take names with brackets or stars for patterns.
             iteritems_options={"filter_name": frozenset(names).__contains__} if names else {},
             decompression_executor=clock,
             interpretation_executor=clock,
         )
-        with _made_by(schema):
+        with _schema_errors(schema):
             return factory.events()
 
 
 @contextmanager
-def _made_by(schema: Any) -> Iterator[None]:
-    """Take any error in here for one of the schema: nothing of the file is read."""
+def _schema_errors(schema: Any) -> Iterator[None]:
+    """Blame the schema for any error: no content of the file is read inside."""
     try:
         yield
     except (AgcError, MemoryError):
         raise
     except Exception as error:
         raise ProcessorError(
-            f"schema {schema.__name__} makes no events of the branches ({in_one_line(error)}); "
-            "correct it, or choose that of the file (--schema)"
+            f"schema {schema.__name__} can't build events from the branches "
+            f"({in_one_line(error)}); correct it, or choose the schema of the file (--schema)"
         ) from error
 
 
 def see_whole(events: Any) -> None:
-    """Raise what reading columns of `events` raised first, whatever became of it.
+    """Raise the first error of reading columns of `events`, even if it was caught.
 
-    awkward makes an AttributeError of it, which ``hasattr`` takes for a column that is not there.
+    awkward turns it into an AttributeError, which ``hasattr`` takes for a missing column.
     """
     error = events.attrs["@events_factory"].mapping.error
     if error is not None:
@@ -89,37 +89,30 @@ def see_whole(events: Any) -> None:
 
 
 def lacking(file: Any, tree: str, names: Collection[str], schema: type) -> str | None:
-    """Say what a schema can't make of the given branches of a tree, None if it can make all.
+    """Collections that a schema can't build from the given branches of a tree, None if it can.
 
-    coffea's vectors want coordinates, and some of them a charge, whatever is asked of them.
+    coffea's vectors need all coordinates, and some a charge, whatever is used of them.
     """
-    there = set(file[tree].keys()) - {*names}
+    others = set(file[tree].keys()) - {*names}
+    clock = TrivialExecutor()
     try:
-        made = events(
-            *(file, tree, (0, 0)),
-            names=names,
-            metadata={},
-            clock=TrivialExecutor(),
-            schema=schema,
-        )
+        empty = events(file, tree, (0, 0), names=names, metadata={}, clock=clock, schema=schema)
     except ProcessorError as error:
         return str(error)
-    problems = [
-        problem for field in made.fields if (problem := _problem(made, field, there)) is not None
-    ]
-    return "; ".join(problems) or None
+    problems = [_problem(empty, field, others) for field in empty.fields]
+    return "; ".join(problem for problem in problems if problem is not None) or None
 
 
-def _problem(made: Any, field: str, there: set[str]) -> str | None:
+def _problem(empty: Any, field: str, others: set[str]) -> str | None:
     try:
-        len(made[field])
-    except Exception as error:  # noqa: BLE001 - behaviours raise anything; it is told
-        more = [name for part in _PARTS if (name := f"{field}_{part}") in there]
+        len(empty[field])
+    except Exception as error:  # noqa: BLE001 - behaviours raise anything; it is reported
+        more = [name for part in _PARTS if (name := f"{field}_{part}") in others]
         if not more:
-            return f"the columns declared of {field} are not enough: {in_one_line(error)}"
+            return f"the columns declared for {field} are not enough: {in_one_line(error)}"
         return (
-            f"the processor's columns lack {', '.join(more)}, without which coffea makes no "
-            f"{field}; add them (what is not used is not read)"
+            f"the processor's columns lack {', '.join(more)}, which coffea needs for {field}; add "
+            "them (unused columns are not read)"
         )
     return None
 
@@ -134,7 +127,7 @@ class _CheckedFactory(NanoEventsFactory):  # type: ignore[misc]
     def _from_mapping(cls, mapping: Any, partition_key: Any, *others: Any, **named: Any) -> Any:
         checked = _CheckedMapping(mapping)
         _, schema, *_ = others
-        with _made_by(schema):
+        with _schema_errors(schema):
             factory = super()._from_mapping(checked, partition_key, *others, **named)
             checked.know(factory._schema.form, factory._partition_key)  # noqa: SLF001 - no other way
         factory.mapping = checked
@@ -142,13 +135,13 @@ class _CheckedFactory(NanoEventsFactory):  # type: ignore[misc]
 
 
 class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
-    """Columns of a tree, each compared with the range of entries and the list that it is part of.
+    """Columns of a tree, each compared with its range of entries and its list of objects.
 
-    A list is known by the key of its form, which tells how its offsets are made of columns.
+    Lists are identified by the key of their form, which says how columns give their offsets.
     """
 
     def __init__(self, mapping: UprootSourceMapping) -> None:
-        self.__dict__.update(mapping.__dict__)  # as the factory has made it
+        self.__dict__.update(mapping.__dict__)  # as built by the factory
         self._lists: dict[str, dict[str, list[str]]] = {}
         self._sources: set[str] = set()
         self._kept: dict[str, Any] = {}
@@ -157,10 +150,10 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
         self.error: Exception | None = None
 
     def know(self, form: Mapping[str, Any], partition: str) -> None:
-        """Learn from a schema's form which columns are put into which lists."""
+        """Record the columns of each list, from a schema's form."""
         self._partition = partition
         for key, branch, fields in _members(form):
-            if _nodes(key) != [branch, "!load", *fields]:  # else the list is its own
+            if _nodes(key) != [branch, "!load", *fields]:  # otherwise it is its own list
                 self._lists.setdefault(branch, {})[key] = fields
                 self._sources.add(_nodes(key)[0])
 
@@ -171,7 +164,7 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
     def extract_column(
         self, columnhandle: Any, start: int, stop: int, allow_missing: bool, **options: Any
     ) -> Any:
-        """Read a column, and compare it; offsets are made of some of them: these are kept."""
+        """Read a column, and compare it; columns that give offsets are cached."""
         name, handle = columnhandle
         if name in self._kept:
             return self._kept[name]
@@ -185,7 +178,7 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
 
     def _read(self, name: str, handle: Any, *where: Any, **options: Any) -> Any:
         start, stop, _ = where
-        problem = uneven(handle)  # also where the range lies inside of it
+        problem = uneven(handle)  # even if the range lies within the branch
         if problem is not None:
             raise InputFileError(problem)
         try:
@@ -203,7 +196,7 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
     def _compare(self, name: str, array: Any) -> None:
         if name in self._sources:
             if array.ndim == 1 and (np.asarray(array) < 0).any():
-                raise InputFileError(f"branch {name} counts less than nothing; it is damaged")
+                raise InputFileError(f"branch {name} has negative counts; it is damaged")
             self._kept[name] = array
         for key, fields in self._lists.get(name, {}).items():
             lists = array
@@ -212,39 +205,39 @@ class _CheckedMapping(UprootSourceMapping):  # type: ignore[misc]
             if not np.array_equal(ak.num(lists), np.diff(self._offsets_of(key))):
                 raise InputFileError(
                     f"branch {name}: its lists are not as long as {_nodes(key)[0]} says; it is "
-                    "damaged, or was made anew without its counter"
+                    "damaged, or was recomputed without its counter"
                 )
 
     def _offsets_of(self, key: str) -> Any:
-        """Offsets of the list of a form, as coffea makes them."""
+        """Offsets of the list of a form, as coffea computes them."""
         if key not in self._offsets:
             self._offsets[key] = self[f"{self._partition}/offsets/{concat(key, '!offsets')}"]()
         return self._offsets[key]
 
 
 def _nodes(key: str) -> list[str]:
-    """Names and transforms that a key of a form is made of, beginning with a branch."""
+    """Names and transforms in a key of a form, beginning with a branch."""
     nodes: list[str] = unquote(key).split(",")
     return nodes
 
 
 def _members(
-    form: Mapping[str, Any], of: str | None = None
+    form: Mapping[str, Any], owner: str | None = None
 ) -> Iterator[tuple[str, str, list[str]]]:
-    """Lists of a schema's form, by key, with each branch that is in them, and the way into it.
+    """Key, branch and path for each branch in the lists of a schema's form.
 
-    Only the outermost lists count events. What is made of columns has no branch of its own.
+    Only the outermost lists count events. Derived columns have no branch of their own.
     """
-    if of is not None and form.get("form_key"):
-        branch, *way = _nodes(form["form_key"])
-        if way[:1] == ["!load"] and "!content" in way:
-            fields = way[1 : way.index("!content")]
+    if owner is not None and form.get("form_key"):
+        branch, *path = _nodes(form["form_key"])
+        if path[:1] == ["!load"] and "!content" in path:
+            fields = path[1 : path.index("!content")]
             if len(fields) % 2 == 0 and set(fields[1::2]) <= {"!item"}:
-                yield of, branch, fields
+                yield owner, branch, fields
             return
     if form["class"].startswith("ListOffset"):
-        if of is not None:
+        if owner is not None:
             return
-        of = form["form_key"]
+        owner = form["form_key"]
     for inner in form.get("contents", [form["content"]] if "content" in form else []):
-        yield from _members(inner, of)
+        yield from _members(inner, owner)

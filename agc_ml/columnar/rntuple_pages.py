@@ -1,6 +1,6 @@
-"""RNTuples of which each part that is read is compared with its checksum: uproot does not look.
+"""RNTuples with the checksum of each page verified: uproot verifies header and footer only.
 
-It compares header and footer only. Source: ROOT's RNTuple Binary Format.
+Source: ROOT's RNTuple Binary Format.
 """
 
 from __future__ import annotations
@@ -16,28 +16,27 @@ _CHECKSUM: Final = 8
 
 
 class ChecksumError(Exception):
-    """A part of an RNTuple is not what was written."""
+    """A part of an RNTuple is damaged."""
 
 
 def compare_pages(tree: Any) -> None:
-    """Have what uproot reads of an RNTuple compared; a TTree has no such checksums.
+    """Verify the pages that uproot reads of an RNTuple; a TTree has no such checksums.
 
-    Reading raises `ChecksumError` for a page that has another checksum than is written behind it;
-    not all pages have one.
+    Reading a page raises `ChecksumError` if its checksum differs; not all pages have one.
     """
     if isinstance(tree, Model_ROOT_3a3a_RNTuple):
         tree.__class__ = _ComparedRNTuple
 
 
 class _ComparedRNTuple(Model_ROOT_3a3a_RNTuple):  # type: ignore[misc]
-    """uproot's RNTuple, whose pages are compared before they are unpacked."""
+    """uproot's RNTuple, with pages verified before they are unpacked."""
 
     _page: Any = None
 
     def read_page(
         self, destination: Any, cluster_idx: int, col_idx: int, page_idx: int, field_metadata: Any
     ) -> None:
-        """Fill an array with the content of a page."""
+        """Read the content of a page into an array."""
         self._page = self.page_link_list[cluster_idx][col_idx].pages[page_idx]
         super().read_page(destination, cluster_idx, col_idx, page_idx, field_metadata)
 
@@ -61,9 +60,9 @@ class _ComparedRNTuple(Model_ROOT_3a3a_RNTuple):  # type: ignore[misc]
 
 
 def _compare(chunk: Any, cursor: Cursor, n_bytes: int) -> None:
-    """See that the checksum of so many bytes is the one that follows them."""
+    """Compare the checksum of some bytes with the one after them."""
     end = cursor.index + n_bytes
     stored = chunk.get(cursor.index, end, cursor, {})
     checksum = bytes(chunk.get(end, end + _CHECKSUM, cursor, {}))
     if xxhash.xxh3_64_intdigest(bytes(stored)) != int.from_bytes(checksum, "little"):
-        raise ChecksumError(f"{n_bytes} bytes at {cursor.index} are damaged: another checksum")
+        raise ChecksumError(f"{n_bytes} bytes at {cursor.index} are damaged: wrong checksum")

@@ -23,8 +23,10 @@ from typing import Any, Final, Literal
 import cloudpickle
 import lz4.frame
 
+from agc_ml.columnar.basket_records import entries_at
 from agc_ml.columnar.baskets import Directory, Dropped, EntriesPlace, in_both
-from agc_ml.columnar.columns import Columns, entries_at
+from agc_ml.columnar.columns import Columns
+from agc_ml.columnar.stream import Stream
 from agc_ml.delivery import opening
 from agc_ml.errors import (
     AgcError,
@@ -268,7 +270,7 @@ def _process_flat(
     of_kept, of_dropped = in_both(chunk.start, chunk.stop, chunk.entries - no_more.entries)
     columns = Columns(file, chunk.tree, job.directory or {})
     others = Columns(file, no_more.tree, no_more.directory)
-    events = columns.stream(*of_kept, metadata, others.stream(*of_dropped, metadata))
+    events = Stream(columns, *of_kept, metadata, Stream(others, *of_dropped, metadata))
     opened = time.perf_counter()
     try:
         output = processor.process(events)

@@ -1,4 +1,4 @@
-"""Figures of generated events over the published ones."""
+"""Figures of generated and published events, with their ratio."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agc_ml.simulation.validation import Comparison
 
 EDGES: Final = np.linspace(50, 550, 26)  # GeV, of the published histograms
+_CENTRES: Final = (EDGES[:-1] + EDGES[1:]) / 2
 LABELS: Final = {"4j1b": r"$H_T$ [GeV]", "4j2b": r"$m_{bjj}$ [GeV]"}
 _RATIO: Final = (0.5, 1.5)
 _MARGINS: Final = (0.09, 0.98, 0.90)
@@ -27,7 +28,7 @@ _PUBLISHED, _GENERATED = "0.25", style.PETROFF[2]
 
 
 def draw(comparisons: Sequence[Comparison], directory: Path) -> list[FigureInfo]:
-    """Draw each dataset: both regions, normalised to the same area, with the ratio below.
+    """Draw both regions of each dataset, normalised to the same area, with the ratio below.
 
     Raises
     ------
@@ -50,8 +51,10 @@ def _draw(comparison: Comparison, directory: Path) -> FigureInfo:
     for column, region in enumerate(comparison.generated):
         upper = figure.add_subplot(grid[0, column])
         lower = figure.add_subplot(grid[1, column], sharex=upper)
-        _shapes(upper, comparison, region)
-        _ratio(lower, comparison, region)
+        reference = _bins(comparison.published[region])
+        counts = _bins(comparison.generated[region])
+        _shapes(upper, counts, reference)
+        _ratio(lower, counts, reference)
         upper.tick_params(labelbottom=False)
         upper.set_title(f"{region}, {name}, {style.plain(variation)}", loc="left", fontsize=13)
         lower.set_xlabel(LABELS[region])
@@ -68,37 +71,31 @@ def _draw(comparison: Comparison, directory: Path) -> FigureInfo:
 
 
 def _bins(counts: Array) -> Array:
-    """Contents of the 25 bins, with underflow in the first and overflow in the last."""
+    """Contents of the 25 bins, underflow added to the first, overflow to the last."""
     inner = counts[1:-1].copy()
     inner[0] += counts[0]
     inner[-1] += counts[-1]
     return inner
 
 
-def _shapes(axes: Axes, comparison: Comparison, region: str) -> None:
-    reference = _bins(comparison.published[region])
-    counts = _bins(comparison.generated[region])
+def _shapes(axes: Axes, counts: Array, reference: Array) -> None:
     n = max(counts.sum(), 1)
     axes.stairs(reference / reference.sum(), EDGES, color=_PUBLISHED, fill=True, alpha=0.25)
     axes.stairs(reference / reference.sum(), EDGES, color=_PUBLISHED, linewidth=1.2)
-    centres = (EDGES[:-1] + EDGES[1:]) / 2
     axes.errorbar(
-        centres, counts / n, yerr=np.sqrt(counts) / n, fmt="o", color=_GENERATED, markersize=3.5
+        _CENTRES, counts / n, yerr=np.sqrt(counts) / n, fmt="o", color=_GENERATED, markersize=3.5
     )
     axes.set_xlim(EDGES[0], EDGES[-1])
     axes.set_ylim(0, 1.25 * style.largest(counts / n, reference / reference.sum()))
     axes.set_ylabel("fraction of events")
 
 
-def _ratio(axes: Axes, comparison: Comparison, region: str) -> None:
-    reference = _bins(comparison.published[region])
-    counts = _bins(comparison.generated[region])
+def _ratio(axes: Axes, counts: Array, reference: Array) -> None:
     expected = reference * counts.sum() / reference.sum()
     ratio = style.divide(counts, expected)
     error = style.divide(np.sqrt(counts), expected)
-    centres = (EDGES[:-1] + EDGES[1:]) / 2
     axes.axhline(1, color=_PUBLISHED, linewidth=1.2)
-    axes.errorbar(centres, ratio, yerr=error, fmt="o", color=_GENERATED, markersize=3.5)
+    axes.errorbar(_CENTRES, ratio, yerr=error, fmt="o", color=_GENERATED, markersize=3.5)
     axes.set_ylim(*_RATIO)
     axes.set_ylabel("ratio")
 

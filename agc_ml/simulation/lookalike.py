@@ -1,9 +1,9 @@
-"""Files as large as the real ones: all their branches, as many events as one likes.
+"""Files as large as the real ones: all their branches, any number of events.
 
-A few thousand generated events are measured again and again, with new random numbers and new event
-numbers; branches that the generator does not fill hold random numbers of their type, of about the
-entropy of the real ones. Opening and reading such files costs what real ones cost; their truth
-repeats, so nothing is measured with them.
+The detector measures a few thousand generated events repeatedly, with new random numbers and event
+numbers; other branches hold random numbers of their type, of about the entropy of the real ones.
+Opening and reading such files costs as much as real ones; as their truth repeats, they are of no
+use for measurements.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from agc_ml import files as folders
+from agc_ml import files
 from agc_ml.errors import UsageError
-from agc_ml.files import write
 from agc_ml.inputs import agc_published, loading
 from agc_ml.inputs.datasets import Dataset, File
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.simulation import manifest, plan, samples
-
-if TYPE_CHECKING:
-    from agc_ml.simulation.detector.response import Truth
-    from agc_ml.simulation.events import Array, Collection, Events
+from agc_ml.simulation import manifest, nanoaod, plan, samples
+from agc_ml.simulation.detector.response import Response, Truth, understand
+from agc_ml.simulation.events import Array, Collection, Events, concatenate
+from agc_ml.simulation.truth import record
+from agc_ml.simulation.truth.pythia import Source
 
 logger = logging.getLogger(__name__)
 
 BASE_EVENTS: Final = 2_000
-"""Generated events that are measured again and again."""
+"""Generated events that are measured repeatedly."""
 
 FILE_EVENTS: Final = 1_000_000
 _BATCH: Final = 250  # events that Pythia is asked for at once
@@ -46,8 +45,8 @@ _PART: Final = 1 << 29  # added to the numbers of each part of a mixture
 class Branches:
     """Branches of a real file.
 
-    ``scalars`` one value an event, ``collections`` by counter, ``means`` of the counters; types as
-    numpy's codes.
+    ``scalars`` have one value an event; ``collections`` are by counter, with the ``means`` of the
+    counters. Types are numpy's codes.
     """
 
     scalars: Mapping[str, str]
@@ -56,7 +55,7 @@ class Branches:
 
     @property
     def number(self) -> int:
-        """How many there are, counters included."""
+        """Number of branches, with counters."""
         return len(self.scalars) + sum(1 + len(fields) for fields in self.collections.values())
 
 
@@ -70,11 +69,11 @@ def real_branches() -> Branches:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Events of another kind among those of a dataset.
+class Admixture:
+    """Events of another dataset among those of a file.
 
-    ``share`` is their fraction; ``vetoed``: only such as the sample's vetoes let pass, of which
-    many are selected.
+    ``share`` is their fraction; ``vetoed``: only events that pass the sample's vetoes, many of
+    which are selected.
     """
 
     dataset: str
@@ -89,18 +88,17 @@ def generate(
     seed: int,
     dataset: str = "ttbar__nominal",
     cluster_size: int = 20_000,
-    mixed_with: tuple[Part, ...] = (),
+    mixed_with: tuple[Admixture, ...] = (),
 ) -> Fileset:
     """Write ``events`` events of a dataset into files with all branches of the real ones.
 
-    They are not filtered: as in the real files, few of them are selected. ``mixed_with`` takes the
-    place of some of them, to have more or fewer selected. ``cluster_size`` is the number of events
-    whose columns lie together.
+    The events are unfiltered: as in the real files, few are selected. ``mixed_with`` replaces some,
+    to change that fraction. ``cluster_size`` is the number of events in a cluster of the file.
 
     Raises
     ------
     UsageError
-        There is no such dataset, the folder is in use, or a number makes no sense.
+        There is no such dataset, the folder is in use, or a number is out of range.
     StoreError
         The folder can't be written, or the disk is full.
     GenerateError
@@ -111,29 +109,29 @@ def generate(
     if cluster_size < 1:
         raise UsageError(f"--cluster-size {cluster_size}: at least one event is needed")
     if not 1 <= events <= plan.MOST_EVENTS:
-        raise UsageError(f"--events {events:,}: from 1 up to {plan.MOST_EVENTS:,} make sense")
-    with folders.store_errors(folder):
-        if folder.exists() and (not folder.is_dir() or not folders.is_unused(folder)):
-            raise UsageError(f"{folder}: there is something in it; name another folder with -o")
+        raise UsageError(f"--events {events:,}: 1 to {plan.MOST_EVENTS:,} are allowed")
+    with files.store_errors(folder):
+        if folder.exists() and (not folder.is_dir() or not files.is_unused(folder)):
+            raise UsageError(f"{folder}: not an empty folder; name another one with -o")
     n_files = -(-events // FILE_EVENTS)
     bounds = [events * index // n_files for index in range(n_files + 1)]
-    with folders.owned(folder):
+    with files.owned(folder):
         base = _mixture(sample, seed, min(events, BASE_EVENTS), mixed_with)
-        files = tuple(
+        written = tuple(
             _write(
                 folder / f"{dataset}_{index}.root",
                 _Repeated(base, sample.name, seed, bounds[index], bounds[index + 1], cluster_size),
             )
             for index in range(n_files)
         )
-        fileset = _fileset(sample, files, seed, base.numbers.size)
+        fileset = _fileset(sample, written, seed, base.numbers.size)
         loading.save(fileset, folder / "fileset.json")
     return fileset
 
 
 @dataclass(frozen=True)
 class _Base:
-    """Generated events, in batches, and their numbers."""
+    """Generated events in batches, with their event numbers."""
 
     batches: tuple[tuple[Truth, Array], ...]
 
@@ -142,7 +140,9 @@ class _Base:
         return np.concatenate([numbers for _, numbers in self.batches])
 
 
-def _mixture(sample: samples.Sample, seed: int, events: int, mixed_with: tuple[Part, ...]) -> _Base:
+def _mixture(
+    sample: samples.Sample, seed: int, events: int, mixed_with: tuple[Admixture, ...]
+) -> _Base:
     others = [round(part.share * events) for part in mixed_with]
     batches = list(_base(sample, seed, events - sum(others), vetoed=False).batches)
     for place, (part, number) in enumerate(zip(mixed_with, others, strict=True), 1):
@@ -152,22 +152,18 @@ def _mixture(sample: samples.Sample, seed: int, events: int, mixed_with: tuple[P
 
 
 def _base(sample: samples.Sample, seed: int, events: int, *, vetoed: bool) -> _Base:
-    from agc_ml.simulation.detector import response as detector  # noqa: PLC0415 - heavy
-    from agc_ml.simulation.truth import record  # noqa: PLC0415 - heavy
-    from agc_ml.simulation.truth.pythia import Source  # noqa: PLC0415 - heavy
-
     source = Source(sample, seed, 0, enforced="own" if vetoed else None)
     batches = []
     for start in range(0, events, _BATCH):
         batch = source.batch(min(_BATCH, events - start))
-        truth = detector.understand(record.flatten(batch.particles), batch.info)
+        truth = understand(record.flatten(batch.particles), batch.info)
         batches.append((truth, batch.attempts.astype(np.uint64) + np.uint64(1)))
     return _Base(tuple(batches))
 
 
 @dataclass(frozen=True)
 class _Repeated:
-    """The events [start, stop) of the endless repetition of a base."""
+    """Events [start, stop) of an endlessly repeated base."""
 
     base: _Base
     dataset: str
@@ -177,30 +173,25 @@ class _Repeated:
     cluster_size: int
 
     def clusters(self) -> Iterator[Events]:
-        """The events, with all branches, in clusters."""
-        from agc_ml.simulation.events import concatenate  # noqa: PLC0415 - heavy
-
+        """The events with all branches, in clusters; each has random numbers of its own."""
         held: list[Events] = []
-        so_far = self.start
-        for part in self._measured():
-            left = part
-            while len(left):
+        start = self.start
+        for measured in self._measured():
+            rest = measured
+            while len(rest):
                 room = self.cluster_size - sum(map(len, held))
-                first = np.arange(len(left)) < room
-                held.append(left.select(first))
-                left = left.select(~first)
+                first = np.arange(len(rest)) < room
+                held.append(rest.select(first))
+                rest = rest.select(~first)
                 if sum(map(len, held)) == self.cluster_size:
-                    yield filled(concatenate(held), np.random.default_rng([self.seed, so_far]))
-                    so_far += self.cluster_size
+                    yield filled(concatenate(held), np.random.default_rng([self.seed, start]))
+                    start += self.cluster_size
                     held = []
         if held:
-            yield filled(concatenate(held), np.random.default_rng([self.seed, so_far]))
+            yield filled(concatenate(held), np.random.default_rng([self.seed, start]))
 
     def _measured(self) -> Iterator[Events]:
-        from agc_ml.simulation import nanoaod  # noqa: PLC0415 - heavy
-        from agc_ml.simulation.detector import response as detector  # noqa: PLC0415 - heavy
-
-        response = detector.Response(seed=self.seed, dataset=self.dataset)
+        response = Response(seed=self.seed, dataset=self.dataset)
         period = self.base.numbers.size
         for repeat in range(self.start // period, -(-self.stop // period)):
             place = repeat * period
@@ -210,15 +201,14 @@ class _Repeated:
                 place += len(numbers)
                 if not wanted.any():
                     continue
+                # New event numbers in each repetition: new random numbers in the detector.
                 shifted = numbers + np.uint64(repeat * _REPEAT)
                 events = response.measure(truth, shifted, repeat + 1)
                 yield nanoaod.stored(events if wanted.all() else events.select(wanted))
 
 
 def filled(events: Events, rng: np.random.Generator) -> Events:
-    """Give events all branches of the real files, and none that these lack, in their types."""
-    from agc_ml.simulation.events import Collection, Events  # noqa: PLC0415 - heavy
-
+    """Give events exactly the branches of the real files, with their types."""
     real = real_branches()
     values = {
         name: _typed(events.values[name], code)
@@ -234,11 +224,9 @@ def filled(events: Events, rng: np.random.Generator) -> Events:
         total = int(counts.sum())
         columns = {}
         for branch, code in fields.items():
-            field = branch.removeprefix(f"{name}_")  # of LHEPdfWeight: the branch itself
-            known = None if ours is None else ours.fields.get(field)
-            columns[field] = (
-                _random(branch, code, total, rng) if known is None else _typed(known, code)
-            )
+            field = branch.removeprefix(f"{name}_")  # LHEPdfWeight is its own field
+            own = None if ours is None else ours.fields.get(field)
+            columns[field] = _random(branch, code, total, rng) if own is None else _typed(own, code)
         collections[name] = Collection(counts, columns)
     return Events(values, collections)
 
@@ -248,22 +236,18 @@ def _typed(values: Array, code: str) -> Array:
 
 
 def _random(name: str, code: str, n: int, rng: np.random.Generator) -> Array:
-    """Random numbers of a type; indices to other collections are -1, for none."""
-    from agc_ml.simulation.nanoaod import rounded  # noqa: PLC0415 - heavy
-
+    """Random numbers of a type; -1, for none, as indices to other collections."""
     dtype = np.dtype(code)
     if dtype.kind == "b":
         return rng.random(n, dtype=np.float32) < 0.05
     if dtype.kind == "f":
-        return rounded(rng.standard_normal(n, dtype=np.float32))
+        return nanoaod.rounded(rng.standard_normal(n, dtype=np.float32))
     if "Idx" in name:
         return np.full(n, -1 if dtype.kind == "i" else 0, dtype)
     return rng.integers(0, 8, n).astype(dtype)
 
 
 def _write(path: Path, part: _Repeated) -> File:
-    from agc_ml.simulation import nanoaod  # noqa: PLC0415 - heavy
-
     n = part.stop - part.start
     origin = {
         "dataset": part.dataset,
@@ -274,7 +258,7 @@ def _write(path: Path, part: _Repeated) -> File:
         "generated": int(part.base.numbers.size),
         "like": "CMS 2015 Open Data",
     }
-    write(path, lambda hidden: nanoaod.write(hidden, part.clusters(), n, origin, path.name))
+    files.write(path, lambda hidden: nanoaod.write(hidden, part.clusters(), n, origin, path.name))
     logger.info("%s: %s events", path.name, f"{n:,}")
     return File(
         lfn=path.name,
@@ -285,13 +269,15 @@ def _write(path: Path, part: _Repeated) -> File:
     )
 
 
-def _fileset(sample: samples.Sample, files: tuple[File, ...], seed: int, generated: int) -> Fileset:
+def _fileset(
+    sample: samples.Sample, written: tuple[File, ...], seed: int, generated: int
+) -> Fileset:
     dataset = Dataset(
         name=sample.name,
         process=sample.process,
         variation=sample.variation,
         **manifest.over_factor(sample.xsec, agc_published.SOURCE, sample.factor),
-        files=files,
+        files=written,
     )
     note = (
         f"made to be as large as real files: {generated:,} generated events (seed {seed}) measured "

@@ -1,4 +1,4 @@
-"""``manifest.json``: what is in a generated set, what made it, and what it is worth."""
+"""``manifest.json``: content, origin and known shortfalls of a generated set."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class _Record(BaseModel):
 
 
 class Request(_Record):
-    """What was asked for; the same request gives the same events."""
+    """Request for a set; the same request gives the same events."""
 
     seed: int
     events: dict[str, int] = Field(description="events of each dataset")
     content: Content
-    muons: bool = Field(description="whether a muon will do as the lepton")
+    muons: bool = Field(description="True if the lepton may be a muon")
     constituents: bool
     emulate_cms2015_muon_id: bool
-    settings: str = Field(description="sha256 of all that decides the events beside the request")
+    settings: str = Field(description="sha256 of all that decides events besides this")
 
 
 class ShortfallRecord(_Record):
-    """Where a sample is further from the published one than it should be."""
+    """A known difference of a sample from the published one, beyond the limits."""
 
     quantity: str
     value: float
@@ -55,7 +55,7 @@ class FileRecord(_Record):
     uuid: str
     entries: int = Field(gt=0)
     generated: int = Field(
-        gt=0, description="hard events, of which the entries passed vetoes and skim"
+        gt=0, description="hard events, from which the entries passed vetoes and skim"
     )
     sumw: float = Field(description="sum of weights of all generated events")
 
@@ -63,9 +63,8 @@ class FileRecord(_Record):
 class DatasetRecord(_Record):
     """A dataset of the set.
 
-    ``factor`` is the yield of these events, at the published cross-section, over the yield of the
-    published ones; ``absorbs`` says what it stands for, ``shortfalls`` where the sample is not as
-    near to the published one as it should be.
+    ``factor`` is the ratio of yields, generated over published, at the published cross-section;
+    ``absorbs`` names its causes, ``shortfalls`` other known differences beyond the limits.
     """
 
     process: str
@@ -74,7 +73,7 @@ class DatasetRecord(_Record):
     xsec_source: str
     factor: float = Field(gt=0)
     absorbs: str
-    veto_loss: float = Field(description="fraction of selected events that vetoes lose")
+    veto_loss: float = Field(description="fraction of selected events lost by vetoes")
     shortfalls: tuple[ShortfallRecord, ...]
     settings: tuple[str, ...] = Field(description="lines for Pythia")
     events: int
@@ -84,7 +83,7 @@ class DatasetRecord(_Record):
 
 
 class Manifest(_Record):
-    """A generated set: all of it, or as far as it has come."""
+    """A generated set, complete or partial."""
 
     schema_version: Literal[1] = Field(SCHEMA, alias="schema")
     status: Literal["complete", "partial"]
@@ -96,7 +95,7 @@ class Manifest(_Record):
 
 
 def save(manifest: Manifest, folder: Path) -> None:
-    """Write ``manifest.json``, and of a complete set ``fileset.json``.
+    """Write ``manifest.json``, and for a complete set ``fileset.json``.
 
     Raises
     ------
@@ -115,17 +114,17 @@ def load(folder: Path) -> Manifest:
     Raises
     ------
     GenerateError
-        There is none, or it is damaged.
+        There is no manifest, or it is damaged.
     """
     path = folder / MANIFEST
     try:
         raw = documents.json_of(documents.text(path))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise GenerateError(
-            f"{folder}: no generated set (no {MANIFEST} in it); 'agc-ml generate' makes one"
+            f"{folder}: no generated set (no {MANIFEST} in it); make one with 'agc-ml generate'"
         ) from error
     except (OSError, ValueError) as error:
-        raise GenerateError(f"{path}: cut off or not JSON ({error}); generate again") from error
+        raise GenerateError(f"{path}: truncated or not JSON ({error}); generate again") from error
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
@@ -135,17 +134,17 @@ def load(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
-    """Check that all files are there, with their checksums.
+    """Check that all files exist and have their checksums.
 
     Raises
     ------
     GenerateError
-        The set is not complete, or a file is missing or another than the manifest says.
+        The set is not complete, or a file is missing or differs from the manifest.
     UsageError, FilesetError
         Its fileset is missing or damaged.
     """
     if manifest.status != "complete":
-        raise GenerateError(f"{folder}: not complete; go on with 'agc-ml generate ... --resume'")
+        raise GenerateError(f"{folder}: not complete; resume with 'agc-ml generate ... --resume'")
     for name, dataset in manifest.datasets.items():
         for file in dataset.files:
             problem = problem_of(folder / file.name, file)
@@ -157,12 +156,12 @@ def verify(folder: Path, manifest: Manifest) -> None:
     stated = Fileset.load(str(folder / FILESET))
     if stated.digest != fileset(manifest).digest:
         raise GenerateError(
-            f"{folder / FILESET}: not what {MANIFEST} says; generate or copy the set again"
+            f"{folder / FILESET}: it contradicts {MANIFEST}; generate or copy the set again"
         )
 
 
 def problem_of(path: Path, record: FileRecord) -> str | None:
-    """What is wrong with a file of the set, None if nothing."""
+    """Problem of a file of the set, None if it is intact."""
     if not path.is_file():
         return "missing"
     size = path.stat().st_size
@@ -181,7 +180,7 @@ def sha256(path: Path) -> str:
 def fileset(manifest: Manifest) -> Fileset:
     """The fileset of a set; paths are relative to its folder.
 
-    Cross-sections are divided by the factors, so that yields are like the published ones.
+    Cross-sections are divided by the factors, so that yields equal the published ones.
     """
     datasets = tuple(
         Dataset(
@@ -203,16 +202,15 @@ def fileset(manifest: Manifest) -> Fileset:
         )
         for name, d in manifest.datasets.items()
     )
-    made_by = manifest.versions
     note = (
-        f"generated events, no data of CMS: Pythia {made_by['pythia8mc']}, parametrised detector, "
-        f"seed {manifest.request.seed}"
+        f"generated events, no data of CMS: Pythia {manifest.versions['pythia8mc']}, parametrised "
+        f"detector, seed {manifest.request.seed}"
     )
     return labelled(datasets, note)
 
 
 def over_factor(xsec: float, source: str, factor: float) -> dict[str, Any]:
-    """Cross-sections [pb] and their source, for a dataset whose yield is ``factor`` too high."""
+    """Cross-sections [pb] and source of a dataset whose yield is ``factor`` too high."""
     return {
         "process_xsec": xsec,
         "xsec": xsec / factor,
@@ -221,7 +219,7 @@ def over_factor(xsec: float, source: str, factor: float) -> dict[str, Any]:
 
 
 def labelled(datasets: tuple[Dataset, ...], note: str) -> Fileset:
-    """Datasets of ours as a fileset; figures of them say that they are generated."""
+    """Fileset of generated datasets; its label tells so in figures."""
     return Fileset(
         datasets,
         agc_published.LUMINOSITY,

@@ -1,4 +1,4 @@
-"""NanoAOD files: branches with CMS's names and types, the ``Runs`` tree, and what made them."""
+"""NanoAOD files: branches with CMS's names and types, the ``Runs`` tree, and their origin."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from agc_ml.inputs import agc_published
 from agc_ml.simulation.events import Array, Collection, Events
 
 CLUSTER: Final = 20_000
-"""Events of a cluster (one basket a branch): a few MB, which reads well."""
+"""Events of a cluster, with one basket a branch: a few MB, which reads well."""
 
 ORIGIN: Final = agc_published.ORIGIN
-"""Name of the string in each file that says what made it: JSON."""
+"""Name of the JSON string in each file that describes how it was made."""
 
 _ZLIB_LEVEL: Final = 6
-_EXACT_BITS, _COARSE_BITS = 12, 10  # of the mantissa, as NanoAOD stores momenta and all else
+_EXACT_BITS, _COARSE_BITS = 12, 10  # mantissa of momenta, and of other numbers, as in NanoAOD
 _EXACT: Final = {"pt", "eta", "phi", "mass"}
 _NAMESPACE: Final = uuid.UUID("5d1c8a4e-7a35-4c2e-9a35-0d6f3b2f7c11")
 
@@ -36,11 +36,11 @@ SLIM_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "Muon": ("pt", "eta", "phi", "mass", "charge", "tightId", "sip3d", "pfRelIso04_all"),
     "Jet": ("pt", "eta", "phi", "mass", "btagCSVV2", "jetId", "qgl"),
 }
-"""Branches of the slim content: what the ttbar measurement reads, missing momentum and vertices."""
+"""Branches of the slim content: those of the ttbar measurement, missing momentum, vertices."""
 
 
 def slim(events: Events, *, also: Iterable[str] = ()) -> Events:
-    """Keep the branches of the slim content, and the collections named in ``also``."""
+    """Keep the branches of the slim content, and the whole collections named in ``also``."""
     collections = {
         name: Collection(
             events.collections[name].counts,
@@ -54,16 +54,7 @@ def slim(events: Events, *, also: Iterable[str] = ()) -> Events:
 
 def stored(events: Events) -> Events:
     """Round floating-point columns to what NanoAOD stores: float32 with a short mantissa."""
-    return Events(
-        {name: _stored(name.rpartition("_")[2], values) for name, values in events.values.items()},
-        {
-            name: Collection(
-                collection.counts,
-                {field: _stored(field, values) for field, values in collection.fields.items()},
-            )
-            for name, collection in events.collections.items()
-        },
-    )
+    return events.mapped(_stored)
 
 
 def _stored(field: str, values: Array) -> Array:
@@ -73,7 +64,7 @@ def _stored(field: str, values: Array) -> Array:
 
 
 def rounded(values: Array, bits: int = _COARSE_BITS) -> Array:
-    """float32 numbers with so many bits of mantissa: the rest is zero, and compresses well."""
+    """Round to float32 with ``bits`` bits of mantissa; the rest is zero, and compresses well."""
     dropped = 23 - bits
     pattern = np.ascontiguousarray(values, np.float32).view(np.uint32)
     kept = np.uint32((0xFFFFFFFF << dropped) % (1 << 32))
@@ -83,10 +74,10 @@ def rounded(values: Array, bits: int = _COARSE_BITS) -> Array:
 def write(
     path: Path, clusters: Iterable[Events], generated: int, origin: Mapping[str, Any], name: str
 ) -> None:
-    """Write events, the ``Runs`` tree with how many were generated for them, and their origin.
+    """Write events, the ``Runs`` tree with their number of generated events, and their origin.
 
-    Each of ``clusters`` becomes a cluster of the file. The weight of each event is one. The file's
-    UUID is that of `uuid_of`.
+    Each item of ``clusters`` becomes a cluster of the file, with its UUID from `uuid_of`. The
+    weight of each event is one.
     """
     import uproot  # noqa: PLC0415 - heavy
 
@@ -101,6 +92,7 @@ def write(
                 with _unsigned_counters():
                     tree = file.mktree("Events", _types(branches), title="Events")
             tree.extend(branches)
+        # Normalisation needs the generated events, also those that vetoes and skim dropped.
         runs: dict[str, Array] = {
             "run": np.ones(1, np.uint32),
             "genEventCount": np.array([generated], np.int64),
@@ -112,7 +104,7 @@ def write(
 
 
 def uuid_of(origin: Mapping[str, Any], name: str) -> uuid.UUID:
-    """The UUID of a file: the same for the same events under the same name."""
+    """UUID of a file: the same for the same events under the same name."""
     return uuid.uuid5(_NAMESPACE, f"{name}\n{_text(origin)}")
 
 
@@ -121,7 +113,7 @@ def _text(origin: Mapping[str, Any]) -> str:
 
 
 def branches_of(events: Events) -> dict[str, Any]:
-    """Events as arrays by branch: numpy, or awkward records for collections."""
+    """Events as arrays by branch: numpy, or awkward lists for collections."""
     collections: dict[str, Any] = {
         name: ak.unflatten(
             # a collection of one column of its own name, such as LHEPdfWeight
@@ -143,10 +135,10 @@ def _types(branches: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _unsigned_counters() -> Iterator[None]:
-    """Let uproot book counters (``nJet``) as CMS does, unsigned; it has no option for that."""
+    """Make uproot book counters (``nJet``) unsigned, as CMS does; it has no option for that."""
     from uproot.writing._cascadetree import Tree  # noqa: PLC0415 - heavy
 
-    signed = Tree._branch_np  # noqa: SLF001 - see above; a test holds that it works
+    signed = Tree._branch_np  # noqa: SLF001 - tested
 
     def unsigned(tree: Any, name: str, shape: Any, dtype: Any, **options: Any) -> Any:
         if options.get("kind") == "counter":

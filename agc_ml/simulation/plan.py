@@ -1,4 +1,4 @@
-"""What a set consists of: events shared among datasets, cut into units and files."""
+"""Plan of a generated set: events of each dataset, in units of work and files."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, SupportsIndex
 
 from agc_ml.errors import UsageError
+from agc_ml.simulation.kernel_cache import code_digest
 from agc_ml.simulation.manifest import Request
 from agc_ml.simulation.samples import COMMON, Sample
 from agc_ml.simulation.unit import JET_PT, LEPTON_PT, N_JETS, Unit
 
 FILE_EVENTS: Final = 100_000
-"""About how many events are in a file: whole units."""
+"""Approximate number of events in a file of whole units."""
 
 MOST_EVENTS: Final = 1_000_000_000
-"""Most events of a set: some 200 TB and years of a core's work are a slip of the hand."""
+"""Most events of a set: more, some 200 TB and core-years of work, is a typing error."""
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A file, and the units whose events it will hold, in their order."""
+    """A file, and its units in order."""
 
     name: str
     units: tuple[Unit, ...]
 
     @property
     def sample(self) -> Sample:
-        """The sample that all its events are of."""
+        """Sample of all its events."""
         return self.units[0].sample
 
     @property
@@ -39,8 +40,8 @@ class PlannedFile:
         return sum(unit.events for unit in self.units)
 
 
-def shared(samples: Sequence[Sample], events: int | Mapping[str, int]) -> dict[str, int]:
-    """Events of each sample: as given, or shared among them, at least one each.
+def events_per_sample(samples: Sequence[Sample], events: int | Mapping[str, int]) -> dict[str, int]:
+    """Number of events of each sample: as given, or shared by `Sample.share`, at least one each.
 
     Raises
     ------
@@ -51,13 +52,13 @@ def shared(samples: Sequence[Sample], events: int | Mapping[str, int]) -> dict[s
         without = [sample.name for sample in samples if sample.name not in events]
         if without:
             raise UsageError(
-                f"{without[0]}: no number of events; each dataset's own goes by its name"
+                f"{without[0]}: no number of events; give one for each dataset, by name"
             )
         numbers = {sample.name: _whole(sample.name, events[sample.name]) for sample in samples}
     else:
         numbers = _shares(samples, events)
     if sum(numbers.values()) > MOST_EVENTS:
-        raise UsageError(f"{sum(numbers.values()):,} events; up to {MOST_EVENTS:,} make sense")
+        raise UsageError(f"{sum(numbers.values()):,} events; at most {MOST_EVENTS:,} are allowed")
     return numbers
 
 
@@ -70,9 +71,10 @@ def _whole(name: str, number: object) -> int:
 def _shares(samples: Sequence[Sample], events: int) -> dict[str, int]:
     if not len(samples) <= events <= MOST_EVENTS:
         raise UsageError(
-            f"--events {events:,}: from {len(samples)} (one a dataset) up to {MOST_EVENTS:,} make "
-            "sense"
+            f"--events {events:,}: at least {len(samples)} (one a dataset) and at most "
+            f"{MOST_EVENTS:,} are allowed"
         )
+    # One event each, and the rest by share; rounded ends of ranges add up to all events.
     total, spare = sum(sample.share for sample in samples), events - len(samples)
     ends, so_far = [0], 0.0
     for sample in samples:
@@ -81,7 +83,7 @@ def _shares(samples: Sequence[Sample], events: int) -> dict[str, int]:
     return {s.name: 1 + ends[i + 1] - ends[i] for i, s in enumerate(samples)}
 
 
-def planned(samples: Sequence[Sample], request: Request) -> tuple[PlannedFile, ...]:
+def plan_files(samples: Sequence[Sample], request: Request) -> tuple[PlannedFile, ...]:
     """Cut the events of each sample into units and files."""
     files: list[PlannedFile] = []
     for sample in samples:
@@ -91,8 +93,6 @@ def planned(samples: Sequence[Sample], request: Request) -> tuple[PlannedFile, .
 
 
 def _files_of(sample: Sample, events: int, request: Request) -> Iterator[PlannedFile]:
-    from agc_ml.simulation.kernel_cache import code_digest  # noqa: PLC0415 - heavy
-
     code = code_digest()
     units = [
         Unit(
@@ -107,6 +107,7 @@ def _files_of(sample: Sample, events: int, request: Request) -> Iterator[Planned
         )
         for number in range(-(-events // sample.unit))
     ]
+    # Files hold whole units, of as equal numbers as possible.
     n_files = max(1, round(events / FILE_EVENTS))
     for index in range(n_files):
         suffix = f"_{index}" if n_files > 1 else ""
@@ -115,13 +116,8 @@ def _files_of(sample: Sample, events: int, request: Request) -> Iterator[Planned
 
 
 def settings_digest(samples: Sequence[Sample]) -> str:
-    """Sha256 of settings, detector, code and versions: all that decides events, but the request."""
-    from agc_ml.simulation.kernel_cache import code_digest  # noqa: PLC0415 - heavy
-
-    content = {
-        "samples": [_deciding(sample) for sample in samples],
-        "code": code_digest(),
-    }
+    """Sha256 of all that decides events besides the request: settings, code and versions."""
+    content = {"samples": [_deciding(sample) for sample in samples], "code": code_digest()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -133,8 +129,8 @@ def _deciding(sample: Sample) -> dict[str, Any]:
     return content
 
 
-def skim_in_words(request: Request) -> str:
-    """What an event needs to be kept, in words."""
+def skim_description(request: Request) -> str:
+    """Requirements of the skim, in words."""
     leptons = "electron or muon" if request.muons else "electron"
     return (
         f"at least one {leptons} with pt > {LEPTON_PT:g} GeV and {N_JETS} jets with tight lepton "
@@ -143,7 +139,7 @@ def skim_in_words(request: Request) -> str:
 
 
 def origin(request: Request, file: PlannedFile) -> dict[str, Any]:
-    """What made a file, for the file itself."""
+    """Origin of a file, stored in the file itself."""
     return {
         "dataset": file.sample.name,
         "seed": request.seed,
@@ -154,6 +150,6 @@ def origin(request: Request, file: PlannedFile) -> dict[str, Any]:
         "units": [file.units[0].number, file.units[-1].number],
         "events": file.events,
         "pythia": [setting.line for setting in (*COMMON, *file.sample.settings)],
-        "skim": skim_in_words(request),
+        "skim": skim_description(request),
         "settings": request.settings,
     }

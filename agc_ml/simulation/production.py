@@ -1,7 +1,7 @@
-"""`generate`: a set of events, in files, made in units anywhere and put together here.
+"""`generate`: a set of events in files; workers make units, this process writes the files.
 
-The folder holds ``manifest.json`` from the first file on, the files under their final names only
-when they are whole, and finished units in ``units/`` until their file is written.
+The folder holds ``manifest.json`` from the start, files under their final names once they are
+complete, and finished units in ``units/`` until their file is written.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from agc_ml import files as folders
+from agc_ml import files
 from agc_ml.errors import GenerateError, UsageError
-from agc_ml.execution.cluster import clusters as cluster
-from agc_ml.execution.cluster import executors, progress
+from agc_ml.execution.cluster import clusters, executors, progress
 from agc_ml.execution.cluster.executors import Lost
 from agc_ml.execution.processing import Failure
 from agc_ml.execution.state.checkpoints import seal, unseal
 from agc_ml.execution.state.run_state import Tick
-from agc_ml.files import write
 from agc_ml.inputs import agc_published
 from agc_ml.results.packing import is_code, is_too_large, unpack
 from agc_ml.simulation import manifest as manifests
-from agc_ml.simulation import plan
+from agc_ml.simulation import nanoaod, plan
 from agc_ml.simulation.detector.parameters import DETECTOR
+from agc_ml.simulation.events import Events, concatenate, of_plain
 from agc_ml.simulation.manifest import (
     Content,
     DatasetRecord,
@@ -40,12 +39,11 @@ from agc_ml.simulation.manifest import (
 )
 from agc_ml.simulation.plan import PlannedFile
 from agc_ml.simulation.samples import COMMON, choose
+from agc_ml.simulation.truth import pythia
 from agc_ml.simulation.unit import Made, Unit, make
 
 if TYPE_CHECKING:
     from distributed import Client
-
-    from agc_ml.simulation.events import Events
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +53,25 @@ _PACKAGES: Final = ("agc-ml", "pythia8mc", "fastjet", "numpy", "numba", "awkward
 
 
 class OtherRequestError(UsageError):
-    """A folder was begun with another request, or by another version."""
+    """A folder holds a set of another request, or of another version."""
 
 
 @dataclass
-class _State:
-    """How far a production has come."""
+class _Progress:
+    """Progress of a production: written files, finished units on disk, counts."""
 
     folder: Path
     request: Request
-    files: tuple[PlannedFile, ...]
+    planned: tuple[PlannedFile, ...]
     written: dict[str, FileRecord]
     on_tick: Callable[[Tick], None] = lambda _: None
     failures: int = 0
-    have: set[Unit] = field(default_factory=set)
+    on_disk: set[Unit] = field(default_factory=set)
     units_done: int = 0
     events_done: int = 0
 
     def path(self, unit: Unit) -> Path:
-        """Where a finished unit is or will be, named by all that decides its content."""
+        """Path of a finished unit, named by all that decides its content."""
         deciding = {**asdict(unit), "sample": unit.sample.name, "muons": unit.sample.vetoes.muons}
         content = json.dumps([deciding, self.request.settings], sort_keys=True)
         return self.folder / _UNITS / hashlib.sha256(content.encode()).hexdigest()[:40]
@@ -84,13 +82,13 @@ class _State:
         self.events_done += unit.events
 
     def tick(self) -> None:
-        """Tell how far it is."""
+        """Report the progress."""
         self.on_tick(
             Tick(
                 self.units_done,
-                sum(len(file.units) for file in self.files),
+                sum(len(file.units) for file in self.planned),
                 self.events_done,
-                sum(file.events for file in self.files),
+                sum(file.events for file in self.planned),
                 self.failures,
             )
         )
@@ -107,7 +105,7 @@ def generate(
     constituents: bool = False,
     emulate_cms2015_muon_id: bool = False,
     client: Client | None = None,
-    site: str = cluster.LOCAL,
+    site: str = clusters.LOCAL,
     workers: int | None = None,
     dashboard: int | None = None,
     patience: float | None = None,
@@ -119,59 +117,58 @@ def generate(
     Parameters
     ----------
     output
-        The folder; one with something in it is refused, but for ``resume``, which goes on with the
-        same request.
+        The folder; it must be empty, except to ``resume`` the same request.
     events
-        Of the whole set, shared among the datasets as `Sample.share` says; or of each dataset.
+        Events of the whole set, shared among datasets by `Sample.share`; or of each dataset.
     seed
         The same seed gives the same events.
     datasets
         Names or shell patterns; default: all nine.
     content
-        ``full``, or ``slim``: the branches that the measurement reads, with the truth that models
-        are trained on in the nominal ttbar events.
+        ``full``, or ``slim``: the branches of the measurement, with the truth for training models
+        in nominal ttbar events.
     muons
-        Whether a muon will do as the lepton. Without, no event is made that electrons alone do not
-        select: half the work where the published histograms are compared with.
+        True if the lepton may be a muon. Without muons, only events selected by electrons are
+        made: half the work for comparisons with the published histograms.
     constituents
-        Add the particles of jets, their impact parameters and secondary vertices.
+        Add particles of jets with impact parameters, and secondary vertices.
     emulate_cms2015_muon_id
         Set all identification flags of muons to zero, as they are in CMS's 2015 files.
     client, site, workers, dashboard, patience
-        As in `agc_ml.run`.
+        As for `agc_ml.run`.
     resume
-        Go on in a folder where the same request was begun.
+        Continue the same request in its folder.
     quiet
         Show no progress.
 
     Raises
     ------
     OtherRequestError
-        The folder was begun with another request, or by another version.
+        The folder holds a set of another request, or of another version.
     AgcError
-        One line that says what is wrong and the way out. What is finished is kept.
+        One line with the problem and the way out. Finished units are kept.
     """
-    cluster.stop_if_imported()
-    _need_libraries()
+    clusters.stop_if_imported()
+    pythia.quiet_fastjet()  # fails early if a library of the extra is missing
     if isinstance(events, Mapping) and datasets is not None:
-        raise UsageError("events of each dataset are given, so datasets can't be chosen beside")
+        raise UsageError("events are given for each dataset: leave out datasets")
     samples = choose(tuple(events) if isinstance(events, Mapping) else datasets)
     request = Request(
         seed=seed,
-        events=plan.shared(samples, events),
+        events=plan.events_per_sample(samples, events),
         content=content,
         muons=muons,
         constituents=constituents,
         emulate_cms2015_muon_id=emulate_cms2015_muon_id,
         settings=plan.settings_digest(samples),
     )
-    files = plan.planned(samples, request)
+    planned = plan.plan_files(samples, request)
     folder = Path(output)
     _refuse(folder, resume=resume)
-    with folders.owned(folder):
-        written = _written(folder, request, files) if resume else {}
-        state = _State(folder, request, files, written)
-        if len(written) < len(files):
+    with files.owned(folder):
+        written = _written(folder, request, planned) if resume else {}
+        state = _Progress(folder, request, planned, written)
+        if len(written) < len(planned):
             with (
                 executors.connected(
                     client, site, workers, dashboard=dashboard, patience=patience
@@ -181,57 +178,50 @@ def generate(
                 _produce(state, executor)
         done = _manifest(state, "complete")
         manifests.save(done, folder)
-        with folders.store_errors(folder):
+        with files.store_errors(folder):
             if (folder / _UNITS).exists():
                 shutil.rmtree(folder / _UNITS)
     return done
 
 
-def _need_libraries() -> None:
-    """Fail early, and here, where an extra is missing."""
-    from agc_ml.simulation.truth import pythia  # noqa: PLC0415 - heavy
-
-    pythia.quiet_fastjet()
-
-
 def _refuse(folder: Path, *, resume: bool) -> None:
-    """Leave a folder alone that holds other things, or a set that was not asked to go on with."""
-    with folders.store_errors(folder):
+    """Reject a folder with other content, or with a set that is not to be resumed."""
+    with files.store_errors(folder):
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
-        if folders.is_unused(folder):
+        if files.is_unused(folder):
             return
         is_begun = (folder / manifests.MANIFEST).exists()
     if not is_begun:
         raise UsageError(
-            f"{folder}: there is something in it that is no generated set; name another folder "
+            f"{folder}: the folder holds something else than a generated set; name another one "
             "with -o"
         )
-    folders.check_plain(folder / _UNITS)
+    files.check_plain(folder / _UNITS)
     if not resume:
         raise UsageError(
-            f"{folder}: there is a set in it; go on with it by --resume, or name another folder "
-            "with -o"
+            f"{folder}: the folder holds a generated set; add --resume to continue it, or name "
+            "another folder with -o"
         )
 
 
-def _written(folder: Path, request: Request, files: Sequence[PlannedFile]) -> dict[str, FileRecord]:
-    """Files that an interrupted production has finished; clears what it left half-done."""
-    if folders.is_unused(folder):
+def _written(
+    folder: Path, request: Request, planned: Sequence[PlannedFile]
+) -> dict[str, FileRecord]:
+    """Finished files of an interrupted production; deletes its unfinished ones."""
+    if files.is_unused(folder):
         return {}
-    from agc_ml.simulation import nanoaod  # noqa: PLC0415 - heavy
-
     earlier = manifests.load(folder)
-    for name, asked in request:
-        if getattr(earlier.request, name) != asked:
+    for name, value in request:
+        if getattr(earlier.request, name) != value:
             raise _other(folder, _VERSIONS if name == "settings" else _FLAGS.get(name, name))
-    with folders.store_errors(folder):
+    with files.store_errors(folder):
         for path in (*folder.glob(".*.root"), *folder.glob(".*.json")):
-            path.unlink()  # of a process that was killed while it wrote
-    uuids = {f.name: str(nanoaod.uuid_of(plan.origin(request, f), f.name)) for f in files}
+            path.unlink()  # left by a process that was killed while writing
+    uuids = {f.name: str(nanoaod.uuid_of(plan.origin(request, f), f.name)) for f in planned}
     records = [r for dataset in earlier.datasets.values() for r in dataset.files]
     if any(uuids.get(record.name) != record.uuid for record in records):
-        raise _other(folder, _VERSIONS)  # its files are cut otherwise
+        raise _other(folder, _VERSIONS)  # it has other files
     return {
         record.name: record
         for record in records
@@ -239,9 +229,10 @@ def _written(folder: Path, request: Request, files: Sequence[PlannedFile]) -> di
     }
 
 
-def _other(folder: Path, what: str) -> OtherRequestError:
+def _other(folder: Path, difference: str) -> OtherRequestError:
     return OtherRequestError(
-        f"{folder}: begun with other {what}; ask for the same, or name another folder with -o"
+        f"{folder}: it was begun with other {difference}; use the same, or name another folder "
+        "with -o"
     )
 
 
@@ -256,70 +247,72 @@ _FLAGS: Final = {
 }
 
 
-def _produce(state: _State, executor: executors.Executor) -> None:
-    """Make what is missing, in rounds over units whose worker died, and write files when whole."""
-    with folders.store_errors(state.folder):
+def _produce(state: _Progress, executor: executors.Executor) -> None:
+    """Make missing units, again if their worker dies, and write each file when it is complete."""
+    with files.store_errors(state.folder):
         (state.folder / manifests.FILESET).unlink(missing_ok=True)
     manifests.save(_manifest(state, "partial"), state.folder)
-    with folders.store_errors(state.folder):
+    with files.store_errors(state.folder):
         (state.folder / _UNITS).mkdir(exist_ok=True)
-    for file in state.files:
+    # Count finished units of an earlier attempt, on disk or in files.
+    for file in state.planned:
         for unit in file.units:
             if file.name in state.written:
                 state.done(unit)
             elif _kept(state, unit) is not None:
-                state.have.add(unit)
+                state.on_disk.add(unit)
                 state.done(unit)
-        _write_if_whole(state, file)
+        _write_if_complete(state, file)
     state.tick()
+    # The first round makes all units; later ones retry those whose worker died, each alone.
     for attempt in range(ROUNDS):
         missing = _missing(state)
         jobs = {key: (unit,) for key, (unit, _) in missing.items()}
         for key, outcome in executor.outcomes(make, jobs, alone=attempt > 0):
             _accept(state, *missing[key], outcome)
     for name in _missing(state):
-        raise GenerateError(f"{name}: its worker dies each time; see its memory and log")
+        raise GenerateError(f"{name}: its worker dies each time; check its memory and log")
 
 
-def _missing(state: _State) -> dict[str, tuple[Unit, PlannedFile]]:
-    """Units that are still to be made, and the file of each."""
+def _missing(state: _Progress) -> dict[str, tuple[Unit, PlannedFile]]:
+    """Missing units, and the file of each."""
     return {
         str(unit): (unit, file)
-        for file in state.files
+        for file in state.planned
         if file.name not in state.written
         for unit in file.units
-        if unit not in state.have
+        if unit not in state.on_disk
     }
 
 
-def _accept(state: _State, unit: Unit, file: PlannedFile, outcome: Made | Failure | Lost) -> None:
+def _accept(
+    state: _Progress, unit: Unit, file: PlannedFile, outcome: Made | Failure | Lost
+) -> None:
     if isinstance(outcome, Failure):
         logger.debug("%s\n%s", unit, outcome.details)
         raise GenerateError(f"{unit}: {outcome.reason}")
     if isinstance(outcome, Lost):
         state.failures += 1
-        logger.info("%s: its worker died; it is made again", unit)
+        logger.info("%s: its worker died; retry", unit)
         return
     header = {"unit": str(unit), "events": outcome.events, "generated": outcome.generated}
     seal(state.path(unit), header, outcome.blob)
-    state.have.add(unit)
+    state.on_disk.add(unit)
     state.done(unit)
-    _write_if_whole(state, file)
+    _write_if_complete(state, file)
     state.tick()
 
 
-def _write_if_whole(state: _State, file: PlannedFile) -> None:
-    """Put a file together when all its units are there."""
-    if file.name in state.written or any(unit not in state.have for unit in file.units):
+def _write_if_complete(state: _Progress, file: PlannedFile) -> None:
+    """Write a file once all its units are on disk."""
+    if file.name in state.written or any(unit not in state.on_disk for unit in file.units):
         return
-    from agc_ml.simulation import nanoaod  # noqa: PLC0415 - heavy
-
     generated = sum(_unit(state, unit)[0]["generated"] for unit in file.units)
     path = state.folder / file.name
     origin = plan.origin(state.request, file)
     clusters = _clusters(state, file)
-    write(path, lambda hidden: nanoaod.write(hidden, clusters, generated, origin, file.name))
-    with folders.store_errors(state.folder):
+    files.write(path, lambda hidden: nanoaod.write(hidden, clusters, generated, origin, file.name))
+    with files.store_errors(state.folder):
         state.written[file.name] = FileRecord(
             name=file.name,
             sha256=manifests.sha256(path),
@@ -331,54 +324,51 @@ def _write_if_whole(state: _State, file: PlannedFile) -> None:
         )
         manifests.save(_manifest(state, "partial"), state.folder)
         for unit in file.units:
-            state.have.remove(unit)
+            state.on_disk.remove(unit)
             state.path(unit).unlink()
 
 
-def _unit(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes]:
-    found = _kept(state, unit)
-    if found is None:
-        raise GenerateError(f"{unit}: damaged on disk, made again when it is gone on with")
-    return found
+def _unit(state: _Progress, unit: Unit) -> tuple[Mapping[str, Any], bytes]:
+    stored = _kept(state, unit)
+    if stored is None:
+        raise GenerateError(f"{unit}: damaged on disk; run again with --resume to regenerate it")
+    return stored
 
 
-def _kept(state: _State, unit: Unit) -> tuple[Mapping[str, Any], bytes] | None:
-    """Read a unit from disk; None where it is not there, not whole, or something else."""
-    found = unseal(state.path(unit))
-    if found is None or found.header.get("unit") != str(unit):
+def _kept(state: _Progress, unit: Unit) -> tuple[Mapping[str, Any], bytes] | None:
+    """Header and content of a unit on disk; None if missing, incomplete or something else."""
+    stored = unseal(state.path(unit))
+    if stored is None or stored.header.get("unit") != str(unit):
         return None
-    if is_code(found.blob) or is_too_large(found.blob):
+    if is_code(stored.blob) or is_too_large(stored.blob):
         return None
-    is_whole = found.header.get("events") == unit.events and "generated" in found.header
-    return (found.header, found.blob) if is_whole else None
+    is_complete = stored.header.get("events") == unit.events and "generated" in stored.header
+    return (stored.header, stored.blob) if is_complete else None
 
 
-def _clusters(state: _State, file: PlannedFile) -> Iterator[Events]:
-    """The events of a file, in as many units at once as make a cluster."""
-    from agc_ml.simulation.events import concatenate, of_plain  # noqa: PLC0415 - heavy
-    from agc_ml.simulation.nanoaod import CLUSTER  # noqa: PLC0415 - heavy
-
+def _clusters(state: _Progress, file: PlannedFile) -> Iterator[Events]:
+    """The events of a file, in clusters of whole units."""
     held: list[Events] = []
     for unit in file.units:
         blob = _unit(state, unit)[1]
         try:
             held.append(of_plain(unpack(blob)))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            state.path(unit).unlink()  # it is whole: something else wrote it
+            state.path(unit).unlink()  # intact, but written by something else
             raise GenerateError(
-                f"{unit}: no events on disk ({error}); made again when it is gone on with"
+                f"{unit}: no events on disk ({error}); run again with --resume to regenerate it"
             ) from error
-        if sum(map(len, held)) >= CLUSTER:
+        if sum(map(len, held)) >= nanoaod.CLUSTER:
             yield concatenate(held)
             held = []
     if held:
         yield concatenate(held)
 
 
-def _manifest(state: _State, status: Literal["complete", "partial"]) -> Manifest:
+def _manifest(state: _Progress, status: Literal["complete", "partial"]) -> Manifest:
     datasets = {}
-    for sample in dict.fromkeys(file.sample for file in state.files):
-        names = [file.name for file in state.files if file.sample is sample]
+    for sample in dict.fromkeys(file.sample for file in state.planned):
+        names = [file.name for file in state.planned if file.sample is sample]
         records = tuple(state.written[name] for name in names if name in state.written)
         datasets[sample.name] = DatasetRecord(
             process=sample.process,
@@ -399,7 +389,7 @@ def _manifest(state: _State, status: Literal["complete", "partial"]) -> Manifest
         schema=manifests.SCHEMA,
         status=status,
         request=state.request,
-        skim=plan.skim_in_words(state.request),
+        skim=plan.skim_description(state.request),
         detector={name: part._asdict() for name, part in DETECTOR._asdict().items()},
         versions={name: version(name) for name in _PACKAGES},
         datasets=datasets,

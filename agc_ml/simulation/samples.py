@@ -1,4 +1,4 @@
-"""The nine datasets of the ttbar measurement: what Pythia is told for each, and why."""
+"""The nine datasets of the ttbar measurement: their Pythia settings, with reasons."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from agc_ml.inputs.variations import NOMINAL
 
 
 class Setting(NamedTuple):
-    """A line for ``Pythia.readString``, and why it is there."""
+    """A line for ``Pythia.readString``, and its reason."""
 
     line: str
     why: str
 
 
 Quantity = Literal["selected", "ks_4j1b", "ks_4j2b", "ratio", "factor"]
-"""What a check compares: number of selected events; Kolmogorov distance of H_T and of m_bjj; ratio
-of the two regions over the published one, less 1; yield over the stated factor, less 1."""
+"""Quantities of a check: number of selected events; Kolmogorov distance of H_T and of m_bjj; ratio
+of the two regions over the published ratio, minus 1; yield over the stated factor, minus 1."""
 
 
 class Shortfall(NamedTuple):
-    """A quantity that is further from the published sample than it should be: how far, and why."""
+    """A quantity with a known difference from the published sample, its size, and the reason."""
 
     quantity: Quantity
     value: float
@@ -34,27 +34,28 @@ class Shortfall(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Vetoes:
-    """Early stops for events that can't pass the skim; they save time and must not shape.
+    """Early stops for events that can't pass the skim; they save time and must not bias.
 
-    What they cost is measured on events without them (``Sample.veto_loss``).
+    Their loss is measured on events without them (``Sample.veto_loss``).
 
     Attributes
     ----------
     hard_lepton_pt, hard_tau_pt, hard_lepton_eta
-        An electron or muon, or a tau (pt in GeV), that the hard process must have: very loose, for
-        the recoil against the shower may turn it anywhere.
+        Electron or muon, or tau (pt in GeV), required in the hard process; very loose, as recoil
+        against the shower may turn it anywhere.
     electron_pt, muon_pt, tau_pt, lepton_eta
-        The same after the shower; electrons are measured with the photons that they radiated.
+        The same after the shower; electrons are measured with their radiated photons.
     partons, parton_pt, parton_eta
-        So many partons above ``parton_pt`` [GeV] must be there when the shower has come down to
-        that scale; 0 partons: not asked.
+        Number of partons above ``parton_pt`` [GeV] required when the shower reaches that scale; 0
+        for no such veto.
     jets, jet_pt, jet_rapidity
-        So many parton jets (anti-kt, R = 0.4), with the lepton as one of them, before hadrons form.
+        Number of parton jets (anti-kt, R = 0.4) required before hadronisation, with the lepton
+        counted as one.
     hard_jet_pt
-        One jet less is enough where all are above this pt [GeV] and the lepton is an electron, or
-        a tau: electrons may pass for jets.
+        One jet less is enough if all are above this pt [GeV] and the lepton is an electron or tau:
+        electrons may be reconstructed as jets.
     muons
-        Whether a muon will do as the lepton.
+        True if the lepton may be a muon.
     """
 
     hard_lepton_pt: float = 6.0
@@ -76,31 +77,31 @@ class Vetoes:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All that decides the events of a dataset, but for seed and detector.
+    """All that decides the events of a dataset, except seed and detector.
 
     Attributes
     ----------
     settings
-        For Pythia, beyond `COMMON`.
+        Pythia settings besides `COMMON`.
     hard_stream
-        Name of the random numbers of the hard process: samples that share it have the same hard
+        Name of the random stream of the hard process; samples that share it have the same hard
         events.
     share
-        Part of the events of a whole set.
+        Fraction of the events of a whole set.
     unit
-        Events of a unit of work, some ten seconds long.
+        Events of a unit of work, which takes some ten seconds.
     native
-        Whether the process is Pythia's own, or `agc_ml.simulation.truth.topw`.
+        True for a process of Pythia's own, False for `agc_ml.simulation.truth.topw`.
     factor
-        Yield of generated over that of published events, both regions together.
+        Ratio of yields, generated over published, of both regions together.
     absorbs
-        What the factor stands for.
+        Causes of the factor.
     veto_loss
-        Fraction of selected events that the vetoes lose.
+        Fraction of selected events lost by the vetoes.
     selected
-        Fraction of its events with electrons that the measurement selects.
+        Fraction of its events with electrons that pass the measurement's selection.
     shortfalls
-        Where it is further from the published sample than it should be.
+        Known differences from the published sample beyond the limits.
     """
 
     process: str
@@ -124,7 +125,7 @@ class Sample:
 
     @property
     def xsec(self) -> float:
-        """Cross-section in pb, as the published analysis has it."""
+        """Cross-section in pb, from the published analysis."""
         return agc_published.CROSS_SECTIONS[self.process]
 
 
@@ -149,7 +150,7 @@ _TTBAR: Final = (
 
 
 def _shower(name: str, value: str, why: str) -> tuple[Setting, Setting]:
-    """The same setting for radiation off the initial and off the final state."""
+    """One setting for both initial- and final-state radiation."""
     return Setting(f"SpaceShower:{name} = {value}", why), Setting(
         f"TimeShower:{name} = {value}", why
     )
@@ -355,32 +356,32 @@ def sample(name: str) -> Sample:
     Raises
     ------
     UsageError
-        There is none of that name.
+        There is no such dataset.
     """
     for candidate in SAMPLES:
         if candidate.name == name:
             return candidate
-    raise _none(name)
+    raise _unknown(name)
 
 
 def choose(patterns: Sequence[str] | None) -> tuple[Sample, ...]:
-    """The samples whose dataset matches one of the shell patterns; None: all.
+    """Samples whose dataset matches one of the shell patterns; None for all.
 
     Raises
     ------
     UsageError
-        A pattern matches none, or there is none.
+        A pattern matches no dataset, or there is no pattern.
     """
     if patterns is None:
         return SAMPLES
     if not patterns:
-        raise UsageError("no dataset is chosen")
+        raise UsageError("no dataset is selected")
     for pattern in patterns:
         if not any(fnmatchcase(sample.name, pattern) for sample in SAMPLES):
-            raise _none(pattern)
+            raise _unknown(pattern)
     return tuple(s for s in SAMPLES if any(fnmatchcase(s.name, p) for p in patterns))
 
 
-def _none(name: str) -> UsageError:
+def _unknown(name: str) -> UsageError:
     names = ", ".join(sample.name for sample in SAMPLES)
-    return UsageError(f"no dataset matches {name!r}; there are: {names}")
+    return UsageError(f"no dataset matches {name!r}; choose from {names}")

@@ -1,7 +1,7 @@
-"""Generated events against the published histograms: shapes, ratio of the regions, yields.
+"""Comparison of generated events with the published histograms: shapes, ratio of regions, yields.
 
-Electrons only, as the published histograms are. What has to be reached is in `DEMANDS`; where a
-sample falls short of it, the sample says so, and the check fails only where it is worse than that.
+Electrons only, as in the published histograms. `DEMANDS` holds the limits; a sample may state known
+shortfalls beyond them, and the check fails only for larger ones.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from agc_ml.errors import GenerateError, UsageError
 from agc_ml.execution.cluster import clusters
+from agc_ml.files import write
 from agc_ml.inputs import agc_published
 from agc_ml.simulation import manifest as manifests
 from agc_ml.simulation import samples
@@ -27,14 +28,15 @@ from agc_ml.simulation.samples import Quantity, Sample
 
 REGIONS: Final = ("4j1b", "4j2b")
 FOLDER: Final = "check"
-"""Where figures and facts go, inside the folder of the set."""
+"""Subfolder of the set for figures and ``check.json``."""
 
 Array = NDArray[np.float64]
 Verdict = Literal["good", "stated shortfall", "worse than stated", "too few events"]
+_PASSED: Final = {"good", "stated shortfall"}
 
 
 class Demand(NamedTuple):
-    """What a sample has to reach: least number of selected events, and largest distances."""
+    """Limits of a sample: least number of selected events, and largest distances."""
 
     selected: int
     ks: float
@@ -43,7 +45,7 @@ class Demand(NamedTuple):
 
 
 _ERRORS: Final = 2
-"""So many standard errors beyond a limit are allowed where the demands have them."""
+"""Standard errors allowed beyond a limit."""
 
 _TTBAR: Final = Demand(selected=10_000, ks=0.04)
 _OTHERS: Final = Demand(selected=2_000, ks=0.06)
@@ -54,9 +56,9 @@ DEMANDS: Final[Mapping[str, Demand]] = {
 
 
 class Line(NamedTuple):
-    """One comparison: what was found, what is allowed, and the verdict.
+    """One comparison: the measured value, the allowed one, and the verdict.
 
-    ``limit`` is what is allowed, or what a stated shortfall adds up to where that is more.
+    ``limit`` is the allowed value, or a stated shortfall with its errors if that is larger.
     """
 
     dataset: str
@@ -79,7 +81,7 @@ class Comparison(NamedTuple):
 
     @property
     def selected(self) -> int:
-        """Number of generated events that are selected."""
+        """Number of selected generated events."""
         return int(sum(counts.sum() for counts in self.generated.values()))
 
 
@@ -92,12 +94,12 @@ class Checked(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing is worse than demanded, or than stated."""
-        return all(line.verdict in {"good", "stated shortfall"} for line in self.lines)
+        """Return True if all comparisons are within the limits or stated shortfalls."""
+        return all(line.verdict in _PASSED for line in self.lines)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What stands in ``check.json``."""
+        """Content of ``check.json``."""
         return {
             "seed": self.seed,
             "good": self.is_good,
@@ -122,20 +124,20 @@ def published() -> dict[str, dict[str, Array]]:
 
 
 def needed(datasets: Iterable[Sample]) -> dict[str, int]:
-    """Events to generate of each dataset, with electrons only, for a check with some to spare."""
-    spare = 1.08
-    return {s.name: round(spare * DEMANDS[s.name].selected / s.selected) for s in datasets}
+    """Events to generate of each dataset, with electrons only, for a check; with a margin."""
+    margin = 1.08
+    return {s.name: round(margin * DEMANDS[s.name].selected / s.selected) for s in datasets}
 
 
 def make_set(folder: Path, seed: int, *, site: str, workers: int | None, quiet: bool) -> None:
-    """Generate the events that a check needs; goes on where it was interrupted.
+    """Generate the events that a check needs, or resume it.
 
     Raises
     ------
     UsageError
         The folder holds events of other settings or versions.
     AgcError
-        As of `production.generate`.
+        As for `production.generate`.
     """
     try:
         generate(
@@ -164,7 +166,7 @@ def check(
     Raises
     ------
     GenerateError
-        The folder holds no whole set.
+        The folder holds no complete set.
     AgcError
         The events can't be processed.
     """
@@ -173,8 +175,9 @@ def check(
     for name in made.datasets:
         if name not in DEMANDS:
             raise GenerateError(
-                f"{folder}: dataset {name} is unknown; there are: {', '.join(DEMANDS)}"
+                f"{folder}: dataset {name} is unknown; known are {', '.join(DEMANDS)}"
             )
+    # Events selected by the measurement, then all comparisons of each dataset.
     counts = _selected(folder, site=site, workers=workers, quiet=quiet)
     comparisons = tuple(
         Comparison(
@@ -190,7 +193,7 @@ def check(
 
 
 def _selected(folder: Path, **options: Any) -> dict[str, dict[str, Array]]:
-    """Selected events of each dataset and region, from the measurement's own processor."""
+    """Numbers of selected events of each dataset and region, by the measurement's processor."""
     from agc_ml.execution.run import run  # noqa: PLC0415 - heavy
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -201,21 +204,22 @@ def _selected(folder: Path, **options: Any) -> dict[str, dict[str, Array]]:
             output=Path(scratch) / "run",
             **options,
         )
-    found: dict[str, dict[str, Array]] = {}
+    selected: dict[str, dict[str, Array]] = {}
     for dataset in result.provenance.datasets:
         suffix = "" if dataset.variation == "nominal" else f"_{dataset.variation}"
         for region in REGIONS:
             template = result.templates[f"{region}_{dataset.process}{suffix}"]
-            view: Any = template.view(flow=True)  # sums of w and of w^2; all events have the same w
+            view: Any = template.view(flow=True)  # sums of w and w^2
+            # All events of a dataset have the same weight: w = sum(w^2) / sum(w).
             total = view["value"].sum()
             weight = view["variance"].sum() / total if total > 0 else 1.0
             counts = np.round(view["value"] / weight)
-            found.setdefault(dataset.name, {})[region] = np.asarray(counts, np.float64)
-    return found
+            selected.setdefault(dataset.name, {})[region] = np.asarray(counts, np.float64)
+    return selected
 
 
 def _scale(name: str, generated: int) -> float:
-    """Published events that one generated event stands for, at the same cross-section."""
+    """Published events per generated event, at the same cross-section."""
     sample = samples.sample(name)
     return sum(agc_published.entries(sample.process, sample.variation)) / generated
 
@@ -233,6 +237,7 @@ def compare(comparison: Comparison) -> list[Line]:
                 demand.selected, "too few events", "generate more",
             )
         ]  # fmt: skip
+    # Ratio of the regions, relative to the published one, and ratio of yields.
     control, signal = REGIONS
     ratio = (totals[signal] / totals[control]) / (
         reference[signal].sum() / reference[control].sum()
@@ -270,44 +275,38 @@ def _judged(
 
 
 def ks_distance(counts: Array, reference: Array) -> float:
-    """Largest difference of two binned distribution functions, flow bins included."""
+    """Kolmogorov distance of two histograms with flow bins."""
     difference = np.cumsum(counts) / counts.sum() - np.cumsum(reference) / reference.sum()
     return float(np.abs(difference).max())
 
 
-def write(checked: Checked, folder: Path) -> Path:
-    """Write ``check.json`` and the figures into the set's folder; gives the folder of both.
+def save(checked: Checked, directory: Path) -> None:
+    """Write ``check.json`` into a directory.
 
     Raises
     ------
     StoreError
         It can't be written.
     """
-    from agc_ml.files import write as write_file  # noqa: PLC0415 - heavy
-    from agc_ml.simulation import figures  # noqa: PLC0415 - heavy
-
-    where = folder / FOLDER
-    figures.draw(checked.comparisons, where)
     text = json.dumps(checked.facts, indent=1)
-    write_file(where / "check.json", lambda path: path.write_text(text + "\n"))
-    return where
+    write(directory / "check.json", lambda path: path.write_text(text + "\n"))
 
 
 def raise_if_bad(checked: Checked) -> None:
-    """Fail where a demand is not met and no shortfall is stated, or a lesser one.
+    """Fail if a limit is exceeded by more than a stated shortfall.
 
     Raises
     ------
     GenerateError
-        How many there are and the worst of them, in one line.
+        The number of such comparisons, and the worst one.
     """
-    bad = [line for line in checked.lines if line.verdict not in {"good", "stated shortfall"}]
+    bad = [line for line in checked.lines if line.verdict not in _PASSED]
     few = [line for line in bad if line.verdict == "too few events"]
     if few:
         named = ", ".join(f"{x.dataset} {x.found:,.0f} of {x.allowed:,.0f}" for x in few)
         raise GenerateError(
-            f"too few selected events to judge: {named}; generate more, or leave DIR out and the "
-            "check makes what it needs"
+            f"too few selected events to judge: {named}; generate more, or leave out DIR: then the "
+            "check generates enough"
         )
     if bad:
         worst = max(bad, key=lambda line: abs(line.found) / line.limit)

@@ -73,7 +73,7 @@ def test_lists_and_arrays_that_are_no_collections(tmp_path: Path) -> None:
     assert events.x.shape == (20, 3)
     assert events.Vtx.cov.shape == (20, 2)
     assert events.nPSWeight.tolist() == counts.tolist()
-    with pytest.raises(AttributeError, match="PSWeight has lists, so it is no flat column"):
+    with pytest.raises(AttributeError, match="PSWeight has lists, so it is not a flat column"):
         _ = events.PSWeight
 
 

@@ -24,9 +24,11 @@ from hypothesis import strategies as st
 from services.web import Web
 
 import agc_ml as agc
+from agc_ml.columnar import basket_records
 from agc_ml.columnar import columns as reading
 from agc_ml.columnar.baskets import Baskets, entries_place, part_of
 from agc_ml.columnar.columns import Columns, directory
+from agc_ml.columnar.stream import Stream
 from agc_ml.delivery.opening import open_file
 from agc_ml.errors import InputFileError
 from agc_ml.execution import processing
@@ -120,7 +122,7 @@ def test_the_number_of_entries_behind_a_title(length: int, tmp_path: Path) -> No
     with open_file(File("x.root", (str(path),))) as file:
         place = entries_place(file, "Events")
         assert place is not None
-        assert reading.entries_at(file.file.source, place) == 123
+        assert basket_records.entries_at(file.file.source, place) == 123
 
 
 def test_a_real_file(real_data: Path) -> None:
@@ -144,7 +146,7 @@ def test_blocks_end_where_clusters_do(clustered: Path, monkeypatch: pytest.Monke
     with columns(clustered) as read:
         assert read.cuts(0, 150) == [0, 41, 126, 150]
         assert read.cuts(50, 140) == [50, 126, 140]
-        stream = read.stream(0, 150, {"dataset": "d"})
+        stream = Stream(read, 0, 150, {"dataset": "d"})
         parts = list(stream.blocks())
         assert [len(part) for part in parts] == [41, 85, 24]
         assert len(stream) == 150
@@ -156,13 +158,13 @@ def test_blocks_end_where_clusters_do(clustered: Path, monkeypatch: pytest.Monke
 def test_a_column_that_uproot_reads_otherwise_is_left_to_it(
     clustered: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = reading._unpacked
+    right = basket_records.unpack
 
     def wrong(*arguments: Any) -> Any:
         basket = right(*arguments)
         return basket._replace(values=np.zeros_like(basket.values))
 
-    monkeypatch.setattr(reading, "_unpacked", wrong)
+    monkeypatch.setattr(reading, "unpack", wrong)
     with open_file(File("x.root", (str(clustered),))) as file:
         found, misread = directory(file, "Events", NAMES)
         assert {"Jet_pt", "event"} <= set(misread)
@@ -246,7 +248,7 @@ def test_damaged_headers_are_noticed(at: int, value: int, clustered: Path, tmp_p
 @pytest.mark.parametrize("size", [0, 4, 17])
 def test_records_too_short_for_a_header_are_noticed(size: int) -> None:
     with pytest.raises(InputFileError, match="header is damaged"):
-        reading._unpacked(memoryview(bytes(size)), 3, np.dtype(">f4"), is_jagged=False)
+        basket_records.unpack(memoryview(bytes(size)), 3, np.dtype(">f4"), is_jagged=False)
 
 
 @pytest.mark.parametrize("codec", flips.CODECS)
@@ -313,7 +315,7 @@ PARTS = {
 @pytest.mark.parametrize("kind", PARTS)
 def test_parts_that_can_not_be_right(kind: str) -> None:
     with pytest.raises(InputFileError, match="a basket is damaged: "):
-        reading._unpacked(record(PARTS[kind], 400), 100, np.dtype(">f4"), is_jagged=False)
+        basket_records.unpack(record(PARTS[kind], 400), 100, np.dtype(">f4"), is_jagged=False)
 
 
 def test_parts_are_put_together() -> None:
@@ -322,7 +324,7 @@ def test_parts_are_put_together() -> None:
     halves = values[:50].tobytes(), values[50:].tobytes()
     content = part(b"ZS", bytes(cramjam.zstd.compress(halves[0])), 200)
     content += part(b"XZ", bytes(cramjam.xz.compress(halves[1])), 200)
-    found = reading._unpacked(record(content, 400), 100, values.dtype, is_jagged=False)
+    found = basket_records.unpack(record(content, 400), 100, values.dtype, is_jagged=False)
     assert found.values.tolist() == values.tolist()
 
 
@@ -331,7 +333,7 @@ def test_sizes_of_gigabytes_are_not_believed() -> None:
         raw = bytearray(record(part(b"ZS", BOMB, 400), 400))
         raw[at] ^= 0x40
         with pytest.raises(InputFileError, match="a basket is damaged: "):
-            reading._unpacked(memoryview(raw), 100, np.dtype(">f4"), is_jagged=False)
+            basket_records.unpack(memoryview(raw), 100, np.dtype(">f4"), is_jagged=False)
 
 
 def test_a_counter_that_counts_less_than_nothing(tmp_path: Path) -> None:
@@ -340,9 +342,9 @@ def test_a_counter_that_counts_less_than_nothing(tmp_path: Path) -> None:
         file.mktree("Events", {"nJet": np.int32}).extend({"nJet": np.array([2, -1, 1], np.int32)})
     with open_file(File("x.root", (str(path),))) as file:
         read = Columns(file, "Events", directory(file, "Events", ["nJet"])[0])
-        (block,) = read.stream(0, 3, {}).blocks()
+        (block,) = Stream(read, 0, 3, {}).blocks()
         assert block.nJet.tolist() == [2, -1, 1]  # of itself a number as any other
-        with pytest.raises(InputFileError, match="branch nJet counts less than nothing"):
+        with pytest.raises(InputFileError, match="branch nJet has negative counts"):
             _ = block.Jet
 
 
@@ -361,7 +363,7 @@ def test_bytes_are_counted(clustered: Path) -> None:
     with uproot.open(clustered) as file:
         size = sum(file["Events"][name].compressed_bytes for name in ("nJet", "Jet_pt"))
     with columns(clustered) as read:
-        (block,) = read.stream(0, 150, {}).blocks()
+        (block,) = Stream(read, 0, 150, {}).blocks()
         assert len(block.Jet.pt)
         assert 0.5 * size < read.bytes < 1.5 * size  # uproot's sizes leave out the headers
         assert read.seconds > 0
@@ -376,7 +378,7 @@ def test_remote_files_are_read_in_one_go_a_block(
         read = Columns(file, "Events", directory(file, "Events", NAMES)[0])
         web.requests.clear()
         blocks = []
-        for block in read.stream(0, 150, {}).blocks():
+        for block in Stream(read, 0, 150, {}).blocks():
             jets, muons = block.Jet.pt, block.Muon.tightId
             blocks.append(len(block))
             start = sum(blocks[:-1])
@@ -434,7 +436,7 @@ def test_columns_with_counters_of_their_own(tmp_path: Path, *, equal: bool) -> N
     assert not info.misread
     with open_file(File("x.root", (str(path),))) as file:
         read = Columns(file, "Events", part_of(info.directory or {}, 10, 70))
-        (block,) = read.stream(10, 70, {}).blocks()
+        (block,) = Stream(read, 10, 70, {}).blocks()
         assert list(block.Jet.pt) == list(ak.flatten(branches["Jet_pt"][10:70]))
         if equal:
             assert list(block.Jet.eta) == list(ak.flatten(branches["Jet_eta"][10:70]))
@@ -458,7 +460,7 @@ def test_lists_without_a_counter_of_their_own(tmp_path: Path, order: int) -> Non
     info = inspect_file(File("x.root", (str(path),)), ("Jet_pt",), flat=True)
     assert isinstance(info, FileInfo)
     with open_file(File("x.root", (str(path),))) as file:
-        (block,) = Columns(file, "Events", info.directory or {}).stream(10, 70, {}).blocks()
+        (block,) = Stream(Columns(file, "Events", info.directory or {}), 10, 70, {}).blocks()
         assert block.Jet.counts.tolist() == counts[10:70].tolist()
         if order == 1:
             assert block.Jet.pt.tolist() == ak.flatten(lists[10:70]).tolist()
@@ -480,7 +482,7 @@ def test_groups_without_a_counter(tmp_path: Path, form: str) -> None:
     info = inspect_file(File("x.root", (str(path),)), ("event", "PuppiMET_pt"), flat=True)
     assert isinstance(info, FileInfo)
     with open_file(File("x.root", (str(path),))) as file:
-        (block,) = Columns(file, "Events", info.directory or {}).stream(5, 20, {}).blocks()
+        (block,) = Stream(Columns(file, "Events", info.directory or {}), 5, 20, {}).blocks()
         assert block.fields == ["event", "PuppiMET"]
         assert block.PuppiMET.fields == ["pt"]
         assert block.PuppiMET.pt.tolist() == block.PuppiMET_pt.tolist() == values[5:].tolist()
@@ -554,7 +556,7 @@ def test_counters_are_read_once_a_block(clustered: Path, monkeypatch: pytest.Mon
             return pread(descriptor, size, seek)
 
         monkeypatch.setattr(local_file.os, "pread", spy)
-        for block in read.stream(10, 140, {}).blocks():
+        for block in Stream(read, 10, 140, {}).blocks():
             assert len(block.Jet.pt) == len(block.Jet.jetId)
             assert len(block.Muon.tightId)
         assert len(seeks) == len(set(seeks))
@@ -562,7 +564,7 @@ def test_counters_are_read_once_a_block(clustered: Path, monkeypatch: pytest.Mon
 
 def test_a_flat_processor_that_forgets_blocks_is_told(clustered: Path) -> None:
     with columns(clustered) as read:
-        stream = read.stream(0, 150, {})
+        stream = Stream(read, 0, 150, {})
         with pytest.raises(
             AttributeError, match=r"no Jet: .* for block in agc_ml\.columnar\.events"
         ):

@@ -20,7 +20,7 @@ def test_without_a_writable_cache_kernels_work_and_say_so_once(
         raise RuntimeError("cannot cache function 'double': no locator available")
 
     monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
-    compiled._say_uncached.cache_clear()
+    compiled._warn_uncached.cache_clear()
     with caplog.at_level(logging.WARNING, logger="agc_ml"):
         assert compiled.kernel(double)(4) == 8
         compiled.kernel(double)

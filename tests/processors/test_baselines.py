@@ -15,6 +15,7 @@ from places import ROOT
 from test_ttbar import SAMPLE, SEEDS
 
 from agc_ml.columnar.columns import Columns, directory
+from agc_ml.columnar.stream import Stream
 from agc_ml.delivery.opening import open_file
 from agc_ml.inputs import loading
 from agc_ml.inputs.columns import with_counters
@@ -36,7 +37,7 @@ def of_kernels(path: Path, processor: TtbarProcessor, metadata: dict[str, Any]) 
         found, _ = directory(file, "Events", names)
         columns = Columns(file, "Events", found)
         stop = file["Events"].num_entries
-        return materialised(processor.process(columns.stream(0, stop, metadata)))
+        return materialised(processor.process(Stream(columns, 0, stop, metadata)))
 
 
 def of_records(path: Path, processor: AwkwardTtbar, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def test_the_same_again(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--events", "0"], "--events 0: a number of events is needed"),
         (["--events", "10", "--dataset", "nothing"], "no dataset matches 'nothing'"),
         (["--events", "10", "--cluster-size", "0"], "--cluster-size"),
-        (["--events", "1e15"], "up to 1,000,000,000 make sense"),
+        (["--events", "1e15"], "1 to 1,000,000,000 are allowed"),
     ],
 )
 def test_wrong_usage(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -111,11 +111,11 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], message: str) -> None
 def test_a_folder_in_use(large: Path) -> None:
     called = agc("generate", "lookalike", "--events", 10, "--seed", 1, "-o", large)
     assert called.code == 2
-    assert "there is something in it" in called.error
+    assert "not an empty folder" in called.error
 
 
 def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     called = agc("generate", "lookalike", "--events", 10, "-o", tmp_path / "file")
     assert called.code == 2
-    assert "there is something in it" in called.error
+    assert "not an empty folder" in called.error

@@ -271,7 +271,7 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     again = [argument for argument in command[1:] if argument not in {"--workers", "1"}]
     refused = agc(*again, "--cluster", "inline")
     assert refused.code == 2
-    assert "there is a set in it" in refused.error
+    assert "the folder holds a generated set" in refused.error
     finished = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.root")}
     resumed = agc(*again, "--cluster", "inline", "--resume")
     assert resumed.code == 0, resumed.err
@@ -402,8 +402,8 @@ def test_pythia_that_does_not_know_a_setting() -> None:
         (["--events", "many"], "--events many: a number of events is needed"),
         (["--events", "1.5"], "--events 1.5: a number of events is needed"),
         (["--events", "nan"], "--events nan: a number of events is needed"),
-        (["--events", "1e30"], "up to 1,000,000,000"),
-        (["--events", "5"], "from 9 (one a dataset)"),
+        (["--events", "1e30"], "at most 1,000,000,000 are"),
+        (["--events", "5"], "at least 9 (one a dataset)"),
         (["--events", "9", "--datasets", "nothing*"], "no dataset matches 'nothing*'"),
         (["--events", "9", "--seed", "-1"], "--seed"),
         (["--seed", "1"], "--events is missing"),
@@ -425,14 +425,14 @@ def test_a_folder_with_other_content(tmp_path: Path) -> None:
     for more in ([], ["--resume"]):
         called = agc("generate", "--events", 9, "--seed", 1, "-o", tmp_path, *more)
         assert called.code == 2
-        assert "there is something in it that is no generated set" in called.error
+        assert "the folder holds something else than a generated set" in called.error
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_set_is_not_overwritten(made: Path) -> None:
     called = agc("generate", "--events", 9, "--seed", 7, "-o", made)
     assert called.code == 2
-    assert "there is a set in it; go on with it by --resume" in called.error
+    assert "the folder holds a generated set; add --resume" in called.error
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_resume_of_another_request(made: Path, arguments: list[object], told: st
     called = agc("generate", *arguments, "-o", made, "--resume", "--cluster", "inline")
     assert called.code == 2
     assert called.error.endswith(
-        f"begun with other {told}; ask for the same, or name another folder with -o"
+        f"begun with other {told}; use the same, or name another folder with -o"
     )
 
 
@@ -470,7 +470,9 @@ def test_resume_where_files_were_cut_otherwise(
     copied: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "FILE_EVENTS", 35)
-    with pytest.raises(OtherRequestError, match="begun with other settings, code or versions"):
+    with pytest.raises(
+        OtherRequestError, match="it was begun with other settings, code or versions"
+    ):
         production.generate(copied, events=EVENTS, seed=7, site="inline", resume=True)
 
 
@@ -532,9 +534,9 @@ def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     [
         ({"ttbar__nominal": 0}, "ttbar__nominal: 0 events"),
         ({"ttbar__nominal": 1.5}, "ttbar__nominal: 1.5 events"),
-        ({"ttbar__nominal": 10**10}, "up to 1,000,000,000 make sense"),
+        ({"ttbar__nominal": 10**10}, "at most 1,000,000,000 are allowed"),
         ({"nothing": 5}, "no dataset matches 'nothing'"),
-        ({"ttbar*": 5}, "ttbar__nominal: no number of events; each dataset's own goes by its name"),
+        ({"ttbar*": 5}, "ttbar__nominal: no number of events; give one for each dataset, by name"),
     ],
 )
 def test_wrong_numbers_in_python(tmp_path: Path, events: Any, message: str) -> None:
@@ -591,11 +593,11 @@ def test_numbers_of_events() -> None:
 
 def test_shares() -> None:
     for events in (9, 100, 30_001):
-        shares = plan.shared(SAMPLES, events)
+        shares = plan.events_per_sample(SAMPLES, events)
         assert sum(shares.values()) == events
         assert min(shares.values()) >= 1
     with pytest.raises(UsageError):
-        plan.shared(SAMPLES, 8)
+        plan.events_per_sample(SAMPLES, 8)
 
 
 def test_files_are_whole_units(small_units: None) -> None:
@@ -604,7 +606,7 @@ def test_files_are_whole_units(small_units: None) -> None:
         seed=1, events={"ttbar__nominal": 250_500}, content="full", muons=True, constituents=False,
         emulate_cms2015_muon_id=False, settings="",
     )  # fmt: skip
-    files = plan.planned(chosen, request)
+    files = plan.plan_files(chosen, request)
     assert [file.name for file in files] == [f"ttbar__nominal_{i}.root" for i in range(3)]
     numbers = [u.number for file in files for u in file.units]
     assert numbers == list(range(251))

@@ -160,7 +160,7 @@ def test_no_set(tmp_path: Path) -> None:
     assert "manifest.json: field status" in called.error
     (tmp_path / "manifest.json").write_text('{"schema": ')
     called = agc("generate", "check", tmp_path)
-    assert "cut off or not JSON" in called.error
+    assert "truncated or not JSON" in called.error
 
 
 def test_a_set_of_another_dataset(generated_set: Path, tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_a_set_of_another_dataset(generated_set: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "--seed", "7", "check"], "--seed belongs behind check"),
-        (["generate", "check", "SET", "--seed", "7"], "--seed is for events that the check makes"),
+        (["generate", "--seed", "7", "check"], "--seed belongs after check"),
+        (["generate", "check", "SET", "--seed", "7"], "--seed is for events that the check gen"),
     ],
 )
 def test_options_that_would_have_no_effect(

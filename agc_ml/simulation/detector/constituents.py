@@ -1,4 +1,4 @@
-"""What models look into jets for: their particles with impact parameters, secondary vertices."""
+"""Inputs of jet-tagging models: particles of jets with impact parameters, secondary vertices."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ _PION_MASS: Final = 0.1396
 def candidates(
     record: Record, jets: GenJets, kept: Array, seeds: Array, p: ConstituentParameters
 ) -> Collection:
-    """Particles in jets as a particle flow would give them; ``kept`` is the place of each jet."""
+    """Particle-flow candidates in jets; ``kept`` is the place of each jet in GenJet, or -1."""
     index, jet, values = _candidates(record, jets, seeds, p)
     code = np.abs(record.pdg[index])
     charges = _charges(record.pdg[index])
     charged = charges != 0
     as_charged = np.where(code <= _MUON, record.pdg[index], _PION * charges)
     as_neutral = np.where(code == _PHOTON, _PHOTON, _NEUTRAL_HADRON)
+    # Particle flow tells charged particles, photons and neutral hadrons apart, and only leptons
+    # among the charged ones.
     fields = {
         "pt": values[:, 0],
         "eta": record.eta[index],
@@ -45,17 +47,17 @@ def candidates(
 
 @kernel
 def _charges(pdg: Array) -> Array:
-    found = np.empty(len(pdg), np.int32)
+    charges = np.empty(len(pdg), np.int32)
     for i in range(len(pdg)):
-        found[i] = charge(pdg[i])
-    return found
+        charges[i] = charge(pdg[i])
+    return charges
 
 
 @kernel
 def _candidates(
     record: Any, jets: Any, seeds: Array, p: ConstituentParameters
 ) -> tuple[Array, Array, Array]:
-    """Index in the record, index of the jet, and measured pt, d0, its error, dz of each."""
+    """Index in the record and of the jet, and measured pt [GeV], d0, its error and dz [cm]."""
     members, first_member, first_jet = jets.members, jets.member_offsets, jets.offsets
     pdg, pt, px, py, pz = record.pdg, record.pt, record.px, record.py, record.pz
     vx, vy, vz = record.vx, record.vy, record.vz
@@ -69,6 +71,7 @@ def _candidates(
                 if pt[i] <= MIN_PT:
                     continue
                 index[k], jet[k] = i, j
+                # Relative resolution of pt: tracks, photons, neutral hadrons.
                 if is_charged(pdg[i]):
                     spread = p.charged
                 elif pdg[i] == _PHOTON:
@@ -78,7 +81,7 @@ def _candidates(
                 factor = 1 + spread * np.random.standard_normal()
                 values[k, 0] = pt[i] * min(max(factor, 0.2), 3.0)
                 error = p.transverse * np.sqrt(1 + (5.0 / pt[i]) ** 2)
-                # of a straight line: close to the vertex the curvature does not matter
+                # Impact parameters of a straight line: curvature is negligible near the vertex.
                 d0 = (vx[i] * py[i] - vy[i] * px[i]) / pt[i]
                 dz = vz[i] - (vx[i] * px[i] + vy[i] * py[i]) / pt[i] * pz[i] / pt[i]
                 values[k, 1] = d0 + error * np.random.standard_normal()
@@ -91,9 +94,10 @@ def _candidates(
 def vertices(record: Record, hadrons: Array, seeds: Array, p: ConstituentParameters) -> Collection:
     """Secondary vertices of bottom and charm hadrons with two tracks or more.
 
-    ``hadrons`` is what `record.heavy_hadrons` gives.
+    ``hadrons`` are from `record.heavy_hadrons`; positions in cm.
     """
     event, sums, drawn = _vertices(record, hadrons, seeds, p)
+    # The position is the mean of the tracks' origins; its resolution improves with their number.
     n_tracks = sums[:, 4]
     spread = 1 + 2 / n_tracks
     resolution = np.array([p.vertex_transverse, p.vertex_transverse, p.vertex_longitudinal])
@@ -131,7 +135,7 @@ def _vertices(
 ) -> tuple[Array, Array, Array]:
     """Event of each vertex, sums over its tracks (p, E, number, position, charge), random numbers.
 
-    Tracks go to the first heavy hadron of their chain of decays.
+    Tracks are assigned to the first heavy hadron of their decay chain.
     """
     offsets, mother, pdg, status = record.offsets, record.mother, record.pdg, record.status
     pt, eta, px, py, pz = record.pt, record.eta, record.px, record.py, record.pz
@@ -146,6 +150,7 @@ def _vertices(
                 continue
             if np.random.random() > p.track_efficiency:
                 continue
+            # The topmost heavy hadron among the ancestors.
             m, top = mother[i], -1
             while m >= 0:
                 if hadrons[m] > 0:
@@ -162,16 +167,17 @@ def _vertices(
             sums[top, 6] += vy[i]
             sums[top, 7] += vz[i]
             sums[top, 8] += charge(pdg[i])
-    found = np.flatnonzero(sums[:, 4] >= 2)
-    events, drawn = np.empty(len(found), np.int64), np.empty((len(found), 5))
+    # Random numbers of each vertex, from a second seed of its event.
+    chosen = np.flatnonzero(sums[:, 4] >= 2)
+    events, drawn = np.empty(len(chosen), np.int64), np.empty((len(chosen), 5))
     event = -1
-    for k in range(len(found)):
-        while event < 0 or offsets[event + 1] <= found[k]:
+    for k in range(len(chosen)):
+        while event < 0 or offsets[event + 1] <= chosen[k]:
             event += 1
-            np.random.seed(seeds[event] ^ np.uint32(1))  # after the draws for tracks, other ones
+            np.random.seed(seeds[event] ^ np.uint32(1))
         events[k] = event
         for axis in range(3):
             drawn[k, axis] = np.random.standard_normal()
         drawn[k, 3] = np.random.gamma(1.0, 1.0)
         drawn[k, 4] = np.random.random()
-    return events, sums[found], drawn
+    return events, sums[chosen], drawn

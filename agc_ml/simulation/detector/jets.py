@@ -1,4 +1,4 @@
-"""Response of the detector to jets: energy, direction, identification, b-tag."""
+"""Detector response to jets: energy, direction, identification, b tag."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BOTTOM, _CHARM, _GLUON = 5, 4, 21
 
 
 class Jets(NamedTuple):
-    """Measured jets, one for each generated one and in the same order; GeV.
+    """Measured jets, one for each generated jet, in the same order; GeV.
 
     Energy fractions: charged and neutral hadrons, photons, electrons, muons.
     """
@@ -43,7 +43,7 @@ class Jets(NamedTuple):
 
 @kernel
 def measure(jets: GenJets, seeds: Array, p: JetParameters, tags: TagParameters) -> Jets:
-    """Measure jets; ``seeds`` one an event, shape ``(n_events,)``."""
+    """Measure jets; ``seeds``, one an event, have shape ``(n_events,)``."""
     n = len(jets.pt)
     pt, eta, phi, mass = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     btag, qgl, fractions = np.empty(n), np.empty(n), np.empty((n, 5))
@@ -52,16 +52,19 @@ def measure(jets: GenJets, seeds: Array, p: JetParameters, tags: TagParameters) 
     for event in range(len(seeds)):
         np.random.seed(seeds[event])
         for j in range(jets.offsets[event], jets.offsets[event + 1]):
+            # Four-momentum: energy scale and resolution, direction, mass.
             pt[j] = _measured_pt(jets, j, p)
             eta[j] = jets.eta[j] + p.direction_spread * np.random.standard_normal()
             turned = jets.phi[j] + p.direction_spread * np.random.standard_normal()
             phi[j] = (turned + np.pi) % (2 * np.pi) - np.pi
             spread = 1 + p.mass_spread * np.random.standard_normal()
             mass[j] = max(jets.mass[j] * pt[j] / jets.pt[j] * spread, 0.1)
+            # Composition, which the identification cuts on.
             _compose(jets, j, p, fractions[j])
             members = jets.n_members[j] + np.random.poisson(p.extra_constituents)
             n_constituents[j] = min(members, 255)
             jet_id[j] = _identify(fractions[j], members, abs(jets.eta[j]))
+            # Taggers need tracks; the likelihood also needs three particles.
             in_tracker = abs(eta[j]) <= p.tracker_eta
             btag[j] = _tag(jets.hadron_flavour[j], pt[j], in_tracker, tags)
             qgl[j] = _likelihood(jets.parton_flavour[j], tags)
@@ -76,9 +79,11 @@ def measure(jets: GenJets, seeds: Array, p: JetParameters, tags: TagParameters) 
 
 @kernel
 def _measured_pt(jets: GenJets, j: Any, p: JetParameters) -> Any:
+    # Offset of multiparton interactions, then resolution sqrt((N / pt)^2 + S^2 / pt + C^2).
     pt = max(jets.pt[j] + p.offset + p.offset_spread * np.random.standard_normal(), 1.0)
     resolution = np.sqrt((p.noise / pt) ** 2 + p.stochastic**2 / pt + p.constant**2)
     resolution *= 1 + p.forward_slope * max(abs(jets.eta[j]) - 1.3, 0.0)
+    # A lepton is measured better than a jet.
     hadronic = jets.charged_hadron[j] + jets.neutral_hadron[j] + jets.photon[j]
     if jets.electron[j] + jets.muon[j] > hadronic:
         resolution *= p.lepton_resolution
@@ -88,7 +93,7 @@ def _measured_pt(jets: GenJets, j: Any, p: JetParameters) -> Any:
 
 @kernel
 def _compose(jets: GenJets, j: Any, p: JetParameters, fractions: Array) -> None:
-    """Fill a jet's energy fractions, with what pile-up adds to them."""
+    """Fill a jet's energy fractions, with the contribution of pile-up."""
     cosh = np.cosh(jets.eta[j])
     neutral = 1 + p.pileup_spread * np.random.standard_normal()
     pileup = max(p.pileup_neutral * neutral, 0.0) * cosh
@@ -105,7 +110,7 @@ def _compose(jets: GenJets, j: Any, p: JetParameters, fractions: Array) -> None:
 
 @kernel
 def _identify(fractions: Array, members: Any, eta: Any) -> Any:
-    """CMS's jet identification of run 2, tight and with lepton veto (CMS-PAS-JME-16-003)."""
+    """CMS's run-2 jet identification, tight and with lepton veto (CMS-PAS-JME-16-003)."""
     charged, neutral, photon = fractions[0], fractions[1], fractions[2]
     electron, muon = fractions[3], fractions[4]
     central = eta < 2.4
@@ -120,7 +125,7 @@ def _identify(fractions: Array, members: Any, eta: Any) -> Any:
 
 @kernel
 def _tag(flavour: Any, pt: Any, in_tracker: Any, tags: TagParameters) -> Any:
-    """CSVv2: drawn from the distribution of the jet's flavour."""
+    """CSVv2 discriminator, drawn from the distribution of the jet's flavour."""
     u, no_vertex = np.random.random(), np.random.random()
     if flavour == _BOTTOM:
         value, lost = _above(u, tags.bottom), tags.no_vertex_heavy
@@ -135,7 +140,7 @@ def _tag(flavour: Any, pt: Any, in_tracker: Any, tags: TagParameters) -> Any:
 
 @kernel
 def _above(fraction: Any, knots: Any) -> Any:
-    """The value that ``fraction`` of the jets are above, between knots on straight lines."""
+    """Value exceeded by ``fraction`` of the jets, interpolated between knots."""
     values, survival = knots
     for k in range(1, len(values)):
         if fraction >= survival[k]:
@@ -146,7 +151,7 @@ def _above(fraction: Any, knots: Any) -> Any:
 
 @kernel
 def _likelihood(parton: Any, tags: TagParameters) -> Any:
-    """Quark-gluon likelihood: high for light quarks, low for gluons."""
+    """Quark-gluon likelihood, beta distributed: high for light quarks, low for gluons."""
     code = abs(parton)
     if code == _GLUON:
         a, b = tags.gluon_likelihood
@@ -161,7 +166,7 @@ def _likelihood(parton: Any, tags: TagParameters) -> Any:
 
 @kernel
 def _pileup_id(pt: Any) -> Any:
-    """Bits of the pile-up identification: all three, but for a few soft jets."""
+    """Bits of the pile-up identification: all three, except for a few soft jets."""
     first, second = np.random.random(), np.random.random()
     if pt > 50 or first < 0.9:
         return 7

@@ -1,4 +1,4 @@
-"""Response of the detector to electrons and muons: momentum, isolation, identification."""
+"""Detector response to electrons and muons: momentum, isolation, identification."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ FROM_PROMPT, FROM_TAU, FROM_BOTTOM, FROM_CHARM, FROM_LIGHT = 1, 15, 5, 4, 3
 _PHOTON: Final = 22
 
 
-class Found(NamedTuple):
-    """Leptons in the record: place in it, event, pt with radiated photons, and pt around them.
+class GenLeptons(NamedTuple):
+    """Generated leptons: index in the record, event, pt with radiated photons, pt around them.
 
     ``around`` and ``charged_around`` [GeV] are sums of pt of other visible particles in the
-    isolation cone, ``origin`` is as in ``genPartFlav``.
+    isolation cone; ``origin`` is as in ``genPartFlav``.
     """
 
     particle: Array
@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
 
 class Track(NamedTuple):
-    """Isolation and impact parameters of leptons; cm, GeV relative to pt."""
+    """Isolation, relative to pt, and impact parameters [cm] of leptons."""
 
     isolation: Array
     charged_isolation: Array
@@ -59,9 +59,9 @@ class Track(NamedTuple):
 @kernel
 def find(
     record: Any, flags: Array, kind: Any, min_pt: Any, max_eta: Any, cone: Any, fsr_cone: Any
-) -> Found:
+) -> GenLeptons:
     """All stable electrons or muons above ``min_pt`` [GeV] and within ``max_eta``."""
-    # Local names: numba counts references of all arrays of a tuple that is looked into.
+    # Local names: for each access to a tuple, numba counts references of all its arrays.
     offsets, pdg, status = record.offsets, record.pdg, record.status
     pt, eta, phi, mother = record.pt, record.eta, record.phi, record.mother
     candidate = np.zeros(len(pdg), np.bool_)
@@ -78,6 +78,7 @@ def find(
         while offsets[e + 1] <= i:
             e += 1
         event[k] = e
+        # Isolation and final-state radiation: visible particles in the cones.
         for other in range(offsets[e], offsets[e + 1]):
             if other == i or status[other] <= 0 or abs(eta[other] - eta[i]) > cone:
                 continue
@@ -90,18 +91,19 @@ def find(
                 around[k] += pt[other]
                 if is_charged(pdg[other]):
                     charged[k] += pt[other]
+        # Origin: prompt, from a tau, or from a hadron.
         if flags[i] & PROMPT:
             origin[k] = FROM_PROMPT
         elif flags[i] & PROMPT_TAU_PRODUCT:
             origin[k] = FROM_TAU
         else:
             origin[k] = _flavour(i, mother, pdg)
-    return Found(index, event, dressed, around, charged, origin)
+    return GenLeptons(index, event, dressed, around, charged, origin)
 
 
 @kernel
 def _flavour(i: Any, mother: Array, pdg: Array) -> Any:
-    """Heaviest quark of the hadrons that a lepton comes from, as ``genPartFlav`` has it."""
+    """Heaviest quark of a lepton's ancestors, as in ``genPartFlav``."""
     heaviest = FROM_LIGHT
     while i >= 0:
         heaviest = max(heaviest, min(heaviest_quark(pdg[i]), FROM_BOTTOM))
@@ -111,32 +113,34 @@ def _flavour(i: Any, mother: Array, pdg: Array) -> Any:
 
 @kernel
 def measure_electrons(
-    found: Found, eta: Array, seeds: Array, p: ElectronParameters, t: ImpactParameters,
+    gen: GenLeptons, eta: Array, seeds: Array, p: ElectronParameters, t: ImpactParameters,
     e: EventParameters,
 ) -> tuple[Array, Array, Array, Track]:  # fmt: skip
-    """Measured pt [GeV], whether it is reconstructed, ``cutBased``, and the track."""
-    n = len(found.pt)
+    """Measured pt [GeV], mask of reconstructed electrons, ``cutBased``, and tracks."""
+    n = len(gen.pt)
     pt, cut_based = np.empty(n), np.empty(n, np.int32)
     seen, track = np.zeros(n, np.bool_), _empty_track(n)
     last = -1
     for k in range(n):
-        if found.event[k] != last:
-            last = found.event[k]
+        if gen.event[k] != last:
+            last = gen.event[k]
             np.random.seed(seeds[last])
-        true, endcap = found.pt[k], abs(eta[k]) > p.barrel_eta
+        # Calorimeter resolution sqrt((N / pt)^2 + S^2 / pt + C^2), worse in the endcaps.
+        true, endcap = gen.pt[k], abs(eta[k]) > p.barrel_eta
         resolution = np.sqrt((p.noise / true) ** 2 + p.stochastic**2 / true + p.constant**2)
         if endcap:
             resolution *= p.endcap_resolution
         pt[k] = true * (1 + resolution * np.random.standard_normal())
         efficiency = p.efficiency if true > 20 else p.soft_efficiency
         seen[k] = np.random.random() < efficiency and pt[k] > p.min_pt
-        _measure_track(found, k, t, e, track)
+        _measure_track(gen, k, t, e, track)
         cut_based[k] = _identified(true, abs(eta[k]), endcap, track.isolation[k], p)
     return pt, seen, cut_based, track
 
 
 @kernel
 def _identified(pt: Any, eta: Any, endcap: Any, isolation: Any, p: ElectronParameters) -> Any:
+    # Efficiencies of nested working points, then cuts on isolation and the crack.
     tight = p.tight_plateau * (1 - np.exp(-pt / p.tight_turn_on)) * (p.endcap if endcap else 1.0)
     u = np.random.random()
     if u < tight:
@@ -157,25 +161,26 @@ def _identified(pt: Any, eta: Any, endcap: Any, isolation: Any, p: ElectronParam
 
 @kernel
 def measure_muons(
-    found: Found, eta: Array, seeds: Array, p: MuonParameters, t: ImpactParameters,
+    gen: GenLeptons, eta: Array, seeds: Array, p: MuonParameters, t: ImpactParameters,
     e: EventParameters,
 ) -> tuple[Array, Array, Array, Array, Array, Track]:  # fmt: skip
-    """Measured pt [GeV], reconstructed or not, tight, medium, tracker layers, track."""
-    n = len(found.pt)
+    """Measured pt [GeV], masks of reconstructed, tight and medium muons, layers, tracks."""
+    n = len(gen.pt)
     pt, layers = np.empty(n), np.empty(n, np.int32)
     seen, tight, medium = np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     track = _empty_track(n)
     last = -1
     for k in range(n):
-        if found.event[k] != last:
-            last = found.event[k]
+        if gen.event[k] != last:
+            last = gen.event[k]
             np.random.seed(seeds[last])
-        resolution = np.sqrt(p.constant**2 + (p.per_gev * found.pt[k]) ** 2)
+        # Tracker resolution: multiple scattering, and curvature at high pt.
+        resolution = np.sqrt(p.constant**2 + (p.per_gev * gen.pt[k]) ** 2)
         if abs(eta[k]) > 1.2:
             resolution *= p.endcap_resolution
-        pt[k] = found.pt[k] * (1 + resolution * np.random.standard_normal())
+        pt[k] = gen.pt[k] * (1 + resolution * np.random.standard_normal())
         seen[k] = np.random.random() < p.efficiency and pt[k] > p.min_pt
-        _measure_track(found, k, t, e, track)
+        _measure_track(gen, k, t, e, track)
         tight[k] = np.random.random() < p.tight
         medium[k] = np.random.random() < p.medium or tight[k]
         layers[k] = np.random.randint(9, 16)
@@ -192,18 +197,20 @@ def _empty_track(n: Any) -> Track:
 
 @kernel
 def _measure_track(
-    found: Found, k: Any, t: ImpactParameters, e: EventParameters, track: Track
+    gen: GenLeptons, k: Any, t: ImpactParameters, e: EventParameters, track: Track
 ) -> None:
     """Draw isolation noise and impact parameters of lepton ``k``."""
-    pt = found.pt[k]
+    # Isolation: generated activity, and noise of pile-up.
+    pt = gen.pt[k]
     noise = max(np.random.exponential(e.isolation) - e.isolation_offset, 0.0)
-    track.isolation[k] = (found.around[k] + noise) / pt
+    track.isolation[k] = (gen.around[k] + noise) / pt
     drawn = np.random.exponential(e.charged_isolation)
     charged_noise = max(drawn - e.charged_isolation_offset, 0.0)
-    track.charged_isolation[k] = (found.charged_around[k] + charged_noise) / pt
+    track.charged_isolation[k] = (gen.charged_around[k] + charged_noise) / pt
+    # Leptons of hadrons and taus start away from the primary vertex.
     displaced = 0.0
-    if found.origin[k] != FROM_PROMPT:
-        mean = t.from_tau if found.origin[k] == FROM_TAU else t.from_hadron
+    if gen.origin[k] != FROM_PROMPT:
+        mean = t.from_tau if gen.origin[k] == FROM_TAU else t.from_hadron
         displaced = np.random.exponential(mean)
     error = t.transverse + t.transverse_per_gev / pt
     dxy = error * np.random.standard_normal() + displaced * _sign()

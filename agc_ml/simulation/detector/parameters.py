@@ -1,8 +1,8 @@
-"""The detector in numbers: CMS in 2015, without multiparton interactions in the generator.
+"""Parameters of the detector: CMS in 2015, for a generator without multiparton interactions.
 
-One set for all processes, variations and regions. Where no source is named, the number was chosen
-so that the published histograms of the nominal ttbar sample come out (shapes, ratio of the two
-regions, yield); the efficiencies of b-tagging balance the ratios of all samples.
+One set for all processes, variations and regions. Numbers without a source were tuned to the
+published histograms of the nominal ttbar sample (shapes, ratio of the two regions, yield); the
+b-tagging efficiencies balance the ratios of all samples.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 Knots = tuple[tuple[float, ...], tuple[float, ...]]
-"""Values of a discriminator, rising, and the fraction of jets above each."""
+"""Ascending values of a discriminator, and the fraction of jets above each."""
 
 _VALUES: Final = (0.0, 0.1, 0.2, 0.3, 0.46, 0.5, 0.8, 0.935, 0.98, 0.995, 1.0)
 _LIGHT_VALUES: Final = (0.0, 0.07, 0.1, 0.15, 0.2, 0.3, 0.46, 0.5, 0.8, 0.935, 0.98, 0.995, 1.0)
@@ -21,8 +21,8 @@ class JetParameters(NamedTuple):
 
     ``noise``, ``stochastic`` and ``constant`` are the terms of the relative resolution
     sqrt((N / pt)^2 + S^2 / pt + C^2), of the size in JINST 12 (2017) P02014. ``offset`` is the pt
-    that multiparton interactions leave in a jet. ``pileup_neutral`` is the pt of neutral particles
-    from other collisions: it counts in a jet's composition, its energy is subtracted.
+    of multiparton interactions in a jet. ``pileup_neutral`` is the pt of neutral particles from
+    other collisions: part of a jet's composition, but subtracted from its energy.
     """
 
     noise: float = 3.0
@@ -52,8 +52,9 @@ class JetParameters(NamedTuple):
 class TagParameters(NamedTuple):
     """CSVv2 by flavour, as inverse survival functions, and the quark-gluon likelihood.
 
-    The points 0.46, 0.80 and 0.935 are CMS's loose, medium and tight ones of 2015, defined by 10, 1
-    and 0.1 % of light jets; the measurement cuts at 0.5, and only what is near it was adjusted.
+    The points 0.46, 0.80 and 0.935 are CMS's loose, medium and tight working points of 2015,
+    defined by 10, 1 and 0.1 % of light jets; the measurement cuts at 0.5, and only values near it
+    were tuned.
     """
 
     bottom: Knots = (
@@ -67,8 +68,19 @@ class TagParameters(NamedTuple):
     light: Knots = (
         _LIGHT_VALUES,
         (
-            *(1.0, 0.985, 0.93, 0.62, 0.40, 0.22, 0.124, 0.112),
-            *(0.02128, 0.00392, 0.000896, 0.000112, 0.0),
+            1.0,
+            0.985,
+            0.93,
+            0.62,
+            0.40,
+            0.22,
+            0.124,
+            0.112,
+            0.02128,
+            0.00392,
+            0.000896,
+            0.000112,
+            0.0,
         ),
     )
     no_vertex_heavy: float = 0.008  # jets without any track for it have the value -10
@@ -85,8 +97,8 @@ class ElectronParameters(NamedTuple):
 
     The tight cut-based identification passes ``tight_plateau`` * (1 - exp(-pt / ``tight_turn_on``))
     in the barrel and ``endcap`` of that outside, JINST 10 (2015) P06005; its isolation is below
-    ``barrel_isolation`` or ``endcap_isolation``, twice the nominal cut, for there is no pile-up to
-    subtract here.
+    ``barrel_isolation`` or ``endcap_isolation``, twice the nominal cut, as no pile-up is subtracted
+    here.
     """
 
     noise: float = 0.9
@@ -129,7 +141,7 @@ class MuonParameters(NamedTuple):
 
 
 class ImpactParameters(NamedTuple):
-    """Of lepton tracks, in cm: resolution a + b / pt, and mean displacements by origin."""
+    """Impact parameters of leptons, in cm: resolution a + b / pt, mean displacement by origin."""
 
     transverse: float = 0.0015
     transverse_per_gev: float = 0.02
@@ -139,7 +151,7 @@ class ImpactParameters(NamedTuple):
 
 
 class EventParameters(NamedTuple):
-    """Isolation noise and the event as a whole; GeV."""
+    """Isolation noise, missing momentum and pile-up of an event; GeV."""
 
     isolation: float = 0.35  # mean of an exponential, less its offset: pile-up after correction
     isolation_offset: float = 0.25
@@ -170,7 +182,7 @@ class ConstituentParameters(NamedTuple):
 
 
 class Detector(NamedTuple):
-    """All of it: `DETECTOR` is the one that is used."""
+    """All parameters; `DETECTOR` is the one in use."""
 
     jets: JetParameters = JetParameters()
     tags: TagParameters = TagParameters()

@@ -1,4 +1,4 @@
-"""From generated particles to what a detector measures: NanoAOD's columns, in memory."""
+"""Detector response: from generated particles to NanoAOD's columns, in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MET_JET_PT: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What does not depend on the detector: particles, jets of them, who comes from whom."""
+    """Generated events: particles, their ancestry, heavy hadrons, jets."""
 
     record: Record
     lineage: genpart.Ancestry
@@ -33,7 +33,7 @@ class Truth:
 
 
 def understand(record: Record, info: Any) -> Truth:
-    """Work out a record's truth; ``info`` is Pythia's, one entry an event."""
+    """Truth of a record; ``info`` is Pythia's, one entry an event."""
     hadrons = heavy_hadrons(record)
     lineage = genpart.ancestry(record)
     return Truth(record, lineage, hadrons, genjets.cluster(record, hadrons), info)
@@ -43,10 +43,10 @@ def understand(record: Record, info: Any) -> Truth:
 class Response:
     """A detector and its random numbers.
 
-    ``seed`` and ``dataset`` decide, with the event's number, what is drawn for an event. With
+    ``seed`` and ``dataset`` decide, with an event's number, its random numbers. With
     ``emulate_cms2015_muon_id`` all identification flags of muons are zero, as in CMS's 2015 files.
-    ``only_matching`` keeps of GenPart what jet-parton matching uses; ``constituents`` adds the
-    particles of jets and secondary vertices (the record needs its vertices).
+    ``only_matching`` reduces GenPart to the particles for jet-parton matching; ``constituents``
+    adds particles of jets and secondary vertices (the record needs its vertices).
     """
 
     seed: int
@@ -99,63 +99,63 @@ class Response:
         seeds: Array = event_seeds(key, numbers.astype(np.uint64))
         return seeds
 
-    def _jets(self, true: GenJets, found: jets.Jets) -> Collection:
+    def _jets(self, true: GenJets, measured: jets.Jets) -> Collection:
         places, event = _gen_jet_places(true)
         p = self.detector.jets
         fields = {
-            "pt": found.pt,
-            "eta": found.eta,
-            "phi": found.phi,
-            "mass": found.mass,
-            "btagCSVV2": found.btag,
-            "qgl": found.qgl,
-            "jetId": found.jet_id,
-            "puId": found.pileup_id,
+            "pt": measured.pt,
+            "eta": measured.eta,
+            "phi": measured.phi,
+            "mass": measured.mass,
+            "btagCSVV2": measured.btag,
+            "qgl": measured.qgl,
+            "jetId": measured.jet_id,
+            "puId": measured.pileup_id,
             "hadronFlavour": true.hadron_flavour,
             "partonFlavour": true.parton_flavour,
             "genJetIdx": places.astype(np.int32),
-            "nConstituents": found.n_constituents,
-            "chHEF": found.charged_hadron,
-            "neHEF": found.neutral_hadron,
-            "neEmEF": found.photon,
-            "chEmEF": found.electron,
-            "muEF": found.muon,
+            "nConstituents": measured.n_constituents,
+            "chHEF": measured.charged_hadron,
+            "neHEF": measured.neutral_hadron,
+            "neEmEF": measured.photon,
+            "chEmEF": measured.electron,
+            "muEF": measured.muon,
         }
-        keep = (found.pt > p.min_pt) & (np.abs(found.eta) < p.max_eta)
+        keep = (measured.pt > p.min_pt) & (np.abs(measured.eta) < p.max_eta)
         return collect(fields, event, len(true.offsets) - 1, keep, order="pt")
 
     def _electrons(self, truth: Truth, place: Array, numbers: Array) -> Collection:
         p = self.detector.electrons
-        found = leptons.find(
+        gen = leptons.find(
             truth.record, truth.lineage.flags, leptons.ELECTRON, p.min_pt, p.max_eta,
             p.isolation_cone, p.fsr_cone,
         )  # fmt: skip
         pt, seen, cut_based, track = leptons.measure_electrons(
-            found, truth.record.eta[found.particle], self._seeds("electrons", numbers), p,
+            gen, truth.record.eta[gen.particle], self._seeds("electrons", numbers), p,
             self.detector.tracks, self.detector.event,
         )  # fmt: skip
         fields = {
-            **_lepton(truth.record, found, place, pt, track, p.mass),
+            **_lepton(truth.record, gen, place, pt, track, p.mass),
             "cutBased": cut_based,
             "pfRelIso03_all": track.isolation,
             "pfRelIso03_chg": track.charged_isolation,
             "convVeto": np.ones(len(pt), bool),
         }
-        return collect(fields, found.event, truth.record.n_events, seen, order="pt")
+        return collect(fields, gen.event, truth.record.n_events, seen, order="pt")
 
     def _muons(self, truth: Truth, place: Array, numbers: Array) -> Collection:
         p = self.detector.muons
-        found = leptons.find(
+        gen = leptons.find(
             truth.record, truth.lineage.flags, leptons.MUON, p.min_pt, p.max_eta,
             p.isolation_cone, 0.0,
         )  # fmt: skip
         pt, seen, tight, medium, layers, track = leptons.measure_muons(
-            found, truth.record.eta[found.particle], self._seeds("muons", numbers), p,
+            gen, truth.record.eta[gen.particle], self._seeds("muons", numbers), p,
             self.detector.tracks, self.detector.event,
         )  # fmt: skip
         identified = not self.emulate_cms2015_muon_id
         fields = {
-            **_lepton(truth.record, found, place, pt, track, p.mass),
+            **_lepton(truth.record, gen, place, pt, track, p.mass),
             "pfRelIso04_all": track.isolation,
             "tightId": tight & identified,
             "mediumId": medium & identified,
@@ -165,22 +165,24 @@ class Response:
             "isPFcand": np.ones(len(pt), bool),
             "nTrackerLayers": layers,
         }
-        return collect(fields, found.event, truth.record.n_events, seen, order="pt")
+        return collect(fields, gen.event, truth.record.n_events, seen, order="pt")
 
-    def _whole_events(self, truth: Truth, found: jets.Jets, numbers: Array) -> dict[str, Array]:
-        """Missing momentum, true and measured, and vertices; GeV."""
+    def _whole_events(self, truth: Truth, measured: jets.Jets, numbers: Array) -> dict[str, Array]:
+        """Missing momentum, true and measured [GeV], and numbers of vertices."""
         record, n_events, p = truth.record, truth.record.n_events, self.detector.event
+        # True missing momentum: neutrinos. Measured: with a share of the jets' mismeasurement, and
+        # noise.
         unseen = np.flatnonzero((record.status > 0) & np.isin(np.abs(record.pdg), NEUTRINOS))
         of_event, jet_event = record.event[unseen], truth.jets.event
         true_x = np.bincount(of_event, record.px[unseen], n_events)
         true_y = np.bincount(of_event, record.py[unseen], n_events)
-        error = np.where(truth.jets.pt > _MET_JET_PT, found.pt - truth.jets.pt, 0.0)
+        error = np.where(truth.jets.pt > _MET_JET_PT, measured.pt - truth.jets.pt, 0.0)
         error_x = np.bincount(jet_event, error * np.cos(truth.jets.phi), n_events)
         error_y = np.bincount(jet_event, error * np.sin(truth.jets.phi), n_events)
         noise, vertices = _noise(self._seeds("event", numbers), p.vertices)
         x = true_x - p.met_share * error_x + p.met_spread * noise[0]
         y = true_y - p.met_share * error_y + p.met_spread * noise[1]
-        sum_et = np.bincount(jet_event, found.pt, n_events) + p.sum_et
+        sum_et = np.bincount(jet_event, measured.pt, n_events) + p.sum_et
         return {
             "MET_pt": np.hypot(x, y),
             "MET_phi": np.arctan2(y, x),
@@ -195,25 +197,25 @@ class Response:
 
 @kernel
 def _noise(seeds: Array, vertices: float) -> tuple[Array, Array]:
-    """Three standard normal numbers an event, and its number of good vertices, at least one."""
-    normal, found = np.empty((3, len(seeds))), np.empty(len(seeds), np.int32)
+    """Three standard normal numbers an event, and its number of good vertices, at least 1."""
+    normal, good = np.empty((3, len(seeds))), np.empty(len(seeds), np.int32)
     for event in range(len(seeds)):
         np.random.seed(seeds[event])
         for k in range(3):
             normal[k, event] = np.random.standard_normal()
-        found[event] = max(1, np.random.poisson(vertices))
-    return normal, found
+        good[event] = max(1, np.random.poisson(vertices))
+    return normal, good
 
 
 def _lepton(
     record: Record,
-    found: leptons.Found,
+    gen: leptons.GenLeptons,
     place: Array,
     pt: Array,
     track: leptons.Track,
     mass: float,
 ) -> dict[str, Array]:
-    index = found.particle
+    index = gen.particle
     return {
         "pt": pt,
         "eta": record.eta[index],
@@ -228,28 +230,28 @@ def _lepton(
         "ip3d": track.ip3d,
         "sip3d": track.sip3d,
         "genPartIdx": place[index],
-        "genPartFlav": found.origin,
+        "genPartFlav": gen.origin,
     }
 
 
-def _gen_jet_places(found: GenJets) -> tuple[Array, Array]:
-    """Place of each jet in its event's GenJet, -1 if it is not there; and its event."""
-    event = found.event
-    places = np.arange(len(found.pt)) - found.offsets[event]
-    return np.where(found.pt > GEN_JET_PT, places, -1), event
+def _gen_jet_places(generated: GenJets) -> tuple[Array, Array]:
+    """Place of each jet in its event's GenJet, -1 if it is too soft; and its event."""
+    event = generated.event
+    places = np.arange(len(generated.pt)) - generated.offsets[event]
+    return np.where(generated.pt > GEN_JET_PT, places, -1), event
 
 
-def _gen_jets(found: GenJets) -> Collection:
+def _gen_jets(generated: GenJets) -> Collection:
     fields = {
-        "pt": found.pt,
-        "eta": found.eta,
-        "phi": found.phi,
-        "mass": found.mass,
-        "hadronFlavour": found.hadron_flavour.astype(np.uint8),
-        "partonFlavour": found.parton_flavour,
+        "pt": generated.pt,
+        "eta": generated.eta,
+        "phi": generated.phi,
+        "mass": generated.mass,
+        "hadronFlavour": generated.hadron_flavour.astype(np.uint8),
+        "partonFlavour": generated.parton_flavour,
     }
-    # by falling pt already, so the place of a jet among all is its place among the kept
-    return collect(fields, found.event, len(found.offsets) - 1, found.pt > GEN_JET_PT)
+    # Jets are sorted by falling pt, so their places among all and among the kept ones agree.
+    return collect(fields, generated.event, len(generated.offsets) - 1, generated.pt > GEN_JET_PT)
 
 
 def _generator(info: Any) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Jets of stable visible particles (anti-kt, R = 0.4), their flavour and composition."""
+"""Jets of stable visible particles (anti-kt, R = 0.4), with flavour and composition."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from agc_ml.simulation.truth.record import Record, distance2, is_charged, is_neu
 
 RADIUS: Final = 0.4
 MIN_PT: Final = 8.0
-"""GeV; jets below that can't be measured at 15 GeV."""
+"""GeV; the response never lifts softer jets to 15 GeV."""
 
-_MAX_ETA, _MIN_PARTICLE_PT = 5.0, 0.1  # what the calorimeters see
-_GHOST_PT: Final = 3.0  # GeV; least pt of a heavy hadron that gives a jet its flavour
+_MAX_ETA, _MIN_PARTICLE_PT = 5.0, 0.1  # acceptance of the calorimeters
+_GHOST_PT: Final = 3.0  # GeV; least pt of a heavy hadron that decides a jet's flavour
 _PARTON_PT: Final = 2.0
-_ELECTRON, _MUON, _PHOTON, _GLUON, _CHARM, _BOTTOM = 11, 13, 22, 21, 4, 5
+_ELECTRON, _MUON, _PHOTON, _GLUON, _BOTTOM = 11, 13, 22, 21, 5
 
 
 class GenJets(NamedTuple):
@@ -54,8 +54,8 @@ class GenJets(NamedTuple):
 
 @kernel
 def _visible(record: Any) -> Array:
-    """Indices of the stable particles that are seen."""
-    found = np.empty(len(record.pdg), np.int64)
+    """Indices of the stable visible particles."""
+    visible = np.empty(len(record.pdg), np.int64)
     k = 0
     for i in range(len(record.pdg)):
         if (
@@ -64,18 +64,19 @@ def _visible(record: Any) -> Array:
             and abs(record.eta[i]) < _MAX_ETA
             and record.pt[i] > _MIN_PARTICLE_PT
         ):
-            found[k] = i
+            visible[k] = i
             k += 1
-    return found[:k]
+    return visible[:k]
 
 
 def cluster(record: Record, hadrons: Array) -> GenJets:
-    """Cluster a record's visible particles; ``hadrons`` is what `record.heavy_hadrons` gives.
+    """Cluster a record's visible particles; ``hadrons`` are from `record.heavy_hadrons`.
 
     FastJet: M. Cacciari, G. P. Salam, G. Soyez, Eur. Phys. J. C 72 (2012) 1896.
     """
     import fastjet  # noqa: PLC0415 - an extra
 
+    # Anti-kt jets, by falling pt.
     seen = _visible(record)
     counts = np.bincount(record.event[seen], minlength=record.n_events)
     momenta = {"px": record.px, "py": record.py, "pz": record.pz, "E": record.energy}
@@ -93,6 +94,7 @@ def cluster(record: Record, hadrons: Array) -> GenJets:
         ak.to_numpy(ak.flatten(jets[axis])).astype(np.float64) for axis in ("px", "py", "pz", "E")
     )
     pt = np.hypot(px, py)
+    # FastJet numbers constituents within the event: convert to indices in the record.
     inner = ak.flatten(constituents, axis=1)
     n_members = ak.to_numpy(ak.num(inner))
     first_seen = np.concatenate([[0], np.cumsum(counts)])[:-1]
@@ -128,14 +130,15 @@ def _offsets(counts: Array) -> Array:
 def _flavours(
     offsets: Array, eta: Array, phi: Array, record: Any, hadrons: Array
 ) -> tuple[Array, Array]:
-    """Flavour from weakly decaying hadrons in the cone, and from its hardest parton.
+    """Hadron flavour from weakly decaying hadrons in the cone, parton flavour from its partons.
 
-    Partons are those of the hard process and before hadronisation; bottom and charm hadrons come
-    first, as in CMS's definition of a jet's parton flavour.
+    The hardest parton of the hard process or before hadronisation counts, but bottom and charm
+    hadrons have priority, as in CMS's definition of a jet's parton flavour.
     """
     hadron, parton = np.zeros(len(eta), np.int32), np.zeros(len(eta), np.int32)
     particles, pdg, status, pt = record.offsets, record.pdg, record.status, record.pt
     particle_eta, particle_phi = record.eta, record.phi
+    # Preselect candidates once: most particles are neither.
     worth = np.zeros(len(pdg), np.bool_)
     for i in range(len(pdg)):
         is_heavy = hadrons[i] > 0 and pt[i] > _GHOST_PT
@@ -163,14 +166,14 @@ def _is_parton(pdg: Any, signed_status: Any) -> Any:
     code, status = abs(pdg), abs(signed_status)
     if not (0 < code <= _BOTTOM or code == _GLUON):
         return False
-    # Pythia: 23 outgoing of the hard process, 33-69 showers and remnants, 71-79 before hadrons
+    # Pythia: 23 outgoing of the hard process, 33-69 showers and remnants, 71-79 hadronisation
     return status == 23 or 33 <= status < 70 or 71 <= status <= 79
 
 
 @kernel
 def _energies(members: Array, offsets: Array, record: Any) -> Array:
     """Energy [GeV] by kind of particle, shape ``(n_jets, 5)``, in the order of `GenJets`."""
-    found = np.zeros((len(offsets) - 1, 5))
+    energies = np.zeros((len(offsets) - 1, 5))
     for j in range(len(offsets) - 1):
         for i in members[offsets[j] : offsets[j + 1]]:
             code = abs(record.pdg[i])
@@ -184,5 +187,5 @@ def _energies(members: Array, offsets: Array, record: Any) -> Array:
                 kind = 0
             else:
                 kind = 1
-            found[j, kind] += record.energy[i]
-    return found
+            energies[j, kind] += record.energy[i]
+    return energies

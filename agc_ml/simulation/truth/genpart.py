@@ -1,6 +1,6 @@
-"""GenPart: the particles that NanoAOD keeps of the generator's record, with CMS's status flags.
+"""GenPart: the particles of the generator's record that NanoAOD keeps, with CMS's status flags.
 
-The bits are those of NanoAOD's ``GenPart_statusFlags``, which CMS documents in the branch itself.
+The bits are those of NanoAOD's ``GenPart_statusFlags``, documented in the branch itself.
 """
 
 from __future__ import annotations
@@ -13,38 +13,41 @@ from agc_ml.simulation.events import Array, Collection
 from agc_ml.simulation.kernel_cache import kernel
 from agc_ml.simulation.truth.record import Record, heaviest_quark, is_neutrino
 
-PROMPT: Final = 1 << 0
-DECAYED_LEPTON_HADRON: Final = 1 << 1
-TAU_PRODUCT: Final = 1 << 2
-PROMPT_TAU_PRODUCT: Final = 1 << 3
-DIRECT_TAU_PRODUCT: Final = 1 << 4
-DIRECT_PROMPT_TAU_PRODUCT: Final = 1 << 5
-DIRECT_HADRON_PRODUCT: Final = 1 << 6
-HARD_PROCESS: Final = 1 << 7
-FROM_HARD_PROCESS: Final = 1 << 8
-HARD_TAU_PRODUCT: Final = 1 << 9
-DIRECT_HARD_TAU_PRODUCT: Final = 1 << 10
-FROM_HARD_PROCESS_BEFORE_FSR: Final = 1 << 11
-FIRST_COPY: Final = 1 << 12
-LAST_COPY: Final = 1 << 13
-LAST_COPY_BEFORE_FSR: Final = 1 << 14
+(
+    PROMPT,
+    DECAYED_LEPTON_HADRON,
+    TAU_PRODUCT,
+    PROMPT_TAU_PRODUCT,
+    DIRECT_TAU_PRODUCT,
+    DIRECT_PROMPT_TAU_PRODUCT,
+    DIRECT_HADRON_PRODUCT,
+    HARD_PROCESS,
+    FROM_HARD_PROCESS,
+    HARD_TAU_PRODUCT,
+    DIRECT_HARD_TAU_PRODUCT,
+    FROM_HARD_PROCESS_BEFORE_FSR,
+    FIRST_COPY,
+    LAST_COPY,
+    LAST_COPY_BEFORE_FSR,
+) = (1 << bit for bit in range(15))
+"""Bits of ``GenPart_statusFlags``."""
 
 _TAU, _PHOTON, _GLUON, _TOP, _W, _BOTTOM = 15, 22, 21, 6, 24, 5
 _HEAVY_BOSONS: Final = (23, 24, 25)
-# particles whose mass NanoAOD leaves out, for everybody knows it
+# Particles with well-known masses, which NanoAOD leaves out.
 _WITHOUT_MASS: Final = (*range(1, 6), *range(11, 17), 21, 111, 211, 411, 421)
 _GEV_LEPTON, _GEV_NEUTRINO, _GEV_PHOTON, _GEV_HADRON = 3.0, 5.0, 10.0, 5.0
 
 
 class Ancestry(NamedTuple):
-    """What particles come from: ``flags`` as above, and whether from a top, W, Z or H."""
+    """Status ``flags`` of particles, and a mask of those from a top, W, Z or H."""
 
     flags: Array
     from_resonance: Array
 
 
 class GenParts(NamedTuple):
-    """The kept particles: ``collection``, and the place of each of the record's in it, or -1."""
+    """The kept particles, and for each particle of the record its place among them, or -1."""
 
     collection: Collection
     place: Array
@@ -52,9 +55,10 @@ class GenParts(NamedTuple):
 
 @kernel
 def ancestry(record: Any) -> Ancestry:
-    """Status flags of all particles of a record, and which come from a resonance."""
+    """Status flags of all particles of a record, and a mask of those from a resonance."""
     pdg, status, mother = record.pdg, record.status, record.mother
     n = len(pdg)
+    # A copy is a daughter with the same id; radiation is a photon or gluon beside it.
     has_copy, radiates = np.zeros(n, np.bool_), np.zeros(n, np.bool_)
     for i in range(n):
         m = mother[i]
@@ -70,6 +74,7 @@ def ancestry(record: Any) -> Ancestry:
         np.zeros(n, np.bool_),
         np.zeros(n, np.bool_),
     )
+    # Flags that daughters inherit, and those that only copies inherit.
     inherited = PROMPT_TAU_PRODUCT | HARD_TAU_PRODUCT
     direct = (
         DIRECT_TAU_PRODUCT
@@ -77,6 +82,7 @@ def ancestry(record: Any) -> Ancestry:
         | DIRECT_HARD_TAU_PRODUCT
         | DIRECT_HADRON_PRODUCT
     )
+    # Mothers precede their daughters, so one pass passes everything down the decay chains.
     for i in range(n):
         m, code = mother[i], abs(pdg[i])
         flag = 0
@@ -103,11 +109,12 @@ def ancestry(record: Any) -> Ancestry:
                     flag |= PROMPT_TAU_PRODUCT | DIRECT_PROMPT_TAU_PRODUCT
                 if flags[m] & FROM_HARD_PROCESS:
                     flag |= HARD_TAU_PRODUCT | DIRECT_HARD_TAU_PRODUCT
+        # Flags of the particle itself: origin, hard process, first and last copies.
         if not from_hadron[i] and not from_tau[i]:
             flag |= PROMPT
         if from_tau[i]:
             flag |= TAU_PRODUCT
-        if 21 <= abs(status[i]) <= 29:
+        if 21 <= abs(status[i]) <= 29:  # Pythia: particles of the hard process
             flag |= HARD_PROCESS | FROM_HARD_PROCESS
         if not is_copy:
             flag |= FIRST_COPY
@@ -125,7 +132,7 @@ def ancestry(record: Any) -> Ancestry:
 
 @kernel
 def _worth_keeping(record: Any, lineage: Any) -> Array:
-    """Particles like those that NanoAOD keeps: hard process, resonances, leptons, heavy flavour."""
+    """Mask of particles that NanoAOD keeps: hard process, resonances, leptons, heavy flavour."""
     keep = np.zeros(len(record.pdg), np.bool_)
     for event in range(len(record.offsets) - 1):
         for i in range(record.offsets[event] + 3, record.offsets[event + 1]):
@@ -153,7 +160,7 @@ def _worth_keeping(record: Any, lineage: Any) -> Array:
 
 @kernel
 def _used_by_matching(record: Any, lineage: Any) -> Array:
-    """Tops and Ws, last copies of the quarks, leptons and neutrinos that they decay to; no more."""
+    """Mask of last copies of tops and Ws, and of the quarks and leptons that they decay to."""
     keep = np.zeros(len(record.pdg), np.bool_)
     for event in range(len(record.offsets) - 1):
         for i in range(record.offsets[event] + 3, record.offsets[event + 1]):
@@ -168,7 +175,7 @@ def _used_by_matching(record: Any, lineage: Any) -> Array:
 
 @kernel
 def _pruned(record: Any, keep: Array) -> tuple[Array, Array, Array, Array]:
-    """Indices of the kept, their number an event, their nearest kept mothers, places of all."""
+    """Indices of kept particles, numbers an event, nearest kept mothers, places of all."""
     place = np.full(len(keep), -1, np.int32)
     counts = np.zeros(len(record.offsets) - 1, np.int64)
     index, mothers = np.empty(keep.sum(), np.int64), np.empty(keep.sum(), np.int32)
@@ -178,6 +185,7 @@ def _pruned(record: Any, keep: Array) -> tuple[Array, Array, Array, Array]:
             if not keep[i]:
                 continue
             place[i] = counts[event]
+            # Skip dropped generations.
             mother = record.mother[i]
             while mother >= 0 and not keep[mother]:
                 mother = record.mother[mother]
@@ -189,7 +197,7 @@ def _pruned(record: Any, keep: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def gen_parts(record: Record, lineage: Ancestry, *, only_matching: bool) -> GenParts:
-    """Prune a record to what NanoAOD keeps, or only to what jet-parton matching uses."""
+    """Prune a record to the particles of NanoAOD, or only to those for jet-parton matching."""
     keep = (_used_by_matching if only_matching else _worth_keeping)(record, lineage)
     index, counts, mothers, place = _pruned(record, keep)
     status, pdg = record.status[index], record.pdg[index]

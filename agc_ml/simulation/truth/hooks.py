@@ -1,6 +1,6 @@
-"""What happens inside Pythia: vetoes, and the change between two streams of random numbers.
+"""User hooks of Pythia: vetoes, and the switch between two streams of random numbers.
 
-Pythia calls the methods of `Hooks` by its own names, at its own times.
+Pythia calls the methods of `Hooks`, under its own names.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ MAX_ATTEMPTS: Final = 1 << 22
 """Most hard events of a unit: event numbers are unit * MAX_ATTEMPTS + attempt + 1."""
 
 _ELECTRON, _MUON, _TAU, _GLUON, _QUARKS = 11, 13, 15, 21, 6
-_SLOWJET_ALL = 2  # what SlowJet clusters: all that is visible; and their masses: their own
+_SLOWJET_ALL = 2  # SlowJet: cluster all visible particles, with their own masses
 
 
 class Hooks(UserHooks):  # type: ignore[misc]
-    """Stops events early, and changes between two streams of random numbers.
+    """Vetoes that stop events early, and the switch between two streams of random numbers.
 
     Attributes
     ----------
     attempt
-        Number of the hard event at work, from 0; each event carries it as the scale of its first
+        Number of the current hard event, from 0; each event carries it as the scale of its first
         particle.
     refused
-        Attempts that ``vetoes`` refused. Those end there that ``enforced`` refuses: the same
-        vetoes, looser ones, or None.
+        Attempts rejected by ``vetoes``. Only ``enforced`` vetoes stop an event: the same ones,
+        looser ones, or None.
     """
 
     def __init__(self, pythia: Any, vetoes: Vetoes, enforced: Vetoes | None) -> None:
@@ -48,7 +48,7 @@ class Hooks(UserHooks):  # type: ignore[misc]
         self._pythia.rndm.init(hard)
 
     def _stops(self, passes: Callable[[Vetoes], bool]) -> bool:
-        """Note whether the vetoes refuse the attempt, and say whether it ends here."""
+        """Apply the vetoes to the attempt; return True if it ends here."""
         passed = passes(self._vetoes)
         if not passed:
             self.refused.add(self.attempt)
@@ -56,8 +56,8 @@ class Hooks(UserHooks):  # type: ignore[misc]
             return False
         return not (passed if self._enforced is self._vetoes else passes(self._enforced))
 
-    # The first thing of the next event that a hook sees is a trial of its hard process. It was
-    # drawn from the wrong stream, so it is dropped.
+    # Of each event, hooks first see a trial of its hard process, drawn from the stream of the
+    # shower. It is dropped, and the stream of the hard process is restored.
     def canModifySigma(self) -> bool:
         return True
 
@@ -76,6 +76,7 @@ class Hooks(UserHooks):  # type: ignore[misc]
         self.attempt += 1
         if self.attempt >= MAX_ATTEMPTS:
             return False
+        # The hard process is complete: continue with the stream of the shower.
         self._in_hard_process = False
         self._hard = self._pythia.rndm.getState()
         self._pythia.rndm.setState(self._rest)
@@ -101,7 +102,7 @@ class Hooks(UserHooks):  # type: ignore[misc]
         return self._stops(lambda vetoes: self._has_jets(event, vetoes))
 
     def _has_jets(self, event: Any, vetoes: Vetoes) -> bool:
-        """Whether there is a lepton and, with it, jets enough."""
+        """Return True if there are a lepton and enough parton jets."""
         leptons = _leptons(event, vetoes)
         if not leptons:
             return False
@@ -115,9 +116,9 @@ class Hooks(UserHooks):  # type: ignore[misc]
         return bool(hard >= vetoes.jets - 1)
 
     def _jets(self, pt: float, rapidity: float) -> Any:
-        """Pythia's own anti-kt with R = 0.4, of all that is visible.
+        """Pythia's own anti-kt with R = 0.4, of all visible particles.
 
-        It holds the jets that it found, so threads must not share one.
+        It keeps the jets of the last event, so threads must not share one.
         """
         finder = self._finders.get((pt, rapidity))
         if finder is None:
@@ -152,14 +153,14 @@ def _count_partons(event: Any, vetoes: Vetoes) -> int:
 
 
 def _leptons(event: Any, vetoes: Vetoes) -> set[int]:
-    """Kinds of the leptons of an event after the shower."""
+    """Kinds of leptons in an event after the shower."""
     least = {_ELECTRON: vetoes.electron_pt, _MUON: vetoes.muon_pt, _TAU: vetoes.tau_pt}
-    kinds, found = _kinds(vetoes), set()
+    allowed, kinds = _kinds(vetoes), set()
     for index in range(event.size() - 1, 4, -1):
         particle = event[index]
         kind = abs(particle.id())
-        if kind not in kinds or not particle.isFinal():
+        if kind not in allowed or not particle.isFinal():
             continue
         if particle.pT() > least[kind] and abs(particle.eta()) < vetoes.lepton_eta:
-            found.add(kind)
-    return found
+            kinds.add(kind)
+    return kinds

@@ -1,8 +1,8 @@
 """Hard process and shower: batches of hadronised events of one unit of one sample.
 
-Two streams of random numbers take turns: one for the hard process with the decays of its
-resonances, one for all that follows. So samples that share the first have the same hard events
-whatever their showers do, and how many events Pythia is asked for at once changes nothing.
+Two streams of random numbers alternate: one for the hard process with the decays of its resonances,
+one for the shower and hadronisation. So samples that share the first have the same hard events, and
+the size of batches changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agc_ml.simulation.truth.randomness import pythia_seed, stream_key
 class Batch(NamedTuple):
     """Hadronised events: Pythia's particles, and the number of each event's attempt.
 
-    ``refused`` says of each event whether a veto would have stopped it (where vetoes only look on).
+    ``refused`` is True for events that a veto would have stopped, if vetoes are not enforced.
     """
 
     particles: Any
@@ -40,10 +40,10 @@ class Source:
     Parameters
     ----------
     unit
-        Its number; units are independent.
+        Number of the unit; units are independent.
     enforced
-        Vetoes that stop events: None for none, by default the sample's. Where they are others, the
-        sample's only mark what they refuse, which measures their loss.
+        Vetoes that stop events: None for none, by default the sample's. With others, the sample's
+        vetoes only mark events, which measures their loss.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Source:
         self._pythia = pythia8mc.Pythia("", False)
         hard = pythia_seed(stream_key(seed, "hard", sample.hard_stream), unit)
         rest = pythia_seed(stream_key(seed, "rest", sample.name), unit)
+        # Settings of the sample and the seed; quiet, as workers print nothing.
         lines = [setting.line for setting in (*COMMON, *sample.settings)]
         lines += ["Print:quiet = on", "Random:setSeed = on", f"Random:seed = {hard}"]
         for line in lines:
@@ -79,30 +80,30 @@ class Source:
         self._name = sample.name
 
     def batch(self, n_events: int) -> Batch:
-        """The next ``n_events`` that no veto stopped.
+        """Next ``n_events`` events that pass the enforced vetoes.
 
         Raises
         ------
         GenerateError
-            The unit has tried more events than it has numbers for.
+            The unit has no event numbers left.
         """
-        found = self._pythia.nextBatch(n_events)
-        attempts = np.asarray(found.prt.scale[:, 0]).astype(np.int64)  # stamped by the hooks
+        batch = self._pythia.nextBatch(n_events)
+        attempts = np.asarray(batch.prt.scale[:, 0]).astype(np.int64)  # stamped by the hooks
         if self._hooks.attempt >= self._most_attempts:
             raise GenerateError(
-                f"{self._name}: {self._most_attempts:,} attempts, too few events; its vetoes or "
-                "settings let nothing pass"
+                f"{self._name}: {self._most_attempts:,} attempts, too few events; no event passes "
+                "its vetoes or settings"
             )
         refused = np.isin(attempts, list(self._hooks.refused))
         self._hooks.refused.clear()
-        return Batch(found.prt, found.info, attempts, refused)
+        return Batch(batch.prt, batch.info, attempts, refused)
 
 
 def _library() -> Any:
     if "PYTHIA8DATA" in os.environ:
         raise GenerateError(
             "PYTHIA8DATA is set, so Pythia would read the files of another installation; unset it "
-            "where events are generated"
+            "on the workers"
         )
     try:
         import pythia8mc  # noqa: PLC0415 - an extra
@@ -112,7 +113,7 @@ def _library() -> Any:
 
 
 def missing_extra(error: ImportError) -> GenerateError:
-    """The error for a library of the extra ``generate`` that is not there."""
+    """Error for a missing library of the extra ``generate``."""
     return GenerateError(
         f"{error.name or error} is not installed where events are generated; "
         "pip install 'agc-ml[generate]' there"
@@ -121,7 +122,7 @@ def missing_extra(error: ImportError) -> GenerateError:
 
 @functools.cache
 def quiet_fastjet() -> None:
-    """Let both copies of FastJet print their banner now, to nowhere, instead of into our output."""
+    """Suppress the banners of both copies of FastJet: they print them once, now."""
     pythia8mc = _library()
     try:
         import fastjet  # noqa: PLC0415 - an extra
@@ -131,14 +132,14 @@ def quiet_fastjet() -> None:
         event = pythia8mc.Event()
         event.init("")
         pythia8mc.SlowJet(-1, 0.4, 1.0).analyze(event)
-        one = fastjet.PseudoJet(1.0, 0.0, 0.0, 1.0)
-        fastjet.ClusterSequence([one], fastjet.JetDefinition(fastjet.antikt_algorithm, 0.4))
+        particle = fastjet.PseudoJet(1.0, 0.0, 0.0, 1.0)
+        fastjet.ClusterSequence([particle], fastjet.JetDefinition(fastjet.antikt_algorithm, 0.4))
 
 
 @contextmanager
 def _no_output() -> Iterator[None]:
-    """Send what C++ prints to nowhere."""
-    if sys.stdout is None:  # closed: nobody would see it
+    """Discard the output of C++ libraries."""
+    if sys.stdout is None:  # closed already
         yield
         return
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on when or where they are drawn.
+"""Random numbers that depend on their purpose, never on when or where they are drawn.
 
 Each event of each collection has a generator of its own, seeded by a hash of the set's seed, the
 dataset, the event's number and the collection. So batches, workers and resumes change nothing, and
@@ -16,21 +16,22 @@ from numpy.typing import NDArray
 from agc_ml.simulation.kernel_cache import kernel
 
 PYTHIA_SEEDS: Final = 900_000_000
-"""Pythia's generator takes seeds from 1 to this number."""
+"""Largest seed of Pythia's generator; the smallest is 1."""
 
+# Constants of splitmix64.
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _FIRST: Final = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND: Final = np.uint64(0x94D049BB133111EB)
 
 
 def stream_key(*names: object) -> int:
-    """A 64-bit key for a stream of random numbers, from what it is for."""
+    """64-bit key of a stream of random numbers, from the names of its purpose."""
     text = "\x1f".join(str(name) for name in names)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def pythia_seed(key: int, unit: int) -> int:
-    """Seed of a unit: units of one stream never share one, up to 900 million of them."""
+    """Seed of a unit: different for up to 900 million units of one stream."""
     return 1 + (key + unit) % PYTHIA_SEEDS
 
 

@@ -1,4 +1,4 @@
-"""Pythia's event record as flat arrays, and who comes from whom."""
+"""Pythia's event record as flat arrays, with mothers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agc_ml.simulation.events import Array
 from agc_ml.simulation.kernel_cache import kernel
 
 SYSTEM: Final = 3
-"""The first entries of each event are the system and the two beams."""
+"""First entries of each event: the system and the two beams."""
 
 NEUTRINOS: Final = (12, 14, 16)
 
@@ -53,9 +53,9 @@ class Record(NamedTuple):
 
 
 def flatten(particles: Any, *, vertices: bool = False) -> Record:
-    """Make a record of the particles that ``Pythia.nextBatch`` gives, shape ``(n_events, var)``.
+    """Record of the particles of ``Pythia.nextBatch``, shape ``(n_events, var)``.
 
-    Without ``vertices`` all are at the origin, which saves time.
+    Without ``vertices`` all particles start at the origin, which saves time.
     """
     counts = ak.to_numpy(ak.num(particles))
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -93,28 +93,29 @@ def flatten(particles: Any, *, vertices: bool = False) -> Record:
 
 @kernel
 def _global_mothers(offsets: Array, mother: Array) -> Array:
-    """Indices of mothers in the whole arrays; only mothers that stand before their daughters.
+    """Indices of mothers in the whole arrays, of mothers that precede their daughters.
 
-    The others are incoming partons, which initial-state showers add from the inside out.
+    Other mothers are incoming partons, which initial-state showers add backwards.
     """
-    found = np.full(len(mother), _NO_MOTHER)
+    mothers = np.full(len(mother), _NO_MOTHER)
     for event in range(len(offsets) - 1):
         first = offsets[event]
         for i in range(first + SYSTEM, offsets[event + 1]):
             if SYSTEM <= mother[i] < i - first:
-                found[i] = first + mother[i]
-    return found
+                mothers[i] = first + mother[i]
+    return mothers
 
 
 @kernel
 def heaviest_quark(pdg: Any) -> Any:
-    """Heaviest quark in a hadron of that PDG id; 0 for what is no hadron.
+    """Heaviest quark in a hadron with that PDG id; 0 for other particles.
 
     The numbering scheme is in the Review of Particle Physics, "Monte Carlo particle numbering".
     """
     code = abs(pdg)
     if code < 100 or code > 9_999_999 or (code // 10) % 10 == 0:
-        return 0  # a lepton, quark, boson; a nucleus; a diquark
+        return 0  # lepton, quark, boson; nucleus; diquark
+    # The digits of a hadron's code are its quarks: three of a baryon, two of a meson.
     code %= 10_000
     baryon = code // 1000
     return baryon if baryon > 0 else (code // 100) % 10
@@ -122,14 +123,14 @@ def heaviest_quark(pdg: Any) -> Any:
 
 @kernel
 def is_neutrino(pdg: Any) -> Any:
-    """Whether it leaves the detector unseen."""
+    """Return True for particles that leave the detector unseen."""
     code = abs(pdg)
     return code in NEUTRINOS
 
 
 @kernel
 def is_charged(pdg: Any) -> Any:
-    """Whether a stable particle leaves a track."""
+    """Return True for stable particles that leave a track: e, mu, pi, K, p and hyperons."""
     code = abs(pdg)
     return (
         code == 11
@@ -146,10 +147,11 @@ def is_charged(pdg: Any) -> Any:
 
 @kernel
 def charge(pdg: Any) -> Any:
-    """Charge of a stable particle that leaves a track, 0 of others."""
+    """Charge of a stable particle that leaves a track, 0 for others."""
     if not is_charged(pdg):
         return 0
     code = abs(pdg)
+    # Leptons and these hyperons are negative for positive PDG ids.
     is_negative = code == 11 or code == 13 or code == 3112 or code == 3312 or code == 3334
     return -1 if is_negative == (pdg > 0) else 1
 
@@ -174,14 +176,15 @@ def distance2(eta: Any, phi: Any, other_eta: Any, other_phi: Any) -> Any:
 
 @kernel
 def heavy_hadrons(record: Any) -> Array:
-    """4 for charm and 5 for bottom hadrons that decay weakly, 0 for all else, by particle."""
+    """Flavour of weakly decaying heavy hadrons, 4 or 5, 0 for other particles; shape of ``pdg``."""
     flavour = np.zeros(len(record.pdg), np.int32)
     decayed = 80  # Pythia's statuses of decayed hadrons are -81 and below
     for i in range(len(record.pdg)):
         quark = heaviest_quark(record.pdg[i])
         if quark >= 4 and record.status[i] < -decayed:
             flavour[i] = quark
-    for i in range(len(record.pdg)):  # not the ones that decay to another of the same flavour
+    # Excited hadrons decay to another one of the same flavour first: only the last one counts.
+    for i in range(len(record.pdg)):
         mother = record.mother[i]
         if flavour[i] > 0 and mother >= 0 and flavour[mother] == flavour[i]:
             flavour[mother] = 0

@@ -1,4 +1,4 @@
-"""The hard process g b -> t W- (and its charge conjugate), which Pythia does not have.
+"""Hard process g b -> t W- (and charge conjugate), which Pythia lacks.
 
 Leading order, two diagrams (s and u channel), summed over spins and colours, with the masses of top
 and W on their poles and a massless b. In units of the top mass, with r = mW^2 / mt^2, x = s / mt^2
@@ -6,9 +6,9 @@ and v = (u - mt^2) / mt^2, where u = (p_top - p_gluon)^2, the traces give
 
     -(2 / r) { (1 + 2r) [ x/v + v/x + 2(1-r) (1/x + 1/v + 1/v^2) + 2(1-r)^2 / (xv) ] + 2 }
 
-in units of gs^2 gw^2 / 2 and before the colour factor. Found by fitting the exact traces, and
-tested against them (``tests/simulation/test_topw.py``); the process is in T. M. P. Tait, Phys. Rev.
-D 61 (2000) 034001.
+in units of gs^2 gw^2 / 2 and before the colour factor. The formula was fitted to the exact traces,
+and is tested against them (``tests/simulation/test_topw.py``). The process is from T. M. P. Tait,
+Phys. Rev. D 61 (2000) 034001.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pythia8mc import Sigma2Process
 
 TOP_MASS: Final = 172.5  # GeV, as in all samples
 W_MASS: Final = 80.385  # GeV, Pythia's own
-SIN2_THETA_W: Final = 0.2312  # effective, PDG; only the size of the cross-section depends on it
+SIN2_THETA_W: Final = 0.2312  # effective, PDG; affects only the size of the cross-section
 
 _R: Final = (W_MASS / TOP_MASS) ** 2
 _BOTTOM: Final = 5
-_CODE: Final = 10401  # of a user's process: any number that Pythia does not use
+_CODE: Final = 10401  # of a user's process: any number unused by Pythia
 
 
 def matrix_element(s: float, u: float) -> float:
@@ -36,7 +36,7 @@ def matrix_element(s: float, u: float) -> float:
 
 
 class GluonBottomToTopW(Sigma2Process):  # type: ignore[misc]
-    """Pythia calls these by name; who makes one for ``Pythia.setSigmaPtr`` keeps it alive."""
+    """Process for ``Pythia.setSigmaPtr``, which calls its methods; its caller keeps it alive."""
 
     def initProc(self) -> None:
         pass
@@ -65,6 +65,7 @@ class GluonBottomToTopW(Sigma2Process):  # type: ignore[misc]
         if not (bottom_first or abs(self.id2) == _BOTTOM):
             return 0.0
         squared = matrix_element(self.sH, self.uH if bottom_first else self.tH)
+        # gs^2 gw^2 / 2, then averages and phase space.
         weak = 4 * math.pi * self.alpEM / SIN2_THETA_W
         couplings = 4 * math.pi * self.alpS * weak / 2
         sigma: float = max(squared, 0.0) * couplings / 6 / 4 / (16 * math.pi * self.sH**2)
