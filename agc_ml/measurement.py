@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from agc_ml import documents, files
 from agc_ml.analysis import DEFAULT, Analysis, Pseudodata, analysis_of
 from agc_ml.errors import AgcError, ClusterError, FitError, HistogramError, UsageError
-from agc_ml.execution.cluster import clusters
+from agc_ml.execution.cluster import child_processes
 from agc_ml.execution.run import run
 from agc_ml.files import write
 from agc_ml.inputs import agc_published, loading
@@ -102,7 +102,7 @@ def _beside(function: Any, *arguments: Any, **options: Any) -> Iterator[Callable
 
     That raises `ClusterError` where the process can't be started, or is killed.
     """
-    clusters.import_nothing_from_here()
+    child_processes.import_nothing_from_here()
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
         call = pool.submit(function, *arguments, **options)
 
@@ -110,7 +110,7 @@ def _beside(function: Any, *arguments: Any, **options: Any) -> Iterator[Callable
             try:
                 return call.result()
             except BrokenProcessPool as error:
-                raise ClusterError(clusters.not_started(error)) from error
+                raise ClusterError(child_processes.start_problem(error)) from error
 
         yield wait
 
@@ -365,7 +365,7 @@ def fit(
         Histograms or configuration don't fit together, or the folder can't be written.
     """
     from agc_ml import presentation  # noqa: PLC0415 - heavy
-    from agc_ml.execution.cluster import progress  # noqa: PLC0415 - heavy
+    from agc_ml.execution import progress  # noqa: PLC0415 - heavy
     from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
     is_run = (source / "run.json").exists()
@@ -375,7 +375,7 @@ def fit(
     made = RunResult.load(source) if is_run else None
     analysis = analysis_of() if made is None else _analysis_of(made)
     recipe = pseudodata_choice.recipe_of(source, analysis, pseudodata) if is_run else None
-    with progress.steps(quiet=quiet) as tell:
+    with progress.show_steps(quiet=quiet) as tell:
         result = stats.fit(
             made or source,
             described,

@@ -63,7 +63,7 @@ COLUMNS: Final = (*TtbarProcessor().columns, *TtbarProcessor.simulation_columns)
 
 
 def looked_into(file: File) -> FileInfo:
-    """What opening a file tells."""
+    """Inspection of a file."""
     info = inspect_file(file, COLUMNS, flat=True)
     if not isinstance(info, FileInfo) or info.directory is None:
         raise SystemExit(f"{file.url}: {getattr(info, 'reason', 'no columns')}")

@@ -39,9 +39,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import fault_parts as parts  # noqa: E402
 
 RESULTS: Final = ROOT / "benchmarks" / "results" / "faults.json"
-LIMITS: Final = {"LOOK_S": 1.0, "TELL_S": 5.0, "SILENT_S": 5.0, "ANSWER_S": 2.0, "PATIENCE_S": 40.0,
-                 "NO_WORKERS_S": 30.0}  # fmt: skip
-"""Of `agc_ml.execution.cluster.waiting`, in seconds."""
+LIMITS: Final = {"CHECK_S": 1.0, "REPORT_S": 5.0, "SILENT_S": 5.0, "ANSWER_S": 2.0,
+                 "PATIENCE_S": 40.0, "NO_WORKERS_S": 30.0}  # fmt: skip
+"""Of `agc_ml.execution.cluster.monitor`, in seconds."""
 
 HUNG_S: Final = 150
 """A driver that takes longer hangs: the longest honest wait is 40 s, for a scheduler."""
@@ -323,10 +323,10 @@ def _drive(words: list[str]) -> None:
     """Be the command line."""
     from agc_ml.cli import main as cli  # noqa: PLC0415 - in the fork
     from agc_ml.execution import rounds  # noqa: PLC0415 - in the fork
-    from agc_ml.execution.cluster import waiting  # noqa: PLC0415 - in the fork
+    from agc_ml.execution.cluster import monitor  # noqa: PLC0415 - in the fork
 
     for name, value in LIMITS.items():
-        setattr(waiting, name, value)
+        setattr(monitor, name, value)
     rounds.FIRST_WAIT_S = 0.1  # type: ignore[misc]
     sys.argv = ["agc-ml", *words]
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -506,7 +506,7 @@ def _preload() -> None:
     """Import what all forks need, once."""
     for name in ("coffea.nanoevents", "distributed", "bokeh.plotting", "agc_ml.cli.main",
                  "agc_ml.columnar.records", "agc_ml.execution.run",
-                 "agc_ml.execution.processing"):  # fmt: skip
+                 "agc_ml.execution.worker.processing"):  # fmt: skip
         importlib.import_module(name)
 
 

@@ -50,11 +50,13 @@ from numba import njit  # noqa: E402
 from agc_ml.columnar import baskets  # noqa: E402
 from agc_ml.columnar import columns as reading  # noqa: E402
 from agc_ml.delivery.opening import open_file  # noqa: E402
-from agc_ml.execution import inspection, processing  # noqa: E402
-from agc_ml.execution.processing import Job, process_chunk  # noqa: E402
-from agc_ml.execution.processor.loading import prepare  # noqa: E402
+from agc_ml.execution import inspection  # noqa: E402
+from agc_ml.execution.processor.loading import load_processor  # noqa: E402
 from agc_ml.execution.state import provenance  # noqa: E402
 from agc_ml.execution.state.checkpoints import Chunk  # noqa: E402
+from agc_ml.execution.worker import processing  # noqa: E402
+from agc_ml.execution.worker.job import Finished, Job  # noqa: E402
+from agc_ml.execution.worker.processing import process_chunk  # noqa: E402
 from agc_ml.inputs.columns import with_counters  # noqa: E402
 from agc_ml.inputs.datasets import File  # noqa: E402
 from agc_ml.inputs.fileset import Fileset  # noqa: E402
@@ -135,7 +137,7 @@ class Ours:
 
     def __init__(self, path: Path, process: str, models: Any | None, *, compat: bool) -> None:
         self.processor = TtbarProcessor(compat=compat, model=models)
-        shipment = prepare(self.processor)
+        loaded = load_processor(self.processor)
         columns = (*self.processor.columns, *self.processor.simulation_columns)
         info = looked_into(path, columns)
         self._job = Job(
@@ -146,19 +148,19 @@ class Ours:
             metadata=metadata(process),
             columns=columns,
             directory=info.directory,
-            key=f"{shipment.key} {models}",
-            processor=shipment.blob,
+            key=f"{loaded.key} {models}",
+            processor=loaded.blob,
             modules={},
             module=None,
             source=b"",
         )
 
-    def __call__(self, start: int, stop: int) -> processing.Finished:
+    def __call__(self, start: int, stop: int) -> Finished:
         """Process the events [start, stop)."""
         chunk = replace(self._job.chunk, start=start, stop=stop)
         directory = baskets.part_of(self._job.directory or {}, start, stop)
         outcome = process_chunk(replace(self._job, chunk=chunk, directory=directory))
-        if not isinstance(outcome, processing.Finished):
+        if not isinstance(outcome, Finished):
             raise SystemExit(f"{outcome.reason}\n{outcome.details}")
         return outcome
 
@@ -324,7 +326,7 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         totals = dict.fromkeys(STAGES, 0.0)
         watched = (
-            (processing, "_opened", "open"),
+            (processing, "open_file", "open"),
             (local_file.os, "pread", "read"),
             (reading, "_decompressed", "decompress"),
             (reading.Columns, "read", "flatten"),

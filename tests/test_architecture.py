@@ -123,7 +123,7 @@ def test_only_a_few_rooms_know_dask() -> None:
         if any(
             module.partition(".")[0] in {"dask", "distributed"} for module, _ in imports(path, "")
         ):
-            assert path.parent.name == "cluster" or path.stem == "processing", path
+            assert path.parent.name == "cluster", path
 
 
 def test_the_endpoint_stands_alone() -> None:

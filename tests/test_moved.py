@@ -64,10 +64,10 @@ def test_a_processor_of_the_release_before_runs(tmp_path: Path) -> None:
 
 
 def test_code_of_what_moved_is_part_of_the_identity() -> None:
-    from agc_ml.execution.processor import code_identity  # noqa: PLC0415 - heavy
+    from agc_ml.execution.code import source_files  # noqa: PLC0415 - heavy
 
-    origin = code_identity._origin("agc_ml.kernels.flat")
-    assert origin == code_identity._origin("agc_ml.columnar.events") is not None
+    origin = source_files.source_of("agc_ml.kernels.flat")
+    assert origin == source_files.source_of("agc_ml.columnar.events") is not None
 
 
 def test_other_modules_are_not_found() -> None:

@@ -1,30 +1,32 @@
-"""Whether the files of a fileset are what it says, in every replica."""
+"""`fileset check`: open every replica of every file, and compare it with the fileset."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from agc_ml.delivery import routing
 from agc_ml.errors import UsageError
-from agc_ml.execution.cluster import clusters, executors, progress
-from agc_ml.execution.cluster.executors import Lost
-from agc_ml.execution.inspection import FileInfo, inspect_file, look
-from agc_ml.execution.processing import Failure
-from agc_ml.execution.processor.declarations import wanted_of
-from agc_ml.execution.processor.loading import Shipment, prepare, taken
-from agc_ml.execution.state.run_state import Tick
+from agc_ml.execution.cluster import clusters
+from agc_ml.execution.cluster.connection import ClusterOptions, connect_executor
+from agc_ml.execution.cluster.executors import WorkerDied
+from agc_ml.execution.inspection import FileInfo, inspect_file, inspection_arguments
+from agc_ml.execution.processor.declarations import select_datasets, wanted_of
+from agc_ml.execution.processor.loading import LoadedProcessor, load_processor
+from agc_ml.execution.progress import Progress, show_progress
+from agc_ml.execution.worker.job import Failure
 from agc_ml.inputs.columns import ColumnRequest
 from agc_ml.inputs.datasets import Dataset, File, FileFacts, plain_tree
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.transports.credentials import redacted
 
-Outcome = FileInfo | Failure | Lost
+Outcome = FileInfo | Failure | WorkerDied
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedFile:
-    """A replica of a file as it is, and what is wrong with it, None if nothing."""
+    """A replica of a file as it is, and its problem, None if there is none."""
 
     dataset: str
     lfn: str
@@ -52,10 +54,10 @@ def check(
 ) -> list[CheckedFile]:
     """Open every replica of every file, in parallel; compare with the fileset and each other.
 
-    ``processor`` asks for the branches that it needs, too, of the datasets that it takes;
-    ``settings``, ``model`` and ``schema`` are for it, and they and ``via``, the route to the files,
-    are as of `agc_ml.run`. ``checksums`` reads each replica whole, for its adler32; ``quiet`` shows
-    no progress. Files without events are good where others have some.
+    With a ``processor`` also check the columns that it needs, of the datasets that it takes;
+    ``settings``, ``model``, ``schema`` and ``via`` are as of `agc_ml.run`. ``checksums`` reads each
+    replica whole, for its adler32; ``quiet`` shows no progress. Files without events are good where
+    others have some.
 
     Raises
     ------
@@ -70,51 +72,61 @@ def check(
         raise UsageError(
             "--set, --model and --schema are for a processor; name it with --processor"
         )
-    made = None if processor is None else prepare(processor, settings, model, schema)
-    if made is not None:
-        fileset = taken(made, fileset)
+    loaded = None if processor is None else load_processor(processor, settings, model, schema)
+    if loaded is not None:
+        fileset = select_datasets(loaded.name, loaded.instance, fileset)
     route = None if via is None else routing.parse(via)
     if route is not None and route.kind == routing.SERVICEX:
         raise UsageError(
-            "--via servicex: files are checked where they are, and ServiceX makes others of them; "
-            "leave the option out"
+            "--via servicex: files are checked at their place, not as ServiceX delivers them; omit "
+            "the option"
         )
-    delivered = routing.deliver(fileset, route)
-    replicas = list(_replicas(delivered))
+    replicas = list(_replicas(routing.deliver(fileset, route)))
     jobs = {
-        str(number): look(one, _wanted(made, dataset), checksum=checksums)
-        for number, (dataset, one) in enumerate(replicas)
+        str(number): inspection_arguments(file, _wanted(loaded, dataset), checksum=checksums)
+        for number, (dataset, file) in enumerate(replicas)
     }
-    outcomes: dict[str, Outcome] = {}
-    with (
-        executors.connected(None, site, workers) as (executor, _),
-        progress.shown(quiet=quiet, pieces="files") as show,
-    ):
-        bad = 0
-        for key, outcome in executor.outcomes(inspect_file, jobs):
-            outcomes[key] = outcome
-            bad += not isinstance(outcome, FileInfo)
-            show(Tick(len(outcomes), len(jobs), 0, 0, bad))
-    infos = [found for found in outcomes.values() if isinstance(found, FileInfo)]
+    cluster = ClusterOptions(site=site, workers=workers)
+    outcomes = _inspect(jobs, cluster, quiet=quiet)
+    # empty files are bad only if all are
+    infos = [outcome for outcome in outcomes if isinstance(outcome, FileInfo)]
     has_events = len(infos) < len(outcomes) or any(info.entries for info in infos)
     owners: dict[tuple[str, ...], tuple[str, str]] = {}
     siblings: dict[tuple[str, str], CheckedFile] = {}
     checked = []
-    for number, (dataset, one) in enumerate(replicas):
-        found = _checked(dataset, one, outcomes[str(number)], owners)
-        if found.problem is None and not has_events:
-            found = replace(found, problem="no events in it, nor in any other")
-        if found.problem is None:
-            found = _compared(found, siblings.setdefault((dataset.name, one.lfn), found))
-        checked.append(found)
+    for (dataset, file), outcome in zip(replicas, outcomes, strict=True):
+        result = _checked(dataset, file, outcome, owners)
+        if result.problem is None and not has_events:
+            result = replace(result, problem="no events in it, nor in any other")
+        if result.problem is None:
+            first = siblings.setdefault((dataset.name, file.lfn), result)
+            result = _compare_with_sibling(result, first)
+        checked.append(result)
     return checked
 
 
-def _wanted(made: Shipment | None, dataset: Dataset) -> ColumnRequest:
-    """What `run` would want of the files of a dataset."""
-    if made is None:
+def _inspect(
+    jobs: Mapping[str, tuple[Any, ...]], cluster: ClusterOptions, *, quiet: bool
+) -> list[Outcome]:
+    """Inspect replicas in parallel."""
+    outcomes: dict[str, Outcome] = {}
+    bad = 0
+    with (
+        connect_executor(cluster) as (executor, _),
+        show_progress(quiet=quiet, pieces="files") as show,
+    ):
+        for key, outcome in executor.outcomes(inspect_file, jobs):
+            outcomes[key] = outcome
+            bad += not isinstance(outcome, FileInfo)
+            show(Progress(len(outcomes), len(jobs), failures=bad))
+    return [outcomes[key] for key in jobs]
+
+
+def _wanted(loaded: LoadedProcessor | None, dataset: Dataset) -> ColumnRequest:
+    """Columns that `run` would need of the files of a dataset."""
+    if loaded is None:
         return ColumnRequest()
-    return wanted_of(made.processor, made.schema, is_data=dataset.is_data)
+    return wanted_of(loaded.instance, loaded.schema, is_data=dataset.is_data)
 
 
 def _replicas(fileset: Fileset) -> Iterator[tuple[Dataset, File]]:
@@ -127,7 +139,7 @@ def _replicas(fileset: Fileset) -> Iterator[tuple[Dataset, File]]:
 def _checked(
     dataset: Dataset, file: File, outcome: Outcome, owners: dict[tuple[str, ...], tuple[str, str]]
 ) -> CheckedFile:
-    """What became of a replica; ``owners`` holds where each tree was seen, and is added to."""
+    """Result for a replica; ``owners`` has the first place of each tree, and is added to."""
     info = outcome if isinstance(outcome, FileInfo) else None
     problem = outcome.reason if isinstance(outcome, Failure) else None
     if info is None and problem is None:
@@ -155,20 +167,20 @@ def _checked(
     )
 
 
-def _compared(found: CheckedFile, first: CheckedFile) -> CheckedFile:
-    """The same, with a problem if it is another file than the first good replica."""
+def _compare_with_sibling(result: CheckedFile, first: CheckedFile) -> CheckedFile:
+    """Add a problem to a replica that differs from the first good one of its file."""
     for field in ("uuid", "entries", "size", "adler32"):
-        is_, was = getattr(found, field), getattr(first, field)
-        if is_ != was:
-            problem = f"its {field} is {is_}, that of its replica {first.url} {was}: remove one"
-            return replace(found, problem=problem)
-    return found
+        value, other = getattr(result, field), getattr(first, field)
+        if value != other:
+            problem = f"its {field} is {value}, that of its replica {first.url} {other}: remove one"
+            return replace(result, problem=problem)
+    return result
 
 
 def written_back(fileset: Fileset, checked: Iterable[CheckedFile]) -> Fileset:
-    """The fileset with what its check has found, for files that are good.
+    """Return the fileset with the facts of its good files.
 
-    Events that a filter dropped are stated where a file tells that there are any.
+    ``generated`` is added where a file states that a filter dropped events.
     """
     facts = {
         (file.dataset, file.lfn): FileFacts(

@@ -1,4 +1,4 @@
-"""Looking into a file before any of it is processed: it is whole, and has what is needed."""
+"""Inspect a file before any of it is processed: it is complete, and has the needed columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agc_ml.columnar.baskets import (
 from agc_ml.columnar.columns import directory
 from agc_ml.delivery import opening
 from agc_ml.errors import DeliveryError, InputFileError
-from agc_ml.execution.processing import Failure, one_line, trace
+from agc_ml.execution.worker.job import Failure, one_line, trace
 from agc_ml.inputs import agc_published
 from agc_ml.inputs.columns import NANOAOD, ColumnRequest, with_counters
 from agc_ml.inputs.datasets import ExpectedFile, File, plain_tree
@@ -31,24 +31,40 @@ from agc_ml.transports.credentials import redacted
 _VARIABLE: Final = ("[]", "RVec", "vector")
 _FIXED: Final = ("[", "array<")
 _PIECE: Final = 1 << 23
-_NOT_FLAT: Final = "it can't be taken as a flat column: read such files as records (without flat)"
+_NOT_FLAT: Final = "it can't be a flat column: read such files as records (without flat)"
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What opening a file tells.
+    """An opened file: its identity, size, columns and baskets.
 
-    ``column_bytes`` is the compressed size of the needed columns; ``generated`` the number of
-    generated events of which the entries were kept, and ``generated_sumw`` the sum of their
-    weights, None where the file does not tell; ``adler32``
-    the checksum, hexadecimal, if it was asked for. ``directory`` is where the needed columns are,
-    for processors that take them flat, and ``dropped`` where the columns are of the entries that a
-    preselection dropped, which count as the file's, too; ``misread`` the ones of which only uproot
-    makes sense; ``uneven`` the branches of another number of entries than the tree, where columns
-    were not declared; ``lacking`` the optional columns that it has not; ``failures`` what was wrong
-    with replicas. ``url`` is the replica that was opened, and ``stamp`` changes when it does.
-    ``place`` is where the file says how many entries it has. ``is_generated``: the file says that
-    its events are of our own generator.
+    Attributes
+    ----------
+    column_bytes
+        Compressed size of the needed columns.
+    generated, generated_sumw
+        Number of generated events whose entries were kept, and the sum of their weights; None
+        where the file does not state them.
+    adler32
+        Checksum, hexadecimal, if requested.
+    directory
+        Places of the needed columns, for processors that take them flat.
+    dropped
+        Places of the columns of entries that a preselection dropped, which count as the file's.
+    misread
+        Columns that only uproot can read.
+    uneven
+        Lines about branches of another number of entries than the tree, without declared columns.
+    lacking
+        Optional columns that the file lacks.
+    failures
+        Lines about replicas that failed.
+    url, stamp
+        The replica that was opened, and its version.
+    place
+        Place of the number of entries in the file.
+    is_generated
+        The file says that agc-ml generated its events.
     """
 
     entries: int
@@ -71,17 +87,17 @@ class FileInfo:
     place: EntriesPlace | None = None
 
     def known(self, *, is_remembered: bool) -> ExpectedFile:
-        """What whoever reads the file has to find."""
+        """State that readers of the file compare it with."""
         return ExpectedFile(self.url, self.stamp, self.size, self.uuid, self.entries, is_remembered)
 
     def is_of_same_file(self, other: FileInfo) -> bool:
-        """Return whether another look into a file saw the same one."""
+        """Return whether another inspection saw the same file."""
         if self.url == other.url and not is_same_version(self.stamp, other.stamp):
             return False
         return (self.uuid, self.size, self.entries) == (other.uuid, other.size, other.entries)
 
     def parts(self, start: int, stop: int) -> tuple[Directory | None, Dropped | None]:
-        """What is needed to read the entries [start, stop): of the kept and the dropped ones."""
+        """Places of the entries [start, stop): of the kept and of the dropped ones."""
         n_dropped = 0 if self.dropped is None else self.dropped.entries
         of_kept, of_dropped = in_both(start, stop, self.entries - n_dropped)
         kept = None if self.directory is None else part_of(self.directory, *of_kept)
@@ -98,35 +114,39 @@ def inspect_file(  # noqa: PLR0917 - arguments of a job go by position
     optional: tuple[str, ...] = (),
     schema: str = NANOAOD,
 ) -> FileInfo | Failure:
-    """Open a file and check that it is whole and has the columns that are needed.
+    """Open a file and check that it is complete and has the needed columns.
 
-    ``flat``: also find where they are, so that no worker has to go through the tree again.
-    ``checksum``: also read it whole, and compare its adler32 with that of the fileset.
-    ``optional`` columns may be there; ``schema`` is the one of coffea's that makes records of all.
+    With ``flat`` also find their places, so that no worker parses the tree again; with ``checksum``
+    also read the whole file, and compare its adler32 with the fileset's. ``optional`` columns may
+    be missing; ``schema`` is the name of coffea's schema that makes the records.
     """
     wanted = ColumnRequest(columns, optional, flat, schema)
     failure = Failure("input", "it has no replica")
     failures: dict[str, str] = {}
-    for _ in file.replicas:  # a damaged one is asked last the next time
+    for _ in file.replicas:  # a damaged one comes last the next time
         try:
             with _without_collection(), opening.open_file(file, failures) as opened:
-                found = _inspected(opened, file, wanted, checksum=checksum)
+                outcome = _inspect(opened, file, wanted, checksum=checksum)
                 opened.file.source.check_same()
                 known = tuple(opening.failure_notes(failures))
-                return replace(found, failures=known) if isinstance(found, FileInfo) else found
+                return (
+                    replace(outcome, failures=known) if isinstance(outcome, FileInfo) else outcome
+                )
         except DeliveryError as error:
             return Failure("definite" if error.is_other_file else "input", str(error))
-        except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is told
+        except Exception as error:  # noqa: BLE001 - uproot raises anything on damaged input; it is reported
             failure = Failure("input", one_line(error), trace(error))
     return failure
 
 
-def look(file: File, wanted: ColumnRequest, *, checksum: bool = False) -> tuple[Any, ...]:
+def inspection_arguments(
+    file: File, wanted: ColumnRequest, *, checksum: bool = False
+) -> tuple[Any, ...]:
     """Arguments of `inspect_file`."""
     return (file, wanted.columns, wanted.flat, checksum, wanted.optional, wanted.schema)
 
 
-def _inspected(
+def _inspect(
     opened: Any, file: File, wanted: ColumnRequest, *, checksum: bool
 ) -> FileInfo | Failure:
     from agc_ml.columnar.rntuple_pages import compare_pages  # noqa: PLC0415 - it needs uproot
@@ -136,14 +156,14 @@ def _inspected(
     if ("/" in name and name not in opened.keys(cycle=False)) or file.tree not in opened:
         names = ", ".join(sorted(set(opened.keys(cycle=False)))[:5]) or "nothing"
         return Failure(
-            "definite", f"no tree {file.tree!r} in it (another one: FILE:TREE); there is {names}"
+            "definite", f"no tree {file.tree!r} in it (name another as FILE:TREE); it has {names}"
         )
     trees = [opened[name] for name in (file.tree, file.dropped) if name is not None]
     for tree in trees:
         compare_pages(tree)
     tree = trees[0]
     if not hasattr(tree, "num_entries"):
-        return Failure("definite", f"{file.tree!r} in it is no tree")
+        return Failure("definite", f"{file.tree!r} in it is not a tree")
     there = set(tree.keys())
     lacking = tuple(name for name in wanted.optional if name not in there)
     wanted = wanted.of_file(lacking)
@@ -166,7 +186,7 @@ def _inspected(
         lacking=lacking,
     )
     if info.adler32 is not None and file.adler32 not in {None, info.adler32}:
-        # this replica is damaged, or another file: the next one is asked
+        # this replica is damaged, or another file: try the next one
         raise InputFileError(
             f"its adler32 is {info.adler32}, but the fileset says {file.adler32}; it is damaged"
         )
@@ -180,7 +200,7 @@ def _inspected(
 
 
 def _unfit_for_schema(opened: Any, tree: str, wanted: ColumnRequest) -> str | None:
-    """Say what records need that the columns lack; of all branches a chunk will tell."""
+    """Message about columns that records need and the file lacks, for declared columns."""
     if wanted.flat or not wanted.columns:
         return None
     from coffea.nanoevents import schemas  # noqa: PLC0415 - heavy
@@ -206,7 +226,7 @@ def _located(info: FileInfo, opened: Any, file: File, columns: tuple[str, ...]) 
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Python's search for cycles costs a third more when a tree of a thousand branches is made."""
+    """Stop the garbage collection, which slows the parsing of large trees by a third."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -225,10 +245,9 @@ def _adler32(source: Any) -> str:
 
 
 def _generated(opened: Any, tree: str, entries: int) -> tuple[int | None, float | None]:
-    """NanoAOD's own count of generated events and sum of their weights, over all runs.
+    """NanoAOD's own number of generated events and sum of their weights, over all runs.
 
-    Of fewer events than are there it says nothing: some of the files that it was merged of lacked
-    it.
+    None if they are fewer than the entries: some of the files that were merged lacked the branch.
     """
     from agc_ml.columnar.rntuple_pages import compare_pages  # noqa: PLC0415 - it needs uproot
 
@@ -246,26 +265,26 @@ def _generated(opened: Any, tree: str, entries: int) -> tuple[int | None, float 
 
 
 def _of_runs(runs: Any, name: str) -> float | None:
-    """Sum of a branch over all runs, exact, if it is there for all of them."""
+    """Exact sum of a branch over all runs, None if it is missing for some."""
     import awkward as ak  # noqa: PLC0415 - heavy
 
-    for found in (name, f"{name}_"):
-        if found in runs.keys():  # noqa: SIM118 - RNTuples only have these
-            if uneven(runs[found]) is not None:
+    for branch in (name, f"{name}_"):
+        if branch in runs.keys():  # noqa: SIM118 - RNTuples only have these
+            if uneven(runs[branch]) is not None:
                 return None
-            return ak.sum(ak.flatten(runs[found].array(), axis=None)).item()  # type: ignore[no-any-return]
+            return ak.sum(ak.flatten(runs[branch].array(), axis=None)).item()  # type: ignore[no-any-return]
     return None
 
 
 def _contradiction(file: File, info: FileInfo) -> str | None:
     for field in ("entries", "generated"):
-        value, found = getattr(file, field), getattr(info, field)
-        if value is not None and found is not None and value != found:
-            return f"its {field} is {found}, but the fileset says {value}; is it another file?"
+        expected, actual = getattr(file, field), getattr(info, field)
+        if None not in {expected, actual} and expected != actual:
+            return f"its {field} is {actual}, but the fileset says {expected}; is it another file?"
     if file.generated is not None and file.generated < info.entries:
         return (
             f"it has {info.entries} events, but the fileset states only {file.generated} generated "
-            "ones; correct 'generated', or take it out"
+            "ones; correct or remove 'generated'"
         )
     return None
 
@@ -295,21 +314,21 @@ def _unfit_column(tree: Any, wanted: ColumnRequest) -> str | None:
 
 
 def _uneven(tree: Any, names: Iterable[str]) -> tuple[str, ...]:
-    """Lines about the branches that are not for all entries."""
+    """Lines about branches of another number of entries than the tree."""
     lines = (uneven(tree.get(name)) for name in names)
     return tuple(line for line in lines if line is not None)
 
 
 def _foreign_counter(tree: Any, columns: tuple[str, ...]) -> str | None:
-    """Say which list is not of its collection: flat columns of one share where events begin."""
+    """Message about a list that is not of its collection, as flat columns share their offsets."""
     for name in columns:
         kind = str(tree[name].typename)
         is_fixed = any(mark in kind.replace("[]", "") for mark in _FIXED)
         depth = sum(kind.count(mark) for mark in _VARIABLE)
         if is_fixed or depth > ("_" in name):
-            return f"branch {name} is of type {kind}, no field of a collection; {_NOT_FLAT}"
+            return f"branch {name} is of type {kind}, not a field of a collection; {_NOT_FLAT}"
         counter, expected = _counter_of(tree[name]), f"n{name.partition('_')[0]}"
-        # what ServiceX writes has one of its own, which has to say the same (`reading`)
+        # ServiceX writes a counter for each list, which has to agree
         if counter not in {None, expected, f"n{name}"}:
             return f"branch {name} is counted by {counter}, not by {expected}; {_NOT_FLAT}"
     return None

@@ -1,4 +1,4 @@
-"""Looking before running: what a run would read, and whether the files are what they should be."""
+"""`plan`: what a run would read, without processing anything."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 from agc_ml.delivery import routing
 from agc_ml.execution import rounds
-from agc_ml.execution.cluster import clusters as cluster
-from agc_ml.execution.cluster import executors
-from agc_ml.execution.processor.declarations import needs_of
-from agc_ml.execution.processor.loading import prepare, taken
+from agc_ml.execution.cluster import clusters
+from agc_ml.execution.cluster.connection import ClusterOptions, connect_executor
+from agc_ml.execution.processor.declarations import needs_of, select_datasets
+from agc_ml.execution.processor.loading import load_processor
 from agc_ml.execution.run import CHUNK_SIZE
-from agc_ml.execution.state.checkpoints import Store
-from agc_ml.execution.state.inspection_cache import FileCache
-from agc_ml.execution.state.run_state import Account
+from agc_ml.execution.state.checkpoints import CheckpointStore
+from agc_ml.execution.state.inspection_cache import InspectionCache
+from agc_ml.execution.state.run_state import RunState
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.models.model import Bundle, Model
@@ -24,7 +24,7 @@ from agc_ml.models.model import Bundle, Model
 
 @dataclass(frozen=True, slots=True)
 class PlannedDataset:
-    """What a run would read of a dataset; ``bytes`` are compressed, None where not known."""
+    """Files, events, chunks and columns of a dataset; ``bytes`` are compressed, None if unknown."""
 
     name: str
     files: int
@@ -36,7 +36,7 @@ class PlannedDataset:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would do; ``columns`` is () when the processor declares none and gets all."""
+    """Work of a run; ``columns`` is () when the processor declares none and gets all."""
 
     processor: str
     chunk_size: int
@@ -56,52 +56,51 @@ def plan(
     schema: str | type | None = None,
     via: str | None = None,
     chunk_size: int | None = None,
-    site: str = cluster.LOCAL,
+    site: str = clusters.LOCAL,
     workers: int | None = None,
 ) -> Plan:
-    """Say what `run` would do; opens the files, processes nothing. Parameters as of `run`.
+    """Return the plan of a `run` with the same parameters; open the files, process nothing.
 
     Raises
     ------
     AgcError
-        What is wrong with processor, fileset or files.
+        Processor, fileset or files have a fault.
     """
-    shipment = prepare(processor, settings, model, schema)
-    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
-    loaded = taken(shipment, loaded)
+    loaded = load_processor(processor, settings, model, schema)
+    instance = loaded.instance
+    inputs = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
+    inputs = select_datasets(loaded.name, instance, inputs)
     route = None if via is None else routing.parse(via)
-    loaded = routing.deliver(
-        loaded, route, lambda d: needs_of(shipment.processor, is_data=d.is_data)
-    )
-    account = Account(
-        fileset=loaded,
-        shipment=shipment,
-        store=Store(Path(), {}),
+    inputs = routing.deliver(inputs, route, lambda d: needs_of(instance, is_data=d.is_data))
+    state = RunState(
+        fileset=inputs,
+        processor=loaded,
+        store=CheckpointStore(Path(), {}),
         chunk_size=chunk_size or CHUNK_SIZE,
-        on_tick=lambda _: None,
-        cache=FileCache(),
+        on_progress=lambda _: None,
+        cache=InspectionCache(),
     )
-    with executors.connected(None, site, workers) as (executor, where):
-        rounds.open_some(account, executor)
+    with connect_executor(ClusterOptions(site=site, workers=workers)) as (executor, cluster):
+        rounds.open_with_retries(state, executor)
     return Plan(
-        processor=shipment.name,
-        chunk_size=account.chunk_size,
-        datasets=tuple(_planned(account, dataset.name) for dataset in loaded.datasets),
-        columns=account.wanted(loaded.datasets[0]).columns,
-        cluster=where.kind,
-        workers=where.workers,
-        unreadable=tuple(reason for reason in account.reasons() if "not processed" not in reason),
+        processor=loaded.name,
+        chunk_size=state.chunk_size,
+        datasets=tuple(_planned(state, dataset.name) for dataset in inputs.datasets),
+        columns=state.wanted(inputs.datasets[0]).columns,
+        cluster=cluster.kind,
+        workers=cluster.workers,
+        unreadable=tuple(reason for reason in state.reasons() if "not processed" not in reason),
     )
 
 
-def _planned(account: Account, name: str) -> PlannedDataset:
-    infos = [info for (dataset, _), info in account.files.items() if dataset == name]
+def _planned(state: RunState, name: str) -> PlannedDataset:
+    infos = [info for (dataset, _), info in state.files.items() if dataset == name]
     sizes = [info.column_bytes for info in infos]
     return PlannedDataset(
         name=name,
-        files=len(account.dataset(name).files),
+        files=len(state.dataset(name).files),
         events=sum(info.entries for info in infos),
-        chunks=sum(1 for c in account.chunks if c.dataset == name and c.events),
+        chunks=sum(1 for c in state.chunks if c.dataset == name and c.events),
         columns=max((info.n_columns for info in infos), default=0),
         bytes=None if None in sizes else sum(size for size in sizes if size is not None),
     )

@@ -1,32 +1,39 @@
-"""`run`: a processor over a fileset, from names to a run directory."""
+"""`run`: process a fileset into a run directory."""
 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from agc_ml import files
 from agc_ml.delivery import routing
-from agc_ml.errors import IncompleteError, ProcessorError, UsageError
+from agc_ml.errors import ProcessorError, UsageError
 from agc_ml.execution import rounds
-from agc_ml.execution.cluster import clusters, executors, progress
-from agc_ml.execution.input_warnings import remarks
-from agc_ml.execution.processor.declarations import needs_of
-from agc_ml.execution.processor.loading import Shipment, prepare, settle, taken
-from agc_ml.execution.processor.opened_files import Seen, changed, seen
-from agc_ml.execution.reduction import Reduced, reduce
+from agc_ml.execution.cluster.child_processes import stop_if_imported
+from agc_ml.execution.cluster.clusters import LOCAL
+from agc_ml.execution.cluster.connection import ClusterOptions, connect_executor
+from agc_ml.execution.cluster.executors import Executor
+from agc_ml.execution.outcome import RunContext, RunOptions, checked_ledger, make_result
+from agc_ml.execution.processor.declarations import needs_of, select_datasets
+from agc_ml.execution.processor.loading import (
+    LoadedProcessor,
+    load_processor,
+    remember_changes,
+)
+from agc_ml.execution.processor.opened_files import FileState, changed_files, file_states
+from agc_ml.execution.progress import show_progress
+from agc_ml.execution.reduction import reduce
 from agc_ml.execution.state import provenance
-from agc_ml.execution.state.checkpoints import Store
-from agc_ml.execution.state.inspection_cache import FileCache
-from agc_ml.execution.state.run_state import Account
+from agc_ml.execution.state.checkpoints import CheckpointStore
+from agc_ml.execution.state.inspection_cache import InspectionCache
+from agc_ml.execution.state.run_state import RunState
 from agc_ml.execution.state.unchanged_inputs import changed_input
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
@@ -34,14 +41,7 @@ from agc_ml.models import naming
 from agc_ml.models.model import Bundle, Model
 from agc_ml.results import run_directories
 from agc_ml.results.ledger import Ledger, merge_attempts
-from agc_ml.results.run_record import (
-    ClusterSummary,
-    Metrics,
-    NamedModel,
-    RunRecord,
-    Status,
-    load_record,
-)
+from agc_ml.results.run_record import NamedModel, RunRecord, Status, load_record
 from agc_ml.results.run_result import RunResult
 
 if TYPE_CHECKING:
@@ -50,32 +50,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHUNK_SIZE: Final = 100_000
-MAX_NAMED: Final = 3
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run is done; none of it changes the result, but for what ``allow_missing`` leaves out.
-
-    Attributes
-    ----------
-    chunk_size
-        Most events of a chunk; None: what an interrupted run had, else 100,000.
-    allow_missing
-        Largest fraction of each dataset's events that may be missing from the result.
-    trust
-        Read what an interrupted run left as pickles, whoever wrote them.
-    """
-
-    output: Path
-    chunk_size: int | None = None
-    resume: bool = False
-    overwrite: bool = False
-    allow_missing: float = 0.0
-    trust: bool = False
-    quiet: bool = False
-    command: tuple[str, ...] = ()
-    model: NamedModel | None = None
 
 
 def run(
@@ -83,7 +57,7 @@ def run(
     fileset: Fileset | str | Path = loading.DEMO,
     *,
     client: Client | None = None,
-    site: str = clusters.LOCAL,
+    site: str = LOCAL,
     workers: int | None = None,
     dashboard: int | None = None,
     patience: float | None = None,
@@ -109,7 +83,7 @@ def run(
         A coffea processor, or where to find one: a registered name, ``module:Class`` or
         ``path/to/file.py:Class``; ``settings`` are then values of its parameters, as text.
     fileset
-        A `Fileset`, or what `Fileset.load` takes; by default the embedded demo set.
+        A `Fileset`, or a source for `Fileset.load`; by default the embedded demo set.
     client
         A Dask client to use. Without it ``site`` is: ``local`` starts ``workers`` processes,
         ``inline`` stays in this process, an address names a scheduler.
@@ -117,32 +91,30 @@ def run(
         Port of this machine for the dashboard of local workers, 0 for 8787 or a free one; by
         default there is none. It has no login: other users of the machine can read it.
     patience
-        Seconds after which the run stops if nothing finishes and no worker that answers is at work;
-        by default ten minutes, and five if there never was a worker. What is finished is kept.
+        Seconds after which the run stops if nothing finishes and no responding worker has a job; by
+        default ten minutes, and five if there never was a worker. Finished chunks are kept.
     model
-        What the processor scores with, if it takes a model: where `load_model` finds one, or what
-        it gives. ``name@champion`` is looked up once, when the run begins; ``resume`` goes on with
-        the version that it was then.
+        Model for the processor, if it takes one: a source for `load_model`, or its result.
+        ``name@champion`` is looked up once, at the begin; ``resume`` keeps that version.
     schema
         Schema by which coffea makes records of events: a class, or the name of one of coffea's;
         by default the processor's own (``schema``), or that of NanoAOD.
     via
-        How files are reached: ``local``, ``https[=URL]``, ``xrootd[=URL]``, ``xcache=URL[,URL]``,
-        ``servicex[=ENDPOINT]``; by default replicas are read as they are listed, the first one
-        first.
+        Route to the files: ``local``, ``https[=URL]``, ``xrootd[=URL]``, ``xcache=URL[,URL]``,
+        ``servicex[=ENDPOINT]``; by default the replicas as they are listed, the first one first.
     output
         The run directory; default ``runs/<processor>-<UTC time>``. One that is not empty is refused
-        without ``resume`` (go on where it stopped) or ``overwrite`` (replace it, once the new
-        results stand).
+        without ``resume`` (continue the run in it) or ``overwrite`` (replace it, once the new
+        results are complete).
     chunk_size
-        Most events of a chunk.
+        Largest number of events of a chunk.
     allow_missing
         Fraction of each dataset's events that may be missing; the result says so.
     verify_checksums
-        Read files whole before they are processed, and compare them with the ``adler32`` that the
-        fileset states: this finds damage that no checksum of a basket shows.
+        Read files whole before they are processed, and compare them with the ``adler32`` in the
+        fileset: this finds damage that no checksum of a basket shows.
     trust
-        With ``resume``: read what was kept as pickles although you did not write it on this
+        With ``resume``: read checkpoints that are pickles although you did not write them on this
         machine. They can run any code.
     quiet
         Show no progress.
@@ -150,156 +122,141 @@ def run(
     Raises
     ------
     AgcError
-        One line that says what is wrong and the way out. What is finished is kept on disk.
+        One line with the cause and the way out. Finished chunks are kept on disk.
     """
-    clusters.stop_if_imported()
-    named = _named_model(model, output if resume else None)
-    shipment = prepare(processor, settings, model if named is None else named.found, schema)
-    loaded = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
-    route = None if via is None else routing.parse(via)
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
-    if trust and not resume:
-        raise UsageError("--trust is for going on with a run that others wrote: add --resume")
-    if not 0 <= allow_missing < 1:
-        raise UsageError(f"--allow-missing {allow_missing:g}: a fraction from 0 up to 1 is needed")
-    if chunk_size is not None and chunk_size < 1:
-        raise UsageError(f"--chunk-size {chunk_size}: at least one event is needed")
-    how = Settings(
-        output=Path(output) if output is not None else run_directories.new_folder(shipment.name),
+    stop_if_imported()
+    options = RunOptions(
+        output=None if output is None else Path(output),
+        cluster=ClusterOptions(client, site, workers, dashboard, patience),
         chunk_size=chunk_size,
         resume=resume,
         overwrite=overwrite,
         allow_missing=allow_missing,
+        verify_checksums=verify_checksums,
         trust=trust,
         quiet=quiet,
         command=tuple(command),
-        model=named,
+        model=_pin_model(model, output if resume else None),
     )
-    loaded = taken(shipment, loaded)
-    if verify_checksums:
-        _check_verifiable(loaded)
-    _find(how)  # told before anything is asked of a service
-    loaded = routing.deliver(
-        loaded, route, lambda d: needs_of(shipment.processor, is_data=d.is_data)
-    )
-    start = time.perf_counter()
+    model = model if options.model is None else options.model.found
+    loaded = load_processor(processor, settings, model, schema)
+    fileset = fileset if isinstance(fileset, Fileset) else Fileset.load(fileset)
+    return _run_loaded(loaded, fileset, via, options)
+
+
+def _run_loaded(
+    loaded: LoadedProcessor, fileset: Fileset, via: str | None, options: RunOptions
+) -> RunResult:
+    """Check the options, choose the files and the directory, and run."""
+    route = None if via is None else routing.parse(via)
+    _check_options(options)
+    instance = loaded.instance
+    fileset = select_datasets(loaded.name, instance, fileset)
+    if options.verify_checksums:
+        _check_verifiable(fileset)
+    folder = options.output or run_directories.new_folder(loaded.name)
     try:
-        done = _completed(how, shipment, loaded)
-        if done is not None:
-            return done
-        with ExitStack() as stack:
-            stack.enter_context(files.owned(how.output))
-            found = _find(how)  # again: another run may have been at work in it
-            if found.earlier is not None:
-                how = replace(how, chunk_size=_same_chunk_size(how, found.earlier))
-            executor, where = stack.enter_context(
-                executors.connected(client, site, workers, dashboard=dashboard, patience=patience)
-            )
-            on_tick = stack.enter_context(progress.shown(quiet=how.quiet))
-            account = Account(
-                fileset=loaded,
-                shipment=shipment,
-                store=Store(
-                    found.work / run_directories.CHUNKS,
-                    provenance.deciding(shipment),
-                    trusts_all=how.trust,
-                ),
-                chunk_size=how.chunk_size or CHUNK_SIZE,
-                on_tick=on_tick,
-                started=executor.started,
-                # what was finished before a file was replaced would be taken for a part of the new
-                cache=None if how.resume else FileCache(),
-                verifies=verify_checksums,
-            )
-            stack.callback(settle, shipment)
-            return _run(account, executor, _Begun(datetime.now(UTC), start, where, how, found))
+        # refuse the directory before any service is asked
+        run_directories.find(folder, resume=options.resume, overwrite=options.overwrite)
+        fileset = routing.deliver(fileset, route, lambda d: needs_of(instance, is_data=d.is_data))
+        complete = _complete_result(folder, options, loaded, fileset)
+        return complete or _connect_and_run(folder, options, loaded, fileset)
     finally:
-        if output is None:
-            files.drop_if_empty(how.output)
+        if options.output is None:
+            files.drop_if_empty(folder)
 
 
-def _find(how: Settings) -> run_directories.RunFolder:
-    return run_directories.find(how.output, resume=how.resume, overwrite=how.overwrite)
+def _check_options(options: RunOptions) -> None:
+    if options.resume and options.overwrite:
+        raise UsageError("--resume continues a run, --overwrite replaces it: choose one")
+    if options.trust and not options.resume:
+        raise UsageError("--trust is for resuming a run that others wrote: add --resume")
+    if not 0 <= options.allow_missing < 1:
+        raise UsageError(
+            f"--allow-missing {options.allow_missing:g}: a fraction from 0 up to 1 is needed"
+        )
+    if options.chunk_size is not None and options.chunk_size < 1:
+        raise UsageError(f"--chunk-size {options.chunk_size}: at least one event is needed")
 
 
 def _check_verifiable(fileset: Fileset) -> None:
-    """Say of how many files there is nothing to compare with; refuse if of none."""
-    silent = [f for d in fileset.datasets for f in d.files if f.adler32 is None]
-    if not silent:
+    """Warn of files without a checksum; reject a fileset without any."""
+    unstated = [f for d in fileset.datasets for f in d.files if f.adler32 is None]
+    if not unstated:
         return
     advice = "'agc-ml fileset check FILESET --checksums --write NEW' adds it"
-    if len(silent) == fileset.n_files:
+    if len(unstated) == fileset.n_files:
         raise UsageError(f"--verify-checksums: no file of the fileset states its adler32; {advice}")
     logger.warning(
         "%d of %d files state no adler32, so they are not verified; %s",
-        *(len(silent), fileset.n_files, advice),
+        len(unstated),
+        fileset.n_files,
+        advice,
     )
 
 
-def _named_model(model: Any, earlier: str | Path | None) -> NamedModel | None:
-    """Pin a model that is asked for by its name, once for a run: one that is resumed keeps its own.
+def _pin_model(model: Any, earlier: str | Path | None) -> NamedModel | None:
+    """Look up a model given by name, once for a run: a resumed run keeps its own.
 
-    ``earlier`` is the folder of the run to go on with.
+    ``earlier`` is the directory of the run to resume.
     """
     if not isinstance(model, str) or not naming.is_registered_name(model):
         return None
     folder = None if earlier is None else run_directories.work_of(Path(earlier))
     if folder is not None and (folder / "run.json").exists():
-        known = load_record(folder).provenance.model
-        # another model, or a path, would be the choice of whoever wrote the record
-        name, _, version = known.found.partition("@") if known is not None else ("", "", "")
-        is_of_it = version.isdigit() and name == model.partition("@")[0]
-        if known is not None and known.asked == model and is_of_it:
-            return known
+        before = load_record(folder).provenance.model
+        # another model, or a path, would be the choice of the record's author
+        name, _, version = before.found.partition("@") if before is not None else ("", "", "")
+        is_version = version.isdigit() and name == model.partition("@")[0]
+        if before is not None and before.asked == model and is_version:
+            return before
     return NamedModel(asked=model, found=naming.pinned_name(model))
 
 
-def _same_chunk_size(how: Settings, earlier: RunRecord) -> int:
+def _same_chunk_size(folder: Path, options: RunOptions, earlier: RunRecord) -> int:
     size = earlier.provenance.chunk_size
-    if how.chunk_size not in {None, size}:
+    if options.chunk_size not in {None, size}:
         raise UsageError(
-            f"{how.output}: begun with --chunk-size {size}, so with {how.chunk_size} nothing of it "
-            "could be used; leave the option out, or name another folder with -o"
+            f"{folder}: its run has --chunk-size {size}, so with {options.chunk_size} none "
+            "of its chunks could be used; omit the option, or name another folder with -o"
         )
     return size
 
 
-def _completed(how: Settings, shipment: Shipment, fileset: Fileset) -> RunResult | None:
-    """The result of a run that is complete already; None if there is something to do.
+def _complete_result(
+    folder: Path, options: RunOptions, loaded: LoadedProcessor, fileset: Fileset
+) -> RunResult | None:
+    """Result of a complete run that ``--resume`` names; None if there is something to do.
 
     Raises
     ------
     UsageError
-        It is complete, but something else than what is asked for.
+        The run is complete, but of another processor, parameters or inputs.
     """
-    folder = how.output
-    if not how.resume:
+    if not options.resume:
         return None
-    if run_directories.stands(folder):  # stopped while it took the place of an old one
+    if run_directories.stands(folder):  # stopped while it replaced an old one
         with files.owned(folder):
             run_directories.put_in_place(folder)
-    earlier = _find(how).earlier
+    earlier = run_directories.find(folder, resume=True, overwrite=False).earlier
     if earlier is None or earlier.status != "complete":
         return None
-    _same_chunk_size(how, earlier)
-    differences = provenance.differences(earlier.provenance, shipment, fileset)
+    _same_chunk_size(folder, options, earlier)
+    advice = "replace it with --overwrite, or name another folder with -o"
+    differences = provenance.differences(earlier.provenance, loaded, fileset)
     if differences:
         raise UsageError(
-            f"{folder}: complete, but made with another processor, parameters or fileset "
+            f"{folder}: complete, but of another processor, parameters or fileset "
             f"({'; '.join(differences)}), so none of its {earlier.metrics.chunks} chunks can be "
-            "used; replace it with --overwrite, or name another folder with -o"
+            f"used; {advice}"
         )
     result = RunResult.load(folder)
     problem = changed_input(fileset, result.ledger)
-    opened = {path: Seen(**vars(one)) for path, one in earlier.provenance.opened.items()}
-    for path in changed(opened, seen(opened)):
+    opened = {path: FileState(**vars(file)) for path, file in earlier.provenance.opened.items()}
+    for path in changed_files(opened, file_states(opened)):
         problem = f"{path}: changed since the run, whose processor opened it"
     if problem is not None:
-        raise UsageError(
-            f"{folder}: complete, but of other inputs than there are now: {problem}; replace it "
-            "with --overwrite, or name another folder with -o"
-        )
+        raise UsageError(f"{folder}: complete, but its inputs have changed: {problem}; {advice}")
     if (folder / run_directories.CHUNKS).exists():  # stopped while it removed them
         with files.owned(folder):
             _remove(folder / run_directories.CHUNKS)
@@ -307,159 +264,101 @@ def _completed(how: Settings, shipment: Shipment, fileset: Fileset) -> RunResult
     return result
 
 
-def _run(account: Account, executor: executors.Executor, begun: _Begun) -> RunResult:
-    how, work = begun.how, begun.found.work
-    rounds.open_some(account, executor)
-    run_directories.prepare(begun.found, resume=how.resume)
-    earlier = _earlier_ledger(work)
+def _connect_and_run(
+    folder: Path, options: RunOptions, loaded: LoadedProcessor, fileset: Fileset
+) -> RunResult:
+    """Connect to the cluster, and run into the folder while nobody else does."""
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        stack.enter_context(files.owned(folder))
+        # again, as another run may have worked in it
+        directory = run_directories.find(folder, resume=options.resume, overwrite=options.overwrite)
+        if directory.earlier is not None:
+            size = _same_chunk_size(folder, options, directory.earlier)
+            options = replace(options, chunk_size=size)
+        executor, summary = stack.enter_context(connect_executor(options.cluster))
+        state = RunState(
+            fileset=fileset,
+            processor=loaded,
+            store=CheckpointStore(
+                directory.work / run_directories.CHUNKS,
+                provenance.deciding(loaded),
+                trusts_all=options.trust,
+            ),
+            chunk_size=options.chunk_size or CHUNK_SIZE,
+            on_progress=stack.enter_context(show_progress(quiet=options.quiet)),
+            started=executor.started,
+            # a resumed run must notice a file that was replaced after its first chunks
+            cache=None if options.resume else InspectionCache(),
+            verifies=options.verify_checksums,
+        )
+        stack.callback(remember_changes, loaded)
+        context = RunContext(datetime.now(UTC), start, summary, options, folder, directory)
+        return _process(state, executor, context)
+
+
+def _process(state: RunState, executor: Executor, context: RunContext) -> RunResult:
+    """Open the files, process the chunks, add their outputs, and write the result."""
+    options, work = context.options, context.directory.work
+    rounds.open_with_retries(state, executor)
+    run_directories.prepare(context.directory, resume=options.resume)
+    ledger_path = work / "ledger.jsonl"
+    earlier = Ledger.load(ledger_path) if ledger_path.exists() else Ledger(())
     try:
-        _leave(account, begun, earlier, "partial")
+        _save_unfinished(state, context, earlier, "partial")
         with files.store_errors(work):
-            account.store.folder.mkdir(exist_ok=True)
-        left = rounds.recall(account, executor)
-        if left:
-            _tell_useless(account, begun, left)
+            state.store.folder.mkdir(exist_ok=True)
+        unusable = rounds.recall_chunks(state, executor)
+        if unusable:
+            _warn_of_unusable(state, context, unusable)
         with executor.report(work / "performance.html"):
-            rounds.process(account, executor)
-        ledger = _checked_ledger(account, how, earlier)
-        reduced = reduce(account)
+            rounds.process(state, executor)
+        ledger = checked_ledger(state, options, earlier)
+        reduced = reduce(state)
     except BaseException as error:
         failed = isinstance(error, ProcessorError)
         try:
-            _leave(account, begun, earlier, "failed" if failed else "partial")
-        except Exception as another:  # noqa: BLE001 - the first error is the one to tell
+            _save_unfinished(state, context, earlier, "failed" if failed else "partial")
+        except Exception as another:  # noqa: BLE001 - the first error is the one to report
             logger.debug("%s: can't be written: %r", work, another)
         raise
-    result = _result(account, begun, ledger, reduced)
+    result = make_result(state, context, ledger, reduced)
     result.save(work)
     if result.status == "complete":
-        _remove(account.store.folder)
-    if work != how.output:
-        run_directories.put_in_place(how.output)
+        _remove(state.store.folder)
+    if work != context.folder:
+        run_directories.put_in_place(context.folder)
     for warning in result.warnings:
         logger.warning("%s", warning)
     return result
 
 
-def _tell_useless(account: Account, begun: _Begun, left: int) -> None:
-    """Say that finished chunks of the earlier run can't be used, and why."""
-    earlier = begun.found.earlier
+def _save_unfinished(state: RunState, context: RunContext, earlier: Ledger, status: Status) -> None:
+    """Write the ledger and the record so far, without histograms."""
+    ledger = Ledger(merge_attempts(state.ledger().entries, earlier))
+    make_result(state, context, ledger, status=status).save(context.directory.work)
+
+
+def _warn_of_unusable(state: RunState, context: RunContext, unusable: int) -> None:
+    """Warn that finished chunks of the earlier run can't be used, and why."""
+    earlier = context.directory.earlier
     differences = []
     if earlier is not None:
         differences = provenance.differences(
-            earlier.provenance, account.shipment, account.fileset, of_chunks=True
+            earlier.provenance, state.processor, state.fileset, of_chunks=True
         )
     logger.warning(
-        "%s: %d of its %d finished chunks can't be used: %s",
-        *(begun.how.output, left, left + len(account.recalled)),
-        "; ".join(differences) or "they are damaged, or of inputs that have changed",
+        "%s: %d of its %d finished chunks can't be used: %s; they are processed again",
+        context.folder,
+        unusable,
+        unusable + len(state.recalled),
+        "; ".join(differences) or "they are damaged, or their inputs have changed",
     )
 
 
 def _remove(folder: Path) -> None:
-    """Remove finished chunks, which are in the results; that none can be is no reason to fail."""
+    """Remove finished chunks, whose content is in the results; warn if that fails."""
     try:
         shutil.rmtree(folder)
     except OSError as error:
-        logger.warning("%s: can't be removed, and is not needed any more (%s)", folder, error)
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """When, where and how a run began, and what it goes on with."""
-
-    at: datetime
-    clock: float
-    where: ClusterSummary
-    how: Settings
-    found: run_directories.RunFolder
-
-
-def _earlier_ledger(folder: Path) -> Ledger:
-    path = folder / "ledger.jsonl"
-    return Ledger.load(path) if path.exists() else Ledger(())
-
-
-def _leave(account: Account, begun: _Begun, earlier: Ledger, status: Status) -> None:
-    """Write down how far it came, without any histogram."""
-    ledger = Ledger(merge_attempts(account.ledger().entries, earlier))
-    empty = Reduced(hists={}, templates={}, cutflow={}, warnings=())
-    _result(account, begun, ledger, empty, status).save(begun.found.work)
-
-
-def _checked_ledger(account: Account, how: Settings, earlier: Ledger) -> Ledger:
-    """Return the account of all events, proven to be whole, or within what may be missing."""
-    ledger = Ledger(merge_attempts(account.ledger().entries, earlier))
-    faults = ledger.faults()
-    if faults:
-        raise IncompleteError(f"the account of events is wrong: {faults[0]}; run again")
-    reasons = account.reasons()
-    if not reasons:
-        return ledger
-    worst, fraction = max(account.missing_fractions().items(), key=lambda item: item[1])
-    named = "; ".join(reasons[:MAX_NAMED])
-    more = f"; and {len(reasons) - MAX_NAMED} more" if len(reasons) > MAX_NAMED else ""
-    if fraction > how.allow_missing:
-        acceptable = _rounded_up(fraction)
-        accept = f", or accept it with --resume --allow-missing {acceptable:g}"
-        raise IncompleteError(
-            f"{len(reasons)} of {len(ledger.entries)} chunks and files are missing: {named}{more}. "
-            "What is finished is kept: mend it and use --resume"
-            f"{accept if acceptable < 1 else ''} ({worst} lacks {fraction:.2%})"
-        )
-    return ledger
-
-
-def _rounded_up(fraction: float) -> float:
-    return min(1.0, math.ceil(fraction * 1000) / 1000)
-
-
-def _result(
-    account: Account,
-    begun: _Begun,
-    ledger: Ledger,
-    reduced: Reduced,
-    status: Status | None = None,
-) -> RunResult:
-    return RunResult(
-        status=status or ("partial" if ledger.missing else "complete"),
-        hists=reduced.hists,
-        templates=reduced.templates,
-        cutflow=reduced.cutflow,
-        ledger=ledger,
-        metrics=_metrics(account, begun, ledger),
-        provenance=provenance.collect(account, begun.where, begun.at, begun.how.command).model_copy(
-            update={"model": begun.how.model}
-        ),
-        warnings=(*remarks(account), *reduced.warnings),
-        outputs=reduced.outputs,
-        tables=reduced.tables,
-        scales=reduced.scales,
-        path=begun.how.output,
-    )
-
-
-def _metrics(account: Account, begun: _Begun, ledger: Ledger) -> Metrics:
-    receipts = [r for chunk, r in account.done.items() if chunk not in account.recalled]
-    wall, workers = time.perf_counter() - begun.clock, begun.where.workers
-    events = sum(receipt.events for receipt in receipts)
-    inside, opening, reading = (
-        sum(getattr(receipt, name) for receipt in receipts)
-        for name in ("seconds", "open_s", "read_s")
-    )
-    return Metrics(
-        events=ledger.events,
-        chunks=len(account.done),
-        wall_s=wall,
-        cpu_s=sum(receipt.cpu_s for receipt in receipts),
-        events_per_s=events / wall,
-        events_per_s_per_core=events / wall / max(workers, 1),
-        bytes_read=sum(receipt.bytes for receipt in receipts),
-        open_s=opening,
-        read_s=reading,
-        compute_s=inside - opening - reading,
-        overhead_s=max(0.0, wall * workers - inside),
-        peak_memory_mb=max((receipt.memory_mb for receipt in receipts), default=0.0),
-        workers=workers,
-        retries=ledger.retries,
-    )
+        logger.warning("%s: can't be removed, and is no longer needed (%s)", folder, error)

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from agc_ml import files
 from agc_ml.errors import GenerateError, UsageError
-from agc_ml.execution.cluster import clusters, executors, progress
-from agc_ml.execution.cluster.executors import Lost
-from agc_ml.execution.processing import Failure
+from agc_ml.execution import progress
+from agc_ml.execution.cluster import clusters, executors
+from agc_ml.execution.cluster.child_processes import stop_if_imported
+from agc_ml.execution.cluster.connection import ClusterOptions, connect_executor
+from agc_ml.execution.cluster.executors import WorkerDied
+from agc_ml.execution.progress import Progress
 from agc_ml.execution.state.checkpoints import seal, unseal
-from agc_ml.execution.state.run_state import Tick
+from agc_ml.execution.worker.job import Failure
 from agc_ml.inputs import agc_published
 from agc_ml.results.packing import is_code, is_too_large, unpack
 from agc_ml.simulation import manifest as manifests
@@ -64,7 +67,7 @@ class _Progress:
     request: Request
     planned: tuple[PlannedFile, ...]
     written: dict[str, FileRecord]
-    on_tick: Callable[[Tick], None] = lambda _: None
+    on_progress: Callable[[Progress], None] = lambda _: None
     failures: int = 0
     on_disk: set[Unit] = field(default_factory=set)
     units_done: int = 0
@@ -83,8 +86,8 @@ class _Progress:
 
     def tick(self) -> None:
         """Report the progress."""
-        self.on_tick(
-            Tick(
+        self.on_progress(
+            Progress(
                 self.units_done,
                 sum(len(file.units) for file in self.planned),
                 self.events_done,
@@ -148,7 +151,7 @@ def generate(
     AgcError
         One line with the problem and the way out. Finished units are kept.
     """
-    clusters.stop_if_imported()
+    stop_if_imported()
     pythia.quiet_fastjet()  # fails early if a library of the extra is missing
     if isinstance(events, Mapping) and datasets is not None:
         raise UsageError("events are given for each dataset: leave out datasets")
@@ -170,10 +173,11 @@ def generate(
         state = _Progress(folder, request, planned, written)
         if len(written) < len(planned):
             with (
-                executors.connected(
-                    client, site, workers, dashboard=dashboard, patience=patience
-                ) as (executor, _),
-                progress.shown(quiet=quiet, pieces="units") as state.on_tick,
+                connect_executor(ClusterOptions(client, site, workers, dashboard, patience)) as (
+                    executor,
+                    _,
+                ),
+                progress.show_progress(quiet=quiet, pieces="units") as state.on_progress,
             ):
                 _produce(state, executor)
         done = _manifest(state, "complete")
@@ -286,12 +290,12 @@ def _missing(state: _Progress) -> dict[str, tuple[Unit, PlannedFile]]:
 
 
 def _accept(
-    state: _Progress, unit: Unit, file: PlannedFile, outcome: Made | Failure | Lost
+    state: _Progress, unit: Unit, file: PlannedFile, outcome: Made | Failure | WorkerDied
 ) -> None:
     if isinstance(outcome, Failure):
         logger.debug("%s\n%s", unit, outcome.details)
         raise GenerateError(f"{unit}: {outcome.reason}")
-    if isinstance(outcome, Lost):
+    if isinstance(outcome, WorkerDied):
         state.failures += 1
         logger.info("%s: its worker died; retry", unit)
         return

@@ -25,11 +25,11 @@ from typing import Any, Final
 
 from agc_ml import files as folders
 from agc_ml.errors import AgcError, ClusterError, TrainingError, chain
-from agc_ml.execution.cluster import executors
 from agc_ml.execution.cluster.clusters import INLINE, LOCAL
-from agc_ml.execution.cluster.executors import Executor, Lost
-from agc_ml.execution.processing import Failure
+from agc_ml.execution.cluster.connection import ClusterOptions, connect_executor
+from agc_ml.execution.cluster.executors import Executor, WorkerDied
 from agc_ml.execution.state.provenance import versions
+from agc_ml.execution.worker.job import Failure
 from agc_ml.files import write
 from agc_ml.inputs.variations import NOMINAL
 from agc_ml.models.content import Content, provide
@@ -141,7 +141,7 @@ def _train(
     site = INLINE if is_alone else setup.site
     workers = setup.workers if site == LOCAL else None
     provide({sha256: Content(content)})
-    with executors.connected(None, site, workers) as (executor, _):
+    with connect_executor(ClusterOptions(site=site, workers=workers)) as (executor, _):
         executor.provide({sha256: Content(content)}, partial(trials.forget, sha256))
 
         def evaluate(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
@@ -198,7 +198,7 @@ def _outcomes(executor: Executor, function: Any, jobs: dict[str, Any]) -> Iterat
     while waiting:
         lost = {}
         for key, outcome in executor.outcomes(function, waiting):
-            if isinstance(outcome, Lost):
+            if isinstance(outcome, WorkerDied):
                 deaths[key] += 1
                 logger.warning("%s: its worker died (%d of %d)", key, deaths[key], _DEATHS)
                 if deaths[key] < _DEATHS:
@@ -239,7 +239,7 @@ def _save(
 
 
 def _versions(library: str) -> dict[str, str]:
-    from agc_ml.execution.processor.code_identity import version_of  # noqa: PLC0415 - on demand
+    from agc_ml.execution.code.source_files import version_of  # noqa: PLC0415 - on demand
 
     found = {name: version for name, version in versions().items()
              if name in {"python", "agc-ml", "numpy"}}  # fmt: skip

@@ -128,7 +128,7 @@ BAD = [
     (own("pipe.root"), "it is a pipe"),
     (own("folder.root"), "no *.root files in that folder"),
     (own("none"), "no *.root files in that folder"),
-    (own("tree.root"), "no tree 'Events' in it (another one: FILE:TREE); there is T"),
+    (own("tree.root"), "(name another as FILE:TREE); it has T"),
     (own("good.root:T"), "no tree 'T'"),
     (own("good.root", "copy.root"), "same file (UUID"),
     (own("good.root", "link.root"), "same file (UUID"),
@@ -270,7 +270,11 @@ def test_files_of_events(
         ("empty.root", "event file", "it is empty"),
         ("text.root", "event file", "not a ROOT file"),
         ("none.root", "event file", "no events in Events"),
-        ("tree.root", "event file", "no tree 'Events' in it (another one: FILE:TREE); there is T"),
+        (
+            "tree.root",
+            "event file",
+            "(name another as FILE:TREE); it has T",
+        ),
         ("good.root:T", "event file", "no tree 'T' in it"),
         ("good.root:Events/run", "event file", "no tree 'Events/run' in it"),
         *(

@@ -31,11 +31,12 @@ from agc_ml.columnar.columns import Columns, directory
 from agc_ml.columnar.stream import Stream
 from agc_ml.delivery.opening import open_file
 from agc_ml.errors import InputFileError
-from agc_ml.execution import processing
 from agc_ml.execution.inspection import FileInfo, inspect_file
-from agc_ml.execution.processing import Failure, Finished, Job, process_chunk
-from agc_ml.execution.processor.loading import prepare
+from agc_ml.execution.processor.loading import load_processor
 from agc_ml.execution.state.checkpoints import Chunk
+from agc_ml.execution.worker.job import Failure, Finished, Job
+from agc_ml.execution.worker.open_file import close_file
+from agc_ml.execution.worker.processing import process_chunk
 from agc_ml.inputs.columns import EVENT_ID
 from agc_ml.inputs.datasets import File
 from agc_ml.transports import local_file
@@ -183,7 +184,7 @@ def test_misread_columns_are_told(
         quiet=True,
     )
     (line,) = [line for line in result.warnings if "uproot reads them" in line]
-    assert "x.root: Jet_pt are not what they seem" in line
+    assert "x.root: Jet_pt have an unexpected layout" in line
     assert result.metrics.events == 150
 
 
@@ -496,7 +497,7 @@ def a_job(path: Path) -> Job:
     names = (*processor.columns, *processor.simulation_columns)
     info = inspect_file(File(path.name, (str(path),)), names, flat=True)
     assert isinstance(info, FileInfo)
-    shipment = prepare(processor)
+    loaded = load_processor(processor)
     return Job(
         chunk=Chunk("d", path.name, "Events", info.uuid, info.entries, 0, info.entries),
         file=File(str(path), (str(path),)),
@@ -505,8 +506,8 @@ def a_job(path: Path) -> Job:
         metadata={"dataset": "d", "process": "ttbar", "variation": "nominal"},
         columns=names,
         directory=info.directory,
-        key=shipment.key,
-        processor=shipment.blob,
+        key=loaded.key,
+        processor=loaded.blob,
         modules={},
         module=None,
         source=b"",
@@ -539,7 +540,7 @@ def test_a_file_that_is_replaced_while_it_is_open_is_not_mixed_with_the_new_one(
     again = process_chunk(job)
     assert isinstance(again, Failure)
     assert (again.kind, again.reason) == ("other", "it was replaced or changed while it was read")
-    processing._close_kept()
+    close_file()
     replaced = process_chunk(job)
     assert isinstance(replaced, Failure)
     assert replaced.reason.startswith("its uuid is ")
@@ -595,7 +596,7 @@ def test_columns_that_are_no_number_an_event_are_refused(form: str, tmp_path: Pa
     assert isinstance(outcome, Failure)
     assert outcome.kind == "definite"
     assert "branch LHEPdfWeight is of type" in outcome.reason
-    assert "no field of a collection" in outcome.reason or "numbers are needed" in outcome.reason
+    assert "not a field of a collection" in outcome.reason or "numbers are needed" in outcome.reason
 
 
 def a_basket(values: Any, n_entries: int, lengths: Any = None) -> bytes:

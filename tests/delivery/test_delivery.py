@@ -38,8 +38,8 @@ from agc_ml.delivery import replica_source as source
 from agc_ml.errors import AgcError, DeliveryError, FilesetError, UsageError
 from agc_ml.execution import file_check, inspection
 from agc_ml.execution.inspection import FileInfo, inspect_file
-from agc_ml.execution.processing import Failure, one_line
 from agc_ml.execution.state import inspection_cache
+from agc_ml.execution.worker.job import Failure, one_line
 from agc_ml.inputs.columns import ColumnRequest
 from agc_ml.inputs.datasets import Dataset, File
 from agc_ml.inputs.fileset import Fileset
@@ -948,13 +948,13 @@ class TestWhatIsKnownOfFiles:
         self, web: Web, served: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         opened: list[str] = []
-        original = inspection._inspected
+        original = inspection._inspect
 
         def spy(*arguments: object, **options: object) -> object:
             opened.append(str(arguments[1]))
             return original(*arguments, **options)
 
-        monkeypatch.setattr(inspection, "_inspected", spy)
+        monkeypatch.setattr(inspection, "_inspect", spy)
         listed = one_file(served)
         results = [
             agc.run(stepwise.Flat(), listed, site="inline", output=tmp_path / f"{i}", quiet=True)
@@ -997,7 +997,7 @@ class TestWhatIsKnownOfFiles:
     def test_local_files_are_looked_at(self, path: Path, tmp_path: Path) -> None:
         mine = tmp_path / "x.root"
         shutil.copy(path, mine)
-        cache, file = inspection_cache.FileCache(), File("x.root", (str(mine),))
+        cache, file = inspection_cache.InspectionCache(), File("x.root", (str(mine),))
         info = inspect_file(file, self.COLUMNS, flat=True)
         assert isinstance(info, FileInfo)
         assert cache.recall(file, ColumnRequest(self.COLUMNS, flat=True)) is None
@@ -1020,15 +1020,17 @@ class TestWhatIsKnownOfFiles:
         info = inspect_file(file, self.COLUMNS, flat=True)
         assert isinstance(info, FileInfo)
         for place in (damaged, Path("/proc/nowhere/files.sqlite")):
-            cache = inspection_cache.FileCache(place)
+            cache = inspection_cache.InspectionCache(place)
             cache.keep(file, ColumnRequest(self.COLUMNS), info)
             assert cache.recall(file, ColumnRequest(self.COLUMNS)) is None
         good = tmp_path / "good.sqlite"
-        inspection_cache.FileCache(good).keep(file, ColumnRequest(self.COLUMNS), info)
+        inspection_cache.InspectionCache(good).keep(file, ColumnRequest(self.COLUMNS), info)
         with contextlib.closing(sqlite3.connect(good)) as database, database:
             database.execute("UPDATE files SET content = ?", (b"what is this",))
-        assert inspection_cache.FileCache(good).recall(file, ColumnRequest(self.COLUMNS)) is None
-        locked = inspection_cache.FileCache(good)
+        assert (
+            inspection_cache.InspectionCache(good).recall(file, ColumnRequest(self.COLUMNS)) is None
+        )
+        locked = inspection_cache.InspectionCache(good)
         begun = time.monotonic()
         with contextlib.closing(sqlite3.connect(good)) as database:
             database.execute("BEGIN EXCLUSIVE")
@@ -1066,7 +1068,7 @@ class TestChecks:
 
 
 def test_workers_are_equipped_also_those_that_come_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agc_ml.execution.cluster.executors import DaskExecutor  # noqa: PLC0415 - heavy
+    from agc_ml.execution.cluster.dask_executor import DaskExecutor  # noqa: PLC0415 - heavy
 
     monkeypatch.setenv("XRD_REQUESTTIMEOUT", "17")
     with agc.connect("local", workers=1) as client:

@@ -173,7 +173,7 @@ def test_all_replicas_are_lost(
     for server in (first, second):
         assert f":{server.port if over == 'root' else server.http_port}/" in text
     assert "/store/0.root" in text
-    assert "what is finished is kept" in text.lower()
+    assert "finished chunks are kept" in text.lower()
     assert "\n" not in text
 
 

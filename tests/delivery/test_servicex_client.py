@@ -430,7 +430,7 @@ class TestBadInput:
             run(what, Path("run"), f"servicex={servicex_endpoint.config}")
 
     def test_checks_look_at_files_where_they_are(self, paths: list[Path]) -> None:
-        with pytest.raises(UsageError, match="files are checked where they are"):
+        with pytest.raises(UsageError, match="files are checked at their place"):
             file_check.check(listed(*paths), via="servicex")
 
     def test_a_token_that_is_none(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from agc_ml.errors import UsageError
 from agc_ml.execution.state import signing
-from agc_ml.execution.state.checkpoints import Chunk, Receipt, Store, seal, unseal
+from agc_ml.execution.state.checkpoints import CheckpointStore, Chunk, Receipt, seal, unseal
 from agc_ml.execution.state.signing import key_file
 from agc_ml.results.packing import is_code, pack, unpack
 
@@ -48,8 +48,8 @@ CHUNK = Chunk("d", "a.root", "Events", "u", 100, 0, 50)
 RECEIPT = Receipt(50, "w", 1.0, 0.9, 0.1, 0.2, 1000, 100.0)
 
 
-def stored(folder: Path, blob: bytes = pack("content")) -> tuple[Store, Path]:
-    store = Store(folder, {"code": "1"})
+def stored(folder: Path, blob: bytes = pack("content")) -> tuple[CheckpointStore, Path]:
+    store = CheckpointStore(folder, {"code": "1"})
     path = store.path(CHUNK, {"xsec": 1.0})
     store.save(path, CHUNK, RECEIPT, blob)
     return store, path
@@ -86,7 +86,7 @@ def test_not_of_other_events(tmp_path: Path) -> None:
 
 
 def test_name_depends_on_all_that_decides(tmp_path: Path) -> None:
-    store = Store(tmp_path, {"code": "1"})
+    store = CheckpointStore(tmp_path, {"code": "1"})
     metadata = {"xsec": 1.0}
     name = store.path(CHUNK, metadata)
     others = [
@@ -96,15 +96,15 @@ def test_name_depends_on_all_that_decides(tmp_path: Path) -> None:
         store.path(replace(CHUNK, start=1), metadata),
         store.path(replace(CHUNK, stop=51), metadata),
         store.path(CHUNK, {"xsec": 2.0}),
-        Store(tmp_path, {"code": "2"}).path(CHUNK, metadata),
+        CheckpointStore(tmp_path, {"code": "2"}).path(CHUNK, metadata),
     ]
     others.append(store.path(replace(CHUNK, lfn="elsewhere/a.root"), metadata))
     assert len({name, *others}) == 9
 
 
-def again(folder: Path, *, trusts_all: bool = False) -> Store:
+def again(folder: Path, *, trusts_all: bool = False) -> CheckpointStore:
     """The store of another process."""
-    return Store(folder, {"code": "1"}, trusts_all=trusts_all)
+    return CheckpointStore(folder, {"code": "1"}, trusts_all=trusts_all)
 
 
 def test_one_under_the_name_of_another_is_nothing(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_key_that_is_none_is_not_used(case: str, tmp_path: Path) -> None:
         key_file().chmod(0o640)
     else:
         key_file().write_bytes(b"short")
-    with pytest.raises(UsageError, match="remove it, and another one is made"):
+    with pytest.raises(UsageError, match="remove it, and the next run makes a new one"):
         again(tmp_path).load(path, CHUNK)
 
 
@@ -189,7 +189,7 @@ def test_without_a_key_the_same_process_goes_on(
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
         monkeypatch.setattr(signing, "_OTHERS", 0o700)
     store, path = stored(tmp_path, PICKLE)
-    assert "--resume will ask for --trust" in caplog.text
+    assert "--resume needs --trust" in caplog.text
     assert store.load(path, CHUNK) == (RECEIPT, PICKLE)
     with pytest.raises(UsageError, match="--trust"):
         again(tmp_path).load(path, CHUNK)

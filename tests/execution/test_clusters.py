@@ -167,7 +167,7 @@ def test_asynchronous_clients_are_refused(tmp_path: Path) -> None:
         async with Client(
             asynchronous=True, processes=False, n_workers=1, dashboard_address="127.0.0.1:0"
         ) as client:
-            with pytest.raises(UsageError, match=r"is asynchronous; give one that is not"):
+            with pytest.raises(UsageError, match=r"is asynchronous; pass one that is not"):
                 agc_ml.run("ttbar", client=client, output=tmp_path / "run", quiet=True)
 
     asyncio.run(run())
@@ -361,5 +361,5 @@ def test_a_script_that_workers_import_is_named(body: str, tmp_path: Path) -> Non
     last = done.stderr.splitlines()[-1]
     assert last.startswith("agc_ml.errors.ClusterError: ")
     assert "mine.py: processes that help import this script" in last
-    assert last.endswith("put what it does under: if __name__ == '__main__':")
+    assert last.endswith("put its code under: if __name__ == '__main__':")
     assert not (tmp_path / "run").exists()

@@ -16,9 +16,8 @@ import agc_ml as agc
 from agc_ml.errors import InputFileError, UsageError
 from agc_ml.execution.file_check import check
 from agc_ml.execution.inspection import FileInfo, inspect_file
-from agc_ml.execution.processing import Failure
-from agc_ml.inputs.datasets import Dataset, File
-from agc_ml.inputs.fileset import Fileset
+from agc_ml.execution.worker.job import Failure
+from agc_ml.inputs.fileset import Dataset, File, Fileset
 from agc_ml.transports import server_health
 
 COUNTS = np.array([1, 2, 3, 0] * 20)

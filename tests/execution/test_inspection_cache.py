@@ -114,7 +114,7 @@ def test_whatever_is_cached_the_result_is_the_files(
     columns = (*processor.columns, *processor.simulation_columns)
     info = inspect_file(file, columns, flat=True)
     assert isinstance(info, FileInfo)
-    cache = inspection_cache.FileCache()
+    cache = inspection_cache.InspectionCache()
     cache.keep(file, ColumnRequest(columns, flat=True), poisons()[poison](info))
     result = run("flat", listed(url), tmp_path / "run")
     assert result.status == "complete"
@@ -296,7 +296,7 @@ def test_a_complete_run_is_not_complete_of_other_inputs_on_the_web(
     assert run("flat", what, tmp_path / "run", resume=True).status == "complete"
     web.mirrors = [0]
     put(twins[1], path, 500)
-    with pytest.raises(UsageError, match=r"complete, but of other inputs.*x\.root"):
+    with pytest.raises(UsageError, match=r"complete, but its inputs have changed.*x\.root"):
         run("flat", what, tmp_path / "run", resume=True)
 
 
@@ -403,7 +403,7 @@ def test_a_complete_run_is_not_complete_of_other_inputs(
     run("flat", listed(str(path)), tmp_path / "run")
     assert run("flat", listed(str(path)), tmp_path / "run", resume=True).status == "complete"
     CHANGES[change](path, files[1])
-    with pytest.raises(UsageError, match=r"complete, but of other inputs.*x\.root"):
+    with pytest.raises(UsageError, match=r"complete, but its inputs have changed.*x\.root"):
         run("flat", listed(str(path)), tmp_path / "run", resume=True)
     path.unlink()  # what can't be reached can't be compared
     assert run("flat", listed(str(path)), tmp_path / "run", resume=True).status == "complete"

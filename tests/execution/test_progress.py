@@ -7,7 +7,7 @@ import time
 import pytest
 
 from agc_ml.cli.training.connecting import progress_line
-from agc_ml.execution.cluster import progress
+from agc_ml.execution import progress
 from agc_ml.training.service.database import Job, Progress
 
 NAME = "mu[/x]\x1b]0;owned\x07"
@@ -21,11 +21,11 @@ def test_names_are_no_commands_of_a_terminal_or_of_rich(
     if is_terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", "120")
-    with progress.steps(quiet=False) as tell:
+    with progress.show_steps(quiet=False) as tell:
         tell(f"looking for other minima: {NAME}")
         time.sleep(0.3)  # a terminal is drawn some times a second
     job = Job.model_construct(state="running", note=NAME, progress=Progress(done=1, total=2))
-    with progress.steps(quiet=False) as tell:
+    with progress.show_steps(quiet=False) as tell:
         tell(progress_line(job))
         time.sleep(0.3)
     told = capsys.readouterr().err

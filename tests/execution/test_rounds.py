@@ -1,4 +1,4 @@
-"""The same bits whatever happens, and an account of what did."""
+"""The same bits whatever happens, and an account of it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from services.dask import dask_cluster
 import agc_ml as agc
 from agc_ml.errors import IncompleteError, ProcessorError
 from agc_ml.execution import rounds as execution
-from agc_ml.execution.cluster import executors
-from agc_ml.execution.processing import Failure, one_line
+from agc_ml.execution.cluster import dask_executor, executors
+from agc_ml.execution.worker.job import Failure, one_line
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.ledger import Ledger
@@ -213,7 +213,7 @@ def test_another_file_beside_a_dead_worker(
         if function is execution.process_packed and not rounds:
             rounds.append(jobs)
             first, *others = jobs
-            yield first, executors.Lost()
+            yield first, executors.WorkerDied()
             for key in others:
                 yield key, Failure("other", "its uuid is another")
         else:
@@ -381,9 +381,9 @@ class Dies:
 def test_a_worker_dies_while_plugins_come_and_go(tmp_path: Path) -> None:
     """Dask tells it to who asked as a lost connection: what was done is not lost by it."""
     with agc.connect("local", workers=2) as client:
-        executor = executors.DaskExecutor(client)
-        executor._register(executors._at_start(Dies(tmp_path / "start")))
-        executor._register(executors._at_start(lambda: None, Dies(tmp_path / "end")))
+        executor = dask_executor.DaskExecutor(client)
+        executor._register(dask_executor._plugin(Dies(tmp_path / "start")))
+        executor._register(dask_executor._plugin(lambda: None, Dies(tmp_path / "end")))
         assert dict(executor.outcomes(abs, {"a": (-1,), "b": (2,)})) == {"a": 1, "b": 2}
         executor.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["end", "start"]
@@ -396,7 +396,7 @@ def test_no_interrupt_is_lost_in_a_callback(client: object) -> None:
 
 
 def test_machinery_is_cheap(tmp_path: Path) -> None:
-    """Account, jobs, checkpoints and reduction: under 5 ms a chunk beside reading."""
+    """State, jobs, checkpoints and reduction: under 5 ms a chunk beside reading."""
     path = nanoaod.write(tmp_path / "many.root", nanoaod.events(4000, 99))
     fileset = nanoaod.fileset(many=[path])
     costs = []
@@ -417,7 +417,7 @@ def test_machinery_is_cheap(tmp_path: Path) -> None:
 
 def test_results_that_count_as_nothing_are_results(client: Any) -> None:
     """Not the death of a worker."""
-    executor = executors.DaskExecutor(client)
+    executor = dask_executor.DaskExecutor(client)
     jobs = {str(value): (value,) for value in (0, "", None, [])}
     found = dict(executor.outcomes(identity_of, jobs))
     assert found == {"0": 0, "": "", "None": None, "[]": []}

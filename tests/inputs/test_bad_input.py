@@ -369,7 +369,7 @@ def test_files_that_are_no_fileset(
         (["run", "ttbar", "nothere.json"], "nothere.json: no such file or folder"),
         (["run", "ttbar", "EMPTY"], "no *.root files in that folder"),
         (["run", "ttbar", "GOOD", "--dataset", "tt", "--set", "sed=3"], "compat, muons, seed"),
-        (["run", "ttbar", "GOOD", "--set", "model=x"], "a model is given with --model"),
+        (["run", "ttbar", "GOOD", "--set", "model=x"], "give a model with --model"),
         (["run", "dimuon", "GOOD", "--model", "x.onnx"], "--model: dimuon takes no model"),
         (["run", "ttbar", "GOOD", "--set", "seed"], "FIELD=VALUE is needed"),
         (["run", "ttbar", "GOOD", "--set", "seed=x"], "--set seed=x"),

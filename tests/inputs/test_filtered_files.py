@@ -98,7 +98,7 @@ def test_all_generated_events_count(
     entries = sum(numbers[name]["entries"] for name in NAMES)
     expected = XSEC * LUMINOSITY * entries / sum(generated.values())
     assert total(result) == pytest.approx(expected, rel=1e-12)
-    assert not any("a filter kept" in line for line in result.warnings)
+    assert not any("skimmed files with" in line for line in result.warnings)
 
 
 def test_with_a_part_missing_each_file_counts_as_it_was_filtered(
@@ -151,8 +151,8 @@ def test_the_files_own_numbers_count_where_none_are_stated(
         sum(numbers[name][key] for name in NAMES) for key in ("entries", "generated")
     )
     assert total(result) == pytest.approx(XSEC * LUMINOSITY * entries / generated, rel=1e-12)
-    (told,) = [line for line in result.warnings if "a filter kept" in line]
-    assert f": a filter kept {entries:,} of {generated:,} generated events" in told
+    (told,) = [line for line in result.warnings if "skimmed files with" in line]
+    assert f": skimmed files with {entries:,} of {generated:,} generated events" in told
 
 
 def test_a_file_of_which_nothing_was_kept_counts(
@@ -266,7 +266,7 @@ def test_sums_go_with_what_they_are_of(how: str, tmp_path: Path) -> None:
     result = run(fileset, processor, tmp_path / "run")
     generated = 1000 if expected == "events" else 500
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / generated, rel=1e-12)
-    (told,) = [line for line in result.warnings if "a filter kept 229 of 1,000" in line]
+    (told,) = [line for line in result.warnings if "skimmed files with 229 of 1,000" in line]
     assert ("genEventSumw" in told) == (expected == "weights")
 
 
@@ -383,7 +383,7 @@ def test_without_a_sum_of_all_weights_dropped_events_are_like_the_kept(tmp_path:
     loading.save(Fileset((dataset,), LUMINOSITY, "made up"), tmp_path / "f.json")
     result = run(tmp_path / "f.json", summing(tmp_path, "w.sum()"), tmp_path / "run")
     assert total(result) == pytest.approx(XSEC * LUMINOSITY * 229 / 1000, rel=1e-12)
-    assert any("taken to have the weights of those that were kept" in w for w in result.warnings)
+    assert any("with the weights of the kept events" in w for w in result.warnings)
     assert weights
 
 
@@ -437,7 +437,7 @@ def test_files_of_which_nothing_was_kept_beside_whole_ones(
     result = normalised(how, tmp_path, *files, chunk_size=30)
     generated = 100 + 500 if "len" in how else sumw + 250
     assert total(result) == pytest.approx(sumw * XSEC * LUMINOSITY / generated, rel=1e-6)
-    assert any("a filter kept 0 of 500" in w for w in result.warnings) == (stated is None)
+    assert any("skimmed files with 0 of 500" in w for w in result.warnings) == (stated is None)
 
 
 def test_dropped_events_of_which_only_the_number_is_stated(tmp_path: Path) -> None:
@@ -625,7 +625,9 @@ def test_compat_has_the_filesets_nevts_rule(tmp_path: Path) -> None:
     assert any("say that 45,927 were gen" in line for line in found["skim", "true"].warnings)
     ours, all_of_them = (found[name, "false"].templates["4j1b_ttbar"] for name in ("skim", "plain"))
     assert np.allclose(ours.values() * 459.27, all_of_them.values(), rtol=1e-12)
-    assert any("a filter kept 100 of 45,927" in line for line in found["skim", "false"].warnings)
+    assert any(
+        "skimmed files with 100 of 45,927" in line for line in found["skim", "false"].warnings
+    )
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30))

@@ -18,7 +18,7 @@ import pytest
 from models import linear_onnx
 
 from agc_ml.errors import ModelError
-from agc_ml.execution.processor.referred_values import canonical
+from agc_ml.execution.code.canonical import canonical
 from agc_ml.models import model as model_module
 from agc_ml.models.backends import backends
 from agc_ml.models.content import Content, provide

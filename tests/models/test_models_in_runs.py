@@ -19,7 +19,7 @@ from services.triton import SLOW_S, Triton, free_port, weighted
 
 import agc_ml as agc
 from agc_ml.errors import ModelError, UsageError
-from agc_ml.execution.cluster.executors import DaskExecutor
+from agc_ml.execution.cluster.dask_executor import DaskExecutor
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.models.cards import published_cards
@@ -311,7 +311,7 @@ def test_processors_without_a_model(real_data: Path, tmp_path: Path) -> None:
     assert "--set model: dimuon has no such parameter" in called.error
     called = typed("run", "ttbar", "--set", f"model={real_data}", "-o", tmp_path / "run")
     assert called.code == 2
-    assert "--set model: a model is given with --model" in called.error
+    assert "--set model: give a model with --model" in called.error
     with pytest.raises(UsageError, match="pass model= to the processor"):
         agc.run(TtbarProcessor(), model=real_data, output=tmp_path / "run")
 
@@ -330,7 +330,7 @@ def test_a_finished_run_is_not_taken_for_one_with_another_model(
     options: dict[str, Any] = {"site": "inline", "output": tmp_path / "run", "quiet": True}
     agc.run(mine, fileset, model=tmp_path / "a.onnx", **options)
     agc.run(mine, fileset, model=tmp_path / "a.onnx", resume=True, **options)
-    with pytest.raises(UsageError, match="made with another processor, parameters"):
+    with pytest.raises(UsageError, match="of another processor, parameters"):
         agc.run(mine, fileset, model=tmp_path / "b.onnx", resume=True, **options)
 
 

@@ -121,7 +121,7 @@ def test_other_datasets_are_left_out(tmp_path: Path) -> None:
     fileset = agc_ml.Fileset.load(loading.DEMO)
     planned = agc_ml.plan("jet_assignment", fileset, site="inline")
     assert [one.name for one in planned.datasets] == ["ttbar__nominal"]
-    with pytest.raises(UsageError, match="is for datasets with process ttbar, variation nominal"):
+    with pytest.raises(UsageError, match="takes datasets with process ttbar, variation nominal"):
         agc_ml.run(
             "jet_assignment", fileset.select(["wjets*"]), site="inline", output=tmp_path / "run"
         )

@@ -25,7 +25,7 @@ from agc_ml import files
 from agc_ml.delivery import routing
 from agc_ml.errors import AgcError, RunDirectoryError, StoreError, UsageError
 from agc_ml.execution import rounds
-from agc_ml.execution.cluster import executors
+from agc_ml.execution.cluster import clusters
 from agc_ml.results import run_directories
 from agc_ml.results.run_record import NEW, load_record
 from agc_ml.results.run_result import RunResult
@@ -227,7 +227,7 @@ def test_a_second_run_into_the_same_folder_is_told_before_its_cluster(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    monkeypatch.setattr(executors.clusters, "connect", None)  # never called
+    monkeypatch.setattr(clusters, "connect", None)  # never called
     with files.owned(folder), pytest.raises(UsageError, match="another agc-ml is at work"):
         run(path, folder, site="local")
     assert not folder.exists()

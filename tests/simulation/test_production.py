@@ -27,10 +27,9 @@ import agc_ml
 from agc_ml import files as folders
 from agc_ml.cli.simulation.generate import parse_events
 from agc_ml.errors import GenerateError, UsageError
-from agc_ml.execution.cluster import executors
-from agc_ml.execution.cluster.executors import InlineExecutor, Lost
-from agc_ml.execution.processing import Failure
+from agc_ml.execution.cluster.executors import InlineExecutor, WorkerDied
 from agc_ml.execution.state.checkpoints import seal, unseal
+from agc_ml.execution.worker.job import Failure
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.packing import pack, unpack
 from agc_ml.simulation import manifest as manifests
@@ -353,7 +352,7 @@ def test_a_valid_set(made: Path) -> None:
 
 def test_a_unit_that_kills_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(_self: Any, _function: Any, jobs: Any, **_: Any) -> Any:
-        return ((key, Lost()) for key in jobs)
+        return ((key, WorkerDied()) for key in jobs)
 
     monkeypatch.setattr(InlineExecutor, "outcomes", dies)
     with pytest.raises(GenerateError, match="ttbar__nominal unit 0: its worker dies each time"):
@@ -460,7 +459,7 @@ def test_resume_of_a_complete_set_leaves_it(
     copied: Path, small_units: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in copied.glob("*.root")}
-    monkeypatch.setattr(executors, "connected", None)  # no cluster is needed
+    monkeypatch.setattr(production, "connect_executor", None)  # no cluster is needed
     production.generate(copied, events=EVENTS, seed=7, quiet=True, resume=True)
     assert {path: path.stat().st_mtime_ns for path in copied.glob("*.root")} == before
     whole(copied)
@@ -570,7 +569,7 @@ def test_a_unit_that_is_made_in_the_last_round(
     def late(executor: Any, function: Any, jobs: Any, **_: Any) -> Any:
         rounds.append(jobs)
         if len(rounds) < production.ROUNDS:
-            return ((key, Lost()) for key in jobs)
+            return ((key, WorkerDied()) for key in jobs)
         return outcomes(executor, function, jobs)
 
     monkeypatch.setattr(InlineExecutor, "outcomes", late)

@@ -109,10 +109,10 @@ def follow(
     training: TrainingClient, job: Job, given: dict[str, Any], *, as_json: bool, quiet: bool
 ) -> None:
     """Show the progress of a job until it has ended; exit code 1 if it failed."""
-    from agc_ml.execution.cluster import progress  # noqa: PLC0415 - on demand
+    from agc_ml.execution import progress  # noqa: PLC0415 - on demand
 
     try:
-        with progress.steps(quiet=quiet or as_json) as show:
+        with progress.show_steps(quiet=quiet or as_json) as show:
             for now in training.follow(job.id):
                 show(progress_line(now))
                 job = now

@@ -1,13 +1,12 @@
 """Files that a processor brings along: ``files = ("sf.json.gz",)``, the same on every worker.
 
-On a worker they lie in a folder of their own, together with the processor's module if that is a
-loose file: there `Path(__file__).parent` finds them as it does where they come from. And
-``events.metadata["files"]`` says where each of them is.
+On a worker they are in a folder of their own, with the processor's module if that is a loose file,
+so that `Path(__file__).parent` finds them as it does where they come from.
+``events.metadata["files"]`` has the path of each.
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import tempfile
 import threading
@@ -16,7 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from agc_ml.errors import ProcessorError, UsageError
-from agc_ml.execution.processor.function_processor import declared, origin
+from agc_ml.execution.code.canonical import digest
+from agc_ml.execution.code.function_processor import origin, origin_name
+from agc_ml.execution.processor.declarations import declared_names
 from agc_ml.models.content import Content, content_of, provide
 
 _lock: Final = threading.Lock()
@@ -24,60 +25,61 @@ _folders: Final[dict[str, tempfile.TemporaryDirectory[str]]] = {}
 
 
 def attach(processor: Any) -> dict[str, str]:
-    """Read the files that a processor declares: sha256 by name; this process keeps the content.
+    """Read the files that a processor declares, and return their sha256 by name.
 
-    They are beside the processor's module, or in the folder where the program was started.
+    They are beside the processor's module, or in the working directory. This process keeps their
+    content.
 
     Raises
     ------
     ProcessorError
-        ``files`` is no tuple of names.
+        ``files`` is not a tuple of names.
     UsageError
-        A file is not there.
+        A file does not exist.
     """
-    names, owner = declared(processor, "files", "names of files"), origin(processor)
-    label = getattr(owner, "__name__", type(owner).__name__)
-    home = getattr(sys.modules.get(owner.__module__), "__file__", None)
+    names, label = declared_names(processor, "files", "file names"), origin_name(processor)
+    home = getattr(sys.modules.get(origin(processor).__module__), "__file__", None)
     folders = [Path(home).absolute().parent] if home is not None else []
-    found = {}
+    digests = {}
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ProcessorError(f"{label}.files: {name}: a name inside of its folder is needed")
+            raise ProcessorError(f"{label}.files: {name}: a name inside its folder is needed")
         places = [folder / name for folder in (*folders, Path.cwd())]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
             looked = " or ".join(dict.fromkeys(str(place.parent) for place in places))
             raise UsageError(f"{label}.files: there is no file {name} in {looked}")
         data = path.read_bytes()
-        found[name] = hashlib.sha256(data).hexdigest()
-        provide({found[name]: Content(data)})
-    return found
+        digests[name] = digest(data)
+        provide({digests[name]: Content(data)})
+    return digests
 
 
 def contents(files: Mapping[str, str]) -> dict[str, Content]:
     """Content of attached files, by sha256."""
-    found = {sha256: content_of(sha256) for sha256 in files.values()}
-    return {sha256: content for sha256, content in found.items() if content is not None}
+    return {sha: content for sha in files.values() if (content := content_of(sha)) is not None}
 
 
-def placed(files: Mapping[str, str]) -> Path | None:
-    """Folder of this process with files, whose sha256 are given by name; None if there are none.
+def attachment_folder(files: Mapping[str, str]) -> Path | None:
+    """Folder of this process with files, given by name and sha256; None if there are none.
 
     Raises
     ------
     ProcessorError
-        Their content never came to this process.
+        Their content did not reach this process.
     """
     if not files:
         return None
-    key = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+    key = repr(sorted(files.items()))
     with _lock:
         if key not in _folders:
             folder = tempfile.TemporaryDirectory(prefix="agc-ml-files-", ignore_cleanup_errors=True)
             for name, sha256 in files.items():
                 content = content_of(sha256)
                 if content is None:
-                    raise ProcessorError(f"the file {name} of the processor never came here")
+                    raise ProcessorError(
+                        f"the file {name} of the processor did not reach this worker"
+                    )
                 path = Path(folder.name) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content.data)

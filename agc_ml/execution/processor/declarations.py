@@ -1,21 +1,48 @@
-"""What a processor declares: the columns that it needs, the form in which it takes events."""
+"""Declarations of processors: columns, the form of events, files, and the datasets they take."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import PurePath
 from typing import Any, Final
 
 from agc_ml.delivery.servicex import Needs
 from agc_ml.errors import ProcessorError, UsageError
-from agc_ml.execution.processor.function_processor import declared
+from agc_ml.execution.code.function_processor import origin_name
 from agc_ml.inputs.columns import NANOAOD, ColumnRequest
+from agc_ml.inputs.fileset import Fileset
+
+logger = logging.getLogger(__name__)
 
 _SCHEMAS: Final = "coffea.nanoevents.schemas"
 
 
-def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
-    """Branches that a processor declares in ``columns``, () if it declares none and gets all.
+def declared_names(processor: Any, attribute: str, kind: str) -> tuple[str, ...]:
+    """Names that a processor declares, () if none; ``kind`` says in messages what they name.
 
-    ``simulation_columns`` are those that only simulation has, such as genWeight.
+    Raises
+    ------
+    ProcessorError
+        The attribute is not a collection of names.
+    """
+    names = getattr(processor, attribute, None)
+    if names is None:
+        return ()
+    is_other = isinstance(names, str | Mapping) or not isinstance(names, Iterable)
+    if is_other or not all(isinstance(name, str | PurePath) for name in names):
+        raise ProcessorError(
+            f"{origin_name(processor)}.{attribute}: a tuple of {kind} is needed; rename the "
+            "attribute if it is for something else"
+        )
+    return tuple(map(str, names))
+
+
+def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
+    """Branches that a processor declares in ``columns``, () if none, so that it gets all.
+
+    Simulation has ``simulation_columns`` in addition, such as genWeight.
     """
     columns = _names(processor, "columns")
     if columns and not is_data:
@@ -24,12 +51,12 @@ def declared_columns(processor: Any, *, is_data: bool) -> tuple[str, ...]:
 
 
 def wanted_of(processor: Any, schema: type | None, *, is_data: bool) -> ColumnRequest:
-    """What a processor wants of the files of a dataset; events are made by ``schema``.
+    """Columns that a processor needs of the files of a dataset; ``schema`` makes its events.
 
     Raises
     ------
     ProcessorError
-        A declaration is of another kind.
+        A declaration has the wrong type.
     """
     columns = declared_columns(processor, is_data=is_data)
     optional = _names(processor, "optional_columns") if columns else ()
@@ -37,17 +64,17 @@ def wanted_of(processor: Any, schema: type | None, *, is_data: bool) -> ColumnRe
         columns=columns,
         optional=tuple(name for name in optional if name not in columns),
         flat=is_flat(processor),
-        schema=NANOAOD if schema is None else coffeas_name(schema),
+        schema=NANOAOD if schema is None else coffea_schema_name(schema),
     )
 
 
 def needs_of(processor: Any, *, is_data: bool) -> Needs:
-    """What a processor reads of a dataset: its columns, and, if it takes them flat, its selection.
+    """Columns of a dataset that a processor reads, and the preselection of flat ones.
 
     Raises
     ------
     ProcessorError
-        A declaration is of another kind.
+        A declaration has the wrong type.
     """
     columns = declared_columns(processor, is_data=is_data)
     if columns:
@@ -64,12 +91,12 @@ def needs_of(processor: Any, *, is_data: bool) -> Needs:
 
 
 def is_flat(processor: Any) -> bool:
-    """Whether a processor takes events as flat columns: it says so, and declares which ones."""
+    """Return whether a processor takes events as flat columns, and declares which ones."""
     return bool(getattr(processor, "flat", False) and _names(processor, "columns"))
 
 
 def _names(processor: Any, attribute: str) -> tuple[str, ...]:
-    return declared(processor, attribute, "branch names")
+    return declared_names(processor, attribute, "branch names")
 
 
 def schema_of(processor: Any, given: str | type | None) -> type | None:
@@ -83,26 +110,25 @@ def schema_of(processor: Any, given: str | type | None) -> type | None:
     UsageError
         coffea has no schema of that name.
     ProcessorError
-        What the processor has is no schema.
+        The processor's attribute is not a schema.
     """
     stated = given if given is not None else getattr(processor, "schema", None)
     if stated is None:
         return None
     where = "--schema" if given is not None else f"{type(processor).__name__}.schema"
     if is_flat(processor):
-        raise UsageError(f"{where}: the processor takes flat columns, of which no records are made")
+        raise UsageError(f"{where}: the processor takes flat columns, which have no schema")
     from coffea.nanoevents import schemas  # noqa: PLC0415 - heavy
 
     if isinstance(stated, str):
         # modules and other things of coffea's may be called as a schema is without "Schema"
         named = [getattr(schemas, name, None) for name in (stated, f"{stated}Schema")]
-        found = next(filter(_is_schema, named), None)
-        if found is None:
+        stated_name, stated = stated, next(filter(_is_schema, named), None)
+        if stated is None:
             known = ", ".join(name for name in schemas.__all__ if name.endswith("Schema"))
-            raise UsageError(f"{where} {stated}: coffea has no such schema; it has {known}")
-        stated = found
+            raise UsageError(f"{where} {stated_name}: coffea has no such schema; it has {known}")
     if not _is_schema(stated):
-        raise ProcessorError(f"{where}: {stated!r} is no schema of coffea's kind")
+        raise ProcessorError(f"{where}: {stated!r} is not a schema of coffea's kind")
     return stated
 
 
@@ -112,7 +138,41 @@ def _is_schema(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseSchema)
 
 
-def coffeas_name(schema: type) -> str:
-    """Name of the schema of coffea's that a schema is, or is derived from."""
+def coffea_schema_name(schema: type) -> str:
+    """Name of coffea's schema that a schema is, or derives from."""
     of_coffea = (cls for cls in schema.__mro__ if cls.__module__.startswith(_SCHEMAS))
     return next(of_coffea, schema).__name__
+
+
+def select_datasets(name: str, processor: Any, fileset: Fileset) -> Fileset:
+    """Return a fileset of the datasets that a processor takes: all, or as its ``takes`` says.
+
+    Raises
+    ------
+    UsageError
+        There are none.
+    ProcessorError
+        ``takes`` is not a mapping of text.
+    """
+    takes = getattr(processor, "takes", None) or {}
+    if not isinstance(takes, Mapping) or not all(isinstance(v, str) for v in takes.values()):
+        raise ProcessorError(
+            f"{type(processor).__name__}.takes: {{field of the metadata: text}} is needed"
+        )
+    datasets = tuple(
+        dataset
+        for dataset in fileset.datasets
+        if all(fileset.metadata(dataset).get(key) == value for key, value in takes.items())
+    )
+    if len(datasets) == len(fileset.datasets):
+        return fileset
+    described = ", ".join(f"{key} {value}" for key, value in takes.items())
+    if not datasets:
+        raise UsageError(
+            f"{name} takes datasets with {described}, and none of "
+            f"{', '.join(dataset.name for dataset in fileset.datasets[:9])} is one; name others"
+        )
+    logger.info(
+        "%s takes datasets with %s: %s", name, described, ", ".join(d.name for d in datasets)
+    )
+    return replace(fileset, datasets=datasets)

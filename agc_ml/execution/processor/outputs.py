@@ -1,8 +1,8 @@
-"""What a processor may return: checked on the worker, in the chunk where it goes wrong.
+"""Outputs of processors: checked on the worker in each chunk, and added.
 
-Whatever coffea can add up may be returned: mappings nested to any depth, or a bare histogram. Some
-keys mean something: ``sumw``, ``cutflow``, ``warnings``; with other content than they have they are
-outputs like all others.
+A processor may return anything that coffea can add: mappings nested to any depth, or a bare
+histogram. The keys ``sumw``, ``cutflow`` and ``warnings`` have a meaning; with other content than
+the documented one they are outputs like all others.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import numpy as np
 
 from agc_ml.errors import ProcessorError
 from agc_ml.results import saved_outputs, variances
-from agc_ml.results import tables as rows
 from agc_ml.results.categories import flatten
 from agc_ml.results.histogram_files import unstorable
 from agc_ml.results.histograms import DenseHist
-from agc_ml.results.tables import ColumnTable
+from agc_ml.results.tables import ColumnTable, is_name
 
 SUMW: Final = "sumw"
 WARNINGS: Final = "warnings"
@@ -31,22 +30,22 @@ _HISTOGRAMS: Final = (bh.Histogram, DenseHist)
 
 
 def check(output: Any, dataset: str = "") -> None:
-    """Check what ``process()`` returned for a chunk of a dataset.
+    """Check the output of ``process()`` for a chunk of a dataset.
 
     Raises
     ------
     ProcessorError
-        Something in it can't be added up, normalised or kept in a run directory.
+        A part of it can't be added, normalised or kept in a run directory.
     """
     if not isinstance(output, Mapping | MutableSet) and not _is_addable(output):
         raise ProcessorError(
-            f"process() returned {type(output).__name__}; a dictionary, a histogram or something "
-            "else that can be added up is needed"
+            f"process() returned {type(output).__name__}; return a dictionary, a histogram or "
+            "another object that can be added"
         )
     named = by_name(output, "its output")
     tables(named)
     if saved_outputs.is_deeper(named, MOST_LEVELS):
-        raise ProcessorError(f"its output is nested more than {MOST_LEVELS} levels; make it flat")
+        raise ProcessorError(f"its output is nested more than {MOST_LEVELS} levels; flatten it")
     try:
         saved_outputs.check(rest(named))
     except TypeError as error:
@@ -75,27 +74,27 @@ MOST_LEVELS: Final = 60
 
 
 def by_name(output: Any, name: str) -> Mapping[Any, Any]:
-    """The output as a mapping: one that is none, such as a bare histogram, under a name."""
+    """The output as a mapping; another object, such as a bare histogram, under a name."""
     return output if isinstance(output, Mapping) else {name: output}
 
 
 def sum_of_weights(output: Any, dataset: str) -> float | None:
-    """The sum of generator weights that an output of a dataset states, None if it states none.
+    """Sum of generator weights that an output of a dataset states, None if it states none.
 
-    It is the key ``sumw`` of the output, or of what stands under the dataset's name in it: a number
-    or ``{dataset: number}``. Of several numbers, such as those of variations, none is the sum.
+    It is the key ``sumw`` of the output, or of the mapping under the dataset's name in it: a number
+    or ``{dataset: number}``. Several numbers, such as those of variations, state no sum.
     """
     stated = output if isinstance(output, Mapping) else {}
     if SUMW not in stated and isinstance(stated.get(dataset), Mapping):
         stated = stated[dataset]
-    found = stated.get(SUMW)
-    if isinstance(found, Mapping):
-        found = next(iter(found.values())) if len(found) == 1 else None
-    return _number(found)
+    sumw = stated.get(SUMW)
+    if isinstance(sumw, Mapping):
+        sumw = next(iter(sumw.values())) if len(sumw) == 1 else None
+    return _number(sumw)
 
 
 def has_sumw(output: Any) -> bool:
-    """Whether there is a key ``sumw`` in an output, however deep and whatever stands there."""
+    """Return whether an output has a key ``sumw``, at any depth and with any content."""
     return isinstance(output, Mapping) and (
         SUMW in output or any(has_sumw(value) for value in output.values())
     )
@@ -118,9 +117,9 @@ _TOLERANCE: Final = 1e-4
 
 
 def kind_of_sum(sumw: float, events: int, weights: Any) -> str:
-    """What a sum over a chunk is: of its ``events``, of its generator ``weights``, or neither, "".
+    """Kind of a sum over a chunk: of its ``events``, of its generator ``weights``, or neither, "".
 
-    ``weights`` have shape ``(n_events,)``, None: there are none.
+    ``weights`` have shape ``(n_events,)``, or are None.
     """
     counts = sumw == events
     if weights is None:
@@ -143,7 +142,7 @@ _OF_WHOLE: Final = 1e-6
 def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
     """Events after each cut, ``{dataset: {cut: events}}``, of an output of one dataset.
 
-    ``{cut: events}`` is that dataset's. What has another shape, in a part of it, is no cutflow.
+    ``{cut: events}`` is that dataset's. A mapping of any other shape is not a cutflow.
     """
     stated = output.get("cutflow") if isinstance(output, Mapping) else None
     if not isinstance(stated, Mapping):
@@ -151,20 +150,20 @@ def cutflow(output: Any, dataset: str) -> dict[str, dict[str, float]]:
     flat = _numbers(stated)
     if flat is not None:
         return {dataset: flat} if flat else {}
-    found = {text_of(name): _numbers(cuts) for name, cuts in stated.items()}
-    cutflows = {name: cuts for name, cuts in found.items() if cuts is not None}
+    numbers = {text_of(name): _numbers(cuts) for name, cuts in stated.items()}
+    cutflows = {name: cuts for name, cuts in numbers.items() if cuts is not None}
     return cutflows if len(cutflows) == len(stated) else {}
 
 
 def _numbers(cuts: Any) -> dict[str, float] | None:
     stated = cuts.items() if isinstance(cuts, Mapping) else [(None, None)]
-    found = {text_of(cut): _number(value) for cut, value in stated}
-    numbers = {c: v for c, v in found.items() if v is not None and math.isfinite(v)}
+    values = {text_of(cut): _number(value) for cut, value in stated}
+    numbers = {c: v for c, v in values.items() if v is not None and math.isfinite(v)}
     return numbers if len(numbers) == len(stated) else None
 
 
 def warnings(output: Any) -> tuple[str, ...] | None:
-    """Lines for the report that an output has; None if it has something else of that name."""
+    """Lines for the report in an output; None if the key has other content."""
     stated = output.get(WARNINGS, ()) if isinstance(output, Mapping) else ()
     if not isinstance(stated, list | tuple | MutableSet):
         return None
@@ -173,16 +172,16 @@ def warnings(output: Any) -> tuple[str, ...] | None:
 
 
 def text_of(key: Any) -> str:
-    """Name of what stands under a key: the content of text, also of that of an enumeration."""
+    """Text of a key; of a text enumeration its value."""
     return str.__str__(key) if isinstance(key, str) else str(key)
 
 
 def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
-    """The output as it may travel and be added in place.
+    """Return the output as it may travel and be added in place.
 
-    Integers of numpy, whose sums may overflow, become Python's; what stands in two places becomes
-    two things, or both would be added twice; columns that were not read yet are; histograms of
-    boost-histogram are hist's, and mappings can be changed.
+    Integers of numpy, whose sums may overflow, become Python's; an object in two places becomes two
+    objects, or both would be added twice; virtual columns are read; histograms of boost-histogram
+    become hist's, and mappings mutable.
     """
     seen = {} if seen is None else seen
     if _is_integer(output):
@@ -201,13 +200,13 @@ def ready(output: Any, seen: dict[int, Any] | None = None) -> Any:
 
 
 def _is_integer(value: Any) -> bool:
-    """Return whether it is an integer of numpy, also in an array without dimension."""
+    """Return whether a value is an integer of numpy, also in an array without dimension."""
     kind = value.dtype.kind if isinstance(value, np.generic | np.ndarray) else ""
     return kind in {"i", "u"} and value.ndim == 0
 
 
 def _ready_inside(output: Any, seen: dict[int, Any]) -> Any:
-    """The same, with what is in it ready."""
+    """As `ready`, for the content of an output."""
     if _is_awkward(output):
         import awkward as ak  # noqa: PLC0415 - heavy
 
@@ -226,7 +225,7 @@ def _ready_inside(output: Any, seen: dict[int, Any]) -> Any:
 
 
 def _is_awkward(value: Any) -> bool:
-    """Whether it is an array of awkward's; coffea's objects are of classes that inherit of it."""
+    """Return whether a value is an array of awkward's, or of a derived class such as coffea's."""
     return any((c.__module__, c.__name__) == _AWKWARD for c in type(value).__mro__)
 
 
@@ -278,19 +277,19 @@ def _added(left: Any, right: Any) -> Any:
 
 
 def _exact(left: Any, right: Any) -> Any:
-    """The kind of integers that the sum of arrays of others is exact in."""
+    """Type of integers in which the sum of two arrays is exact."""
     kind = np.result_type(left, right)
     return np.promote_types(kind, np.uint64 if kind.kind == "u" else np.int64)
 
 
 _MAPPINGS: Final = {"dict", "Counter", "dict_accumulator", "defaultdict_accumulator"}
-"""Added by key like all mappings: counters would drop what is not positive, the others stop at keys
-that one chunk has and the other one has not."""
+"""Mappings that are added by key: counters would drop values that are not positive, the others fail
+at keys that only one chunk has."""
 _ADDING: Final = {"add", "__add__", "__iadd__"}
 
 
 def _is_addable(value: Any) -> bool:
-    """Whether it adds itself: of mappings those that bring their own way, or inherit such a one."""
+    """Return whether a value adds itself; of mappings those whose class defines the addition."""
     if not isinstance(value, MutableMapping):
         return hasattr(value, "__add__")
     adding = (cls.__name__ for cls in type(value).__mro__ if _ADDING & vars(cls).keys())
@@ -298,52 +297,49 @@ def _is_addable(value: Any) -> bool:
 
 
 def rest(output: Mapping[Any, Any]) -> dict[Any, Any]:
-    """What is neither a histogram nor a table, with its nesting."""
-    found: dict[Any, Any] = {}
+    """Parts that are neither histograms nor tables, with their nesting."""
+    others: dict[Any, Any] = {}
     for key, value in output.items():
         if isinstance(value, (*_HISTOGRAMS, ColumnTable)):
             continue
         if not isinstance(value, Mapping):
-            found[key] = value
+            others[key] = value
         elif (inner := rest(value)) or not value:
-            found[key] = inner
-    return found
+            others[key] = inner
+    return others
 
 
 def tables(output: Mapping[Any, Any], prefix: str = "") -> dict[str, ColumnTable]:
-    """The tables of a nested output; names of nested ones are joined by ``.``, as of files."""
-    found: dict[str, ColumnTable] = {}
+    """Tables of a nested output; names of nested ones are joined by ``.``, as they name files."""
+    named: dict[str, ColumnTable] = {}
     for key, value in output.items():
         if isinstance(value, ColumnTable):
             name = f"{prefix}{text_of(key)}"
-            if not rows.is_name(name):
-                raise ProcessorError(f"a table can't be called {name!r:.80}: it names its file")
-            found[name] = value
+            if not is_name(name):
+                raise ProcessorError(
+                    f"a table can't be called {name!r:.80}: its file has the same name"
+                )
+            named[name] = value
         elif isinstance(value, Mapping):
-            found |= tables(value, f"{prefix}{text_of(key)}.")
-    return found
+            named |= tables(value, f"{prefix}{text_of(key)}.")
+    return named
 
 
 def collect(output: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """All histograms of a nested output, dense ones too; names of nested ones are joined by ``/``.
+    """Histograms of a nested output, dense ones too; names of nested ones are joined by ``/``.
 
     Raises
     ------
     ProcessorError
         Two have the same name.
     """
-    found: dict[str, Any] = {}
+    histograms: dict[str, Any] = {}
     for key, value in output.items():
         name = f"{prefix}{text_of(key)}"
-        inner = (
-            {name: value}
-            if isinstance(value, _HISTOGRAMS)
-            else collect(value, f"{name}/")
-            if isinstance(value, Mapping)
-            else {}
-        )
-        for inner_name, histogram in inner.items():
-            if inner_name in found:
-                raise ProcessorError(f"it returns two histograms {inner_name}")
-            found[inner_name] = histogram
-    return found
+        inner = {name: value} if isinstance(value, _HISTOGRAMS) else {}
+        if isinstance(value, Mapping):
+            inner = collect(value, f"{name}/")
+        if twice := inner.keys() & histograms.keys():
+            raise ProcessorError(f"it returns two histograms {min(twice)}")
+        histograms |= inner
+    return histograms

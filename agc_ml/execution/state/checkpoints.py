@@ -1,7 +1,8 @@
-"""Finished chunks on disk, so that an interrupted run goes on where it stopped.
+"""Finished chunks on disk, from which an interrupted run resumes.
 
-A file is two lines of JSON and the packed output: digest and signature, then what it is. The first
-covers all that follows, with the name of the file: under the name of another one it is nothing.
+A file is two lines of JSON and the packed output: digest and signature, then the chunk and its
+receipt. The digest covers all that follows, with the name of the file, so that a renamed file is
+not read.
 """
 
 from __future__ import annotations
@@ -49,10 +50,14 @@ class Chunk:
 class Receipt:
     """How a chunk was processed; times in seconds, memory in MB.
 
-    ``files`` are those that the processor opened, by path, as
-    `agc_ml.execution.processor.opened_files` writes them. ``sumw`` is the sum of weights that its
-    output states, and ``sums`` what that is of a file that a filter made
-    (`agc_ml.execution.normalisation`). ``url`` and ``stamp`` tell the replica that was read.
+    Attributes
+    ----------
+    files
+        Files that the processor opened, as `agc_ml.execution.processor.opened_files` writes them.
+    sumw, sums
+        Sum of weights in the output, and its kind (`agc_ml.execution.normalisation`).
+    url, stamp
+        The replica that was read, and its version.
     """
 
     events: int
@@ -70,11 +75,11 @@ class Receipt:
     stamp: str = ""
 
 
-class Store:
+class CheckpointStore:
     """A folder of finished chunks, a file each.
 
-    The name of a file is a digest of all that decides its content, so nothing stale is ever read.
-    Nor is a pickle that somebody else wrote, unless that is trusted: it could run anything.
+    The name of a file is a digest of all that decides its content, so that stale files are never
+    read. Pickles of other users are refused unless they are trusted: they could run any code.
     """
 
     def __init__(
@@ -87,14 +92,14 @@ class Store:
         self._saved: dict[str, str] = {}
 
     def path(self, chunk: Chunk, metadata: Mapping[str, Any]) -> Path:
-        """Where the result of a chunk is or will be; ``metadata`` is what its processor sees."""
+        """Path of the result of a chunk; ``metadata`` is the processor's."""
         content = json.dumps([asdict(chunk), dict(metadata), self._decided_by], default=as_text)
         return self.folder / hashlib.sha256(content.encode()).hexdigest()[:40]
 
     def names(self) -> set[str]:
-        """Names of the files that are there."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return {path.name for path in found if not path.name.startswith(".")}
+        """Names of the files in the folder."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return {path.name for path in paths if not path.name.startswith(".")}
 
     def save(self, path: Path, chunk: Chunk, receipt: Receipt, blob: bytes) -> None:
         """Write a finished chunk, whole or not at all.
@@ -111,51 +116,51 @@ class Store:
 
     def receipt(self, path: Path, chunk: Chunk) -> Receipt | None:
         """Receipt of a finished chunk; None, and raises, as `load`."""
-        found = self.load(path, chunk)
-        return None if found is None else found[0]
+        checkpoint = self.load(path, chunk)
+        return None if checkpoint is None else checkpoint[0]
 
     def load(self, path: Path, chunk: Chunk) -> tuple[Receipt, bytes] | None:
         """Receipt and packed output of a finished chunk.
 
-        None if it is not there, not whole, or of another chunk.
+        None if the file does not exist, is damaged, or is of another chunk.
 
         Raises
         ------
         UsageError
-            It is a pickle of somebody else's.
+            It is a pickle of another user.
         """
-        found = unseal(path)
-        if found is None or found.header.pop("chunk", None) != str(chunk):
+        sealed = unseal(path)
+        if sealed is None or sealed.header.pop("chunk", None) != str(chunk):
             return None
         try:
-            receipt = _RECEIPT.validate_python(found.header)
+            receipt = _RECEIPT.validate_python(sealed.header)
             from_plain(receipt.files)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
         if receipt.events != chunk.events:
             return None
-        if packing.is_too_large(found.blob) and self._saved.get(path.name) != found.digest:
-            return None  # done again, it is known not to be somebody else's
-        if packing.is_code(found.blob) and not self._is_trusted(path, found):
+        if packing.is_too_large(sealed.blob) and self._saved.get(path.name) != sealed.digest:
+            return None  # processed again, it is certainly this run's
+        if packing.is_code(sealed.blob) and not self._is_trusted(path, sealed):
             raise UsageError(
-                f"{self.folder}: what the processor returns was kept as pickles there, which run "
-                "code when they are read, and no key of yours shows that you wrote them here; if "
-                "you trust whoever wrote them, add --trust; else begin anew with --overwrite"
+                f"{self.folder}: its checkpoints are pickles, which run code when they are read, "
+                "and your key did not sign them; add --trust if you trust their author, or start "
+                "over with --overwrite"
             )
-        return receipt, found.blob
+        return receipt, sealed.blob
 
-    def _is_trusted(self, path: Path, found: Sealed) -> bool:
-        is_of_now = self._saved.get(path.name) == found.digest
-        return self._trusts_all or is_of_now or found.is_own
+    def _is_trusted(self, path: Path, sealed: Sealed) -> bool:
+        is_of_this_run = self._saved.get(path.name) == sealed.digest
+        return self._trusts_all or is_of_this_run or sealed.is_own
 
 
 _RECEIPT: Final = TypeAdapter(Receipt)
 _MOST: Final = 1 << 34
-"""Bytes of a file: more are not what a chunk gives."""
+"""Bytes of the largest file: no chunk gives more."""
 
 
 class Sealed(NamedTuple):
-    """What `seal` wrote; ``is_own``: the user's key signed it."""
+    """Content of a sealed file; ``is_own``: the user's key signed it."""
 
     header: dict[str, Any]
     blob: bytes
@@ -164,7 +169,7 @@ class Sealed(NamedTuple):
 
 
 def seal(path: Path, header: Mapping[str, Any], blob: bytes, *, signed: bool = False) -> str:
-    """Write two lines of JSON and a blob, whole or not at all; returns the digest.
+    """Write two lines of JSON and a blob, whole or not at all; return the digest.
 
     Raises
     ------
@@ -177,13 +182,13 @@ def seal(path: Path, header: Mapping[str, Any], blob: bytes, *, signed: bool = F
     digest = hashlib.sha256(content).hexdigest()
     checks = {"sha256": digest, **({"signature": signature(digest.encode())} if signed else {})}
     whole = json.dumps(checks).encode() + b"\n" + content
-    # fsync would cost more than all the rest, and `unseal` finds out whether a file is whole.
+    # fsync would cost more than all the rest, and `unseal` detects truncated files
     write(path, lambda temporary: temporary.write_bytes(whole), durable=False)
     return digest
 
 
 def unseal(path: Path) -> Sealed | None:
-    """Read what `seal` wrote; None if it is not there, not whole, or was under another name.
+    """Read a sealed file; None if it does not exist, is damaged, or was renamed.
 
     Raises
     ------

@@ -1,10 +1,10 @@
-"""What opening a file told, kept on disk for the next run: trees are parsed once, not once a run.
+"""Cache of file inspections on disk: a tree is parsed once, not once a run.
 
-It saves time and decides nothing. Kept is only what has proven right: all chunks of the file were
-read with it. Whoever reads the file again compares size, UUID, stamp and number of entries, and
-doubts what is known here before the file; then it is looked into again. A local file is forgotten
-as soon as its size or its time of modification is another. The cache is in agc-ml/files.sqlite in
-XDG_CACHE_HOME (~/.cache), and may be deleted at any time.
+The cache saves time and decides nothing. It keeps only inspections with which all chunks of the
+file were read. Workers compare size, UUID, stamp and number of entries, and doubt the cache before
+the file, which is then inspected again. A local file is forgotten as soon as its size or time of
+modification changes. The cache is agc-ml/files.sqlite in XDG_CACHE_HOME (~/.cache), and may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from agc_ml import files as folders
 from agc_ml.columnar import baskets, columns
 from agc_ml.columnar.baskets import Baskets, Directory, Dropped, EntriesPlace
 from agc_ml.execution import inspection
+from agc_ml.execution.code.source_files import version_of
 from agc_ml.execution.inspection import FileInfo
-from agc_ml.execution.processor.code_identity import version_of
 from agc_ml.inputs.columns import ColumnRequest
 from agc_ml.inputs.datasets import File
 from agc_ml.transports.base import local_path
@@ -40,39 +40,36 @@ UNUSED_S: Final = 90 * 86_400
 _TABLE: Final = "CREATE TABLE IF NOT EXISTS files (key TEXT PRIMARY KEY, used REAL, content BLOB)"
 
 
-class FileCache:
-    """What is known of files; ``path`` is that of its database.
-
-    Without a place that can be written it holds nothing: it saves time, and decides nothing.
-    """
+class InspectionCache:
+    """Cache of inspections in the database at ``path``; empty if that can't be written."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or folders.cache() / "files.sqlite"
         self._is_usable = True
 
     def recall(self, file: File, wanted: ColumnRequest) -> FileInfo | None:
-        """What was found when the file was opened for this; None if it has to be again."""
-        key, found = _key(file, wanted), None
+        """Inspection of a file for these columns; None if it has to be opened."""
+        key, row = _key(file, wanted), None
         with self._database() as database:
             if database is None:
                 return None
-            found = database.execute("SELECT content FROM files WHERE key = ?", (key,)).fetchone()
-            if found is not None:
+            row = database.execute("SELECT content FROM files WHERE key = ?", (key,)).fetchone()
+            if row is not None:
                 database.execute("UPDATE files SET used = ? WHERE key = ?", (time.time(), key))
-        if found is None:
+        if row is None:
             return None
         try:
-            info = _unpacked(found[0])
+            info = _unpack_info(row[0])
         except (RuntimeError, ValueError, TypeError, KeyError) as error:  # lz4's, and of JSON
-            logger.debug("%s: %s is not what was written (%s)", self._path, file.lfn, error)
+            logger.debug("%s: the entry of %s is damaged (%s)", self._path, file.lfn, error)
             return None
-        return info if _is_sound(info) and _is_as_it_was(file, info) else None
+        return info if _is_sound(info) and _is_unchanged(file, info) else None
 
     def keep(self, file: File, wanted: ColumnRequest, info: FileInfo) -> None:
-        """Keep what was found, unless a replica failed; drop what nobody asked for in 3 months."""
+        """Keep an inspection, unless a replica failed; drop entries unused for 3 months."""
         if info.failures:
             return
-        content = packed(info)
+        content = pack_info(info)
         key = _key(file, wanted)
         with self._database() as database:
             if database is not None:
@@ -105,17 +102,19 @@ class FileCache:
             database.close()
 
 
-def packed(info: FileInfo) -> bytes:
-    """All but what was wrong with replicas: that is of the run which saw it."""
-    directory = None if info.directory is None else _plain(info.directory)
-    dropped = info.dropped and info.dropped._replace(directory=_plain(info.dropped.directory))
+def pack_info(info: FileInfo) -> bytes:
+    """Return an inspection as bytes, without the failures of replicas."""
+    directory = None if info.directory is None else _plain_directory(info.directory)
+    dropped = info.dropped and info.dropped._replace(
+        directory=_plain_directory(info.dropped.directory)
+    )
     plain = replace(info, failures=(), directory=None, dropped=None)
     content = json.dumps({**asdict(plain), "directory": directory, "dropped": dropped})
     packed: bytes = lz4.frame.compress(content.encode())
     return packed
 
 
-def _plain(directory: Directory) -> dict[str, Any]:
+def _plain_directory(directory: Directory) -> dict[str, Any]:
     return {
         name: None
         if baskets is None
@@ -127,22 +126,22 @@ def _plain(directory: Directory) -> dict[str, Any]:
     }
 
 
-def _unpacked(content: bytes) -> FileInfo:
+def _unpack_info(content: bytes) -> FileInfo:
     known = json.loads(lz4.frame.decompress(content))
     directory, dropped = known.pop("directory"), known.pop("dropped")
     if dropped is not None:
         tree, plain, entries = dropped
-        dropped = Dropped(tree, _found(plain), entries)
+        dropped = Dropped(tree, _directory(plain), entries)
     place = known["place"] and EntriesPlace(*known["place"])
     lists = {name: tuple(known[name]) for name in ("misread", "uneven", "lacking")}
     return FileInfo(
         **{**known, "failures": (), "place": place, **lists},
-        directory=None if directory is None else _found(directory),
+        directory=None if directory is None else _directory(directory),
         dropped=dropped,
     )
 
 
-def _found(directory: dict[str, Any]) -> Directory:
+def _directory(directory: dict[str, Any]) -> Directory:
     return {n: None if plain is None else _baskets(*plain) for n, plain in directory.items()}
 
 
@@ -159,7 +158,7 @@ def _baskets(
 
 
 def _key(file: File, wanted: ColumnRequest) -> str:
-    """Of all that decides what opening tells: what is stated, what is asked, and the code."""
+    """Digest of all that decides an inspection: the fileset's file, the columns, and the code."""
     stated = {name: value for name, value in asdict(file).items() if name != "replicas"}
     content = repr([sorted(stated.items()), wanted, _code(), version_of("uproot")])
     return hashlib.sha256(content.encode()).hexdigest()
@@ -188,10 +187,10 @@ def _is_sound(info: FileInfo) -> bool:
     )
 
 
-def _is_as_it_was(file: File, info: FileInfo) -> bool:
+def _is_unchanged(file: File, info: FileInfo) -> bool:
     path = local_path(file.url)
     if path is None:
-        return True  # whoever reads it finds out
+        return True  # a worker that reads it finds out
     try:
         status = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What decides a result, written down: code, versions, inputs."""
+"""Provenance of a result: code, versions, inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from agc_ml.execution.processor.code_identity import version_of
-from agc_ml.execution.processor.loading import Shipment
-from agc_ml.execution.state.run_state import Account
+from agc_ml.execution.code.source_files import version_of
+from agc_ml.execution.processor.loading import LoadedProcessor
+from agc_ml.execution.state.run_state import RunState
 from agc_ml.inputs import agc_published
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.models.model import Model
@@ -37,7 +37,7 @@ PACKAGES: Final = (
 
 
 SCORING: Final = {"xgboost": "xgboost", "onnx": "onnxruntime"}
-"""Packages that score models, by format; forests do without xgboost."""
+"""Packages that score models, by format; forests need none."""
 
 
 @functools.cache
@@ -48,59 +48,60 @@ def _installed() -> Mapping[str, str]:
 def versions(models: Iterable[Model] = ()) -> dict[str, str]:
     """Versions of Python and of the packages that decide results, also those that score models."""
     scoring = {SCORING[model.format] for model in models if model.format in SCORING}
-    found = dict(_installed())
-    found |= {
+    scorers = {
         name: installed.rpartition(" ")[2]  # xgboost's distribution may be xgboost-cpu
         for name in sorted(scoring)
         if (installed := version_of(name))
     }
-    return {"python": platform.python_version(), **found}
+    return {"python": platform.python_version(), **_installed(), **scorers}
 
 
 def _digests(models: Iterable[Model]) -> dict[str, str]:
-    """The sha256 of each model, by name and version; and digest, where these are not enough."""
-    found: dict[str, str] = {}
+    """The sha256 of each model, by name and version, and by digest where two have the same."""
+    digests: dict[str, str] = {}
     for model in models:
         key = f"{model.name}@{model.version}"
-        if found.setdefault(key, model.sha256) != model.sha256:
-            found[f"{key} ({model.sha256[:12]})"] = model.sha256
-    return found
+        if digests.setdefault(key, model.sha256) != model.sha256:
+            digests[f"{key} ({model.sha256[:12]})"] = model.sha256
+    return digests
 
 
-def processor_summary(shipment: Shipment) -> ProcessorSummary:
+def processor_summary(loaded: LoadedProcessor) -> ProcessorSummary:
     """Name, parameters and digest of the code."""
-    return ProcessorSummary(name=shipment.name, parameters=shipment.parameters, code=shipment.code)
+    return ProcessorSummary(name=loaded.name, parameters=loaded.parameters, code=loaded.code)
 
 
 def differences(
-    before: Provenance, shipment: Shipment, fileset: Fileset, *, of_chunks: bool = False
+    before: Provenance, loaded: LoadedProcessor, fileset: Fileset, *, of_chunks: bool = False
 ) -> list[str]:
-    """Say what a run was made with that is something else now, a few words each.
+    """Differences of a run's processor, parameters and fileset from those of now, a few words each.
 
-    ``of_chunks``: also what decides only whether its finished chunks can be used.
+    With ``of_chunks`` also of things that decide only whether its finished chunks can be used.
     """
-    now = processor_summary(shipment)
+    now = processor_summary(loaded)
     # as text, in which 1 is not 1.0, and the order of dictionaries counts
-    values = [{k: json.dumps(v, default=repr) for k, v in one.parameters.items()}
-              for one in (before.processor, now)]  # fmt: skip
+    old_values, new_values = (
+        {name: json.dumps(value, default=repr) for name, value in summary.parameters.items()}
+        for summary in (before.processor, now)
+    )
     found = []
     if before.processor.code != now.code and before.processor.name != now.name:
         found.append(f"processor {before.processor.name}, now {now.name}")
-    for name in dict.fromkeys([*values[0], *values[1]]):
-        old, new = (one.get(name, "not set")[:_SHOWN] for one in values)
-        if values[0].get(name) != values[1].get(name):
-            found.append(f"{name}={old}, now {new}")
+    for name in old_values | new_values:
+        old, new = (values.get(name, "not set") for values in (old_values, new_values))
+        if old_values.get(name) != new_values.get(name):
+            found.append(f"{name}={old[:_SHOWN]}, now {new[:_SHOWN]}")
     if before.processor.code != now.code and not found:
-        found.append("the code of the processor, or of what it refers to")
+        found.append("the code of the processor, of agc-ml, or of a value that it refers to")
     if before.fileset != fileset.digest:
         found.append(_other_fileset(before, fileset))
     if of_chunks:
-        old_versions, new_versions = before.versions, versions(shipment.models)
+        old_versions, new_versions = before.versions, versions(loaded.models)
         names = [n for n in new_versions if old_versions.get(n) != new_versions[n]]
         found += [f"{n} {old_versions.get(n, 'none')}, now {new_versions[n]}" for n in names]
-        if before.files != dict(shipment.files):
+        if before.files != dict(loaded.files):
             found.append("files that the processor declares")
-        if before.models != _digests(shipment.models):
+        if before.models != _digests(loaded.models):
             found.append("its models")
     return found
 
@@ -109,12 +110,12 @@ _SHOWN: Final = 60
 
 
 def _other_fileset(before: Provenance, fileset: Fileset) -> str:
-    """Say in what a fileset differs from the one of a run, as far as that says what it had."""
+    """Difference of a fileset from the one of a run, as far as the record has it."""
     old = {dataset.name: dataset.files for dataset in before.datasets}
     new = {dataset.name: len(dataset.files) for dataset in fileset.datasets}
-    gone, come = (", ".join(sorted(a.keys() - b.keys())) for a, b in ((old, new), (new, old)))
-    if gone or come:
-        parts = [f"without {gone}" if gone else "", f"with {come}" if come else ""]
+    removed, added = (", ".join(sorted(a.keys() - b.keys())) for a, b in ((old, new), (new, old)))
+    if removed or added:
+        parts = [f"without {removed}" if removed else "", f"with {added}" if added else ""]
         return f"another fileset ({', '.join(part for part in parts if part)})"
     for name, number in new.items():
         if old[name] != number:
@@ -122,15 +123,14 @@ def _other_fileset(before: Provenance, fileset: Fileset) -> str:
     return "another fileset (other files, numbers or metadata)"
 
 
-def deciding(shipment: Shipment) -> dict[str, Any]:
-    """All that decides the output of a chunk, but for the chunk itself."""
+def deciding(loaded: LoadedProcessor) -> dict[str, Any]:
+    """Everything that decides the output of a chunk, without the chunk itself."""
     return {
-        "parameters": shipment.parameters,
-        "code": shipment.of_chunks,
-        "files": dict(shipment.files),
-        "schema": shipment.schema
-        and f"{shipment.schema.__module__}.{shipment.schema.__qualname__}",
-        "versions": versions(shipment.models),
+        "parameters": loaded.parameters,
+        "code": loaded.identity.chunks,
+        "files": dict(loaded.files),
+        "schema": loaded.schema and f"{loaded.schema.__module__}.{loaded.schema.__qualname__}",
+        "versions": versions(loaded.models),
     }
 
 
@@ -158,23 +158,23 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _label(account: Account) -> str | None:
-    """Label of the events: as the fileset says, but never others' where files say otherwise."""
-    told = [info.is_generated for info in account.files.values()]
-    generated = "none" if not any(told) else "all" if all(told) else "some"
-    return agc_published.whose(account.fileset.label, generated=generated)
+def _label(state: RunState) -> str | None:
+    """Label of the events: the fileset's, unless files say that agc-ml generated them."""
+    flags = [info.is_generated for info in state.files.values()]
+    generated = "none" if not any(flags) else "all" if all(flags) else "some"
+    return agc_published.whose(state.fileset.label, generated=generated)
 
 
 def collect(
-    account: Account, where: ClusterSummary, start: datetime, command: tuple[str, ...]
+    state: RunState, where: ClusterSummary, start: datetime, command: tuple[str, ...]
 ) -> Provenance:
-    """Put together the provenance of a run, as of now."""
-    shipment, fileset = account.shipment, account.fileset
-    module = sys.modules.get(shipment.module or type(shipment.processor).__module__)
+    """Return the provenance of a run, as of now."""
+    loaded, fileset = state.processor, state.fileset
+    module = sys.modules.get(loaded.module or type(loaded.instance).__module__)
     return Provenance(
         fileset=fileset.digest,
         luminosity=fileset.luminosity,
-        label=_label(account),
+        label=_label(state),
         datasets=tuple(
             DatasetSummary(
                 name=dataset.name,
@@ -185,21 +185,19 @@ def collect(
                 process_xsec=dataset.process_xsec,
                 files=len(dataset.files),
                 events=sum(
-                    info.entries
-                    for file in dataset.files
-                    if (info := account.files.get((dataset.name, file.lfn))) is not None
+                    info.entries for owner, _, info in state.inspected_files() if owner is dataset
                 ),
             )
             for dataset in fileset.datasets
         ),
-        processor=processor_summary(shipment),
-        files=dict(shipment.files),
-        opened={path: OpenedFile(**asdict(one)) for path, one in sorted(account.opened.items())},
-        models=_digests(shipment.models),
-        versions=versions(shipment.models),
+        processor=processor_summary(loaded),
+        files=dict(loaded.files),
+        opened={path: OpenedFile(**asdict(file)) for path, file in sorted(state.opened.items())},
+        models=_digests(loaded.models),
+        versions=versions(loaded.models),
         git=git_state(getattr(module, "__file__", None)),
         cluster=where,
-        chunk_size=account.chunk_size,
+        chunk_size=state.chunk_size,
         start=start.isoformat(timespec="seconds"),
         stop=datetime.now(UTC).isoformat(timespec="seconds"),
         command=tuple(redacted(word) for word in command),

@@ -1,6 +1,6 @@
-"""A key of the user's own, by which a file is known again that this user wrote here.
+"""Signatures by a key of the user's own, which recognise files that this user wrote.
 
-It is in ``agc-ml/key`` of XDG_STATE_HOME (~/.local/state), and nobody else can read it.
+The key is in ``agc-ml/key`` of XDG_STATE_HOME (~/.local/state), readable by its owner only.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def key_file() -> Path:
 
 
 def signature(content: bytes) -> str:
-    """HMAC (SHA-256) of some content by the user's key, which is made if there is none.
+    """Return the HMAC (SHA-256) of some content by the user's key, which is made if there is none.
 
-    "" where no key can be kept.
+    Returns "" where no key can be kept.
 
     Raises
     ------
     UsageError
-        Others can read the key, or it is none.
+        Others can read the key, or it is not a key.
     """
     key = _key(key_file(), make=True)
     return hmac.digest(key, content, hashlib.sha256).hex() if key else ""
@@ -53,7 +53,7 @@ def is_own(content: bytes, signed: str) -> bool:
     Raises
     ------
     UsageError
-        Others can read the key, or it is none.
+        Others can read the key, or it is not a key.
     """
     key = _key(key_file(), make=False)
     if not key or not signed.isascii():
@@ -76,7 +76,7 @@ def _key(file: Path, *, make: bool) -> bytes:
     if status.st_uid != os.geteuid() or status.st_mode & _OTHERS or len(key) != _BYTES:
         raise UsageError(
             f"{file}: the key that signs checkpoints must be {_BYTES} bytes that only you can read "
-            "and write; remove it, and another one is made"
+            "and write; remove it, and the next run makes a new one"
         )
     return key
 
@@ -93,7 +93,7 @@ def _make(file: Path) -> None:
             if status.st_uid != os.geteuid() or status.st_mode & _OTHERS:
                 raise PermissionError(errno.EPERM, "others could read it on this file system")
         with contextlib.suppress(FileExistsError):
-            os.link(partial, file)  # unlike a new name it never takes another one's place
+            os.link(partial, file)  # unlike a rename, a link never replaces another key
     finally:
         partial.unlink()
 
@@ -101,7 +101,7 @@ def _make(file: Path) -> None:
 @functools.cache
 def _warn_once(file: str, reason: str) -> None:
     logger.warning(
-        "%s: no key can be kept there (%s), so what is pickled is not signed: --resume will ask "
-        "for --trust",
-        *(file, reason),
+        "%s: no key can be kept there (%s), so pickles are not signed: --resume needs --trust",
+        file,
+        reason,
     )

@@ -1,4 +1,4 @@
-"""Whether the inputs of a complete run are still what they were."""
+"""Compare the inputs of a complete run with its ledger."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ AT_ONCE: Final = 16
 
 
 def changed_input(fileset: Fileset, ledger: Ledger) -> str | None:
-    """Open all files of a run: a line about one that is another file now, None if there is none.
+    """Open all files of a run, and return a line about one that has changed, None if none has.
 
-    Those that can't be reached can't be compared, and are told in the log.
+    The log has those that can't be reached.
     """
     read = {(entry.dataset, entry.lfn): entry for entry in ledger.done}
     pairs = list(_pairs(fileset, read.values()))
@@ -44,7 +44,7 @@ def changed_input(fileset: Fileset, ledger: Ledger) -> str | None:
 
 
 def _pairs(fileset: Fileset, read: Iterable[Entry]) -> Iterator[tuple[str, File, ExpectedFile]]:
-    """Files with what they were: of the replica that was read, where that is still listed."""
+    """Files with their former state, of the replica that was read if that is still listed."""
     files = {(d.name, f.lfn): f for d in fileset.datasets for f in d.files}
     for entry in read:
         file = files.get((entry.dataset, entry.lfn))
@@ -55,7 +55,7 @@ def _pairs(fileset: Fileset, read: Iterable[Entry]) -> Iterator[tuple[str, File,
 
 
 def _compared(pair: tuple[str, File, ExpectedFile]) -> tuple[bool, str]:
-    """Return whether a file is another one, and why it is or could not be compared."""
+    """Return whether a file has changed, and why, or why it could not be compared."""
     from agc_ml.delivery.replica_source import ReplicaSource  # noqa: PLC0415 - it needs uproot
 
     _, file, known = pair

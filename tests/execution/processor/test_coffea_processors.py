@@ -345,7 +345,7 @@ def test_nothing_is_normalised_twice(
 ) -> None:
     result = ours(theirs.PROCESSORS[name](), with_cross_sections, tmp_path / "run")
     compare(of_result(result), dict(leaves(of_coffea[name])))
-    assert any("'sumw' is left to the processor's own postprocess" in w for w in result.warnings)
+    assert any("the processor's own postprocess uses 'sumw'" in w for w in result.warnings)
 
 
 def test_threads_of_a_worker(fileset: Path, inline: agc.RunResult, tmp_path: Path) -> None:

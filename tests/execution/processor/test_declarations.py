@@ -25,7 +25,7 @@ from commandline import agc as command
 import agc_ml as agc
 from agc_ml.columnar.events import blocks
 from agc_ml.errors import InputFileError, ProcessorError, UsageError
-from agc_ml.execution.processor.declarations import coffeas_name, schema_of
+from agc_ml.execution.processor.declarations import coffea_schema_name, schema_of
 
 N = 60
 
@@ -275,7 +275,7 @@ def test_wrong_schemas_are_refused(path: Path, tmp_path: Path) -> None:
     called = command("run", "ttbar", path, "--schema", "Base", "--cluster", "inline")
     assert called.code == 2
     assert "the processor takes flat columns" in called.error
-    with pytest.raises(ProcessorError, match="is no schema of coffea's kind"):
+    with pytest.raises(ProcessorError, match="is not a schema of coffea's kind"):
         schema_of(type("P", (), {"schema": 7})(), None)
     with pytest.raises(UsageError, match="has no such schema"):
         schema_of(object(), "")
@@ -285,4 +285,4 @@ def test_wrong_schemas_are_refused(path: Path, tmp_path: Path) -> None:
     for module in ("base", "nanoaod"):
         with pytest.raises(UsageError, match=f"--schema {module}: coffea has no such schema"):
             schema_of(object(), module)
-    assert coffeas_name(type("Own", (NanoAODSchema,), {})) == "NanoAODSchema"
+    assert coffea_schema_name(type("Own", (NanoAODSchema,), {})) == "NanoAODSchema"

@@ -17,7 +17,8 @@ from coffea.processor import ProcessorABC
 
 import agc_ml as agc
 from agc_ml.errors import ProcessorError, UsageError
-from agc_ml.execution.processor import code_identity, declarations, loading
+from agc_ml.execution.code import code_identity, module_versions, source_files
+from agc_ml.execution.processor import declarations, loading
 from processors.ttbar import TtbarProcessor
 
 SOURCE = """
@@ -59,20 +60,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def forget() -> None:
     for name in [name for name in sys.modules if name.startswith("mine_and_only")]:
         del sys.modules[name]
-    code_identity._seen.clear()
-    code_identity._origin.cache_clear()
-    code_identity._is_of_library.cache_clear()
+    module_versions._versions.clear()
+    source_files.source_of.cache_clear()
+    source_files._is_installed.cache_clear()
     importlib.invalidate_caches()
 
 
 def test_digest_follows_what_the_processor_imports(package: Path) -> None:
-    first = loading.prepare("mine_and_only.main:Mine").code
-    assert loading.prepare("mine_and_only.main:Mine").code == first
+    first = loading.load_processor("mine_and_only.main:Mine").code
+    assert loading.load_processor("mine_and_only.main:Mine").code == first
     (package / "unrelated.py").write_text("CUT = 31\n")
-    assert loading.prepare("mine_and_only.main:Mine").code == first
+    assert loading.load_processor("mine_and_only.main:Mine").code == first
     (package / "helper.py").write_text("CUT = 31\n")
     forget()
-    assert loading.prepare("mine_and_only.main:Mine").code != first
+    assert loading.load_processor("mine_and_only.main:Mine").code != first
 
 
 DECORATORS = """
@@ -155,7 +156,7 @@ def test_code_that_was_edited_before_the_first_run_is_refused(
     imported(package, MANY)
     (package / "main.py").write_text(MANY.replace(before, after, 1))
     with pytest.raises(ProcessorError, match=r"main\.py: edited after it was imported"):
-        loading.prepare("mine_and_only.main:Mine")
+        loading.load_processor("mine_and_only.main:Mine")
 
 
 UNEDITED = {
@@ -179,22 +180,22 @@ def test_code_that_was_not_edited_is_taken(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         imported(package, f"{MANY}\n{UNEDITED[what]}\n")
-    assert loading.prepare("mine_and_only.main:Mine")
+    assert loading.load_processor("mine_and_only.main:Mine")
 
 
 def test_functions_that_are_gone_from_a_file_stay_where_it_was_reloaded(package: Path) -> None:
     module = imported(package, MANY)
-    loading.prepare("mine_and_only.main:Mine")
+    loading.load_processor("mine_and_only.main:Mine")
     (package / "main.py").write_text(MANY.replace("half", "one_half"))
     importlib.reload(module)
     assert module.half
-    assert loading.prepare("mine_and_only.main:Mine")
+    assert loading.load_processor("mine_and_only.main:Mine")
 
 
 def test_a_line_more_is_no_other_code(package: Path) -> None:
     imported(package, MANY)
     (package / "main.py").write_text(f"# a comment\n{MANY}")
-    assert loading.prepare("mine_and_only.main:Mine")
+    assert loading.load_processor("mine_and_only.main:Mine")
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -202,11 +203,11 @@ def test_functions_that_a_notebook_reloads_are_taken(is_first: bool, package: Pa
     """IPython's autoreload sets them, and nothing else of a module."""
     module = imported(package, MANY)
     if not is_first:
-        loading.prepare("mine_and_only.main:Mine")
+        loading.load_processor("mine_and_only.main:Mine")
     content = MANY.replace("x / 2", "x / 4")
     (package / "main.py").write_text(content)
     exec(compile(content, str(module.__file__), "exec", dont_inherit=True), vars(module))
-    assert loading.prepare("mine_and_only.main:Mine")
+    assert loading.load_processor("mine_and_only.main:Mine")
 
 
 @pytest.mark.parametrize(
@@ -228,21 +229,21 @@ def test_digest_leaves_out_what_only_a_type_checker_imports(
     body = text.format("from mine_and_only.helper import CUT")
     end = "class Mine:\n    def process(self, events):\n        return {'n': 1}\n"
     (package / "main.py").write_text(begin + body + end)
-    first = loading.prepare("mine_and_only.main:Mine")
+    first = loading.load_processor("mine_and_only.main:Mine")
     assert ("mine_and_only.helper" in first.modules) == counts
     (package / "helper.py").write_text("CUT = 31\n")
     forget()
-    assert (loading.prepare("mine_and_only.main:Mine").code != first.code) == counts
+    assert (loading.load_processor("mine_and_only.main:Mine").code != first.code) == counts
 
 
 def test_code_that_was_edited_after_it_was_imported_is_refused(package: Path) -> None:
-    first = loading.prepare("mine_and_only.main:Mine").code
+    first = loading.load_processor("mine_and_only.main:Mine").code
     text = (package / "main.py").read_text()
     (package / "main.py").write_text(text.replace("'n': CUT", "'n': 2 * CUT"))
     with pytest.raises(ProcessorError, match=r"main\.py: edited after it was imported"):
-        loading.prepare("mine_and_only.main:Mine")
+        loading.load_processor("mine_and_only.main:Mine")
     importlib.reload(sys.modules["mine_and_only.main"])
-    assert loading.prepare("mine_and_only.main:Mine").code != first
+    assert loading.load_processor("mine_and_only.main:Mine").code != first
 
 
 def test_long_lived_worker_runs_the_code_that_is_meant(package: Path, tmp_path: Path) -> None:
@@ -288,14 +289,14 @@ def test_identity_covers_state_outside_of_fields(monkeypatch: pytest.MonkeyPatch
 
     one, two = Base(), Base()
     two.table = {"cut": 2}  # set beside the fields, as a __post_init__ would
-    parameters = [loading.prepare(processor).parameters for processor in (one, two)]
+    parameters = [loading.load_processor(processor).parameters for processor in (one, two)]
     assert parameters[0] != parameters[1]
-    one, two = (code_identity.code_of(closing_over(value)()).digest for value in (1, 2))
+    one, two = (code_identity.identify_code(closing_over(value)()).digest for value in (1, 2))
     assert one != two
-    assert code_identity.code_of(closing_over(1)()).digest == one
-    before = code_identity.code_of(Scaled()).digest
+    assert code_identity.identify_code(closing_over(1)()).digest == one
+    before = code_identity.identify_code(Scaled()).digest
     monkeypatch.setattr(Scaled, "factor", 1000)
-    assert code_identity.code_of(Scaled()).digest != before
+    assert code_identity.identify_code(Scaled()).digest != before
 
 
 def test_identity_is_the_same_in_every_process(tmp_path: Path) -> None:
@@ -308,7 +309,7 @@ def test_identity_is_the_same_in_every_process(tmp_path: Path) -> None:
         "exec(code, namespace)\n"
         "p = namespace['P']()\n"
         "p.chosen = {'x', 'y', 'z'}\n"
-        "s = loading.prepare(p)\n"
+        "s = loading.load_processor(p)\n"
         "print(s.code, s.parameters)\n"
     )
     outputs = {
@@ -319,7 +320,7 @@ def test_identity_is_the_same_in_every_process(tmp_path: Path) -> None:
 
 
 def test_digest_covers_all_of_the_ttbar_physics() -> None:
-    files = code_identity._closure({"processors.ttbar"})[0].values()
+    files = source_files.imported_sources({"processors.ttbar"})[0].values()
     names = {path.name for path in files}
     assert names >= {
         "selection.py",
@@ -335,7 +336,6 @@ def test_digest_covers_all_of_the_ttbar_physics() -> None:
         "backends.py",
         "histograms.py",
         "events.py",
-        "tables.py",
         "variations.py",
     }
     assert not any("site-packages" in str(path) for path in files)
@@ -347,15 +347,15 @@ def test_digest_of_a_class_without_a_file() -> None:
     digests = set()
     for cut in (1, 2):
         exec(code.format(cut), namespace)
-        digests.add(code_identity.code_of(namespace["P"]()).digest)
+        digests.add(code_identity.identify_code(namespace["P"]()).digest)
     assert len(digests) == 2
 
 
 def test_parameters_are_typed() -> None:
-    shipment = loading.prepare("ttbar", {"compat": "yes", "seed": "7"})
-    assert shipment.processor == TtbarProcessor(compat=True, seed=7)
-    assert shipment.parameters == {"compat": True, "model": None, "muons": True, "seed": 7}
-    assert cloudpickle.loads(shipment.blob) == (shipment.processor, None)
+    loaded = loading.load_processor("ttbar", {"compat": "yes", "seed": "7"})
+    assert loaded.instance == TtbarProcessor(compat=True, seed=7)
+    assert loaded.parameters == {"compat": True, "model": None, "muons": True, "seed": 7}
+    assert cloudpickle.loads(loaded.blob) == (loaded.instance, None)
 
 
 def test_parameters_without_a_default_are_asked_for(tmp_path: Path) -> None:
@@ -368,8 +368,8 @@ def test_parameters_without_a_default_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"Mine: missing parameter cut; set it with --set cut=VALUE"
     ):
-        loading.prepare(f"{path}:Mine")
-    assert loading.prepare(f"{path}:Mine", {"cut": "2.5"}).processor.cut == 2.5
+        loading.load_processor(f"{path}:Mine")
+    assert loading.load_processor(f"{path}:Mine", {"cut": "2.5"}).instance.cut == 2.5
 
 
 HINTED = """
@@ -394,7 +394,7 @@ def test_a_hint_that_can_not_be_resolved_leaves_the_others(made: str, tmp_path: 
     path.write_text(HINTED)
 
     def given(**settings: str) -> dict[str, object]:
-        processor = loading.prepare(f"{path}:{made}", settings).processor
+        processor = loading.load_processor(f"{path}:{made}", settings).instance
         return vars(processor) if made != "function" else processor.values
 
     assert given(name="2018", cut="3", n="5").items() >= {"name": "2018", "cut": 3, "n": 5}.items()
@@ -410,10 +410,10 @@ def test_parameters_that_are_no_json_are_known_by_digest() -> None:
 
         def process(self, events: object) -> None: ...
 
-    one, two = (loading.prepare(Table(values)).parameters for values in ({1, 2}, {1, 3}))
+    one, two = (loading.load_processor(Table(values)).parameters for values in ({1, 2}, {1, 3}))
     assert one != two
     assert one["values"] == ["set", 1, 2]
-    table, other = (loading.prepare(Table(np.arange(n))).parameters for n in (3, 4))
+    table, other = (loading.load_processor(Table(np.arange(n))).parameters for n in (3, 4))
     assert table != other
     assert table["values"][:3] == ["array", "<i8", [3]]
 

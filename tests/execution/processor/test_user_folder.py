@@ -72,9 +72,7 @@ def test_an_edit_of_what_it_imports_counts(folder: Path, events: Path) -> None:
     first = RunResult.load(folder / "run").provenance.processor.code
     (folder / "processors" / "helper.py").write_text("FACTOR = 31\n")
     refused = run(folder, "processors.mine:Mine", events, *inline, "--resume", code=2)
-    assert (
-        "made with another processor, parameters or fileset (the code of the processor" in refused
-    )
+    assert "of another processor, parameters or fileset (the code of the processor" in refused
     run(folder, "processors.mine:Mine", events, *inline, "--overwrite")
     assert outputs(folder)["n"] == 31 * EVENTS
     assert RunResult.load(folder / "run").provenance.processor.code != first

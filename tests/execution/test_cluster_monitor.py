@@ -26,7 +26,7 @@ from stalling import Count
 
 import agc_ml
 from agc_ml.errors import ClusterError, WaitError
-from agc_ml.execution.cluster import executors, waiting
+from agc_ml.execution.cluster import dask_executor, monitor
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.results.run_record import load_record
@@ -45,9 +45,9 @@ def fileset(tmp_path_factory: pytest.TempPathFactory) -> Fileset:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds in place of minutes."""
-    for name, value in {"LOOK_S": 0.3, "TELL_S": 1.5, "SILENT_S": 3.0, "ANSWER_S": 5.0}.items():
-        monkeypatch.setattr(waiting, name, value)
-    monkeypatch.setattr(executors, "_HEARD_S", 4.0)
+    for name, value in {"CHECK_S": 0.3, "REPORT_S": 1.5, "SILENT_S": 3.0, "ANSWER_S": 5.0}.items():
+        monkeypatch.setattr(monitor, name, value)
+    monkeypatch.setattr(dask_executor, "_REGISTER_S", 4.0)
 
 
 def run(fileset: Fileset, output: Path, processor: Any, **how: Any) -> RunResult:
@@ -79,7 +79,7 @@ def test_the_limits_are_those_that_are_documented() -> None:
     """A frozen worker's chunk goes elsewhere within two minutes."""
     text = (ROOT / "docs" / "security.md").read_text()
     assert "ten minutes" in text
-    assert (waiting.PATIENCE_S, waiting.NO_WORKERS_S) == (600, 300)
+    assert (monitor.PATIENCE_S, monitor.NO_WORKERS_S) == (600, 300)
 
 
 def test_a_frozen_worker_on_this_machine(
@@ -104,7 +104,7 @@ def test_frozen_workers_elsewhere(
     processor = Count(fault="freeze", marker=str(tmp_path / "m"))
     with dask_cluster(tmp_path / "cluster", 2, "--no-nanny") as cluster:
         complete(run(fileset, tmp_path / "run", processor, site=cluster.address), fileset)
-        assert "what it has goes to another one" in caplog.text
+        assert "its jobs go to another one" in caplog.text
         assert sum(psutil.Process(w.pid).status() == "stopped" for w in cluster.workers) == 1
 
         idle = cluster.add_worker("--no-nanny")
@@ -138,8 +138,8 @@ def test_workers_that_others_use_are_left_to_the_scheduler(
         begun = time.monotonic()
         complete(run(fileset, tmp_path / "run", processor, site=cluster.address), fileset)
         assert time.monotonic() - begun > 8
-        assert caplog.text.count("has something else, too: it is left to the scheduler") == 1
-        assert "goes to another one" not in caplog.text
+        assert caplog.text.count("has other work, too: the scheduler") == 1
+        assert "go to another one" not in caplog.text
         assert len(kept) == 2
 
 
@@ -152,7 +152,7 @@ def test_what_was_taken_away_twice_stays_where_it_is(
     with dask_cluster(tmp_path / "cluster", 1) as cluster:
         complete(run(fileset, tmp_path / "run", processor, site=cluster.address), fileset)
     takings = caplog.text.count("has not answered for")
-    assert takings >= waiting.TAKINGS
+    assert takings >= monitor.TAKINGS
     # on a busy machine others are taken, too, and this one before it is known to have begun
     assert 1 <= len(marker.read_text()) <= takings + 1
 
@@ -160,8 +160,8 @@ def test_what_was_taken_away_twice_stays_where_it_is(
 def test_what_was_given_up_stays_where_it_is() -> None:
     """Lost results that are made anew can't be given up again: nothing is asked of the cluster."""
     nobody: Any = None
-    watch = waiting.Watch(nobody, {"key": "a chunk"}, taken=Counter(key=waiting.TAKINGS))
-    watch._seen["tcp://a"] = waiting._Seen(heartbeat=0, changed=0)
+    watch = monitor.ClusterMonitor(nobody, {"key": "a chunk"}, taken=Counter(key=monitor.TAKINGS))
+    watch._workers["tcp://a"] = monitor._Worker(heartbeat=0, changed=0)
     watch._begun["tcp://a", "key"] = 0
     assert watch._take_from("tcp://a", ["key"]) == set()
 
@@ -171,7 +171,7 @@ def test_without_workers_it_ends(
 ) -> None:
     """Of a cluster that never had any less is expected, unless one has told how long."""
     loading.save(fileset, tmp_path / "f.json")
-    monkeypatch.setattr(waiting, "NO_WORKERS_S", 6.0)
+    monkeypatch.setattr(monitor, "NO_WORKERS_S", 6.0)
     with dask_cluster(tmp_path / "none", 0) as nobody:
         called = agc(
             *("run", "stalling:Count", tmp_path / "f.json", "--cluster", nobody.address),
@@ -181,7 +181,7 @@ def test_without_workers_it_ends(
         assert re.search(
             r"nothing has finished for \d s: the cluster has no workers yet; it ends in", called.err
         )
-        assert re.search(r"no worker that answers has been at work for \d s", called.error)
+        assert re.search(r"no responding worker has had a job for \d s", called.error)
         assert "--patience waits longer" in called.error
         late = threading.Timer(5, nobody.add_worker, ["--no-nanny"])
         late.start()

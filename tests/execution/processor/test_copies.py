@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 
 import agc_ml as agc
 from agc_ml.errors import ProcessorError
-from agc_ml.execution import processing
 from agc_ml.execution.processor import loading
-from agc_ml.execution.processor.instances import LARGE, Original
+from agc_ml.execution.processor.copies import LARGE, ProcessorTemplate
 from agc_ml.execution.state.checkpoints import Chunk
+from agc_ml.execution.worker import processors
+from agc_ml.execution.worker.job import Job
 from agc_ml.inputs.datasets import ExpectedFile, File
 
 N_FILES, N_EVENTS = 3, 1000
@@ -136,7 +137,7 @@ def spoil(value: Any) -> Any:
 
 @given(state=st.dictionaries(st.sampled_from("abc"), states))
 def test_no_copy_sees_what_another_one_does(state: dict[str, Any]) -> None:
-    original = Original(SimpleNamespace(**state))
+    original = ProcessorTemplate(SimpleNamespace(**state))
     before = repr(vars(original.copy()))
     used = original.copy()
     for value in vars(used).values():
@@ -159,7 +160,7 @@ def counter() -> Any:
 def test_closures_and_cycles_are_copied_too() -> None:
     processor = SimpleNamespace(count=counter(), found=defaultdict(lambda: defaultdict(int)))
     processor.itself = processor
-    original = Original(processor)
+    original = ProcessorTemplate(processor)
     for _ in range(2):
         one = original.copy()
         assert one.count() == 1
@@ -181,7 +182,9 @@ def correction() -> Any:
 
 def test_what_does_not_change_is_shared() -> None:
     table = np.arange(LARGE // 8, dtype=float)
-    original = Original(SimpleNamespace(corrections=correction(), table=table, text="x" * LARGE))
+    original = ProcessorTemplate(
+        SimpleNamespace(corrections=correction(), table=table, text="x" * LARGE)
+    )
     first, second = original.copy(), original.copy()
     assert first.corrections is second.corrections
     assert first.corrections["pu"].evaluate(1.0) == 2
@@ -211,7 +214,7 @@ def test_who_writes_to_what_is_shared_is_told(paths: list[Path], tmp_path: Path)
 def test_a_copy_is_cheap() -> None:
     processor = Booked()
     processor.corrections, processor.tables = correction(), [np.zeros(LARGE) for _ in range(20)]
-    original = Original(processor)
+    original = ProcessorTemplate(processor)
     assert not original.notes
     seconds = []
     for _ in range(20):
@@ -232,15 +235,15 @@ def slow() -> Slow:
 
 
 def test_a_pause_of_the_machine_is_no_slow_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies, copy = [], Original.copy
+    copies, copy = [], ProcessorTemplate.copy
 
-    def paused(self: Original) -> Any:
+    def paused(self: ProcessorTemplate) -> Any:
         copies.append(copy(self))
         time.sleep(0.02 if len(copies) == 2 else 0)  # the first one is not timed
         return copies[-1]
 
-    monkeypatch.setattr(Original, "copy", paused)
-    assert not Original(Booked()).notes
+    monkeypatch.setattr(ProcessorTemplate, "copy", paused)
+    assert not ProcessorTemplate(Booked()).notes
     assert len(copies) > 2
 
 
@@ -292,7 +295,7 @@ def test_outputs_that_outlive_the_chunk_are_refused(
     made: Any, name: str, paths: list[Path], tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ProcessorError, match=rf"its output has what is in {name}.*, which all chunks"
+        ProcessorError, match=rf"its output has the content of {name}.*, which all chunks"
     ):
         agc.run(
             *(made(), nanoaod.fileset(tt=paths)),
@@ -336,7 +339,7 @@ try:
     agc.run(Mine(), PATH, site="inline", quiet=True, output=FOLDER + "/b", resume=True)
     raise SystemExit("the values of another cell count")
 except agc.AgcError as error:
-    assert "made with another processor" in str(error)
+    assert "of another processor" in str(error)
 class Mine(Mine):
     def process(self, events):
         return {"n": 7}
@@ -395,17 +398,17 @@ def test_a_class_that_is_changed_between_runs_on_a_cluster(
 
 
 def test_classes_of_two_runs_at_once() -> None:
-    def of(cut: int) -> processing.Job:
+    def of(cut: int) -> Job:
         namespace["P"].cut = cut
-        shipment = loading.prepare(namespace["P"]())
-        return processing.Job(
+        loaded = loading.load_processor(namespace["P"]())
+        return Job(
             chunk=Chunk("d", "x", "Events", "u", 1, 0, 1),
             file=File("x", ("x",)),
             known=ExpectedFile("x", "", 1, "u", 1, is_remembered=False),
             metadata={},
             columns=(),
-            key=shipment.key,
-            processor=shipment.blob,
+            key=loaded.key,
+            processor=loaded.blob,
             modules={},
             module=None,
             source=b"",
@@ -414,20 +417,20 @@ def test_classes_of_two_runs_at_once() -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     exec("class P:\n    def process(self, events): return {'n': self.cut}\n", namespace)
     jobs = [of(30), of(60)]
-    originals = [processing._original(job) for job in jobs]
+    originals = [processors.template_of(job) for job in jobs]
     assert [one.copy().process(None)["n"] for one in originals] == [30, 60]
     assert namespace["P"].cut == 60
-    assert processing._original(jobs[0]).copy().cut == 30
+    assert processors.template_of(jobs[0]).copy().cut == 30
 
 
 def test_what_can_not_be_copied_is_refused() -> None:
     processor = SimpleNamespace(events=(n for n in range(3)))
     with pytest.raises(ProcessorError, match="can't be copied for each chunk"):
-        Original(processor)
+        ProcessorTemplate(processor)
 
 
 def test_threads_may_copy_at_once() -> None:
-    original = Original(
+    original = ProcessorTemplate(
         SimpleNamespace(values=list(range(100)), column=column_accumulator(np.arange(3)))
     )
     with ThreadPoolExecutor(8) as pool:

@@ -36,16 +36,17 @@ from services.web import Web
 
 import agc_ml as agc
 from agc_ml.errors import ProcessorError, UsageError
-from agc_ml.execution import processing
-from agc_ml.execution.processor import attachments, code_identity, loading, opened_files
-from agc_ml.execution.processor.code_identity import code_of, without_postprocess
-from agc_ml.execution.processor.referred_values import NotPlainError, canonical
+from agc_ml.execution.code import code_identity, source_files
+from agc_ml.execution.code.canonical import NotPlainError, canonical
+from agc_ml.execution.code.code_identity import digest_without_postprocess, identify_code
+from agc_ml.execution.processor import attachments, loading, opened_files
 from agc_ml.execution.state import provenance
-from agc_ml.execution.state.checkpoints import Chunk, Store
+from agc_ml.execution.state.checkpoints import CheckpointStore, Chunk
+from agc_ml.execution.worker import processors
 
 N = 100
 without_sources = mock.patch.object(
-    code_identity, "_closure", new=mock.Mock(return_value=({}, set()))
+    code_identity, "imported_sources", new=mock.Mock(return_value=({}, set()))
 )
 """Values alone decide, and no source has to be read."""
 
@@ -144,7 +145,7 @@ def test_a_value_that_changed_is_never_mixed(kind: str, data: Path, tmp_path: Pa
     assert (code, n) == (0, 10 * N), says
     (tmp_path / "sf.json").write_text("1")
     code, _, says = go(path, data, "--resume")
-    assert (code, "made with another processor" in says) == (2, True)
+    assert (code, "complete, but of another processor" in says) == (2, True)
 
 
 OPENS = {
@@ -215,7 +216,7 @@ def test_a_file_that_changes_while_the_run_is_on_is_told(data: Path, tmp_path: P
     (tmp_path / "sf.json").write_text("1")
     code, _, says = go(path, data)
     assert code == 1
-    assert "sf.json: the processor opens it, and it changed while the run was on" in says
+    assert "sf.json: the processor opens it, and it changed during the run" in says
 
 
 def test_what_it_writes_or_belongs_to_libraries_is_no_input(data: Path, tmp_path: Path) -> None:
@@ -279,10 +280,10 @@ def test_declared_files_that_changed_make_another_processor(tmp_path: Path) -> N
     keys, modules = set(), []
     for number in ("3", "3", "5"):
         (tmp_path / "sf.json").write_text(number)
-        shipment = loading.prepare(f"{path}:Mine")
-        keys.add(shipment.key)
-        folder = attachments.placed(shipment.files)
-        modules.append(loading.load_source(f"{folder}/mine.py", shipment.source))
+        loaded = loading.load_processor(f"{path}:Mine")
+        keys.add(loaded.key)
+        folder = attachments.attachment_folder(loaded.files)
+        modules.append(loading.load_source(f"{folder}/mine.py", loaded.source))
     assert len(keys) == 2
     assert modules[0] is not modules[2]
     assert Path(modules[2].HERE, "sf.json").read_text() == "5"
@@ -294,7 +295,7 @@ def test_declared_files_may_be_paths(tmp_path: Path) -> None:
     path.write_text(f"import pathlib\nFILES = (pathlib.Path('sf.json'), 'c.json')\n{text}")
     for name in ("sf.json", "c.json"):
         (tmp_path / name).touch()
-    assert set(loading.prepare(f"{path}:Mine").files) == {"sf.json", "c.json"}
+    assert set(loading.load_processor(f"{path}:Mine").files) == {"sf.json", "c.json"}
 
 
 KEEPS = """
@@ -358,10 +359,10 @@ def test_values_of_modules_that_are_imported_in_process(
     digests = []
     for number in ("1", "1", "2"):
         (folder / "sf.json").write_text(number)
-        digests.append(code_of(space["Mine"]()).chunks)
+        digests.append(identify_code(space["Mine"]()).chunks)
         for name in ("namespace_in_a_test", "namespace_in_a_test.sf"):
             sys.modules.pop(name)
-        code_identity._is_of_library.cache_clear()
+        source_files._is_installed.cache_clear()
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -370,7 +371,7 @@ def test_a_change_of_postprocess_reads_no_chunk_again(data: Path, tmp_path: Path
     path = module(tmp_path, "", "1", before=marker, after="return {'n': accumulator['nn'] * 2}")
     code, _, says = go(path, data)
     assert code == 1
-    assert re.search(r"failed: KeyError\('nn'\), at \S+mine.py, line \d+; mend it and use", says)
+    assert re.search(r"failed: KeyError\('nn'\), at \S+mine.py, line \d+; fix it and rerun", says)
     assert len((tmp_path / "count").read_text()) == 10
     module(tmp_path, "", "1", before=marker, after="return {'n': accumulator['n'] * 2}")
     code, n, says = go(path, data, "--resume")
@@ -378,7 +379,7 @@ def test_a_change_of_postprocess_reads_no_chunk_again(data: Path, tmp_path: Path
     assert len((tmp_path / "count").read_text()) == 10
     module(tmp_path, "", "1", before=marker, after="return {'n': accumulator['n'] * 3}")
     code, _, says = go(path, data, "--resume")
-    assert (code, "made with another processor" in says) == (2, True)
+    assert (code, "complete, but of another processor" in says) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +403,7 @@ def test_a_change_of_postprocess_reads_no_chunk_again(data: Path, tmp_path: Path
     ],
 )
 def test_what_postprocess_alone_means(one: str, other: str, same: bool) -> None:
-    digests = [without_postprocess(text.encode(), frozenset({"A"})) for text in (one, other)]
+    digests = [digest_without_postprocess(text.encode(), frozenset({"A"})) for text in (one, other)]
     assert (digests[0] == digests[1]) == same
 
 
@@ -478,45 +479,45 @@ def test_what_a_run_leaves_in_modules_makes_no_other_processor(
     assert run(processor, resume=True) == 1.5 * N
     assert run(remembers.Mine(), output=tmp_path / "other") == 1.5 * N
     remembers.CUT = 40
-    with pytest.raises(UsageError, match="made with another processor"):
+    with pytest.raises(UsageError, match="complete, but of another processor"):
         run(processor, resume=True)
 
 
 @without_sources
 def test_a_worker_forgets_what_earlier_runs_left_in_modules(remembers: ModuleType) -> None:
-    def on_a_worker(shipment: loading.Shipment) -> Any:
+    def on_a_worker(loaded: loading.LoadedProcessor) -> Any:
         job = mock.Mock(
-            key=shipment.key,
-            processor=shipment.blob,
+            key=loaded.key,
+            processor=loaded.blob,
             modules={"remembers_in_a_test": ""},
             module=None,
-            values=shipment.values,
+            values=loaded.values,
         )
         with (
-            mock.patch.dict(processing._originals, clear=True),
-            mock.patch.object(processing, "ensure"),
+            mock.patch.dict(processors._templates, clear=True),
+            mock.patch.object(processors, "require_same_modules"),
         ):
-            return processing._original(job).copy()
+            return processors.template_of(job).copy()
 
-    shipment = loading.prepare(remembers.Mine())
+    loaded = loading.load_processor(remembers.Mine())
     remembers.CACHE["2016"], remembers.calls = 2.5, 3
     remembers.Mine.warned = True
-    process = type(on_a_worker(shipment)).process
+    process = type(on_a_worker(loaded)).process
     assert not process.__globals__["CACHE"]
     again = sys.modules["remembers_in_a_test"]
     again.CACHE["2016"] = 1.5  # where the run is started
-    filled = loading.prepare(again.Mine())
+    filled = loading.load_processor(again.Mine())
     again.CACHE.clear()
     on_a_worker(filled)
     again = sys.modules["remembers_in_a_test"]
     again.OPTIONS["factor"] = 2
-    with_options = loading.prepare(again.Mine())
+    with_options = loading.load_processor(again.Mine())
     again.OPTIONS.clear()
     with pytest.raises(ProcessorError, match=r"OPTIONS is {} on a worker"):
         on_a_worker(with_options)
     again = sys.modules["remembers_in_a_test"]
     again.CUT = 40  # type: ignore[attr-defined]
-    changed = loading.prepare(again.Mine())
+    changed = loading.load_processor(again.Mine())
     again.CUT = 30  # type: ignore[attr-defined]
     with pytest.raises(ProcessorError, match=r"CUT is 30 on a worker, and 40 where the run"):
         on_a_worker(changed)
@@ -528,11 +529,12 @@ def test_what_can_not_be_compared_is_told() -> None:
         def __reduce__(self) -> Any:
             return str, (os.urandom(4).hex(),)
 
-    code = code_of(Holds(Restless()))
-    assert code.digest == code_of(Holds(Restless())).digest
+    code = identify_code(Holds(Restless()))
+    assert code.digest == identify_code(Holds(Restless())).digest
     (note,) = code.notes
-    assert note.startswith("self.held is a Restless that can't be compared: a change of it")
-    assert not code_of(Holds({"a": np.arange(3)})).notes
+    start = "self.held is a Restless that can't be compared: --resume does not notice"
+    assert note.startswith(start)
+    assert not identify_code(Holds({"a": np.arange(3)})).notes
 
 
 @without_sources
@@ -567,9 +569,9 @@ def test_odd_objects_end_nothing() -> None:
     endless.append(endless)
     odd = [Answers(), endless, mock.MagicMock(), (n for n in range(2)), sys.stdout, Raises()]
     for one in odd:
-        code_of(Holds(one))
-    assert loading.prepare(Holds(Misleads())).parameters
-    assert code_of(Holds(odd)).notes
+        identify_code(Holds(one))
+    assert loading.load_processor(Holds(Misleads())).parameters
+    assert identify_code(Holds(odd)).notes
 
 
 def test_code_of_any_length_and_origin_ends_nothing() -> None:
@@ -590,9 +592,9 @@ def test_code_of_any_length_and_origin_ends_nothing() -> None:
         def postprocess(self, accumulator: Any) -> Any:
             return unset
 
-    assert loading.prepare(Late()).code
+    assert loading.load_processor(Late()).code
     unset = 1
-    assert loading.prepare(Late()).code
+    assert loading.load_processor(Late()).code
 
 
 class Holds:
@@ -607,7 +609,7 @@ class Holds:
 
 def name_of_checkpoint(processor: Any) -> str:
     """What a finished chunk is found by."""
-    store = Store(Path(), provenance.deciding(loading.prepare(processor)))
+    store = CheckpointStore(Path(), provenance.deciding(loading.load_processor(processor)))
     return store.path(Chunk("d", "a.root", "Events", "u", 1, 0, 1), {}).name
 
 
@@ -802,13 +804,13 @@ TWO: dict[str, Any] = {
 @pytest.mark.parametrize("kind", TWO)
 def test_what_decides_is_in_the_key(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, CONSTANTS.__name__, CONSTANTS)
-    one, other = (loading.prepare(TWO[kind](cut)) for cut in (1, 2))
-    again = loading.prepare(TWO[kind](1))
+    one, other = (loading.load_processor(TWO[kind](cut)) for cut in (1, 2))
+    again = loading.load_processor(TWO[kind](1))
     assert not one.notes
     assert (one.code, one.parameters) == (again.code, again.parameters)
     assert (one.code, one.parameters) != (other.code, other.parameters)
     if kind != "postprocess of a base":
-        same = [(x.of_chunks, json.dumps(x.parameters)) for x in (one, other)]
+        same = [(x.identity.chunks, json.dumps(x.parameters)) for x in (one, other)]
         assert same[0] != same[1]
 
 
@@ -845,7 +847,7 @@ def test_files_that_other_threads_open_are_none_of_the_processors(web: Web, tmp_
 
     notebook = threading.Thread(target=look)
     notebook.start()
-    with opened_files.watched(lambda _: False) as seen:
+    with opened_files.watch_opened(lambda _: False) as seen:
         go.set()
         notebook.join()
         urllib3.request("GET", web.url("served"))
@@ -859,7 +861,7 @@ def test_threads_of_a_processor_work_on(tmp_path: Path) -> None:
         for name in "ab":
             path = tmp_path / name
             path.touch()
-            with opened_files.watched(lambda _: False) as seen:
+            with opened_files.watch_opened(lambda _: False) as seen:
                 pool.submit(path.read_bytes).result()
                 assert set(seen()) == {str(path)}
 
@@ -867,15 +869,17 @@ def test_threads_of_a_processor_work_on(tmp_path: Path) -> None:
 def test_opened_files_are_seen_by_content(tmp_path: Path) -> None:
     small, gone = tmp_path / "small", tmp_path / "gone"
     small.write_text("a")
-    before = opened_files.seen([str(small)])
+    before = opened_files.file_states([str(small)])
     os.utime(small, (5, 5))
-    assert opened_files.changed(before, opened_files.seen([str(small)])) == []
+    assert opened_files.changed_files(before, opened_files.file_states([str(small)])) == []
     small.write_text("b")
-    assert opened_files.changed(before, opened_files.seen([str(small)])) == [str(small)]
-    assert opened_files.seen([str(gone), str(tmp_path)]) == {}
-    assert opened_files.changed(before, {}) == [str(small)]
-    large = opened_files.Seen(opened_files.LARGEST + 1, 1, None)
-    assert large.differs(opened_files.Seen(opened_files.LARGEST + 1, 2, None))
+    assert opened_files.changed_files(before, opened_files.file_states([str(small)])) == [
+        str(small)
+    ]
+    assert opened_files.file_states([str(gone), str(tmp_path)]) == {}
+    assert opened_files.changed_files(before, {}) == [str(small)]
+    large = opened_files.FileState(opened_files.LARGEST + 1, 1, None)
+    assert large.differs(opened_files.FileState(opened_files.LARGEST + 1, 2, None))
 
 
 @pytest.mark.parametrize(
@@ -884,12 +888,12 @@ def test_opened_files_are_seen_by_content(tmp_path: Path) -> None:
 def test_opened_files_are_those_that_may_be_read(mode: str, is_read: bool, tmp_path: Path) -> None:
     path = tmp_path / "table"
     path.write_bytes(bytes(80))
-    with opened_files.watched(lambda _: False) as opened:
+    with opened_files.watch_opened(lambda _: False) as opened:
         path.open(mode).close()
         assert bool(opened()) == is_read
     if mode == "r+":  # as numpy maps files if it is not told otherwise
         path.write_bytes(bytes(80))
-        with opened_files.watched(lambda _: False) as opened:
+        with opened_files.watch_opened(lambda _: False) as opened:
             np.memmap(path, np.float64)
             assert list(opened()) == [str(path)]
 
@@ -897,7 +901,7 @@ def test_opened_files_are_those_that_may_be_read(mode: str, is_read: bool, tmp_p
 def test_files_in_shared_memory_are_seen() -> None:
     with (
         tempfile.NamedTemporaryFile(dir="/dev/shm") as file,
-        opened_files.watched(lambda _: False) as opened,
+        opened_files.watch_opened(lambda _: False) as opened,
     ):
         Path(file.name).read_bytes()
         assert list(opened()) == [file.name]
@@ -956,7 +960,7 @@ def test_processors_of_a_notebook_are_told_apart_by_what_they_opened(
 def test_a_file_that_is_written_to_is_none_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("")
-    with opened_files.watched(lambda _: False) as opened:
+    with opened_files.watch_opened(lambda _: False) as opened:
         with path.open("r+") as file:
             file.write("x")
         assert opened() == {}
@@ -1013,13 +1017,13 @@ def test_what_a_worker_has_otherwise_is_told(what: str, monkeypatch: pytest.Monk
     change, told = CHANGES[what]
     with monkeypatch.context() as patched:
         change(patched)
-        values = code_of(Reads()).plain
-    found, _ = code_identity.differing(Reads(), values)
+        values = identify_code(Reads()).plain
+    found, _ = code_identity.compare_values(Reads(), values)
     assert found is None if not told else str(found).startswith(told) or told in str(found)
     is_path = what == "a path"
     elsewhere = json.dumps({**json.loads(values), "host": "elsewhere"}).encode()
-    assert (code_identity.differing(Reads(), elsewhere)[0] is None) == (is_path or not told)
-    moved, _ = code_identity.differing(Reads(), values, is_moved=True)
+    assert (code_identity.compare_values(Reads(), elsewhere)[0] is None) == (is_path or not told)
+    moved, _ = code_identity.compare_values(Reads(), values, is_moved=True)
     assert (moved is None) == (is_path or not told)
 
 
@@ -1034,8 +1038,8 @@ class SetsDefaults:
 def test_what_is_taken_for_a_cache_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setitem(OPTIONS, "cut", 100)
-        values = code_of(SetsDefaults()).plain
-    problem, notes = code_identity.differing(SetsDefaults(), values)
+        values = identify_code(SetsDefaults()).plain
+    problem, notes = code_identity.compare_values(SetsDefaults(), values)
     assert problem is None
     assert len(notes) == 1
     assert "taken for a cache" in notes[0]
@@ -1061,8 +1065,8 @@ def test_values_that_can_not_be_looked_at_end_in_a_line(where: str, kind: type) 
     made = namespace["P"]()
     if where == "self":
         made.value = value
-    with pytest.raises(ProcessorError, match=r"can't be (looked at|sent to workers)"):
-        loading.prepare(made)
+    with pytest.raises(ProcessorError, match=r"can't be (examined|sent to workers)"):
+        loading.load_processor(made)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -1093,7 +1097,7 @@ def test_opened_files_are_seen_whoever_opens_them(
     monkeypatch.syspath_prepend(str(tmp_path))
     name, source = OPENED_BY[who]
     code = compile(source, str(tmp_path / name), "exec")
-    with opened_files.watched(lambda _: False) as opened:
+    with opened_files.watch_opened(lambda _: False) as opened:
         exec(code, {"path": str(package / "sf.json")})
         found = opened()
     assert list(found) == [str(package / "sf.json")]
@@ -1106,7 +1110,7 @@ def test_a_loose_file_is_loaded_anew_where_it_read_something_else(tmp_path: Path
     found = []
     for number in ("1", "1", "2"):
         (tmp_path / "sf").write_text(number)
-        found.append(type(loading.prepare(f"{path}:Mine").processor))
+        found.append(type(loading.load_processor(f"{path}:Mine").instance))
     assert found[0] is found[1]
     assert found[1] is not found[2]
     shutil.rmtree(tmp_path)

@@ -1,8 +1,9 @@
-"""A fresh processor for each chunk, as coffea gives one, at the price of a copy.
+"""A new copy of the processor for each chunk, as in coffea.
 
-What ``process`` puts on ``self`` belongs to its chunk: a processor that another chunk filled,
-before it or at the same time in another thread, would count twice. Copies come out of a pickle, as
-coffea's do. Content that never changes is not copied: models, corrections, classes, large arrays.
+Attributes that ``process`` sets on ``self`` belong to its chunk: a processor that another chunk
+filled, before it or at the same time in another thread, would count twice. Copies come out of a
+pickle, as coffea's do. Content that never changes is shared: models, corrections, classes, large
+arrays.
 """
 
 from __future__ import annotations
@@ -19,20 +20,25 @@ from typing import Any, Final
 import cloudpickle
 
 from agc_ml.errors import ProcessorError
-from agc_ml.execution.processor.code_identity import code_in_use
-from agc_ml.execution.processor.lasting_state import Lasting, are_same, at, returned_again
-from agc_ml.execution.processor.opened_files import home
+from agc_ml.execution.code.code_identity import code_in_use
+from agc_ml.execution.processor.opened_files import code_home
+from agc_ml.execution.processor.persistent_state import (
+    PersistentState,
+    are_equal,
+    part_at,
+    returned_again,
+)
 from agc_ml.models.model import Model
 
 LARGE: Final = 1 << 20
 """Bytes from which an array or text is shared, not copied: 0.1 ms. A shared array can't be written
-to, so a processor that changes it is refused by numpy and not wrong in silence."""
+to, so that numpy refuses a processor that changes it."""
 SHARED: Final = (
-    "an array of 1 MB or more that a processor has from __init__ is shared by all chunks and can't "
-    "be written to: copy it in process()"
+    "an array of 1 MB or more from a processor's __init__ is shared by all chunks and read-only: "
+    "copy it in process()"
 )
 SLOW_S: Final = 0.005
-"""A copy that takes longer is told."""
+"""Time of a copy above which a line tells the user."""
 _TIMED: Final = 5
 
 _SHARED: Final = (
@@ -40,19 +46,19 @@ _SHARED: Final = (
     *(("xgboost", "Booster"), ("xgboost", "XGBModel"), ("lightgbm", "Booster")),
     *(("keras", "Model"), ("torch", "Module")),
 )
-"""Package and class of what scores or corrects, and is not changed by it."""
+"""Package and class of models and corrections, which do not change when they are used."""
 
 
-class Original:
-    """A processor as it was made, of which each chunk gets a copy, and the schema of its events.
+class ProcessorTemplate:
+    """A processor of which each chunk gets a copy, and the schema of its events.
 
-    ``homes`` is the user's code that it may run, by which files are remembered; ``notes`` are lines
-    about how it was made.
+    ``homes`` is the user's code that it may run, by which opened files are remembered; ``notes``
+    are lines about how it was made.
 
     Raises
     ------
     ProcessorError
-        It can't be pickled.
+        The processor can't be pickled.
     """
 
     def __init__(
@@ -66,14 +72,14 @@ class Original:
         try:
             _Pickler(file, self._shared, self._buffers).dump(processor)
             self._pickled = file.getvalue()
-            self.copy()  # what it imports is no part of the time
+            self.copy()  # its imports do not count in the time below
         except (Exception, SystemExit) as error:  # pickling runs code of any object, both ways
             raise ProcessorError(
                 f"{type(processor).__name__}: can't be copied for each chunk: {error}"
             ) from error
-        self._lasting = Lasting(processor)
-        self.homes = frozenset(home(*where) for where in code_in_use(processor))
-        # machines pause: the quickest of a few
+        self._persistent = PersistentState(processor)
+        self.homes = frozenset(code_home(*where) for where in code_in_use(processor))
+        # the fastest of a few, as machines pause
         self._copy_s = min(timeit.repeat(self.copy, number=1, repeat=_TIMED))
 
     @property
@@ -94,28 +100,28 @@ class Original:
         return unpickler.load()
 
     def check(self, output: Any, dataset: str, again: Callable[[Any], Any]) -> None:
-        """Refuse the output of a chunk of a dataset that other chunks have filled, too.
+        """Reject the output of a chunk of a dataset that other chunks have filled, too.
 
-        ``again`` gives what a processor, a copy, makes of the chunk: where something lasting may be
-        in the output, it must not be another one then.
+        ``again`` processes the chunk once more with a copy: where persistent state may be in the
+        output, the output must be equal then.
 
         Raises
         ------
         ProcessorError
-            It holds something of the class or of its module that gathers what chunks give.
+            The output holds state of the class or its module that gathers content of chunks.
         """
-        suspects, place = self._lasting.suspects(output, dataset), returned_again(output)
+        suspects, place = self._persistent.suspects(output, dataset), returned_again(output)
         if place is not None:
-            what = next(iter(suspects), "that of an earlier chunk")
-            raise _outlives(f"has what is in {what}{place and f' (output{place})'}")
+            source = next(iter(suspects), "that of an earlier chunk")
+            raise _gathers(f"has the content of {source}{place and f' (output{place})'}")
         if not suspects:
             return
-        first = {name: deepcopy(at(output, where or ())) for name, where in suspects.items()}
+        first = {name: deepcopy(part_at(output, where or ())) for name, where in suspects.items()}
         second = again(self.copy())
         for name, where in suspects.items():
-            if not are_same(first[name], at(second, where or ())):
-                raise _outlives(f"has what is in {name}")
-        self._lasting.acquit(suspects)
+            if not are_equal(first[name], part_at(second, where or ())):
+                raise _gathers(f"has the content of {name}")
+        self._persistent.acquit(suspects)
 
     @property
     def has_shared_arrays(self) -> bool:
@@ -123,15 +129,15 @@ class Original:
         return bool(self._buffers)
 
 
-def _outlives(what: str) -> ProcessorError:
+def _gathers(content: str) -> ProcessorError:
     return ProcessorError(
-        f"its output {what}, which all chunks of a worker fill, so that they would count twice; "
+        f"its output {content}, which all chunks of a worker fill, so that they would count twice; "
         "make it in process() or in __init__"
     )
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Puts what may be shared into a list, and its place there into the pickle."""
+    """Puts objects that may be shared into a list, and their places there into the pickle."""
 
     def __init__(self, file: io.BytesIO, shared: list[Any], buffers: list[bytes]) -> None:
         def in_band(buffer: pickle.PickleBuffer) -> bool:
@@ -146,7 +152,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._places: dict[int, int] = {}
 
     def persistent_id(self, obj: Any) -> int | None:
-        """Place of an object that all copies share; None for one that each has its own of."""
+        """Return the place of an object that all copies share; None to copy it."""
         if not _is_shared(obj):
             return None
         if id(obj) not in self._places:

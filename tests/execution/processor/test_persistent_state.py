@@ -21,9 +21,9 @@ from coffea.processor import (
 )
 
 from agc_ml.errors import ProcessorError
-from agc_ml.execution.processor.function_processor import FunctionProcessor
-from agc_ml.execution.processor.instances import Original
-from agc_ml.execution.processor.lasting_state import returned_again
+from agc_ml.execution.code.function_processor import FunctionProcessor
+from agc_ml.execution.processor.copies import ProcessorTemplate
+from agc_ml.execution.processor.persistent_state import returned_again
 
 N = 5
 
@@ -422,7 +422,7 @@ PROCESSORS = [
 ]
 
 
-def run(original: Original, chunks: int, n: int = N, dataset: str = "d") -> None:
+def run(original: ProcessorTemplate, chunks: int, n: int = N, dataset: str = "d") -> None:
     def process(made: Any) -> Any:
         return made.process(range(n))
 
@@ -434,7 +434,7 @@ def run(original: Original, chunks: int, n: int = N, dataset: str = "d") -> None
     "processor", PROCESSORS, ids=lambda p: getattr(getattr(p, "function", p), "__name__", "")
 )
 def test_what_outlives_a_chunk_is_refused(processor: Any) -> None:
-    original = Original(processor)
+    original = ProcessorTemplate(processor)
     with pytest.raises(ProcessorError, match="which all chunks of a worker fill"):
         run(original, 3)
 
@@ -449,9 +449,9 @@ def again(events: Any) -> Any:
 
 
 def test_a_second_run_in_a_process_is_refused_too() -> None:
-    run(Original(FunctionProcessor(again, {})), 1)
+    run(ProcessorTemplate(FunctionProcessor(again, {})), 1)
     with pytest.raises(ProcessorError, match=r"other_book\(\)\['met'\] \(output\['met'\]\), which"):
-        run(Original(FunctionProcessor(again, {})), 1)
+        run(ProcessorTemplate(FunctionProcessor(again, {})), 1)
 
 
 # -- what may be done ------------------------------------------------------------------------------
@@ -496,7 +496,7 @@ def monitored(events: Any) -> Any:
 
 def test_what_a_module_only_notes_may_change() -> None:
     """Of chunks of any size: what is returned does not depend on it."""
-    original = Original(FunctionProcessor(monitored, {}))
+    original = ProcessorTemplate(FunctionProcessor(monitored, {}))
     for n in (5, 3, 4, 7, 2):
         run(original, 1, n)
 
@@ -526,7 +526,7 @@ class Right:
 
 
 def test_what_belongs_to_a_chunk_may_be_returned() -> None:
-    run(Original(Right()), 6)
+    run(ProcessorTemplate(Right()), 6)
 
 
 WAITING = 0
@@ -539,9 +539,9 @@ def late(events: Any) -> Any:
 
 
 def test_what_begins_with_another_dataset_is_seen() -> None:
-    original = Original(FunctionProcessor(late, {}))
+    original = ProcessorTemplate(FunctionProcessor(late, {}))
     run(original, 9, N, "background")
-    with pytest.raises(ProcessorError, match="has what is in WAITING, which all chunks"):
+    with pytest.raises(ProcessorError, match="has the content of WAITING, which all chunks"):
         run(original, 3, 2 * N, "signal")
 
 

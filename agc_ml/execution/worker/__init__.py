@@ -1,0 +1,1 @@
+"""Work on a worker: jobs, chunks, and the outcomes that come back."""
