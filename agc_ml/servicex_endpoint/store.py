@@ -181,6 +181,7 @@ class RequestStore:
                     job.number,
                 ),
             )
+            # the last file of a request completes it
             n_left = self._value(
                 "select count(*) from files where request = ? and status = 'pending'",
                 job.request_id,

@@ -16,7 +16,6 @@ Data = bytes | memoryview
 
 XROOTD: Final = frozenset({"root", "roots", "xroot", "xroots"})
 HTTP: Final = frozenset({"http", "https"})
-REPLACED: Final = "it was replaced or changed while it was read"
 # Separates the parts of a stamp, such as a tag and a time, each of which identifies a version.
 STAMP_SEPARATOR: Final = "; "
 

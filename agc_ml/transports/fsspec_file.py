@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from agc_ml.transports import xrootd
-from agc_ml.transports.base import REPLACED, Data, Range, Transport, check_length, scheme
+from agc_ml.transports.base import Data, Range, Transport, check_length, scheme
 from agc_ml.transports.replica_errors import (
     PermanentError,
     ReplacedError,
@@ -58,7 +58,7 @@ class FsspecFile(Transport):
         except Exception as error:  # as above
             raise _replica_error(error) from error
         if current != (self.size, self.stamp):
-            raise ReplacedError(REPLACED)
+            raise ReplacedError
 
 
 def _size_and_stamp(info: dict[str, Any]) -> tuple[int, str]:

@@ -21,7 +21,6 @@ import urllib3
 
 from agc_ml.transports import credentials
 from agc_ml.transports.base import (
-    REPLACED,
     STAMP_SEPARATOR,
     Data,
     Range,
@@ -63,10 +62,7 @@ _DENIED: Final = {401, 403}
 _CERTIFICATE_ALERTS: Final = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
 _RANGE_LINE: Final = re.compile(rb"(?i)content-range:\s*bytes\s+(\d+)-(\d+)/(\d+)?")
 _RANGE: Final = re.compile(r"bytes\s+(\d+)-(\d+)/(\d+)")
-_MAX_LINE: Final = 1 << 12
-_PARTIAL: Final = 206
-_WHOLE: Final = 200
-_BEYOND: Final = 416
+_WHOLE, _PARTIAL, _BEYOND = 200, 206, 416
 
 Part = tuple[int, bytes]
 
@@ -165,7 +161,7 @@ class HttpFile(Transport):
             part in self._shared_stamps for part in stamp.split(STAMP_SEPARATOR)
         )
         if response.size not in {None, self.size} or not (is_known or self._is_mirror(stamp, end)):
-            raise ReplacedError(REPLACED)
+            raise ReplacedError
         return response
 
     def has(self, stamp: str, timeout: float) -> bool:
@@ -306,7 +302,7 @@ def _parts(response: urllib3.BaseHTTPResponse, end: float) -> tuple[list[Part], 
     parts: list[Part] = []
     place: tuple[int, int] | None = None
     size = None
-    while line := body.readline(_MAX_LINE):
+    while line := body.readline(_BUFFER):
         if in_head := _RANGE_LINE.match(line):
             place = int(in_head[1]), int(in_head[2])
             size = int(in_head[3]) if in_head[3] else size

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from agc_ml.transports.base import REPLACED, Data, Range, Transport, check_length
+from agc_ml.transports.base import Data, Range, Transport, check_length
 from agc_ml.transports.replica_errors import CorruptError, PermanentError, ReplacedError
 
 
@@ -45,10 +45,10 @@ class LocalFile(Transport):
         try:
             status = self._path.stat()
         except OSError as error:
-            raise ReplacedError(f"{REPLACED}: {_reason(error)}") from error
+            raise ReplacedError(_reason(error)) from error
         current = (status.st_dev, status.st_ino, status.st_size, str(status.st_mtime_ns))
         if current != (*self._identity, self.size, self.stamp):
-            raise ReplacedError(REPLACED)
+            raise ReplacedError
 
     def close(self) -> None:
         """Close the file."""

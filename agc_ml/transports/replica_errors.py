@@ -29,3 +29,6 @@ class ChangedError(MismatchError):
 
 class ReplacedError(TransientError):
     """The file was replaced or overwritten while it was read."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(f"it was replaced or changed while it was read{reason and ': '}{reason}")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from agc_ml.transports import credentials, server_health
-from agc_ml.transports.base import REPLACED, Data, Range, Transport, check_length
+from agc_ml.transports.base import Data, Range, Transport, check_length
 from agc_ml.transports.replica_errors import (
     CorruptError,
     PermanentError,
@@ -117,7 +117,7 @@ class XRootDFile(Transport):
     def check_same(self, timeout: float) -> None:
         """Reject the open file if it was written to. One that took its name is another file."""
         if self._size_and_stamp(timeout, force=True) != (self.size, self.stamp):
-            raise ReplacedError(REPLACED)
+            raise ReplacedError
 
     def close(self) -> None:
         """Close the file, without waiting for a server that may be gone."""

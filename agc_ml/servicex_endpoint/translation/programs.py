@@ -79,6 +79,7 @@ def check(source: str) -> None:
     head = ast.dump(ast.Module([body[0].args, *before], []))  # type: ignore[list-item]
     if head != _expected_head() or not isinstance(last, ast.Return) or last.value is None:
         raise NotAllowedError("the program does not begin as it should")
+    # Loop variables and arguments may be used; the translator's own names may not be redefined.
     nodes = syntax.walk(last.value, _MAX_DEPTH, MAX_NODES)
     bound = {node.arg for node, _ in nodes if isinstance(node, ast.arg)}
     bound |= {

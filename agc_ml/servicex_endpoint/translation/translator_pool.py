@@ -115,6 +115,7 @@ class TranslatorPool:
                 stderr=errors,
                 limit=_MAX_ANSWER,
             )
+        # It is ready when its libraries are loaded.
         line = b""
         try:
             with contextlib.suppress(TimeoutError):
