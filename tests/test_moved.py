@@ -11,6 +11,7 @@ import pytest
 
 import agc_ml as agc
 from agc_ml import _moved
+from processors.ttbar import features
 
 MINE = """
 from coffea.processor import ProcessorABC
@@ -43,6 +44,13 @@ def test_renamed_names_have_their_new_ones() -> None:
     with pytest.warns(DeprecationWarning, match=r"agc_ml\.rows\.Rows is .*ColumnTable now"):
         from agc_ml.rows import Rows  # type: ignore[import-not-found] # noqa: PLC0415
     assert Rows is agc.ColumnTable
+    with pytest.warns(
+        DeprecationWarning, match=r"n_permutations is processors\.ttbar\.features\.n_"
+    ):
+        from agc_ml.kernels.combinatorics import (  # type: ignore[import-not-found] # noqa: PLC0415
+            n_permutations,
+        )
+    assert n_permutations is features.n_permutations
 
 
 def test_a_processor_of_the_release_before_runs(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ import nanoaod
 import pytest
 import yaml
 from commandline import agc
+from places import ROOT
 
 import agc_ml
 import processors
 from agc_ml import measurement
-from agc_ml.analysis import Analysis, Pseudodata, analysis_of, shipped_cards, training_task
+from agc_ml.analysis import Analysis, Pseudodata, analysis_of, read, shipped_cards, training_task
 from agc_ml.errors import FitError, UsageError
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.presentation import style
@@ -214,6 +215,15 @@ def test_ours() -> None:
     assert task is not None
     assert len(task.rows) == 12
     assert training_task("another") is None
+
+
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "processors.md").read_text()
+    (tmp_path / "analysis.yml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    declared = read(tmp_path / "analysis.yml")
+    assert declared.recipe().parts == {"dijets": 1, "wjets_ME_var": 0.5}
+    assert declared.training is not None
+    assert len(declared.training.rows) == 3
 
 
 def test_one_that_declares_nothing_is_as_the_default_one() -> None:

@@ -552,3 +552,33 @@ def test_it_runs_under_coffeas_own_runner(real_data: Path, tmp_path: Path) -> No
             expected = result.templates[f"{region}_ttbar{suffix}"].values(flow=True)
             np.testing.assert_allclose(found * weight, expected, rtol=1e-9)
     assert output["cutflow"]["ttbar"]["4j2b"] == 73
+
+
+def test_the_cuts_on_leptons_imply_the_preselection() -> None:
+    """Services may drop what it drops: no event with a selected lepton is among that."""
+    rng = np.random.default_rng(1)
+    counts = rng.integers(0, 3, 3000)
+    n = int(counts.sum())
+    near = {
+        "pt": rng.choice([29.9, 30.0, 30.1, 45.0], n),
+        "eta": rng.choice([-2.2, 0.5, 2.05], n),
+        "cutBased": rng.integers(2, 5, n),
+        "sip3d": rng.choice([1.0, 4.5], n),
+        "tightId": rng.random(n) < 0.5,
+        "pfRelIso04_all": rng.choice([0.1, 0.2], n),
+    }
+    columns = {
+        f"{kind}_{field}": ak.unflatten(rng.permutation(values), counts)
+        for kind in ("Electron", "Muon")
+        for field, values in near.items()
+    }
+    electron, muon = (
+        ak.zip({field: columns[f"{kind}_{field}"] for field in near})
+        for kind in ("Electron", "Muon")
+    )
+    selected = ak.any(selection.electrons(electron), axis=1)
+    selected = selected | ak.any(selection.muons(muon), axis=1)
+    kept = eval(selection.PRESELECTION, {"any": ak.any, **columns})
+    assert ak.any(selected)
+    assert not ak.all(kept)
+    assert not ak.any(selected & ~kept)
