@@ -10,17 +10,20 @@ from typing import Any, Final
 from agc_ml.errors import AgcError, InputFileError
 from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.execution.state.run_state import file_label
-from agc_ml.inputs.datasets import File
+from agc_ml.inputs.datasets import EVENTS, File
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.inputs.folders import is_root_file
 from agc_ml.inputs.loading import is_described, is_list, read_mapping
 from agc_ml.inputs.paths import split_tree
 from agc_ml.models.cards import CARD
 from agc_ml.models.loading import load_model, scoring_notes
-from agc_ml.results import pseudodata_choice
+from agc_ml.results import pseudodata_choice, templates
 from agc_ml.results.run_result import RunResult
 from agc_ml.simulation import manifest
 from agc_ml.simulation.manifest import MANIFEST
+from agc_ml.statistics import fit
+from agc_ml.statistics.workspace import fit_inputs, histfactory
+from agc_ml.training import training_set
 from agc_ml.transports.base import scheme
 
 MODELS: Final = (".onnx", ".ubj", ".keras", ".h5", ".pkl", ".pickle", ".joblib")
@@ -80,16 +83,12 @@ def _recognise(path: Path) -> tuple[str, Callable[[Path], str]]:
 
 
 def _recognise_for_pyhf(path: Path) -> tuple[str, Callable[[Path], str]] | None:
-    from agc_ml.statistics.workspace import histfactory  # noqa: PLC0415 - heavy
-
     if histfactory.is_workspace(path):
         return "pyhf workspace", histfactory.describe
     return ("pyhf patch", histfactory.describe_patch) if histfactory.is_patch(path) else None
 
 
 def _recognise_root_file(path: Path) -> tuple[str, Callable[[Path], str]]:
-    from agc_ml.results import templates  # noqa: PLC0415 - heavy
-
     try:
         _events(path)
     except AgcError:
@@ -150,44 +149,41 @@ def _generated(path: Path) -> str:
 
 
 def _model(path: Path) -> str:
-    found = load_model(path)
-    first, *others = found.members
+    model = load_model(path)
+    first, *others = model.members
     parts = f"two models of {first.n_features}" if others else f"{first.n_features}"
-    told = "".join(f"; {note}" for note in scoring_notes(found))
-    return f"{found.name}, version {found.version}: {parts} features{told}"
+    notes = "".join(f"; {note}" for note in scoring_notes(model))
+    return f"{model.name}, version {model.version}: {parts} features{notes}"
 
 
 def _training_set(path: Path) -> str:
-    from agc_ml.training import training_set  # noqa: PLC0415 - heavy
-
-    found = training_set.load(path)
-    even = int(found.is_even.sum())
+    training = training_set.load(path)
+    even = int(training.is_even.sum())
     return (
-        f"{found.task}, {even:,} even and {len(found) - even:,} odd events of "
-        f"{found.features.shape[1]} rows, digest {found.digest[:12]}"
+        f"{training.task}, {even:,} even and {len(training) - even:,} odd events of "
+        f"{training.features.shape[1]} rows, digest {training.digest[:12]}"
     )
 
 
 def _events(path: Path) -> str:
     name, tree = (str(path), None) if path.exists() else split_tree(str(path))
-    file = File(lfn=name, replicas=(str(Path(name).absolute()),))
-    file = file if tree is None else replace(file, tree=tree)
-    found = inspect_file(file, ())
-    if not isinstance(found, FileInfo):
-        raise InputFileError(f"{name}: {found.reason}")
-    if not found.entries:
+    file = File(name, (str(Path(name).absolute()),), tree or EVENTS)
+    info = inspect_file(file, ())
+    if not isinstance(info, FileInfo):
+        raise InputFileError(f"{name}: {info.reason}")
+    if not info.entries:
         raise InputFileError(f"{name}: no events in {file.tree}")
-    return f"{found.entries:,} events in {file.tree}"
+    return f"{info.entries:,} events in {file.tree}"
 
 
 def _fileset(path: Path) -> str:
-    found = Fileset.load(path)
-    elsewhere = _look_into(found)
-    there = f", {elsewhere:,} of them on servers and not opened" if elsewhere else ""
-    return f"{len(found.datasets)} datasets, {found.n_files:,} files{there}"
+    fileset = Fileset.load(path)
+    n_remote = _open_local_files(fileset)
+    remote = f", {n_remote:,} of them on servers and not opened" if n_remote else ""
+    return f"{len(fileset.datasets)} datasets, {fileset.n_files:,} files{remote}"
 
 
-def _look_into(fileset: Fileset) -> int:
+def _open_local_files(fileset: Fileset) -> int:
     """Open local files as a run does; return the number of files that are only on servers.
 
     Raises
@@ -198,7 +194,7 @@ def _look_into(fileset: Fileset) -> int:
         Two are the same file, so that events would count twice.
     """
     problems: list[str] = []
-    elsewhere = n_events = 0
+    n_remote = n_events = 0
     datasets = []
     for dataset in fileset.datasets:
         files = []
@@ -207,7 +203,7 @@ def _look_into(fileset: Fileset) -> int:
             if not usable:
                 problems.append(f"{file_label(dataset, file)}: unknown protocol")
             elif any(scheme(url) != "file" for url in usable):
-                elsewhere += 1
+                n_remote += 1
                 files.append(file)
             else:
                 info = inspect_file(replace(file, replicas=usable), ())
@@ -218,13 +214,14 @@ def _look_into(fileset: Fileset) -> int:
                     problems.append(f"{file_label(dataset, file)}: {info.reason}")
         if not problems:
             datasets.append(replace(dataset, files=tuple(files)))
+    # all files are opened before the first problem is reported
     if problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise InputFileError(f"{problems[0]}{more}")
     replace(fileset, datasets=tuple(datasets))  # rejects a file that is listed twice
-    if not elsewhere and not n_events:
+    if not n_remote and not n_events:
         raise InputFileError(f"dataset {datasets[0].name}: no events in it, nor in any other")
-    return elsewhere
+    return n_remote
 
 
 def _is_known(kind: str) -> bool:
@@ -238,23 +235,16 @@ def _is_known(kind: str) -> bool:
 
 
 def _configuration(path: Path) -> str:
-    from agc_ml.statistics import fit  # noqa: PLC0415 - heavy
-    from agc_ml.statistics.workspace import fit_inputs  # noqa: PLC0415 - heavy
-
     config = fit.load_config(path)
     fit_inputs.needs(config)
     return f"{len(config['Regions'])} regions, {len(config['Samples'])} samples"
 
 
 def _fit(path: Path) -> str:
-    from agc_ml.statistics import fit  # noqa: PLC0415 - heavy
-
     return str(fit.load(path))
 
 
 def _histograms(path: Path) -> str:
-    from agc_ml.results import templates  # noqa: PLC0415 - heavy
-
-    found = templates.load(path)
-    templates.check(found)
-    return f"{len(found)} histograms"
+    histograms = templates.load(path)
+    templates.check(histograms)
+    return f"{len(histograms)} histograms"

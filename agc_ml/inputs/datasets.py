@@ -133,6 +133,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         where = f"dataset {self.name}"
+        # names and paths that files and terminals can hold
         names = {"name": self.name, "process": self.process, "variation": self.variation}
         for label, text in names.items():
             check_text(f"dataset {self.name!r}: its {label}", text)
@@ -143,6 +144,7 @@ class Dataset:
         _check_metadata(where, self.metadata)
         for label, value in (("xsec", self.xsec), ("process_xsec", self.process_xsec)):
             _check_positive(f"{where}: {label}", value, "pb")
+        # files: valid names, and not fewer generated events than entries
         for file in self.files:
             for text in (file.lfn, file.tree, *file.replicas):
                 check_text(f"{where}: {text!r}", text)

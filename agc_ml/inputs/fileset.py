@@ -68,7 +68,12 @@ class Fileset(FilesetContent):
             self.luminosity,
             [
                 [
-                    *(d.name, d.process, d.variation, d.xsec, d.is_data, dict(d.metadata)),
+                    d.name,
+                    d.process,
+                    d.variation,
+                    d.xsec,
+                    d.is_data,
+                    dict(d.metadata),
                     [_identity(file) for file in d.files],
                 ]
                 for d in self.datasets

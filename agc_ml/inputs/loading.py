@@ -78,6 +78,7 @@ def _read(source: str, dataset: str | None, *, is_demo: bool) -> FilesetContent:
     place = "the command line"
     with _usage_errors():
         path = demo() if is_demo else local_path(expand(source, place))
+    # a document or a list of files
     if path is not None and is_described(path) and path.is_file():
         if dataset is not None:
             raise UsageError(
@@ -86,6 +87,7 @@ def _read(source: str, dataset: str | None, *, is_demo: bool) -> FilesetContent:
         return read_document(path)
     if path is not None and is_list(path) and path.is_file():
         return _read_list(path, dataset)
+    # ROOT files, named by a path, a URL, a folder or a pattern
     with _usage_errors():
         match = resolve(source, Path.cwd(), place)
     if match.problem or match.is_missing:

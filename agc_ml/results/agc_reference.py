@@ -54,6 +54,7 @@ def read(path: Path) -> dict[str, tuple[_Array, _Array, _Array]]:
         for name, entry in raw.items()
         if not name.endswith("_pseudodata")
     }
+    # each template's dataset, and the number of files that fits all of them
     origins = {name: _origin(path, name) for name in contents}
     files = _n_files(path, contents, origins)
     return {

@@ -38,6 +38,7 @@ def flatten(hists: Mapping[str, hist.Hist[Any]]) -> dict[str, hist.Hist[Any]]:
                 f"histogram {name}: the storage MultiCell can't be written; book a histogram for "
                 "each of its cells, or an axis of categories"
             )
+        # one template for each combination of labels
         for labels, part in _parts(histogram):
             template = _template_name(name, [(axis.name, label) for _, axis, label in labels])
             places = (f"{axis.name or i} {label!r}" for i, axis, label in labels)

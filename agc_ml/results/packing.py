@@ -206,25 +206,25 @@ def _histogram(value: hist.Hist[Any], arrays: list[Any]) -> list[Any]:
     text = json.dumps(_encoded(described, inside))
     bins = np.asarray(value.view(flow=True))
     flag = vars(value).get(variances.FLAG)
-    again = _copied(text, inside, bins)
-    if not all(
-        map(_are_same_axes, value.axes, again.axes)
-    ):  # such as power axes, which are rounded
+    # UHI's form rounds some axes, such as powers
+    restored = _copied(text, inside, bins)
+    if not all(map(_are_same_axes, value.axes, restored.axes)):
         raise _NoFormError(value)
-    return [text, [_kept(one, arrays) for one in inside], _kept(bins, arrays), flag]
+    return [text, [_kept(array, arrays) for array in inside], _kept(bins, arrays), flag]
 
 
-def _are_same_axes(one: Any, other: Any) -> bool:
-    return (
-        type(one) is type(other)
-        and one == other
-        and np.asarray(one.edges).tobytes() == np.asarray(other.edges).tobytes()
-    )
+def _are_same_axes(a: Any, b: Any) -> bool:
+    same_edges = np.asarray(a.edges).tobytes() == np.asarray(b.edges).tobytes()
+    return type(a) is type(b) and a == b and same_edges
 
 
 _STORAGES: Final = {
-    *(bh.storage.Double, bh.storage.Int64, bh.storage.AtomicInt64),
-    *(bh.storage.Weight, bh.storage.Mean, bh.storage.WeightedMean),
+    bh.storage.Double,
+    bh.storage.Int64,
+    bh.storage.AtomicInt64,
+    bh.storage.Weight,
+    bh.storage.Mean,
+    bh.storage.WeightedMean,
 }
 
 
@@ -250,7 +250,7 @@ _SMALL: Final = 1 << 18
 
 @functools.lru_cache(maxsize=256)
 def _kept_booked(text: str, inside: tuple[bytes, ...], shape: tuple[int, ...]) -> hist.Hist[Any]:
-    arrays = [np.lib.format.read_array(io.BytesIO(one), allow_pickle=False) for one in inside]
+    arrays = [np.lib.format.read_array(io.BytesIO(npy), allow_pickle=False) for npy in inside]
     return _booked(text, arrays, shape)
 
 

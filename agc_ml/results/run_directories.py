@@ -72,11 +72,13 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
     if files.is_unused(folder):
         return RunFolder(folder)
+    # foreign links in place of our folders could lead anywhere
     for name in (NEW, MOVING, CHUNKS, f"{NEW}/{CHUNKS}"):
         files.check_plain(folder / name)
     is_run = any((folder / name).exists() for name in (RECORD, NEW, MOVING))
     is_begun = _is_begun(folder)
     if overwrite:
+        # only runs are replaced, never other folders
         if not is_run and not is_begun:
             raise UsageError(
                 f"{folder}: not a run directory, so --overwrite leaves it alone; name another"

@@ -248,6 +248,7 @@ def load_record(directory: Path) -> RunRecord:
         raise RunDirectoryError(
             f"{path}: cut off, or not a record ({error}); run again with --overwrite"
         ) from error
+    # version first: the fields of another one would be reported as errors
     version = raw.get("schema") if isinstance(raw, dict) else None
     if version != SCHEMA:
         raise RunDirectoryError(

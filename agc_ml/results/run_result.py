@@ -170,6 +170,7 @@ class RunResult:
             It is no run directory, is cut off, or was written by another version.
         """
         path = Path(directory)
+        # record and ledger must agree on missing chunks
         record = load_record(path)
         ledger = Ledger.load(path / "ledger.jsonl")
         if record.status == "complete" and ledger.missing:
@@ -180,6 +181,7 @@ class RunResult:
         hists: dict[str, hist.Hist[Any]] = {}
         if record.templates or (path / "histograms.zip").exists():
             hists = histogram_files.read_zip(path / "histograms.zip")
+        # the record names the templates that exist
         flat = flatten(hists)
         lacking = [name for name in record.templates if name not in flat]
         if lacking:

@@ -200,6 +200,7 @@ def _read(source: Path | BinaryIO, most_bytes: int | None) -> StoredTable:
         n_bytes = parquet.metadata.num_rows * sum(widths)
         _check_size(n_bytes, most_bytes)
         table = parquet.read()
+    # content, compared with the digest of the header
     table.validate(full=True)
     about, provenance, stated = _header(table.schema.metadata)
     columns = {}

@@ -105,7 +105,7 @@ def test_cross_section_must_be_a_positive_number(xsec: float) -> None:
 def test_what_makes_no_fileset() -> None:
     with pytest.raises(FilesetError, match="no datasets"):
         Fileset(())
-    with pytest.raises(FilesetError, match="dataset tt is there twice"):
+    with pytest.raises(FilesetError, match="dataset tt is listed twice"):
         Fileset(one().datasets * 2)
     with pytest.raises(FilesetError, match="no files"):
         one(files=())

@@ -28,6 +28,7 @@ def read(path: Path, raw: Mapping[str, Any]) -> FilesetContent:
     """Return the fileset of a file in coffea's format."""
     datasets, notes = [], []
     luminosities = set()
+    # datasets, with the luminosity that each states
     for name, content in raw.items():
         try:
             model = CoffeaDatasetModel.model_validate(
@@ -46,6 +47,7 @@ def read(path: Path, raw: Mapping[str, Any]) -> FilesetContent:
     # a luminosity that scales nothing stays with the user's own metadata
     if is_unscaled or not luminosities:
         return FilesetContent(tuple(datasets), *known_luminosity(datasets), tuple(notes))
+    # one luminosity for all datasets is the fileset's
     if len(luminosities) > 1:
         notes.append(
             "metadata -> luminosity differs between datasets: it reaches the processor, and "

@@ -34,6 +34,7 @@ class FileListing:
             named.
         """
         where = f"dataset {self._dataset}"
+        # replicas as paths and URLs; several files can't share what is stated about one
         resolved = [resolve(text, self._folder, where) for text in replicas]
         stated = ", ".join(facts) or ("other replicas" if len(replicas) > 1 else "")
         for text, match in zip(replicas, resolved, strict=True):
@@ -44,6 +45,7 @@ class FileListing:
                     f"{where}: {text}: {len(match.locations)} files match, but what is stated "
                     f"beside it ({stated}) is about one; list each file"
                 )
+        # one tree, named in the list or in a path
         trees = {name for name in (tree, *(match.tree for match in resolved)) if name is not None}
         if len(trees) > 1:
             raise FilesetError(

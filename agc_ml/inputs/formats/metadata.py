@@ -30,6 +30,7 @@ def described(
             raise FilesetError(f"{name} -> metadata -> {key}: {stated[key]!r} is not a name")
     process = stated["process"] or process
     variation = stated["variation"] or variation or NOMINAL
+    # a note for each property that was guessed
     notes = []
     if stated["process"] is None:
         notes.append(f"{name}: process {process!r}, variation {variation!r}, from {given_by}")

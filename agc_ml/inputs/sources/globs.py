@@ -78,6 +78,7 @@ def _remote(pattern: str) -> SourceFiles:
             f"{pattern}: {scheme}://{host} does not list it ({_reason(error)}); check its address "
             "and the network"
         ) from error
+    # a single file may have any name, files of a pattern only those of ROOT files
     is_named = not _MAGIC.search(path)
     others = [] if is_named else [name for name in sorted(sizes) if not is_root_file(name)]
     names = [name.rpartition("/")[2] for name in others]

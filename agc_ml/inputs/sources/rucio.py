@@ -135,6 +135,7 @@ def _find(client: Any, did: str) -> SourceFiles:
     from rucio.common.client import detect_client_location  # noqa: PLC0415 - an extra
 
     scope, _, name = did.partition(":")
+    # files of the data identifier, and the replicas of each
     with _translated(did):
         files = _by_name(client.list_files(scope, name))
         replicas = _by_name(
@@ -163,6 +164,7 @@ def _find(client: Any, did: str) -> SourceFiles:
             f"{did}: {len(lost)} of {len(chosen)} files have no replica that can be read now: "
             f"{lost[0]}{more}{only}; have them replicated with 'rucio rule add'"
         )
+    # notes on everything that was left out
     notes = [f"{did} of Rucio at {client.host}"]
     if others:
         notes.append(f"skipped {not_root_files(others)}")
