@@ -1,4 +1,4 @@
-"""A bundle as a folder: a card, the models, and what it was trained on."""
+"""Folder of a bundle: card, models, golden rows and training record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,15 @@ from agc_ml.models.cards import CARD, FORMATS, Card, CardEntry, GoldenRows
 from agc_ml.models.loading import load_model
 from agc_ml.models.model import PARITIES, Bundle, DeltaPhi, Parity
 from agc_ml.results.histogram_files import DAMAGED
-from agc_ml.training.trainers.trials import Fitted
+from agc_ml.training.trainers.trials import TrainedModel
 
 Array = NDArray[Any]
+Record = TypeVar("Record", bound=BaseModel)
 
 CARD_FILE: Final = CARD[-1]
 TRAINED: Final = "training.json"
 GOLDEN: Final = "golden_{parity}.npz"
-# Of golden rows, unpacked
+# Size of unpacked golden rows
 MOST_GOLDEN_BYTES: Final = 500_000_000
 
 
@@ -36,15 +37,15 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Learned(_Record):
-    """How one of the two models came about."""
+class ModelRecord(_Record):
+    """Training of one of the two models."""
 
     params: dict[str, int | float]
-    trials: int = Field(description="that were finished to find the parameters")
-    failed: int = Field(description="trials of which nothing came; the log says why")
+    trials: int = Field(description="number of finished trials")
+    failed: int = Field(description="number of failed trials; the log has the errors")
     seed: int
     space: str | dict[str, Any] | None = Field(
-        description="search space that was asked for; null: the usual one of the kind"
+        description="search space; null for the default of the kind"
     )
     validation: dict[str, float] = Field(description="cross-validated: auc, jet_score, fully_right")
     curve: tuple[tuple[int, float, float], ...] = Field(
@@ -52,23 +53,23 @@ class Learned(_Record):
     )
 
 
-class Trained(_Record):
-    """The content of ``training.json``: what a bundle was made of."""
+class TrainingRecord(_Record):
+    """Training record of a bundle, the content of ``training.json``."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
     kind: str = Field(description="xgboost or keras")
     dataset: str = Field(description="digest of the training set")
-    variation: str = Field(description="of the jets it was trained with")
+    variation: str = Field(description="variation of the jets")
     job: str
-    models: dict[Parity, Learned]
-    versions: dict[str, str] = Field(description="of the libraries that trained")
+    models: dict[Parity, ModelRecord]
+    versions: dict[str, str] = Field(description="versions of the libraries")
     inputs: dict[str, dict[str, tuple[int, ...]]] = Field(
-        description="process -> feature -> events in the bins of its histogram, with flow"
+        description="histogram of each feature by process, with under- and overflow"
     )
 
 
-def entry_of(parity: Parity, fitted: Fitted) -> CardEntry:
-    """What a card says of a trained model."""
+def entry_of(parity: Parity, fitted: TrainedModel) -> CardEntry:
+    """Return the entry of a trained model in a card."""
     name, content = fitted.files["model"]
     golden = None
     if FORMATS[Path(name).suffix] == "xgboost":
@@ -81,13 +82,13 @@ def entry_of(parity: Parity, fitted: Fitted) -> CardEntry:
     return CardEntry(file=name, uri=None, sha256=sha256, trained_on=parity, golden=golden)
 
 
-def write_models(folder: Path, fitted: Mapping[Parity, Fitted]) -> None:
-    """Write the files of trained models, and their golden rows and scores.
+def write_models(folder: Path, fitted: Mapping[Parity, TrainedModel]) -> None:
+    """Write the files of trained models, with golden rows and scores.
 
     Raises
     ------
     StoreError
-        There is no space, or no permission.
+        There is no space or no permission.
     """
     for parity, one in fitted.items():
         for name, content in one.files.values():
@@ -106,9 +107,9 @@ def write_card(
     entries: Mapping[Parity, CardEntry],
     about: tuple[str, DeltaPhi, tuple[str, ...]],
 ) -> None:
-    """Write the card of one model or of two; ``about`` are task, Delta phi and features.
+    """Write the card of one or two models; ``about`` are task, Delta phi and features.
 
-    Its version is a digest of the models: that of the registry is known only when it is there.
+    Its version is a digest of the models, as the version in the registry is not known yet.
     """
     task, delta_phi, features = about
     digests = "".join(str(entries[parity].sha256) for parity in PARITIES if parity in entries)
@@ -125,13 +126,13 @@ def write_card(
     write(folder / CARD_FILE, lambda path: path.write_text(text + "\n"))
 
 
-def write_trained(folder: Path, trained: Trained) -> None:
+def write_record(folder: Path, trained: TrainingRecord) -> None:
     """Write ``training.json``."""
     text = trained.model_dump_json(by_alias=True, indent=1)
     write(folder / TRAINED, lambda path: path.write_text(text + "\n"))
 
 
-def read_trained(folder: Path) -> Trained:
+def read_record(folder: Path) -> TrainingRecord:
     """Read ``training.json``.
 
     Raises
@@ -139,14 +140,7 @@ def read_trained(folder: Path) -> Trained:
     TrainingError
         It is missing or damaged.
     """
-    path = folder / TRAINED
-    try:
-        return Trained.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(
-            f"{path}: does not say what the bundle learned from ({reason})"
-        ) from error
+    return _read(TrainingRecord, folder / TRAINED, "training record")
 
 
 def read_card(folder: Path) -> Card:
@@ -157,30 +151,33 @@ def read_card(folder: Path) -> Card:
     TrainingError
         It is missing or damaged.
     """
-    path = folder / CARD_FILE
+    return _read(Card, folder / CARD_FILE, "card")
+
+
+def _read(model: type[Record], path: Path, name: str) -> Record:
     try:
-        return Card.model_validate_json(path.read_bytes())
+        return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"{path}: no card ({reason})") from error
+        raise TrainingError(f"{path}: is not a {name} ({reason})") from error
 
 
 def read_bundle(folder: Path) -> Bundle:
-    """Read a bundle of two.
+    """Read a bundle of two models.
 
     Raises
     ------
     ModelError
-        It is damaged, or one model only.
+        It is damaged, or has one model only.
     """
-    found = load_model(folder)
-    if not isinstance(found, Bundle):
+    bundle = load_model(folder)
+    if not isinstance(bundle, Bundle):
         raise ModelError(f"{folder}: one model, not a bundle of two; train the other parity too")
-    return found
+    return bundle
 
 
 def read_golden(folder: Path, parity: Parity) -> tuple[Array, Array] | None:
-    """Rows, and what the library that trained scores them with; None if there are none.
+    """Read golden rows and the scores of the library that trained; None if there are none.
 
     Raises
     ------

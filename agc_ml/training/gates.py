@@ -219,7 +219,7 @@ def _against(mine: Array, its: Array, data: TrainingSet, limits: Limits) -> list
 
 
 def _gap(folder: Path, bundle: Bundle, data: TrainingSet, limits: Limits) -> Gate:
-    learned = bundles.read_trained(folder).models
+    learned = bundles.read_record(folder).models
     gaps = {}
     for parity, model in zip(PARITIES, bundle.members, strict=True):
         others = data.of_parity("odd" if parity == "even" else "even")

@@ -1,9 +1,8 @@
-"""A job in a process of its own: from a training set to a judged bundle, in the job's folder.
+"""Process of a job: from a training set to a validated bundle, in the job's folder.
 
-It is given all it needs in ``setup.json`` and talks to nobody. What it finds it leaves in
-``bundle/``, and when that is whole, ``result.json``; or ``error.json``, which says why not. It can
-be killed at any time and started again: the search goes on where it was, and everything after that
-gives the same again.
+``setup.json`` has all inputs. The process writes ``bundle/`` and, once that is complete,
+``result.json``; or ``error.json`` with a permanent error. It can be killed at any time and started
+again: the search resumes, and the rest gives the same files again.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from agc_ml import files as folders
+from agc_ml import files
 from agc_ml.errors import AgcError, ClusterError, TrainingError, chain
 from agc_ml.execution.cluster.clusters import INLINE, LOCAL
 from agc_ml.execution.cluster.connection import ClusterOptions, connect_executor
@@ -32,17 +31,18 @@ from agc_ml.execution.state.provenance import versions
 from agc_ml.execution.worker.job import Failure
 from agc_ml.files import write
 from agc_ml.inputs.variations import NOMINAL
+from agc_ml.models.cards import CardEntry
 from agc_ml.models.content import Content, provide
 from agc_ml.models.model import PARITIES, Parity
 from agc_ml.results import tables
 from agc_ml.training import bundles, gates, training_set
-from agc_ml.training.bundles import Learned, Trained
+from agc_ml.training.bundles import ModelRecord, TrainingRecord
 from agc_ml.training.job_spec import Setup
 from agc_ml.training.pages import report_page
-from agc_ml.training.search import Attempt, FailedTrial, Plan, best, search
+from agc_ml.training.search import Plan, best, search
 from agc_ml.training.search_spaces import space_of
 from agc_ml.training.trainers import trials
-from agc_ml.training.trainers.trials import Fit, Fitted, Source, Trial, Tried
+from agc_ml.training.trainers.trials import FinalTraining, Source, TrainedModel, Trial, TrialResult
 from agc_ml.training.training_set import TrainingSet
 
 logger = logging.getLogger(__name__)
@@ -56,13 +56,13 @@ BUNDLE: Final = "bundle"
 GATES: Final = "gates.json"
 TRIALS: Final = "trials.json"
 
-_LOOK_S: Final = 1.0
-# Of workers under the same trial, before it is given up
-_DEATHS: Final = 3
+_LOCK_S: Final = 1.0
+# Deaths of workers after which a trial fails
+_MAX_DEATHS: Final = 3
 
 
 class Progress:
-    """How far a job is, in ``progress.json``."""
+    """Progress of a job, in ``progress.json``."""
 
     def __init__(self, folder: Path, total: int) -> None:
         self._path = folder / PROGRESS
@@ -70,31 +70,32 @@ class Progress:
         self._done = 0
 
     def step(self, message: str) -> None:
-        """Note that one more part is done."""
+        """Note that one more step is done."""
         self._done += 1
-        self.say(message)
+        self.note(message)
 
-    def say(self, message: str) -> None:
-        """Note what is done now."""
+    def note(self, message: str) -> None:
+        """Note the current action."""
         logger.info("%s", message)
         text = json.dumps({"done": self._done, "total": self._total, "message": message})
         write(self._path, lambda path: path.write_text(text), durable=False)
 
 
 def run(folder: Path) -> None:
-    """Do the job in a folder.
+    """Run the job in a folder.
 
     Raises
     ------
     AgcError
-        It can't be done.
+        A model can't be trained or validated.
     """
     setup = Setup.model_validate_json((folder / SETUP).read_bytes())
     spec = setup.spec
-    n_trials = 0 if spec.kind == "judge" else spec.trials * len(spec.parities)
-    progress = Progress(folder, n_trials + (0 if spec.kind == "judge" else len(spec.parities)) + 1)
+    # steps: each trial, each final training, and the validation
+    n_trained = 0 if spec.kind == "judge" else len(spec.parities)
+    progress = Progress(folder, n_trained * (spec.trials + 1) + 1)
     path = Path(setup.dataset)
-    progress.say("reading the training set")
+    progress.note("reading the training set")
     table = tables.read(path, TrainingError)
     if table.digest != spec.dataset:
         raise TrainingError(
@@ -104,31 +105,32 @@ def run(folder: Path) -> None:
     bundle = folder / BUNDLE
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir()
-    attempts: dict[Parity, list[Attempt]] = {}
+    results: dict[Parity, list[TrialResult]] = {}
     if spec.kind == "judge":
-        trained = _gathered(bundle, setup)
+        record = _combine(bundle, setup)
     else:
         chosen = training_set.of_table(table, spec.variation)
-        attempts, trained = _train(folder, setup, path, chosen, progress)
-    _write_trials(bundle, attempts)
+        results, record = _train(folder, setup, path, chosen, progress)
+    _write_trials(bundle, results)
     judged = None
-    if len(trained.models) == len(PARITIES):
-        progress.say("judging the bundle")
-        judged = _judge(bundle, setup, sets, trained, attempts)
+    if len(record.models) == len(PARITIES):
+        progress.note("judging the bundle")
+        judged = _judge(bundle, setup, sets, record, results)
     progress.step("done")
-    _finish(folder, trained, judged)
+    _finish(folder, record, judged)
 
 
 def _variations(table: tables.StoredTable) -> dict[str, TrainingSet]:
-    """The training set of each of its variations; all of them have to be good."""
-    names = sorted({value.decode() for value in set(table.columns["variation"].tolist())}
-                   if "variation" in table.columns else {NOMINAL})  # fmt: skip
+    """Return the training set of each variation; each has to be valid."""
+    column = table.columns.get("variation")
+    names = [] if column is None else sorted({name.decode() for name in set(column.tolist())})
     return {name: training_set.of_table(table, name) for name in dict.fromkeys([NOMINAL, *names])}
 
 
 def _train(
     folder: Path, setup: Setup, path: Path, data: TrainingSet, progress: Progress
-) -> tuple[dict[Parity, list[Attempt]], Trained]:
+) -> tuple[dict[Parity, list[TrialResult]], TrainingRecord]:
+    """Search for the best parameters, and train with them."""
     spec = setup.spec
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
@@ -137,6 +139,7 @@ def _train(
     }
     kind = spec.trained_kind
     plan = Plan(kind, space_of(kind, spec.space), spec.trials, spec.seed, sources)
+    # a single local worker needs no cluster
     is_alone = setup.site == LOCAL and setup.workers == 1
     site = INLINE if is_alone else setup.site
     workers = setup.workers if site == LOCAL else None
@@ -144,55 +147,57 @@ def _train(
     with connect_executor(ClusterOptions(site=site, workers=workers)) as (executor, _):
         executor.provide({sha256: Content(content)}, partial(trials.forget, sha256))
 
-        def evaluate(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
+        def evaluate(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, TrialResult]]:
             jobs = {key: (trial,) for key, trial in waiting.items()}
-            for key, tried in _outcomes(executor, trials.run, jobs):
-                yield key, tried if isinstance(tried, Tried) else Tried(-1, error=tried)
+            for key, result in _outcomes(executor, trials.run, jobs):
+                is_result = isinstance(result, TrialResult)
+                yield key, result if is_result else TrialResult(-1, error=result)
 
-        def on_trial(parity: Parity, one: Attempt | FailedTrial) -> None:
-            if isinstance(one, FailedTrial):
-                progress.step(f"trial {one.number} on {parity} events failed: {one.error}")
+        def on_trial(parity: Parity, result: TrialResult) -> None:
+            label = f"trial {result.number} on {parity} events"
+            if result.error:
+                progress.step(f"{label} failed: {result.error}")
                 return
-            ending = ", stopped early" if one.pruned else ""
+            ending = ", stopped early" if result.pruned else ""
             progress.step(
-                f"trial {one.number} on {parity} events: jet score {one.quality.jet_score:.4f}, "
-                f"AUC {one.quality.auc:.4f}{ending}"
+                f"{label}: jet score {result.quality.jet_score:.4f}, "
+                f"AUC {result.quality.auc:.4f}{ending}"
             )
 
-        attempts = search(plan, evaluate, folder / STUDY, on_trial)
-        chosen = {parity: best(found) for parity, found in attempts.items()}
-        progress.say("training with the best parameters")
+        results = search(plan, evaluate, folder / STUDY, on_trial)
+        chosen = {parity: best(finished) for parity, finished in results.items()}
+        progress.note("training with the best parameters")
         tasks = {
-            str(parity): (Fit(kind, sources[parity], one.params, spec.seed),)
+            str(parity): (FinalTraining(kind, sources[parity], one.params, spec.seed),)
             for parity, one in chosen.items()
         }
-        fitted: dict[Parity, Fitted] = {}
-        for key, outcome in _outcomes(executor, trials.fit, tasks):
+        models: dict[Parity, TrainedModel] = {}
+        for key, outcome in _outcomes(executor, trials.train, tasks):
             error = outcome if isinstance(outcome, str) else outcome.error
             if error:
                 raise TrainingError(f"the {key} model can't be trained: {error}")
-            fitted["even" if key == "even" else "odd"] = outcome
+            models["even" if key == "even" else "odd"] = outcome
             progress.step(f"trained on {key} events")
-    learned = {
-        parity: Learned(
+    records = {
+        parity: ModelRecord(
             params=dict(one.params),
-            trials=len(attempts[parity]),
-            failed=spec.trials - len(attempts[parity]),
+            trials=len(results[parity]),
+            failed=spec.trials - len(results[parity]),
             seed=spec.seed,
             space=spec.space,
             validation=one.quality._asdict(),
             curve=tuple(
                 (point.events, point.quality.auc, point.quality.jet_score)
-                for point in fitted[parity].curve
+                for point in models[parity].curve
             ),
         )
         for parity, one in chosen.items()
     }
-    return attempts, _save(folder / BUNDLE, setup, data, learned, fitted)
+    return results, _save(folder / BUNDLE, setup, data, records, models)
 
 
 def _outcomes(executor: Executor, function: Any, jobs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What became of each job; a line where it can't be done. Those of dead workers run again."""
+    """Yield the result of each job, or its error as a line; rerun those of dead workers."""
     deaths = dict.fromkeys(jobs, 0)
     waiting = dict(jobs)
     while waiting:
@@ -200,15 +205,13 @@ def _outcomes(executor: Executor, function: Any, jobs: dict[str, Any]) -> Iterat
         for key, outcome in executor.outcomes(function, waiting):
             if isinstance(outcome, WorkerDied):
                 deaths[key] += 1
-                logger.warning("%s: its worker died (%d of %d)", key, deaths[key], _DEATHS)
-                if deaths[key] < _DEATHS:
+                logger.warning("%s: its worker died (%d of %d)", key, deaths[key], _MAX_DEATHS)
+                if deaths[key] < _MAX_DEATHS:
                     lost[key] = waiting[key]
                 else:
-                    yield key, f"its worker died {_DEATHS} times (memory?)"
-            elif isinstance(outcome, Failure):
-                yield key, outcome.reason
+                    yield key, f"its worker died {_MAX_DEATHS} times (memory?)"
             else:
-                yield key, outcome
+                yield key, outcome.reason if isinstance(outcome, Failure) else outcome
         waiting = lost
 
 
@@ -216,74 +219,71 @@ def _save(
     bundle: Path,
     setup: Setup,
     data: TrainingSet,
-    learned: dict[Parity, Learned],
-    fitted: Mapping[Parity, Fitted],
-) -> Trained:
-    bundles.write_models(bundle, fitted)
-    entries = {parity: bundles.entry_of(parity, one) for parity, one in fitted.items()}
+    records: dict[Parity, ModelRecord],
+    models: Mapping[Parity, TrainedModel],
+) -> TrainingRecord:
+    """Write the models, the card and the training record."""
+    bundles.write_models(bundle, models)
+    entries = {parity: bundles.entry_of(parity, one) for parity, one in models.items()}
     about = (data.task, data.delta_phi, data.names)
     bundles.write_card(bundle, setup.spec.name, entries, about)
     library = {"xgboost": "xgboost", "keras": "tensorflow"}[setup.spec.kind]
-    trained = Trained(
+    record = TrainingRecord(
         schema=1,
         kind=setup.spec.kind,
         dataset=data.digest,
         variation=data.variation,
         job=setup.job,
-        models=learned,
+        models=records,
         versions=_versions(library),
         inputs={p: {f: tuple(n) for f, n in one.items()} for p, one in data.inputs.items()},
     )
-    bundles.write_trained(bundle, trained)
-    return trained
+    bundles.write_record(bundle, record)
+    return record
 
 
 def _versions(library: str) -> dict[str, str]:
     from agc_ml.execution.code.source_files import version_of  # noqa: PLC0415 - on demand
 
-    found = {name: version for name, version in versions().items()
-             if name in {"python", "agc-ml", "numpy"}}  # fmt: skip
-    installed = version_of(library)
-    return {**found, library: (installed or "unknown").rpartition(" ")[2]}
+    common = {name: versions()[name] for name in ("python", "agc-ml", "numpy")}
+    return {**common, library: (version_of(library) or "unknown").rpartition(" ")[2]}
 
 
-def _gathered(bundle: Path, setup: Setup) -> Trained:
-    """Put two models of other jobs into one bundle."""
-    parts: dict[Parity, tuple[Path, Trained]] = {}
-    entries = {}
-    for parity, known in setup.members.items():
-        folder = Path(known.folder)
-        trained = bundles.read_trained(folder)
-        found = bundles.read_card(folder)
-        entry = next((one for one in found.models if one.trained_on == parity), None)
-        if entry is None or parity not in trained.models:
+def _combine(bundle: Path, setup: Setup) -> TrainingRecord:
+    """Combine two models of other jobs into a bundle."""
+    records: dict[Parity, TrainingRecord] = {}
+    entries: dict[Parity, CardEntry] = {}
+    abouts = []
+    for parity, member in setup.members.items():
+        folder = Path(member.folder)
+        record, card = bundles.read_record(folder), bundles.read_card(folder)
+        entry = next((one for one in card.models if one.trained_on == parity), None)
+        if entry is None or parity not in record.models:
             raise TrainingError(
-                f"version {known.version} was not trained on {parity} events; name another"
+                f"version {member.version} was not trained on {parity} events; name another"
             )
-        parts[parity] = (folder, trained)
-        entries[parity] = (entry, found)
+        records[parity], entries[parity] = record, entry
+        abouts.append((card.task, card.delta_phi, card.features))
+        # copy the model, its golden rows, and the network it was exported from
+        copied = {str(entry.file), bundles.GOLDEN.format(parity=parity), f"{parity}.keras"}
         for path in folder.iterdir():
-            if path.name in {str(entry.file), bundles.GOLDEN.format(parity=parity)} or (
-                path.suffix == ".keras" and path.stem == parity
-            ):
+            if path.name in copied:
                 shutil.copyfile(path, bundle / path.name)
-    even, odd = (entries[parity] for parity in PARITIES)
-    abouts = [(card.task, card.delta_phi, card.features) for _, card in (even, odd)]
     if abouts[0] != abouts[1]:
         raise TrainingError("the two models have different tasks or features; they make no bundle")
-    bundles.write_card(bundle, setup.spec.name, {"even": even[0], "odd": odd[0]}, abouts[0])
-    first, second = (parts[parity][1] for parity in PARITIES)
-    for what in ("kind", "dataset", "variation", "versions"):
-        of_first, of_second = getattr(first, what), getattr(second, what)
-        if of_first != of_second:
+    bundles.write_card(bundle, setup.spec.name, entries, abouts[0])
+    first, second = (records[parity] for parity in PARITIES)
+    for name in ("kind", "dataset", "variation", "versions"):
+        values = getattr(first, name), getattr(second, name)
+        if values[0] != values[1]:
             raise TrainingError(
-                f"the two models were trained with different {what} ({_brief(of_first)}, "
-                f"{_brief(of_second)}); they make no bundle: train one of them anew"
+                f"the two models were trained with different {name} ({_brief(values[0])}, "
+                f"{_brief(values[1])}); they make no bundle: train one of them anew"
             )
-    models = {parity: t.models[parity] for parity, (_, t) in parts.items()}
-    trained = first.model_copy(update={"job": setup.job, "models": models})
-    bundles.write_trained(bundle, trained)
-    return trained
+    models = {parity: record.models[parity] for parity, record in records.items()}
+    record = first.model_copy(update={"job": setup.job, "models": models})
+    bundles.write_record(bundle, record)
+    return record
 
 
 def _brief(value: Any) -> str:
@@ -296,9 +296,10 @@ def _judge(
     bundle: Path,
     setup: Setup,
     sets: Mapping[str, TrainingSet],
-    trained: Trained,
-    attempts: Mapping[Parity, list[Attempt]],
+    record: TrainingRecord,
+    results: Mapping[Parity, list[TrialResult]],
 ) -> gates.Judged:
+    """Validate a bundle: its gates and its report."""
     champion = None
     if setup.champion is not None:
         folder = Path(setup.champion.folder)
@@ -308,47 +309,47 @@ def _judge(
     )
     text = judged.model_dump_json(by_alias=True, indent=1)
     write(bundle / GATES, lambda path: path.write_text(text + "\n"))
-    report_page.write(bundle, setup.spec.name, (judged, seen), trained, attempts)
+    report_page.write(bundle, setup.spec.name, (judged, seen), record, results)
     return judged
 
 
-def _write_trials(bundle: Path, attempts: Mapping[Parity, list[Attempt]]) -> None:
-    text = json.dumps({p: [one.described() for one in found] for p, found in attempts.items()})
+def _write_trials(bundle: Path, results: Mapping[Parity, list[TrialResult]]) -> None:
+    text = json.dumps({parity: [one.as_json() for one in of] for parity, of in results.items()})
     write(bundle / TRIALS, lambda path: path.write_text(text))
 
 
-def _finish(folder: Path, trained: Trained, judged: gates.Judged | None) -> None:
-    """Write down all files of the bundle with their sha256: from now on it is whole."""
+def _finish(folder: Path, record: TrainingRecord, judged: gates.Judged | None) -> None:
+    """Write the result with the sha256 of all files: it marks the bundle as complete."""
     bundle = folder / BUNDLE
-    files = {
+    digests = {
         str(path.relative_to(bundle)): training_set.sha256_of(path)
         for path in sorted(bundle.rglob("*"))
         if path.is_file()
     }
     text = json.dumps(
         {
-            "files": files,
-            "parities": sorted(trained.models),
+            "files": digests,
+            "parities": sorted(record.models),
             "quality": None if judged is None else judged.quality,
             "passed": None if judged is None else judged.passed,
             "against": None if judged is None else judged.against,
-            "validation": {p: one.validation for p, one in trained.models.items()},
-            "params": {p: one.params for p, one in trained.models.items()},
+            "validation": {p: one.validation for p, one in record.models.items()},
+            "params": {p: one.params for p, one in record.models.items()},
         }
     )
     write(folder / RESULT, lambda path: path.write_text(text))
 
 
 @contextmanager
-def _sole(folder: Path) -> Iterator[None]:
-    """Hold the lock of the job's folder, with the process's number in it: until it dies."""
-    with (folder / folders.LOCK).open("a+") as lock:
-        deadline = time.monotonic() + _LOOK_S
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the job's folder until this process ends, with its number in the lock."""
+    with (folder / files.LOCK).open("a+") as lock:
+        deadline = time.monotonic() + _LOCK_S
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:  # for a moment also when a service looks whether it is held
+            except BlockingIOError:  # a service holds it for a moment when it checks it
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
@@ -359,10 +360,10 @@ def _sole(folder: Path) -> Iterator[None]:
 
 
 def main(folder: Path) -> int:
-    """Do the job in a folder; what can't be done is left there as ``error.json``.
+    """Run the job in a folder; a permanent error is written to ``error.json``.
 
-    What is not known to be for ever (a worker died while workers were started, a scheduler is being
-    restarted, a fault of a library) leaves none: the job is started again, a few times.
+    Other errors (a worker that died at its start, a scheduler that restarts, a bug of a library)
+    leave no file, and the job is started again, a few times.
     """
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
@@ -370,15 +371,15 @@ def main(folder: Path) -> int:
     for chatty in ("distributed", "bokeh", "matplotlib", "fontTools"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
-        with _sole(folder):
+        with _locked(folder):
             run(folder)
     except BlockingIOError:
-        logger.info("another process is at work on it")
+        logger.info("another process runs this job")
         return 0
     except Exception as error:
         logger.exception("failed")
         if any(getattr(one, "errno", None) == errno.ENOSPC for one in chain(error)):
-            reason = f"{folder}: no space left on the disk; free some, and submit it again"
+            reason = f"{folder}: no space left on the disk; free some and submit the job again"
         elif isinstance(error, AgcError) and not isinstance(error, ClusterError):
             reason = str(error)
         else:
@@ -393,5 +394,5 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    os.nice(10)  # those who ask the service how far it is should not wait for it
+    os.nice(10)  # requests to the service come first
     sys.exit(main(Path(sys.argv[1])))

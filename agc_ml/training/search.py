@@ -1,14 +1,14 @@
-"""Searches for the best parameters: trials side by side, the same ones however many workers run.
+"""Search for the best parameters: parallel trials, the same ones on any number of workers.
 
-Trials are asked for in generations of a fixed size, each from a sampler that is seeded by the
-trial's number, and judged against those of earlier generations only. So neither the number of
-workers, nor the order in which they finish, nor being killed and resumed changes what is tried.
+Trials come in generations of a fixed size, each from a sampler that is seeded by the trial's
+number, and are compared with earlier generations only. So neither the number of workers, nor the
+order in which they finish, nor kills and restarts change the parameters that are tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,23 +16,21 @@ import numpy as np
 
 from agc_ml.errors import TrainingError, UsageError
 from agc_ml.models.model import Parity
-from agc_ml.training.metrics import Quality
 from agc_ml.training.search_spaces import Kind, Space, suggest
-from agc_ml.training.trainers.trials import Source, Trial, Tried
+from agc_ml.training.trainers.trials import Source, Trial, TrialResult
 
-# Trials of each parity that are asked for at once
+# Trials of each parity in a generation
 GENERATION: Final = 4
 
-# Finished trials before one may be stopped for being worse than their median
+# Finished trials that are needed before others are stopped below their median
 ENOUGH_TO_PRUNE: Final = 4
 
-Params = Mapping[str, int | float]
-Evaluate = Callable[[Mapping[str, Trial]], Iterator[tuple[str, Tried]]]
+Evaluate = Callable[[Mapping[str, Trial]], Iterator[tuple[str, TrialResult]]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched for, for which parities."""
+    """Parameters of a search: model, space, and the training data of each parity."""
 
     kind: Kind
     space: Space
@@ -41,46 +39,15 @@ class Plan:
     sources: Mapping[Parity, Source]
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A finished trial."""
-
-    number: int
-    params: Params
-    history: tuple[tuple[int, float], ...]
-    quality: Quality
-    pruned: bool
-    seconds: float
-
-    def described(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {
-            "number": self.number,
-            "params": dict(self.params),
-            "history": [list(point) for point in self.history],
-            **self.quality._asdict(),
-            "pruned": self.pruned,
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True)
-class FailedTrial:
-    """A trial of which nothing came, and why."""
-
-    number: int
-    error: str
-
-
 def search(
     plan: Plan,
     evaluate: Evaluate,
     storage: Path,
-    on_trial: Callable[[Parity, Attempt | FailedTrial], None],
-) -> dict[Parity, list[Attempt]]:
-    """Try parameters; goes on where ``storage``, an SQLite file, ends.
+    on_trial: Callable[[Parity, TrialResult], None],
+) -> dict[Parity, list[TrialResult]]:
+    """Run the trials of a search; resume the one in ``storage``, an SQLite file.
 
-    ``on_trial`` is told of each trial that finishes or fails, and of those that had before.
+    ``on_trial`` is called with each trial that finishes or fails, and with those of earlier runs.
 
     Raises
     ------
@@ -89,34 +56,34 @@ def search(
     """
     studies = {parity: _study(parity, storage) for parity in plan.sources}
     for parity, study in studies.items():
-        earlier: list[Attempt | FailedTrial] = [*_finished(study), *_failed(study)]
-        for done in earlier:
-            on_trial(parity, done)
+        for result in _results(study):
+            on_trial(parity, result)
     while waiting := _ask(plan, studies):
         failures = []
-        for key, tried in evaluate({key: trial for key, (_, trial) in waiting.items()}):
+        for key, outcome in evaluate({key: trial for key, (_, trial) in waiting.items()}):
             parity, trial = waiting[key]
-            attempt = _tell(studies[parity], trial, tried)
-            on_trial(parity, attempt)
-            if isinstance(attempt, FailedTrial):
-                failures.append(attempt.error)
+            result = replace(outcome, number=trial.number, params=trial.params)
+            _tell(studies[parity], result)
+            on_trial(parity, result)
+            if result.error:
+                failures.append(result.error)
         if len(failures) == len(waiting):
             raise TrainingError(f"no trial of a whole generation worked: {failures[0]}")
     return {parity: _finished(study) for parity, study in studies.items()}
 
 
-def best(attempts: list[Attempt]) -> Attempt:
-    """The one with the highest jet score, of several the one with the highest AUC.
+def best(results: list[TrialResult]) -> TrialResult:
+    """Return the trial with the highest jet score, then the highest AUC.
 
     Raises
     ------
     TrainingError
-        There is none that ran to its end.
+        No trial was run to its end.
     """
-    whole = [one for one in attempts if not one.pruned]
-    if not whole:
+    complete = [one for one in results if not one.pruned]
+    if not complete:
         raise TrainingError("no trial ran to its end; see the job's log")
-    return max(whole, key=lambda one: (one.quality.jet_score, one.quality.auc, -one.number))
+    return max(complete, key=lambda one: (one.quality.jet_score, one.quality.auc, -one.number))
 
 
 def _optuna() -> Any:
@@ -143,41 +110,40 @@ def _study(parity: Parity, storage: Path) -> Any:
 
 
 def _ask(plan: Plan, studies: Mapping[Parity, Any]) -> dict[str, tuple[Parity, Trial]]:
-    """The next generation of each parity: what a killed job left unfinished is a part of it."""
+    """Return the trials of the next generation of each parity, or those that a kill interrupted."""
     states = _optuna().trial.TrialState
-    found = {}
+    waiting = {}
     for parity, study in studies.items():
         trials = study.get_trials(deepcopy=False)
-        # those of a generation are asked for before the first of them is told
+        # a generation is complete before its first trial is told
         first = len(trials) // GENERATION * GENERATION
         if first == len(trials) and any(not one.state.is_finished() for one in trials):
             first -= GENERATION
         limits = _limits(_finished(study, before=first))
-        until = min(first + GENERATION, plan.n_trials)
-        for number in range(first, until):
+        for number in range(first, min(first + GENERATION, plan.n_trials)):
             if number >= len(trials):
-                params = _asked(plan, parity, number, study, trials[:first])
+                params = _new_params(plan, parity, number, study, trials[:first])
             elif trials[number].state == states.RUNNING:
                 params = _complete(plan.space, trials[number].params)
             else:
                 continue
             trial = Trial(plan.kind, plan.sources[parity], number, params, plan.seed, limits)
-            found[f"{parity}-{number}"] = (parity, trial)
-    return found
+            waiting[f"{parity}-{number}"] = (parity, trial)
+    return waiting
 
 
-def _asked(
-    plan: Plan, parity: Parity, number: int, study: Any, before: list[Any]
+def _new_params(
+    plan: Plan, parity: Parity, number: int, study: Any, earlier: list[Any]
 ) -> dict[str, int | float]:
-    """Parameters of a new trial: the same answer whoever asks, and whenever.
+    """Return the parameters of a new trial; they depend on its number and earlier generations.
 
-    They are found in memory and stored together, so that a trial is never there by half.
+    They are sampled in memory and stored together, so that no trial is stored incompletely.
     """
     optuna = _optuna()
     seed = np.random.SeedSequence([plan.seed, parity == "even", number]).generate_state(1)[0]
     sampler = optuna.samplers.TPESampler(seed=int(seed), n_startup_trials=2 * GENERATION)
     memory = optuna.create_study(sampler=sampler, direction="maximize")
-    memory.add_trials(before)
+    memory.add_trials(earlier)
     trial = memory.ask()
     params = suggest(trial, plan.space)
     study.add_trial(
@@ -191,66 +157,53 @@ def _asked(
 
 
 def _complete(space: Space, params: Mapping[str, Any]) -> dict[str, int | float]:
-    """Parameters of a trial that was asked for already, with those that are always the same."""
+    """Return the parameters of a stored trial, with those that are fixed."""
     fixed = {name: value for name, value in space.items() if isinstance(value, int | float)}
     return {name: params.get(name, fixed.get(name)) for name in space}
 
 
-def _limits(attempts: list[Attempt]) -> dict[int, float]:
-    """Median jet score at each step, of the trials that came so far."""
-    at: dict[int, list[float]] = {}
-    for attempt in attempts:
-        for step, value in attempt.history:
-            at.setdefault(step, []).append(value)
+def _limits(results: list[TrialResult]) -> dict[int, float]:
+    """Return the median jet score at each step."""
+    values: dict[int, list[float]] = {}
+    for result in results:
+        for step, value in result.history:
+            values.setdefault(step, []).append(value)
     return {
-        step: float(np.median(values))
-        for step, values in at.items()
-        if len(values) >= ENOUGH_TO_PRUNE
+        step: float(np.median(scores))
+        for step, scores in values.items()
+        if len(scores) >= ENOUGH_TO_PRUNE
     }
 
 
-def _tell(study: Any, trial: Trial, tried: Tried) -> Attempt | FailedTrial:
+def _tell(study: Any, result: TrialResult) -> None:
+    """Store the result of a trial; its attributes first, as a finished trial may not change."""
     states = _optuna().trial.TrialState
-    # before the trial is finished: then nothing of it may change
-    storage, key = study._storage, study.get_trials(deepcopy=False)[trial.number]._trial_id  # noqa: SLF001 - a trial that another process asked for has no public handle
-    if tried.error or tried.quality is None:
-        storage.set_trial_user_attr(key, "error", tried.error)
-        study.tell(trial.number, state=states.FAIL)
-        return FailedTrial(trial.number, tried.error)
-    attempt = Attempt(
-        trial.number, trial.params, tried.history, tried.quality, tried.pruned, tried.seconds
-    )
-    storage.set_trial_user_attr(key, "attempt", attempt.described())
-    for step, value in tried.history:
+    storage = study._storage  # noqa: SLF001 - a trial of another process has no public handle
+    key = study.get_trials(deepcopy=False)[result.number]._trial_id  # noqa: SLF001 - likewise
+    if result.error:
+        storage.set_trial_user_attr(key, "error", result.error)
+        study.tell(result.number, state=states.FAIL)
+        return
+    storage.set_trial_user_attr(key, "attempt", result.as_json())
+    for step, value in result.history:
         storage.set_trial_intermediate_value(key, step, value)
-    if tried.pruned:
-        study.tell(trial.number, state=states.PRUNED)
+    if result.pruned:
+        study.tell(result.number, state=states.PRUNED)
     else:
-        study.tell(trial.number, tried.quality.jet_score)
-    return attempt
+        study.tell(result.number, result.quality.jet_score)
 
 
-def _failed(study: Any) -> list[FailedTrial]:
-    trials = study.get_trials(deepcopy=False)
-    return [
-        FailedTrial(one.number, one.user_attrs["error"])
-        for one in trials
-        if one.state.is_finished() and "error" in one.user_attrs
-    ]
+def _results(study: Any, before: int | None = None) -> list[TrialResult]:
+    """Return the stored results of a study, also of trials that failed."""
+    results = []
+    for trial in study.get_trials(deepcopy=False)[:before]:
+        attributes = trial.user_attrs if trial.state.is_finished() else {}
+        if "error" in attributes:
+            results.append(TrialResult(trial.number, error=attributes["error"]))
+        elif "attempt" in attributes:
+            results.append(TrialResult.from_json(attributes["attempt"]))
+    return results
 
 
-def _finished(study: Any, before: int | None = None) -> list[Attempt]:
-    trials = study.get_trials(deepcopy=False)[:before]
-    told = [one.user_attrs["attempt"] for one in trials if one.state.is_finished()
-            and "attempt" in one.user_attrs]  # fmt: skip
-    return [
-        Attempt(
-            number=one["number"],
-            params=one["params"],
-            history=tuple((int(step), float(value)) for step, value in one["history"]),
-            quality=Quality(one["auc"], one["jet_score"], one["fully_right"]),
-            pruned=one["pruned"],
-            seconds=one["seconds"],
-        )
-        for one in told
-    ]
+def _finished(study: Any, before: int | None = None) -> list[TrialResult]:
+    return [result for result in _results(study, before) if not result.error]

@@ -56,7 +56,7 @@ def test_a_job_makes_a_judged_bundle(done: Path, training_run: Path) -> None:
     judged = Judged.model_validate_json((bundle / "gates.json").read_bytes())
     assert judged.passed
     assert judged.quality["auc"] > 0.95
-    trained = bundles.read_trained(bundle)
+    trained = bundles.read_record(bundle)
     assert set(trained.models) == {"even", "odd"}
     assert trained.inputs == {
         process: {name: tuple(counts) for name, counts in one.items()}
@@ -233,10 +233,10 @@ def test_networks_are_trained_and_exported(training_run: Path, tmp_path: Path) -
         "from pathlib import Path\n"
         "from agc_ml.training import job_process\n"
         "from agc_ml.training.trainers import trials\n"
-        "fits, fit = [], trials.fit\n"
-        "trials.fit = lambda task: fits.append(task) or fit(task)\n"
+        "fits, train = [], trials.train\n"
+        "trials.train = lambda task: fits.append(task) or train(task)\n"
         f"assert job_process.main(Path({str(tmp_path)!r})) == 0\n"
-        "name, again = fit(fits[0]).files['model']\n"
+        "name, again = train(fits[0]).files['model']\n"
         f"assert again == (Path({str(tmp_path)!r}) / 'bundle' / name).read_bytes()\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -297,7 +297,7 @@ def test_trials_on_a_dask_cluster(done: Path, training_run: Path, tmp_path: Path
         (tmp_path / "job").mkdir()
         setup_of(tmp_path / "job", training_run, site=cluster.address)
         assert job_process.main(tmp_path / "job") == 0
-        kept = client.run(lambda: (len(content._contents), trials.whole.cache_info().currsize))
+        kept = client.run(lambda: (len(content._contents), trials.all_events.cache_info().currsize))
         assert set(kept.values()) == {(0, 0)}  # nothing of it stays with the workers
     for name in ("even.json", "odd.json", "model.json"):
         assert (tmp_path / "job" / "bundle" / name).read_bytes() == (

@@ -49,9 +49,9 @@ def test_a_flood_of_one_kind_hides_no_other(sparing: RateLimitedHandler) -> None
     begin_second()
     sparing.flush()
     found = lines(sparing)
-    assert len(found) == logs.MOST_LINES + 3
+    assert len(found) == logs.MAX_LINES + 3
     assert found[-2]["message"] == "a fault"
-    assert found[-1]["message"] == "480 more lines like this were left out"
+    assert found[-1]["message"] == "480 more lines like this were omitted"
     assert (found[-1]["left_out"], found[-1]["status"], found[-1]["method"]) == (480, 401, "GET")
     sparing.flush()
     assert lines(sparing) == found  # it is said once
@@ -72,7 +72,7 @@ def test_what_was_left_out_is_said_at_the_end() -> None:
 
 def test_files_are_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its writer has it open at its end, as jobs and MLflow do, and goes on."""
-    monkeypatch.setattr(logs, "MOST_BYTES", 1000)
+    monkeypatch.setattr(logs, "MAX_BYTES", 1000)
     path = tmp_path / "log.txt"
     with path.open("ab", buffering=0) as file:
         for number in range(300):

@@ -98,15 +98,15 @@ def test_drift_files_a_challenger(
         (("train", "nowhere"), 2, "nowhere: there is no such file or run"),
         (("train", "RUN", "--space", "spaceship"), 2, "space 'spaceship': for xgboost there are"),
         (("train", "RUN", "--kind", "torch"), 2, "torch"),
-        (("train", "RUN", "--detach", "--local"), 2, "there is nobody to do it"),
+        (("train", "RUN", "--detach", "--local"), 2, "there is nobody to run the job"),
         (("train", "RUN", "--name", "Jet Assignment", "--local"), 2, "name:"),
         (("train", "RUN"), 2, "training: no training service;"),
         (("train", "RUN", "--service", "http://127.0.0.1:9"), 1, "127.0.0.1:9 can't be reached"),
         (("train", "RUN", "--service", "here.yaml"), 2, "no training service and no folder of one"),
         (("train", "RUN", "--variation", "JER", "--local"), 1, "no events of the variation 'JER'"),
-        (("models", "promote", "jet_assignment"), 2, "the number of a version"),
+        (("models", "promote", "jet_assignment"), 2, "a version number"),
         (("models", "show", "jet_assignment@", "--local"), 2, "NAME@VERSION or NAME@champion"),
-        (("models", "promote", "jet_assignment@champion"), 2, "the number of a version"),
+        (("models", "promote", "jet_assignment@champion"), 2, "a version number"),
         (("models", "promote", "jet_assignment@1", "--force"), 2, "--force and --reason belong"),
         (("models", "promote", "jet_assignment@1", "--local"), 1, "no registry in"),
         (("models", "rollback", "jet_assignment", "--local"), 1, "no champion before"),
@@ -127,7 +127,7 @@ def test_drift_files_a_challenger(
             ("service", "training", "--certificate", "here.txt", "--key", "here.txt"),
             *(2, "no certificate with its key"),
         ),
-        (("service", "token", "add", "me"), 2, "no training service has been started there"),
+        (("service", "token", "add", "me"), 2, "no training service was started there"),
     ],
 )
 def test_wrong_words(
@@ -169,7 +169,7 @@ def test_a_training_set_is_recognised(training_run: Path) -> None:
 def test_tokens_end_some_day(folder: Path, days: str) -> None:
     Database(folder / job_manager.DATABASE).close()
     found = agc("service", "token", "add", "me", "--days", days, "-o", str(folder))
-    assert (found.code, "--days: more than 0" in found.err) == (2, True)
+    assert (found.code, "--days: must be more than 0" in found.err) == (2, True)
     assert "no token" not in agc("service", "token", "list", "-o", str(folder)).err
 
 

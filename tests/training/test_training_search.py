@@ -18,11 +18,11 @@ from agc_ml.models.model import Parity
 from agc_ml.results import tables
 from agc_ml.training import metrics, search, search_spaces
 from agc_ml.training.metrics import Quality
-from agc_ml.training.search import Attempt, Plan
+from agc_ml.training.search import Plan
 from agc_ml.training.search_spaces import PRESETS, space_of
 from agc_ml.training.trainers import trials
 from agc_ml.training.trainers import xgboost as boosting
-from agc_ml.training.trainers.trials import Fit, Source, Trial, Tried
+from agc_ml.training.trainers.trials import FinalTraining, Source, Trial, TrialResult
 
 SOURCES: dict[Parity, Source] = {
     "even": Source("a", "b", "nominal", "even"),
@@ -45,7 +45,7 @@ class DiedError(Exception):
     """The process, in the middle of a search."""
 
 
-def pretended(trial: Trial) -> Tried:
+def pretended(trial: Trial) -> TrialResult:
     """What a trial gives: a smooth function of its parameters, at each step."""
     params = trial.params
     depth, rate = params["max_depth"], np.log(params["learning_rate"] / 0.1)
@@ -54,16 +54,18 @@ def pretended(trial: Trial) -> Tried:
     for step in boosting.steps(params):
         history.append((step, best * (1 - np.exp(-step / 100))))
         if history[-1][1] < trial.limits.get(step, 0):
-            return Tried(trial.number, tuple(history), Quality(0.9, history[-1][1], 0.5), True)
-    return Tried(trial.number, tuple(history), Quality(0.9, history[-1][1], 0.5))
+            return TrialResult(
+                trial.number, tuple(history), Quality(0.9, history[-1][1], 0.5), True
+            )
+    return TrialResult(trial.number, tuple(history), Quality(0.9, history[-1][1], 0.5))
 
 
-def searched(folder: Path, seed: int, deaths: int) -> dict[Parity, list[Attempt]]:
+def searched(folder: Path, seed: int, deaths: int) -> dict[Parity, list[TrialResult]]:
     """A search on workers that finish in any order, that dies so often and is started again."""
     dice = random.Random(seed)
     left = [deaths]
 
-    def evaluate(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
+    def evaluate(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, TrialResult]]:
         keys = list(waiting)
         dice.shuffle(keys)
         for key in keys:
@@ -79,7 +81,7 @@ def searched(folder: Path, seed: int, deaths: int) -> dict[Parity, list[Attempt]
             continue
 
 
-def simplified(found: dict[Parity, list[Attempt]]) -> Any:
+def simplified(found: dict[Parity, list[TrialResult]]) -> Any:
     return {
         parity: [(one.number, dict(one.params), one.history, one.pruned) for one in attempts]
         for parity, attempts in found.items()
@@ -120,23 +122,28 @@ def test_the_study_is_one_of_optuna(tmp_path: Path) -> None:
 
 
 def test_trials_that_fail(tmp_path: Path) -> None:
-    def some_fail(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
+    def some_fail(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, TrialResult]]:
         for index, (key, trial) in enumerate(waiting.items()):
-            yield key, Tried(trial.number, error="no memory") if index == 1 else pretended(trial)
+            yield (
+                key,
+                TrialResult(trial.number, error="no memory") if index == 1 else pretended(trial),
+            )
 
-    told: list[tuple[Parity, Attempt | search.FailedTrial]] = []
+    told: list[tuple[Parity, TrialResult]] = []
     for _ in range(2):  # the second time all is there
         told.clear()
         found = search.search(
             plan(), some_fail, tmp_path / "some.db", lambda *one: told.append(one)
         )
-        failed = {(p, one.number): one.error for p, one in told if not isinstance(one, Attempt)}
+        failed = {(p, one.number): one.error for p, one in told if one.error}
         assert set(failed.values()) == {"no memory"}
         assert len(told) == 28
         assert sum(len(attempts) for attempts in found.values()) == 28 - len(failed)
 
-    def all_fail(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, Tried]]:
-        yield from ((key, Tried(trial.number, error="no GPU")) for key, trial in waiting.items())
+    def all_fail(waiting: Mapping[str, Trial]) -> Iterator[tuple[str, TrialResult]]:
+        yield from (
+            (key, TrialResult(trial.number, error="no GPU")) for key, trial in waiting.items()
+        )
 
     with pytest.raises(TrainingError, match="no trial of a whole generation worked: no GPU"):
         search.search(plan(), all_fail, tmp_path / "all.db", lambda *_: None)
@@ -252,20 +259,21 @@ def test_what_goes_wrong_in_a_trial_is_told(source: Source) -> None:
     elsewhere = Source("0" * 64, source.digest, "nominal", "even")
     tried = trials.run(Trial("xgboost", elsewhere, 4, {"n_estimators": 10}, 7, {}))
     assert "its content never came to this process" in tried.error
-    assert "never came" in trials.fit(Fit("xgboost", elsewhere, {}, 7)).error
+    assert "never came" in trials.train(FinalTraining("xgboost", elsewhere, {}, 7)).error
 
 
 def test_the_same_seed_gives_the_same_bytes(source: Source) -> None:
     params = {"n_estimators": 40, "max_depth": 4, "subsample": 0.7, "colsample_bytree": 0.6}
     one, two, other = (
-        trials.fit(Fit("xgboost", source, params, seed)).files["model"] for seed in (5, 5, 6)
+        trials.train(FinalTraining("xgboost", source, params, seed)).files["model"]
+        for seed in (5, 5, 6)
     )
     assert one == two
     assert one != other
 
 
 def test_the_learning_curve(source: Source) -> None:
-    fitted = trials.fit(Fit("xgboost", source, {"n_estimators": 50, "max_depth": 4}, 1))
+    fitted = trials.train(FinalTraining("xgboost", source, {"n_estimators": 50, "max_depth": 4}, 1))
     events = [point.events for point in fitted.curve]
     assert events == sorted(events)
     assert events[-1] == len(trials.events(source))

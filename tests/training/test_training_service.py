@@ -681,6 +681,6 @@ def test_a_damaged_registry(tmp_path: Path) -> None:
     assert service.ask("GET", "/v1/models").status == 200
     assert service.stop() == 130
     log = service.log.read_text()
-    assert "stopped; the same command goes on" in log.splitlines()[-1]
+    assert "stopped; the same command resumes" in log.splitlines()[-1]
     assert "Traceback" not in log
     assert "never retrieved" not in log

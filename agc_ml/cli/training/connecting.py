@@ -1,4 +1,4 @@
-"""What the commands of training share: finding the service, naming versions, showing jobs."""
+"""Options and functions that the commands of training share."""
 
 from __future__ import annotations
 
@@ -29,42 +29,39 @@ where_options = options.together(
         metavar="WHERE",
         help="URL of a service, its client.yaml, or its folder [AGC_ML_TRAINING, or ./training].",
     ),
-    click.option("--local", is_flag=True, help="Without a service, in the folder WHERE."),
+    click.option("--local", is_flag=True, help="Work in the folder WHERE, without a service."),
 )
 
 
 @contextlib.contextmanager
 def connected(given: dict[str, Any]) -> Iterator[TrainingClient]:
-    """Connect as the options say."""
+    """Connect to the service or folder that the options name."""
     from agc_ml.training.client import connect_training  # noqa: PLC0415 - on demand
 
     if given.get("local"):
         require_extra()
     elif given.get("workers") is not None or given.get("site", "local") != "local":
         raise UsageError("--cluster and --workers are for --local: a service has its own workers")
-    found = connect_training(
+    with connect_training(
         given["where"],
         local=given["local"],
         workers=given.get("workers"),
         site=given.get("site") or "local",
-    )
-    with found as training:
+    ) as training:
         yield training
 
 
 def require_extra() -> None:
-    """Make sure that the libraries of training are there.
+    """Check that the libraries of the extra 'training' are installed.
 
     Raises
     ------
     UsageError
-        One is not.
+        One is missing.
     """
-    for part in _EXTRA:
-        if find_spec(part) is None:
-            raise UsageError(
-                f"{part} is not installed; it comes with: pip install 'agc-ml[training]'"
-            )
+    for library in _EXTRA:
+        if find_spec(library) is None:
+            raise UsageError(f"{library} is not installed: pip install 'agc-ml[training]'")
 
 
 def name_and_version(label: str) -> tuple[str, str]:
@@ -163,4 +160,4 @@ def print_job(job: Job, given: dict[str, Any], *, as_json: bool) -> None:
     options.echo(
         f"{bundle}: AUC {quality['auc']:.4f}, jet score {quality['jet_score']:.4f}; {verdict}"
     )
-    options.echo(f"look at it with: agc-ml models report {bundle}{location(given)}")
+    options.echo(f"its validation report: agc-ml models report {bundle}{location(given)}")

@@ -1,4 +1,4 @@
-"""``agc-ml models``: parse, call, print."""
+"""Command ``agc-ml models``: the bundles of the registry."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="Example: agc-ml models promote jet_assignment@3")
 def models() -> None:
-    """List, compare, promote and fetch models of the registry."""
+    """List, compare, promote and download models of the registry."""
 
 
 @models.command("list", epilog="Example: agc-ml models list")
@@ -42,9 +42,8 @@ def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
     """List bundles, the oldest first."""
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
-    known = None if name is None else model_name(name)
     with connected(given) as training:
-        found = training.models(known)
+        bundles = training.models(None if name is None else model_name(name))
     rows = [
         (
             f"{one.name}@{one.version}",
@@ -55,10 +54,10 @@ def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
             one.against or "-",
             one.job,
         )
-        for one in found
+        for one in bundles
     ]
     header = ("bundle", "", "AUC", "jet score", "gates", "judged against", "job")
-    facts = [one.model_dump(mode="json") for one in found]
+    facts = [one.model_dump(mode="json") for one in bundles]
     Page(facts, [Table("bundles", header, rows) if rows else "no bundles yet"]).print(
         as_json=as_json
     )
@@ -70,16 +69,16 @@ def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
 @options.json_option
 @options.logging_options
 def models_show(model: str, *, as_json: bool, **given: Any) -> None:
-    """Show a bundle: gates, parameters, what it was made of; and who was champion when.
+    """Show a bundle: gates, parameters, origin, and the history of the champion.
 
-    NAME alone is the champion, as with report and pull.
+    NAME alone means its champion, as for report and pull.
     """
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
     name, which = name_and_version(model)
     with connected(given) as training:
-        found = training.resolve(name, which)
-        judged, trained = _records(training, name, found.version)
+        bundle = training.resolve(name, which)
+        judged, trained = _records(training, name, bundle.version)
         history = training.promotions(name)
     gates = [
         (
@@ -91,7 +90,7 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
         )
         for gate in judged["gates"]
     ]
-    is_champion_set = [
+    changes = [
         (
             f"@{one.version}",
             f"@{one.previous}" if one.previous else "-",
@@ -102,16 +101,14 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
         for one in history
     ]
     parts: list[Table | str] = [
-        _described(found, judged, trained),
-        Table("gates", ("gate", "verdict", "number", "limit", "what was found"), gates),
+        _described(bundle, judged, trained),
+        Table("gates", ("gate", "verdict", "number", "limit", "details"), gates),
         _parameters({f"{parity}": one["params"] for parity, one in trained["models"].items()}),
     ]
-    if is_champion_set:
-        parts.append(
-            Table("champions", ("to", "from", "by", "reason", "when (UTC)"), is_champion_set)
-        )
+    if changes:
+        parts.append(Table("champions", ("to", "from", "by", "reason", "when (UTC)"), changes))
     facts = {
-        "version": found.model_dump(mode="json"),
+        "version": bundle.model_dump(mode="json"),
         "judged": judged,
         "trained": trained,
         "promotions": [one.model_dump(mode="json") for one in history],
@@ -119,12 +116,12 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
     Page(facts, parts).print(as_json=as_json)
 
 
-def _described(found: VersionFacts, judged: dict[str, Any], trained: dict[str, Any]) -> str:
-    champion = " (champion)" if found.is_champion else ""
+def _described(bundle: VersionFacts, judged: dict[str, Any], trained: dict[str, Any]) -> str:
+    champion = " (champion)" if bundle.is_champion else ""
     seeds = " and ".join(dict.fromkeys(str(one["seed"]) for one in trained["models"].values()))
     made = f"{trained['kind']}, seed {seeds}, trained on {trained['dataset'][:12]}"
     jets = f"{trained['variation']} jets, judged on {judged['events']:,} events"
-    return f"{found.name}@{found.version}{champion}: {made}, {jets}"
+    return f"{bundle.name}@{bundle.version}{champion}: {made}, {jets}"
 
 
 def _records(
@@ -158,15 +155,15 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
     """Compare two bundles: quality, gates, parameters, training sets."""
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
-    found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    records: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     with connected(given) as training:
         for label in (a, b):
             name, which = name_and_version(label)
             version = training.resolve(name, which).version
-            found[f"{name}@{version}"] = _records(training, name, version)
-    if len(found) == 1:
+            records[f"{name}@{version}"] = _records(training, name, version)
+    if len(records) == 1:
         raise UsageError(f"{a} and {b} are the same version; name two")
-    (judged_a, trained_a), (judged_b, trained_b) = found.values()
+    (judged_a, trained_a), (judged_b, trained_b) = records.values()
     quality = [
         (
             key,
@@ -176,7 +173,7 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
         )
         for key in judged_a["quality"]
     ]
-    by_name = [{gate["name"]: gate for gate in judged["gates"]} for judged, _ in found.values()]
+    by_name = [{gate["name"]: gate for gate in judged["gates"]} for judged, _ in records.values()]
     gates = [
         (name, *(f"{gates[name]['value']:.4g}" if name in gates else "-" for gates in by_name))
         for name in dict.fromkeys(key for gates in by_name for key in gates)
@@ -187,17 +184,17 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
     ]
     params = {
         f"{label} {parity}": one["params"]
-        for label, (_, trained) in found.items()
+        for label, (_, trained) in records.items()
         for parity, one in trained["models"].items()
     }
-    names = tuple(found)
+    names = tuple(records)
     parts = [
         Table("quality", ("", *names, "difference"), quality),
         Table("gates", ("gate", *names), gates),
-        Table("made of", ("", *names), origin),
+        Table("origin", ("", *names), origin),
         _parameters(params),
     ]
-    facts = {label: {"judged": j, "trained": t} for label, (j, t) in found.items()}
+    facts = {label: {"judged": j, "trained": t} for label, (j, t) in records.items()}
     Page(facts, parts).print(as_json=as_json)
 
 
@@ -207,26 +204,26 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
     "--expect",
     metavar="VERSION",
     type=click.IntRange(0),
-    help="Only if this is the champion now; 0: only if there is none.",
+    help="Promote only if this version is the champion now; 0 if there is none.",
 )
-@click.option("--force", is_flag=True, help="Although it does not pass all gates.")
-@click.option("--reason", metavar="TEXT", default="", help="Why, with --force.")
+@click.option("--force", is_flag=True, help="Promote even if gates failed.")
+@click.option("--reason", metavar="TEXT", default="", help="Reason for --force.")
 @where_options
 @options.logging_options
 def models_promote(
     model: str, *, expect: int | None, force: bool, reason: str, **given: Any
 ) -> None:
-    """Make a bundle the champion: the next runs with NAME@champion score with it."""
+    """Make a bundle the champion, which new runs with NAME@champion use."""
     name, which = name_and_version(model)
     if force != bool(reason.strip()):
         raise UsageError("--force and --reason belong together")
     if not which.isdecimal():
-        raise UsageError(f"{model}: the number of a version is needed; see 'agc-ml models list'")
+        raise UsageError(f"{model}: a version number is needed; see 'agc-ml models list'")
     expected = None if expect is None else str(expect or "")
     with connected(given) as training:
-        done = training.promote(name, which, expected=expected, reason=reason.strip())
-    was = f", in place of @{done.previous}" if done.previous else ""
-    options.echo(f"{name}@{done.version} is the champion{was}")
+        change = training.promote(name, which, expected=expected, reason=reason.strip())
+    was = f", in place of @{change.previous}" if change.previous else ""
+    options.echo(f"{name}@{change.version} is the champion{was}")
 
 
 @models.command("rollback", epilog="Example: agc-ml models rollback jet_assignment")
@@ -235,19 +232,18 @@ def models_promote(
     "--expect",
     metavar="VERSION",
     type=click.IntRange(1),
-    help="Only if this is the champion now [that of when the command begins].",
+    help="Roll back only if this version is the champion now [the one when the command starts].",
 )
 @where_options
 @options.logging_options
 def models_rollback(name: str, *, expect: int | None, **given: Any) -> None:
-    """Make the champion before the champion again."""
+    """Make the previous champion the champion again."""
     name = model_name(name)
     with connected(given) as training:
         history = training.promotions(name)
-        known = history[-1].version if history else None
-        expected = str(expect) if expect else known
-        done = training.rollback(name, expected=expected)
-    options.echo(f"{name}@{done.version} is the champion, in place of @{done.previous}")
+        current = history[-1].version if history else None
+        change = training.rollback(name, expected=str(expect) if expect else current)
+    options.echo(f"{name}@{change.version} is the champion, in place of @{change.previous}")
 
 
 @models.command(
@@ -260,22 +256,26 @@ def models_rollback(name: str, *, expect: int | None, **given: Any) -> None:
     type=click.IntRange(1),
     required=True,
     metavar="VERSION",
-    help="Of the model NAME-even.",
+    help="Version of the model NAME-even.",
 )
 @click.option(
-    "--odd", type=click.IntRange(1), required=True, metavar="VERSION", help="Of the model NAME-odd."
+    "--odd",
+    type=click.IntRange(1),
+    required=True,
+    metavar="VERSION",
+    help="Version of the model NAME-odd.",
 )
-@click.option("--remote-even", metavar="ADDRESS", help="Where it is served: grpc://...")
-@click.option("--remote-odd", metavar="ADDRESS", help="Where it is served: grpc://...")
+@click.option("--remote-even", metavar="ADDRESS", help="Server of the even model: grpc://...")
+@click.option("--remote-odd", metavar="ADDRESS", help="Server of the odd model: grpc://...")
 @where_options
 @options.json_option
 @options.logging_options
 def models_judge(
     name: str, dataset: str, *, even: int, odd: int, as_json: bool, quiet: bool, **given: Any
 ) -> None:
-    """Make a bundle of two models, and judge it against the champion of now.
+    """Combine two models into a bundle, and validate it against the current champion.
 
-    With --remote-..., their scores by a server are compared too.
+    With --remote-even and --remote-odd, the scores of their servers are compared too.
     """
     name = model_name(name)
     served = {"even": given["remote_even"], "odd": given["remote_odd"]}
@@ -298,12 +298,12 @@ def models_judge(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Where to write it [NAME-VERSION.html].",
+    help="File to write [NAME-VERSION.html].",
 )
 @where_options
 @options.logging_options
 def models_report(model: str, output: Path | None, **given: Any) -> None:
-    """Fetch the page by which to decide whether a bundle is promoted."""
+    """Download the validation report of a bundle."""
     from agc_ml.files import write  # noqa: PLC0415 - on demand
 
     name, which = name_and_version(model)
@@ -322,12 +322,12 @@ def models_report(model: str, output: Path | None, **given: Any) -> None:
     "--output",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder to make [NAME-VERSION].",
+    help="New folder [NAME-VERSION].",
 )
 @where_options
 @options.logging_options
 def models_pull(model: str, output: Path | None, **given: Any) -> None:
-    """Copy a bundle into a folder: 'run --model DIR' then needs no registry."""
+    """Download a bundle into a folder; 'run --model DIR' then needs no registry."""
     from agc_ml.training.client import pull  # noqa: PLC0415 - on demand
 
     name, which = name_and_version(model)
@@ -345,13 +345,13 @@ def models_pull(model: str, output: Path | None, **given: Any) -> None:
     type=click.FloatRange(0),
     default=0.2,
     show_default=True,
-    help="Population stability index from which a feature counts as drifted.",
+    help="Population stability index above which a feature has drifted.",
 )
 @click.option(
     "--train",
     "dataset",
     metavar="RUN_OR_PARQUET",
-    help="Training set of the new events: file a challenger if they drifted.",
+    help="Training set of the new events: submit a challenger if they drifted.",
 )
 @where_options
 @options.json_option
@@ -359,10 +359,10 @@ def models_pull(model: str, output: Path | None, **given: Any) -> None:
 def models_drift(
     run: Path, *, max_psi: float, dataset: str | None, as_json: bool, **given: Any
 ) -> None:
-    """Compare what a run gave its model with what that was trained on; exit code 1 if it drifted.
+    """Compare the features of a run with those its model was trained on; exit code 1 on drift.
 
-    RUN is a run of ttbar with --model NAME@VERSION. A challenger is trained as the model was, and
-    never promoted by itself.
+    RUN is a run of ttbar with --model NAME@VERSION. A challenger is trained as the model was; it is
+    not promoted automatically.
     """
     from agc_ml.cli import tables  # noqa: PLC0415 - on demand
     from agc_ml.results.run_record import load_record  # noqa: PLC0415 - on demand
@@ -377,8 +377,8 @@ def models_drift(
     with connected(given) as training:
         drift.check_same(record, training.resolve(name, version).files)
         _, trained = _records(training, name, version)
-        found = drift.compare(trained["inputs"], drift.inputs_of(record), max_psi)
-        drifted = [one for one in found if one.drifted]
+        compared = drift.compare(trained["inputs"], drift.inputs_of(record), max_psi)
+        drifted = [one for one in compared if one.drifted]
         challenger = None
         if drifted and path is not None:
             challenger = drift.challenge(training, name, trained, path)
@@ -391,24 +391,24 @@ def models_drift(
             f"{one.ks_limit:.4f}",
             "drifted" if one.drifted else "",
         )
-        for one in found
+        for one in compared
     ]
     parts: list[tables.Table | str] = [
         tables.Table(
             f"{run} against the training of {name}@{version}",
-            ("process", "feature", "PSI", "KS distance", "by chance", ""),
+            ("process", "feature", "PSI", "KS distance", "expected by chance", ""),
             rows,
         ),
-        f"{len(drifted)} of {len(found)} features drifted",
+        f"{len(drifted)} of {len(compared)} features drifted",
     ]
     if challenger is not None:
         parts.append(f"challenger: agc-ml jobs follow {challenger.id}{location(given)}")
     elif drifted:
-        parts.append("train on the new events with --train, a run of jet_assignment on them")
+        parts.append("train a challenger with --train: a run of jet_assignment on the new events")
     facts = {
         "model": f"{name}@{version}",
         "drifted": len(drifted),
-        "features": [one._asdict() for one in found],
+        "features": [one._asdict() for one in compared],
         "challenger": None if challenger is None else challenger.id,
     }
     tables.Page(facts, parts).print(as_json=as_json)

@@ -1,4 +1,4 @@
-"""``agc-ml service training`` and ``agc-ml service token``: parse, call, print."""
+"""Commands ``agc-ml service training`` and ``agc-ml service token``."""
 
 from __future__ import annotations
 
@@ -32,55 +32,65 @@ _MOST_DAYS = 36_500
     default="training",
     show_default=True,
     metavar="DIR",
-    help="All that it keeps; it goes on with what is unfinished there.",
+    help="Folder of the service; unfinished jobs in it are resumed.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8500,
     show_default=True,
-    help="0 for any that is free.",
+    help="Port to listen on; 0 for any free one.",
 )
 @click.option(
     "--mlflow-port",
     type=click.IntRange(0, 65535),
     default=8501,
     show_default=True,
-    help="Of MLflow, on 127.0.0.1; 0 for any that is free.",
+    help="Port of MLflow, on 127.0.0.1; 0 for any free one.",
 )
 @click.option(
     "--certificate",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="For https: the certificate, as PEM.",
+    help="Certificate for https (PEM).",
 )
 @click.option(
     "--key",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="For https: its key.",
+    help="Private key of the certificate.",
 )
 @click.option(
     "--host-name",
     "host_names",
     multiple=True,
     metavar="NAME",
-    help="Under which a proxy before it is reached; again for others.",
+    help="Host name of a proxy in front of the service; may be repeated.",
 )
-@click.option("--no-auth", is_flag=True, help="Nobody needs a token; on this machine only.")
-@click.option("--slots", type=click.IntRange(1), default=1, show_default=True, help="Jobs at once.")
+@click.option(
+    "--no-auth",
+    is_flag=True,
+    help="Require no tokens; only if the service is reachable from this machine alone.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of jobs that run at once.",
+)
 @click.option(
     "--timeout",
     type=click.IntRange(1),
     default=4 * 3600,
     show_default=True,
-    help="Most seconds of a job, each time it is started.",
+    help="Time limit of a job in seconds, each time it is started.",
 )
 @click.option(
     "--max-queued",
     type=click.IntRange(1),
     default=100,
     show_default=True,
-    help="Jobs that may wait.",
+    help="Largest number of jobs in the queue.",
 )
 @click.option(
     "--max-upload",
@@ -88,31 +98,31 @@ _MOST_DAYS = 36_500
     default=2048,
     show_default=True,
     metavar="MB",
-    help="Of a training set.",
+    help="Largest training set.",
 )
 @click.option(
     "--gates",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Limits of the gates, as YAML: {max_loss: 0.01}.",
+    help="YAML file with limits of the gates, such as {max_loss: 0.01}.",
 )
 @options.cluster_options
 @options.logging_options
 def service(
     folder: Path, *, workers: int | None, site: str, verbose: bool, gates: Path | None, **given: Any
 ) -> None:
-    """Train, judge and keep models for a group, with MLflow beside it.
+    """Start a training service for a group: jobs, a registry of models, and MLflow.
 
-    Needs the extra 'training'. Its URL and a token are in DIR/client.yaml, by which 'train', 'jobs'
-    and 'models' find it; make tokens for others with 'agc-ml service token add'. --cluster and
-    --workers say where the trials of each job run.
+    It needs the extra 'training'. DIR/client.yaml holds its URL and a token; 'train', 'jobs' and
+    'models' read it. Make tokens for others with 'agc-ml service token add'. --cluster and
+    --workers set where the trials of each job run.
     """
     require_extra()
     check_site(site, workers)
     import logging  # noqa: PLC0415 - on demand
 
     from agc_ml.training.http import logs  # noqa: PLC0415 - on demand
-    from agc_ml.training.service import server as served  # noqa: PLC0415 - on demand
+    from agc_ml.training.service import server  # noqa: PLC0415 - on demand
     from agc_ml.training.service.job_manager import Settings  # noqa: PLC0415 - on demand
 
     settings = Settings(
@@ -124,7 +134,7 @@ def service(
         most_queued=given["max_queued"],
         limits=_limits(gates),
     )
-    address = served.Address(
+    address = server.Address(
         host=given["host"],
         port=given["port"],
         mlflow_port=given["mlflow_port"],
@@ -137,8 +147,8 @@ def service(
     logs.log_as_json(
         logging.WARNING if given["quiet"] else logging.DEBUG if verbose else logging.INFO
     )
-    served.serve(settings, address, _announce)
-    raise Interrupted("stopped; the same command goes on with what is unfinished")
+    server.serve(settings, address, _announce)
+    raise Interrupted("stopped; the same command resumes unfinished jobs")
 
 
 def _limits(path: Path | None) -> Any:
@@ -159,17 +169,18 @@ def _limits(path: Path | None) -> Any:
 
 def _announce(url: str, client: Path, mlflow: MlflowServer) -> None:
     user, _ = mlflow.viewer
-    options.echo(f"training service at {url}, pages for browsers too (any name, token as password)")
-    options.echo(f"MLflow at {mlflow.url} (to look at: user {user}, its password is in {client})")
     options.echo(
-        f"clients: AGC_ML_TRAINING={shlex.quote(str(client))}; it holds a token, and is for you "
-        "alone"
+        f"training service at {url}, with web pages (any user name, the token as password)"
+    )
+    options.echo(f"MLflow at {mlflow.url} (read-only user {user}, password in {client})")
+    options.echo(
+        f"clients: AGC_ML_TRAINING={shlex.quote(str(client))}; it holds your token, keep it private"
     )
 
 
 @click.group(epilog="Example: agc-ml service token add alice --role train --days 90")
 def token() -> None:
-    """Make, list and revoke tokens of a training service; on its machine."""
+    """Make, list and revoke tokens of a training service, on its machine."""
 
 
 _folder_option = click.option(
@@ -179,7 +190,7 @@ _folder_option = click.option(
     default="training",
     show_default=True,
     metavar="DIR",
-    help="Of the service; it may be running.",
+    help="Folder of the service, which may be running.",
 )
 
 
@@ -189,7 +200,9 @@ def _database(folder: Path) -> Iterator[Any]:
     from agc_ml.training.service.job_manager import DATABASE  # noqa: PLC0415 - on demand
 
     if not (folder / DATABASE).exists():
-        raise UsageError(f"{folder}: no training service has been started there; name it with -o")
+        raise UsageError(
+            f"{folder}: no training service was started there; name its folder with -o"
+        )
     with contextlib.closing(Database(folder / DATABASE)) as database:
         yield database
 
@@ -201,17 +214,17 @@ def _database(folder: Path) -> Iterator[Any]:
     type=click.Choice(["read", "train", "promote"]),
     default="read",
     show_default=True,
-    help="Each may do what those before it may.",
+    help="Role of the token; each includes those before it.",
 )
-@click.option("--days", type=float, help="Until it expires [never].")
+@click.option("--days", type=float, help="Days until the token expires [never].")
 @_folder_option
 @options.logging_options
 def token_add(name: str, role: Any, days: float | None, folder: Path, **_: Any) -> None:
-    """Make a token and print it: it is not kept, so it can't be shown again."""
+    """Make a token and print it; it is not stored, so it can't be shown again."""
     from agc_ml.training.service import tokens  # noqa: PLC0415 - on demand
 
     if days is not None and not 0 < days <= _MOST_DAYS:
-        raise UsageError(f"--days: more than 0, at most {_MOST_DAYS} are possible")
+        raise UsageError(f"--days: must be more than 0 and at most {_MOST_DAYS}")
     expires = None if days is None else time.time() + days * 86400
     with _database(folder) as database:
         options.echo(tokens.issue(database, name, role, expires))
@@ -222,11 +235,11 @@ def token_add(name: str, role: Any, days: float | None, folder: Path, **_: Any) 
 @options.json_option
 @options.logging_options
 def token_list(folder: Path, *, as_json: bool, **_: Any) -> None:
-    """List the tokens: whose they are, and what they may do."""
+    """List names, roles and expiry of the tokens."""
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
     with _database(folder) as database:
-        found = database.tokens()
+        records = database.tokens()
     rows = [
         (
             one.name,
@@ -235,9 +248,9 @@ def token_list(folder: Path, *, as_json: bool, **_: Any) -> None:
             if one.expires is None
             else time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.expires)),
         )
-        for one in found
+        for one in records
     ]
-    facts = [one.model_dump(mode="json") for one in found]
+    facts = [one.model_dump(mode="json") for one in records]
     Page(facts, [Table("tokens", ("name", "role", "expires (UTC)"), rows)]).print(as_json=as_json)
 
 
@@ -246,7 +259,7 @@ def token_list(folder: Path, *, as_json: bool, **_: Any) -> None:
 @_folder_option
 @options.logging_options
 def token_revoke(name: str, folder: Path, **_: Any) -> None:
-    """Revoke a token, at once."""
+    """Revoke a token; it is rejected at once."""
     with _database(folder) as database:
         database.revoke_token(name)
     options.echo(f"{name}: revoked")

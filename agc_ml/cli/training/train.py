@@ -1,4 +1,4 @@
-"""``agc-ml train`` and ``agc-ml jobs``: parse, call, print."""
+"""Commands ``agc-ml train`` and ``agc-ml jobs``."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from agc_ml.errors import UsageError
     metavar="NAME",
     default="jet_assignment",
     show_default=True,
-    help="What the registry calls the model.",
+    help="Name of the model in the registry.",
 )
 @click.option(
-    "--kind", type=click.Choice(["xgboost", "keras"]), default="xgboost", show_default=True
+    "--kind",
+    type=click.Choice(["xgboost", "keras"]),
+    default="xgboost",
+    show_default=True,
+    help="Library that trains the models.",
 )
 @click.option(
     "--trials",
     type=click.IntRange(1, 1000),
     default=20,
     show_default=True,
-    help="Of the search, for each of the two models.",
+    help="Number of trials of the search, for each of the two models.",
 )
 @click.option(
     "--space",
     metavar="SPACE",
-    help="Search space: xgboost, reference, keras, or a YAML file [as KIND].",
+    help="Search space: xgboost, reference, keras, or a YAML file [that of the kind].",
 )
 @click.option(
     "--fold",
@@ -42,35 +46,45 @@ from agc_ml.errors import UsageError
     show_default=True,
     help="Parity of the events to train on.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=1, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    default=1,
+    show_default=True,
+    help="Seed of the search and of the training.",
+)
 @click.option(
     "--variation",
     default="nominal",
     show_default=True,
-    help="Train with the jets of a variation, such as pt_scale_up.",
+    help="Jets to train with: nominal, or a variation such as pt_scale_up.",
 )
 @click.option(
-    "--key", metavar="KEY", help="Submit once: the same key gives the first job, finished or not."
+    "--key",
+    metavar="KEY",
+    help="Idempotency key: submitting again with the same key returns the first job.",
 )
-@click.option("--detach", is_flag=True, help="Submit, and do not wait.")
+@click.option("--detach", is_flag=True, help="Submit the job and return at once.")
 @where_options
 @options.cluster_options
 @options.json_option
 @options.logging_options
 def train(dataset: str, *, detach: bool, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Train models on a training set, and judge them.
+    """Train a bundle of models on a training set, and validate it.
 
-    RUN_OR_PARQUET is a run of the processor jet_assignment, or its training.parquet. Parameters are
-    searched for; the two models of a bundle are trained on even and on odd events, and judged on
-    the others. Nothing scores with them before 'agc-ml models promote'.
+    RUN_OR_PARQUET is a run of the processor jet_assignment, or its training.parquet. A search finds
+    the best parameters. The two models of a bundle are trained on even and on odd events, and
+    validated on the others. Runs use the bundle only after 'agc-ml models promote'.
 
-    --cluster and --workers say where trials run with --local; a service has its own.
+    With --local, --cluster and --workers set where trials run; a service has its own workers.
     """
     from agc_ml.training.client import training_set_file  # noqa: PLC0415 - on demand
     from agc_ml.training.search_spaces import described, load_space  # noqa: PLC0415 - on demand
 
     if detach and given["local"]:
-        raise UsageError("--detach: with --local there is nobody to do it; leave one of them out")
+        raise UsageError(
+            "--detach: with --local there is nobody to run the job; leave one of them out"
+        )
     spec = {key: given[key] for key in ("name", "kind", "trials", "fold", "seed", "variation")}
     space = load_space(given["kind"], given["space"])
     path = training_set_file(dataset)
@@ -89,7 +103,7 @@ def train(dataset: str, *, detach: bool, as_json: bool, quiet: bool, **given: An
 
 @click.group(epilog="Example: agc-ml jobs follow 1a2b3c4d5e6f")
 def jobs() -> None:
-    """List, follow and stop jobs of training."""
+    """List, follow and cancel training jobs."""
 
 
 @jobs.command("list", epilog="Example: agc-ml jobs list")
@@ -101,7 +115,7 @@ def jobs_list(*, as_json: bool, **given: Any) -> None:
     from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
 
     with connected(given) as training:
-        found = training.jobs()
+        listed = training.jobs()
     rows = [
         (
             job.id,
@@ -111,10 +125,10 @@ def jobs_list(*, as_json: bool, **given: Any) -> None:
             f"{job.progress.done}/{job.progress.total}" if job.progress.total else "",
             job.error or job.note or job.progress.message,
         )
-        for job in found
+        for job in listed
     ]
     header = ("job", "model", "kind", "state", "done", "")
-    facts = [job.model_dump(mode="json") for job in found]
+    facts = [job.model_dump(mode="json") for job in listed]
     Page(facts, [Table("jobs", header, rows) if rows else "no jobs yet"]).print(as_json=as_json)
 
 
@@ -123,7 +137,7 @@ def jobs_list(*, as_json: bool, **given: Any) -> None:
 @where_options
 @options.logging_options
 def jobs_show(job_id: str, **given: Any) -> None:
-    """Show all that is known of a job, as JSON."""
+    """Print a job as JSON: specification, state, progress and result."""
     with connected(given) as training:
         print_job(training.job(job_id), given, as_json=True)
 
@@ -135,7 +149,7 @@ def jobs_show(job_id: str, **given: Any) -> None:
 @options.json_option
 @options.logging_options
 def jobs_follow(job_id: str, *, as_json: bool, quiet: bool, **given: Any) -> None:
-    """Watch a job until it is over; with --local, do it."""
+    """Follow a job until it has ended; with --local, run it."""
     with connected(given) as training:
         follow(training, training.job(job_id), given, as_json=as_json, quiet=quiet)
 
@@ -156,7 +170,7 @@ def jobs_log(job_id: str, **given: Any) -> None:
 @where_options
 @options.logging_options
 def jobs_cancel(job_id: str, **given: Any) -> None:
-    """Stop a job that waits or works; what it found is lost."""
+    """Cancel a queued or running job; its results are discarded."""
     with connected(given) as training:
         job = training.cancel(job_id)
-    options.echo(f"job {job.id}: {'cancelled' if job.is_over else 'is being stopped'}")
+    options.echo(f"job {job.id}: {'cancelled' if job.is_over else 'stopping'}")

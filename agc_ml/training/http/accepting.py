@@ -13,17 +13,17 @@ from agc_ml.training.http.connections import HEAD_S
 
 logger = logging.getLogger(__name__)
 
-# Connections that are accepted before those that are there get their turn
-_AT_ONCE: Final = 64
+# Connections accepted in a row, before open ones are served
+_BATCH: Final = 64
 
 _PAUSE_S: Final = 1.0
 
 
 class Acceptor:
-    """What asyncio's own server does, with a limit and a deadline for handshakes of TLS.
+    """Listener like asyncio's server, with a limit and a deadline for TLS handshakes.
 
-    asyncio's accepts hundreds of connections before any of them is read, keeps each for a minute
-    while it says nothing of TLS, and logs hundreds of errors a second when no files are left.
+    asyncio accepts hundreds of connections before it reads any, waits a minute for a handshake,
+    and logs hundreds of errors a second when file descriptors run out.
     """
 
     def __init__(
@@ -35,48 +35,48 @@ class Acceptor:
     ) -> None:
         self._listener, self._protocol, self._context = listener, protocol, context
         self._most = most
-        self._begun: dict[asyncio.Task[None], socket.socket] = {}  # the oldest first
-        self._again: asyncio.TimerHandle | None = None
+        self._handshakes: dict[asyncio.Task[None], socket.socket] = {}  # the oldest first
+        self._retry: asyncio.TimerHandle | None = None
         listener.setblocking(False)
 
     def open(self) -> None:
-        """Accept connections from now on."""
-        self._again = None
+        """Start to accept connections."""
+        self._retry = None
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def close(self) -> None:
-        """Accept none any more."""
-        if self._again is not None:
-            self._again.cancel()
+        """Stop accepting connections."""
+        if self._retry is not None:
+            self._retry.cancel()
         asyncio.get_running_loop().remove_reader(self._listener)
-        for task in self._begun:
+        for task in self._handshakes:
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait for what is left of it: nothing."""
+        """Return at once: nothing is left to wait for."""
 
     def _accept(self) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(_AT_ONCE):
+        for _ in range(_BATCH):
             try:
                 connection, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionError):
                 return
-            except OSError as error:  # no files or memory left
+            except OSError as error:  # no file descriptors or memory left
                 logger.error(  # noqa: TRY400 - one line says it
                     "no connections for %g s: %s", _PAUSE_S, error.strerror or error
                 )
                 loop.remove_reader(self._listener)
-                self._again = loop.call_later(_PAUSE_S, self.open)
+                self._retry = loop.call_later(_PAUSE_S, self.open)
                 return
             connection.setblocking(False)
-            if len(self._begun) >= self._most:
-                next(task for task in self._begun if not task.cancelling()).cancel()
-            task = loop.create_task(self._begin(connection))
-            self._begun[task] = connection
+            if len(self._handshakes) >= self._most:
+                next(task for task in self._handshakes if not task.cancelling()).cancel()
+            task = loop.create_task(self._handshake(connection))
+            self._handshakes[task] = connection
             task.add_done_callback(self._done)
 
-    async def _begin(self, connection: socket.socket) -> None:
+    async def _handshake(self, connection: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(
             self._protocol,
             connection,
@@ -85,7 +85,7 @@ class Acceptor:
         )
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        connection = self._begun.pop(task)
+        connection = self._handshakes.pop(task)
         if task.cancelled():
             connection.close()
         elif (error := task.exception()) is not None:

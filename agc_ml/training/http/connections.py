@@ -1,8 +1,8 @@
-"""Connections of a server: how long they may take, how many there may be, and which have to go.
+"""Deadlines and limits for the connections of a server.
 
-uvicorn has no deadline for the head or the body of a request, and takes connections until no file
-descriptors are left. `Guarded` is its HTTP/1.1 protocol with deadlines and limits; MLflow's server
-is given it too.
+uvicorn has no deadline for the head or the body of a request, and accepts connections until file
+descriptors run out. `Guarded` is its HTTP/1.1 protocol with deadlines and limits, also for MLflow's
+server.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from agc_ml.training.http import problems
 
-# Given to a client for the head of a request, once it is connected or has begun one
+# Deadline for the head of a request
 HEAD_S: Final = 10.0
 
 WINDOW_S: Final = 30.0
-# What has to get through in each `WINDOW_S`, of a body or of an answer: 1 kB a second
+# Least bytes of a body or an answer in each `WINDOW_S`: 1 kB a second
 LEAST_BYTES: Final = 32 * 1024
 
-# Given to what is left of a body when its request is answered already: it is read, not kept. Many
-# clients look for the answer only when they have sent all, and a closed connection hides it.
+# Deadline for the rest of a body whose request is answered already: it is read and discarded, as
+# many clients read the answer only when they have sent all, and a closed connection hides it.
 DISCARD_S: Final = 5.0
 
-# After which an idle connection is closed
+# Idle connections are closed after this time
 KEEP_ALIVE_S: Final = 75
 
 MOST: Final = 2000
 _DESCRIPTORS: Final = 2 * MOST + 96
 _SWEEP_S: Final = 1.0
-# So long no connection counts as slow
+# Age from which a connection can count as slow
 _YOUNG_S: Final = 5.0
 
-# One in so many is given up when there are too many: looking through all takes its time
-_GIVEN_UP_AT_ONCE: Final = 16
+# Fraction (1/n) that is closed when there are too many: to look through all takes time
+_CLOSED_AT_ONCE: Final = 16
 
 
 class Phase(enum.IntEnum):
-    """Where a connection is; those of lower phases are given up first, the oldest before others."""
+    """Phase of a connection; lower phases are closed first, the oldest before others."""
 
     HEAD = 0  # no request yet
-    DISCARD = 1  # answered already, and more of the body comes
+    DISCARD = 1  # answered, while the rest of the body arrives
     IDLE = 2  # between two requests
-    SLOW = 3  # so little gets through that it is as good as nothing
-    BUSY = 4  # a request is being taken or answered: never given up
+    SLOW = 3  # below the least rate
+    BUSY = 4  # a request arrives or is answered: never closed
 
 
 class Pace:
-    """Bytes that got through in the present window."""
+    """Rate of a connection in the current window."""
 
     def __init__(self, now: float) -> None:
         self._begun = self._since = now
@@ -70,13 +70,13 @@ class Pace:
         self._bytes += n_bytes
 
     def is_slow(self, now: float) -> bool:
-        """Return whether it is below the least rate for now."""
+        """Return whether the rate is too low now."""
         seconds = now - self._since
         is_young = now - self._begun < _YOUNG_S or seconds < _YOUNG_S
         return not is_young and self._bytes / seconds < LEAST_BYTES / WINDOW_S
 
     def is_late(self, now: float) -> bool:
-        """Return whether a window ended with too little; begins the next one."""
+        """Return whether a window ended with too few bytes; begin the next one."""
         if now - self._since < WINDOW_S:
             return False
         is_late = self._bytes < LEAST_BYTES
@@ -94,7 +94,7 @@ class Connections:
         self._sweeping = False
 
     def admit(self, new: Guarded) -> bool:
-        """Take a connection in, giving others up if need be; whether there is room for it."""
+        """Add a connection, closing others if need be; return whether there is room for it."""
         self._open[new] = None
         self._of[new.address] += 1
         if not self._sweeping:
@@ -105,21 +105,21 @@ class Connections:
         return len(self._open) <= self._most or self._make_room(list(self._open))
 
     def _make_room(self, among: list[Guarded]) -> bool:
-        """Give up some of these, of which the last one is new."""
+        """Close some of these connections, but not the last one, which is new."""
         now = time.monotonic()
         phases: dict[Phase, list[Guarded]] = {}
         for one in among[:-1]:
             phases.setdefault(one.phase(now), []).append(one)
         for phase in sorted(phases):
             if phase is not Phase.BUSY:
-                for one in phases[phase][: max(len(among) // _GIVEN_UP_AT_ONCE, 1)]:
+                for one in phases[phase][: max(len(among) // _CLOSED_AT_ONCE, 1)]:
                     self.forget(one)
                     one.transport.abort()
                 return True
         return False
 
     def forget(self, one: Guarded) -> None:
-        """A connection is gone."""
+        """Remove a closed connection."""
         if one in self._open:
             del self._open[one]
             self._of[one.address] -= 1
@@ -127,20 +127,20 @@ class Connections:
                 del self._of[one.address]
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Close what took too long; again in a second."""
+        """Close connections past their deadlines, every second."""
         now = time.monotonic()
         for one in list(self._open):
-            one.look(now)
+            one.check_deadlines(now)
         self._sweeping = bool(self._open)
         if self._sweeping:
             loop.call_later(_SWEEP_S, self._sweep, loop)
 
 
 def capacity() -> int:
-    """Number of connections this process may have: half of the files that it may open.
+    """Return the limit of connections: half of the file descriptors of this process.
 
-    The limit for these is raised as far as is needed and allowed. The other half is for uploads,
-    databases, and processes that are started.
+    Their limit is raised as far as needed and allowed. The other half is for uploads, databases and
+    child processes.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
@@ -151,7 +151,7 @@ def capacity() -> int:
 
 
 def _queued(connection: Any) -> int:
-    """Bytes that the kernel has yet to bring to the other side, 0 where it does not say."""
+    """Return the bytes in the kernel's send queue, 0 if unknown."""
     try:
         found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
     except OSError:
@@ -160,10 +160,10 @@ def _queued(connection: Any) -> int:
 
 
 class Guarded(H11Protocol):
-    """A connection with deadlines, one of a limited number."""
+    """HTTP/1.1 connection with deadlines, one of a limited number."""
 
     everyone: ClassVar[Connections | None] = None
-    # Bytes of a body, for applications that have no limit of their own
+    # Largest body, for applications without a limit of their own
     most_body: ClassVar[int | None] = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -173,14 +173,14 @@ class Guarded(H11Protocol):
             Guarded.everyone = Connections(most, most // 2)
         self._all = Guarded.everyone
         self.address = ""
-        self._since = time.monotonic()  # when this phase began, for heads and for what is discarded
+        self._since = time.monotonic()  # begin of the phase, for HEAD and DISCARD
         self._body = Pace(self._since)
         self._arrived = 0
         self._answer: Pace | None = None
         self._unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn
-        """Take part in the limits."""
+        """Register the connection; refuse it if there are too many."""
         super().connection_made(transport)
         self._since = time.monotonic()
         self.address = self.client[0] if self.client else ""
@@ -190,12 +190,12 @@ class Guarded(H11Protocol):
             )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Make room for another one."""
+        """Remove the connection from the limits."""
         self._all.forget(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Note what comes, and when a request begins."""
+        """Measure the rate, and note when a request begins."""
         now = time.monotonic()
         if self.timeout_keep_alive_task is not None and not self._is_discarding():
             self._since = now  # a new request begins
@@ -206,34 +206,34 @@ class Guarded(H11Protocol):
         if self._request is not before:
             self._body, self._arrived = Pace(now), 0
         elif self.most_body is not None and self._arrived > self.most_body:
-            what = f"a body of more than {self.most_body / 1e6:,.0f} MB is not taken here"
+            what = f"a body of more than {self.most_body / 1e6:,.0f} MB is not accepted here"
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, what)
         elif was_discarding and not self._is_discarding():
             self._rest(now)
 
     def on_response_complete(self) -> None:
-        """Have the connection wait for the next request."""
+        """Wait for the next request."""
         self._since = time.monotonic()
         super().on_response_complete()
-        if self.conn.trailing_data[0]:  # it has begun already
+        if self.conn.trailing_data[0]:  # the next request has begun
             self._unset_keepalive_if_required()
 
     def _rest(self, now: float) -> None:
-        """Wait for the next request, as uvicorn does behind an answer."""
+        """Wait for the next request, as uvicorn does after an answer."""
         self._since = now
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
     def resume_writing(self) -> None:
-        """Note that much was sent."""
+        """Measure the rate of the answer."""
         if self._answer is not None:
-            self._answer.add(LEAST_BYTES)  # what lies between asyncio's two marks is more
+            self._answer.add(LEAST_BYTES)  # asyncio's two water marks are further apart
         super().resume_writing()
 
     @property
     def _request(self) -> RequestResponseCycle | None:
-        """The last request, None if there was none yet."""
+        """Last request, None if there was none yet."""
         return self.cycle
 
     def _is_discarding(self) -> bool:
@@ -244,7 +244,7 @@ class Guarded(H11Protocol):
         )
 
     def phase(self, now: float) -> Phase:
-        """Phase of the connection now."""
+        """Return the current phase."""
         if self._is_discarding():
             return Phase.DISCARD
         if self._unsent and self._answer is not None and self._answer.is_slow(now):
@@ -254,14 +254,14 @@ class Guarded(H11Protocol):
             return Phase.SLOW if is_body and self._body.is_slow(now) else Phase.BUSY
         return Phase.HEAD if self.timeout_keep_alive_task is None else Phase.IDLE
 
-    def look(self, now: float) -> None:
-        """Close it if it takes too long."""
+    def check_deadlines(self, now: float) -> None:
+        """Close the connection if it is past a deadline."""
         if self._sends_too_slowly(now):
             self.transport.abort()
         elif self.transport.is_closing():
             return
         elif (phase := self.phase(now)) is Phase.HEAD and now - self._since > HEAD_S:
-            self.transport.close()  # nobody waits for an answer who has not asked
+            self.transport.close()  # no request, so no answer
         elif phase is Phase.DISCARD and now - self._since > DISCARD_S:
             self.transport.close()
         elif phase >= Phase.SLOW and self._body_is_late(now):
@@ -271,12 +271,12 @@ class Guarded(H11Protocol):
             )
 
     def _body_is_late(self, now: float) -> bool:
-        # what we don't read can't arrive
+        # while reading is paused, nothing arrives
         return self.cycle.more_body and self._body.is_late(now) and not self.flow.read_paused
 
     def _sends_too_slowly(self, now: float) -> bool:
         unsent = self.transport.get_write_buffer_size()
-        if unsent:  # the kernel may hold megabytes, and takes no more until much of it is gone
+        if unsent:  # the kernel may hold megabytes that the client does not read
             unsent += _queued(self.transport.get_extra_info("socket"))
         if not unsent:
             self._answer = None
@@ -288,13 +288,13 @@ class Guarded(H11Protocol):
         return self._answer is not None and self._answer.is_late(now)
 
     def send_400_response(self, msg: str) -> None:
-        """Say that this is no HTTP."""
+        """Answer input that is not HTTP."""
         self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def _refuse(self, status: HTTPStatus, detail: str) -> None:
-        """Say what is wrong, if nothing was answered yet, and hang up."""
+        """Answer with a problem, unless an answer has begun, and close."""
         if (request := self._request) is not None and not request.response_complete:
-            request.disconnected = True  # whoever is answering is told
+            request.disconnected = True  # tell the application
             request.message_event.set()
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             body = json.dumps(problems.content(status, detail)).encode()
@@ -315,6 +315,6 @@ class Guarded(H11Protocol):
 
 
 class Reading(Guarded):
-    """A connection of MLflow's server: it is read, and reads whole bodies before it asks whose."""
+    """Connection of MLflow's server, which reads whole bodies before it authenticates."""
 
     most_body = 1 << 20

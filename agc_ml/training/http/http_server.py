@@ -1,4 +1,4 @@
-"""uvicorn, with a acceptor and connections of our own."""
+"""uvicorn with deadlines and limits for connections."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from agc_ml.training.http.connections import KEEP_ALIVE_S, Guarded, capacity
 
 
 class Server(uvicorn.Server):
-    """A server that accepts connections by `Acceptor`, and leaves signals to the service."""
+    """Server that accepts connections with `Acceptor`, and leaves signals to the service."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave them: uvicorn would raise them once more when it has stopped."""
+        """Ignore signals: uvicorn would raise them again when it has stopped."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Start to listen."""
         await self.lifespan.startup()
         protocol = functools.partial(
             Guarded,
@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: FastAPI, certificate: Path | None, key: Path | None) -> Server:
-    """A server of an application; with a certificate and its key it speaks TLS."""
+    """Return a server of an application; with a certificate and its key it speaks TLS."""
     return Server(
         uvicorn.Config(
             app,

@@ -1,4 +1,4 @@
-"""The log: lines of JSON on stderr, not too many a second; log files that do not grow for ever."""
+"""Logs: lines of JSON on stderr at a limited rate; rotation of log files."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-# Of a kind, in a second; of what is left out, there is a line with the number
-MOST_LINES: Final = 20
+# Lines of a kind in a second; a line says how many were omitted
+MAX_LINES: Final = 20
 
-# Of a log file; there is one older one of each
-MOST_BYTES: Final = 16_000_000
+# Size of a log file; one older file is kept
+MAX_BYTES: Final = 16_000_000
 
 
 class JsonLines(logging.Formatter):
-    """Each record as a line of JSON."""
+    """Formatter of records as lines of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """A line."""
+        """Return a line."""
         content = {
             "time": _time(record.created),
             "level": record.levelname.lower(),
@@ -43,18 +43,18 @@ def _time(seconds: float) -> str:
 
 @dataclass
 class _Kind:
-    """Lines of a kind in the present second; ``last`` is the last one that was left out."""
+    """Lines of a kind in the current second; ``last`` is the last omitted one."""
 
     second: int
     lines: int = 0
-    left_out: int = 0
+    omitted: int = 0
     last: logging.LogRecord | None = None
 
 
 class RateLimitedHandler(logging.StreamHandler[Any]):
-    """Writes at most `MOST_LINES` of a kind a second, and then how many were left out.
+    """Handler that writes at most `MAX_LINES` of a kind a second, then how many it omitted.
 
-    A kind is a level of a logger; of requests, one sort of answer to one sort of method. So a
+    A kind is a level of a logger; for requests also the method and the class of the status. So a
     flood of one kind hides no other.
     """
 
@@ -64,40 +64,40 @@ class RateLimitedHandler(logging.StreamHandler[Any]):
         self._kinds: dict[tuple[Any, ...], _Kind] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, or count it."""
+        """Write a line, or count it as omitted."""
         facts = getattr(record, "facts", {})
         key = (record.name, record.levelno, facts.get("method"), int(facts.get("status", 0)) // 100)
         second = int(record.created)
         kind = self._kinds.get(key)
         if kind is None or kind.second != second:
-            self._tell(kind)
+            self._log_omitted(kind)
             kind = self._kinds[key] = _Kind(second)
         kind.lines += 1
-        if kind.lines > MOST_LINES:
-            kind.left_out += 1
+        if kind.lines > MAX_LINES:
+            kind.omitted += 1
             kind.last = record
         else:
             super().emit(record)
 
     def flush(self) -> None:
-        """Say what was left out in seconds that are over."""
+        """Write how many lines were omitted in past seconds."""
         second = int(time.time())
         for kind in list(getattr(self, "_kinds", {}).values()):  # also called when Python ends
             if kind.second != second:
-                self._tell(kind)
+                self._log_omitted(kind)
         super().flush()
 
-    def _tell(self, kind: _Kind | None) -> None:
+    def _log_omitted(self, kind: _Kind | None) -> None:
         if kind is None or kind.last is None:
             return
-        last, number = kind.last, kind.left_out
-        kind.last, kind.left_out = None, 0
+        last, number = kind.last, kind.omitted
+        kind.last, kind.omitted = None, 0
         facts = getattr(last, "facts", {})
         line = {
             "time": _time(last.created),
             "level": last.levelname.lower(),
             "logger": last.name,
-            "message": f"{number} more lines like this were left out",
+            "message": f"{number} more lines like this were omitted",
             **{name: facts[name] for name in ("method", "status") if name in facts},
             "left_out": number,
         }
@@ -105,30 +105,30 @@ class RateLimitedHandler(logging.StreamHandler[Any]):
 
 
 def log_as_json(level: int) -> None:
-    """Have all that is logged written to stderr, a line of JSON each."""
+    """Write the whole log to stderr, as lines of JSON."""
     logging.basicConfig(level=level, handlers=[RateLimitedHandler()], force=True)
     ours = logging.getLogger("agc_ml")
-    ours.handlers.clear()  # that of the command line
+    ours.handlers.clear()  # the command line's
     ours.setLevel(level)
     for chatty in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    # its warnings are of requests that make no sense
+    # it warns of every invalid request
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def log_omitted() -> None:
-    """Have lines that were left out counted in the log, also when no other one follows."""
+    """Write how many lines were omitted, also when no other line follows."""
     for handler in logging.getLogger().handlers:
         handler.flush()
 
 
 def rotate(path: Path) -> None:
-    """Put a log file aside that is too large: what writes it, at its end, goes on in an empty one.
+    """Rotate a log file that is too large, while its writer keeps it open for appending.
 
-    It is copied, as its writer keeps it open; what is written meanwhile is lost.
+    The file is copied and truncated; lines written in between are lost.
     """
     try:
-        if path.stat().st_size <= MOST_BYTES:
+        if path.stat().st_size <= MAX_BYTES:
             return
         older = path.with_name(f"{path.name}.1")
         shutil.copyfile(path, older)
@@ -136,11 +136,11 @@ def rotate(path: Path) -> None:
     except FileNotFoundError:  # nothing has been written yet
         return
     except OSError as error:
-        logging.getLogger(__name__).warning("%s: can't be put aside: %s", path, error)
+        logging.getLogger(__name__).warning("%s: can't be rotated: %s", path, error)
 
 
 def last_lines(path: Path, number: int) -> list[str]:
-    """The last lines of a log file, of which it reads a megabyte at most."""
+    """Return the last lines of a log file, from its last megabyte."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""What the document of the interface says of answers that are no success."""
+"""Descriptions of error answers in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from agc_ml.training.http.problems import MEDIA_TYPE
 PROBLEM: Final = "Problem"
 
 _WHEN: Final = {
-    400: "The request is no HTTP, its body is no JSON, or the connection broke off.",
+    400: "The request is not HTTP, its body is not JSON, or the connection broke off.",
     401: "A valid token is needed.",
-    403: "The token's role does not suffice, or a page of others asks in a browser.",
-    404: "There is nothing of this name.",
+    403: "The role of the token is not sufficient, or a foreign web page sent the request.",
+    404: "Nothing has this name.",
     408: "The request arrives too slowly.",
-    409: "It is otherwise by now: look again, and decide anew.",
+    409: "The state has changed: read it again before you retry.",
     413: "The body is too large.",
-    415: "The body is of a type that is not taken here.",
-    421: "The host that was asked for is no name of this service.",
-    422: "What is asked for makes no sense; the detail names the field.",
-    429: "Too much is waiting already; try again later.",
-    500: "A fault of the service; its log says more.",
-    503: "Too much is asked for, or the registry can't be used now; try again later.",
-    507: "There is no space left, or a file can't be written.",
+    415: "The type of the body is not accepted here.",
+    421: "The requested host is not a name of this service.",
+    422: "The request is invalid; the detail names the field.",
+    429: "The queue is full; try again later.",
+    500: "Internal error; the log of the service has details.",
+    503: "The service is busy, or the registry can't be used now; try again later.",
+    507: "No space is left, or a file can't be written.",
 }
 _ALWAYS: Final = (400, 408, 421, 500, 503, 507)
 
 
 def problems(*statuses: int, is_open: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Answers of a route that are problems; some may come from every one of them."""
+    """Return the error answers of a route, with those that every route may give."""
     usual = _ALWAYS if is_open else (*_ALWAYS, 401, 403)
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{PROBLEM}"}}}
     return {

@@ -1,4 +1,4 @@
-"""Problem details: how the service says what is wrong, RFC 9457."""
+"""Problem details (RFC 9457): bodies and headers of error answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 SCHEMA: Final[dict[str, Any]] = {
     "title": "Problem",
-    "description": "What is wrong, in one line: RFC 9457.",
+    "description": "Problem details, RFC 9457.",
     "type": "object",
     "properties": {
         "type": {"type": "string", "const": "about:blank"},
-        "title": {"type": "string", "description": "the status in words"},
+        "title": {"type": "string", "description": "phrase of the status"},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
-        "detail": {"type": "string", "description": "what is wrong, and the way out"},
+        "detail": {"type": "string", "description": "cause, and way out"},
     },
     "required": ["type", "title", "status", "detail"],
     "additionalProperties": False,
@@ -28,19 +28,17 @@ _RETRY_AFTER: Final = {HTTPStatus.TOO_MANY_REQUESTS: "60", HTTPStatus.SERVICE_UN
 
 
 def content(status: HTTPStatus, detail: str) -> dict[str, Any]:
-    """The body of an answer, for JSON."""
+    """Return the body of an answer, for JSON."""
     return {
         "type": "about:blank",
         "title": status.phrase,
         "status": status.value,
-        # what was asked may hold halves of characters, which can't be said
+        # requests may hold lone surrogates, which can't be encoded
         "detail": " ".join(detail.encode(errors="backslashreplace").decode().split()),
     }
 
 
 def headers(status: HTTPStatus) -> dict[str, str]:
-    """The headers of an answer, without its type."""
-    found = {HEADER: __version__}
-    if status in _RETRY_AFTER:
-        found["Retry-After"] = _RETRY_AFTER[status]
-    return found
+    """Return the headers of an answer, without its type."""
+    retry = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else {}
+    return {HEADER: __version__, **retry}

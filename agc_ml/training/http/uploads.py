@@ -1,7 +1,7 @@
-"""An uploaded training set, read in a process of its own: whatever is in it, the service goes on.
+"""Validation of an uploaded training set, in a child process that may crash.
 
-Sizes that a file states are checked before it is unpacked, but a file can lie, or hit a fault of
-the library that reads it: so the process has a limit of memory and of time.
+The sizes in a file are checked before it is unpacked, but they may be wrong, or the library may
+crash: so the process has limits of memory and time.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 _LABEL: Final = "the training set"
 _MAGIC: Final = b"PAR1"
-# Bytes of the number that says how long a footer is
+# Bytes of the length of the footer
 _LENGTH: Final = 4
 
-# Each thread would take of the memory that is limited, and there may be hundreds of cores
+# Threads need address space, which is limited, and there may be hundreds of cores
 _FEW_THREADS: Final = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_IO_THREADS"), "1"),
     "MALLOC_ARENA_MAX": "1",
@@ -35,21 +35,20 @@ _FEW_THREADS: Final = {
 _SECONDS: Final = 600.0
 _BASE: Final = 2 << 30
 _LEAST: Final = 32_000_000
-# Times that a table may be larger than its file, beyond `_LEAST` bytes: numbers that are measured
-# don't repeat so often
+# Largest ratio of a table to its file, beyond `_LEAST` bytes: measured numbers compress less
 _RATIO: Final = 100
 
-# Times that a table may be in memory: as Arrow's, numpy's and features, and what sorts them
+# Copies of a table in memory: Arrow's, numpy's, features, and those of sorting
 _COPIES: Final = 6
 
 
 async def check(path: Path, digest: str, most_bytes: int) -> None:
-    """Check that a file is the training set of a digest, and takes at most so much memory.
+    """Check that a file is the training set of a digest, and fits into memory.
 
     Raises
     ------
     TrainingError
-        It is not, or nothing can be learned from it.
+        It is not, or it is not a valid training set.
     """
     if not _may_be_parquet(path):
         raise TrainingError(f"{_LABEL}: can't be read as Parquet (it is none); extract it anew")
@@ -63,7 +62,7 @@ async def check(path: Path, digest: str, most_bytes: int) -> None:
         env={**os.environ, **_FEW_THREADS},
     )
     try:
-        said, complaints = await asyncio.wait_for(process.communicate(), _SECONDS)
+        output, errors = await asyncio.wait_for(process.communicate(), _SECONDS)
     except TimeoutError as error:
         raise TrainingError(
             f"{_LABEL}: not read after {_SECONDS:g} s; extract fewer events into it"
@@ -76,17 +75,17 @@ async def check(path: Path, digest: str, most_bytes: int) -> None:
     if process.returncode:
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        logger.warning("reader of a training set: %s: %s", how, complaints[-500:].decode("latin-1"))
+        logger.warning("reader of a training set: %s: %s", how, errors[-500:].decode("latin-1"))
         raise TrainingError(
             f"{_LABEL}: can't be read as Parquet (its reader ended: {how}); extract it anew"
         )
-    answer: dict[str, str] = json.loads(said)
+    answer: dict[str, str] = json.loads(output)
     if "error" in answer:
         raise TrainingError(answer["error"])
 
 
 def _may_be_parquet(path: Path) -> bool:
-    """Return whether a file begins and ends as it should: a process is not started for anything."""
+    """Return whether a file begins and ends like Parquet; no process is started otherwise."""
     with path.open("rb") as file:
         begin = file.read(len(_MAGIC))
         size = file.seek(0, os.SEEK_END)
@@ -98,7 +97,7 @@ def _may_be_parquet(path: Path) -> bool:
 
 
 def main(path: str, digest: str, most_bytes: str) -> dict[str, Any]:
-    """Read a file; what is wrong with it, if anything is."""
+    """Validate a file; return the error, if there is one."""
     size = Path(path).stat().st_size
     most = min(int(most_bytes), max(_LEAST, _RATIO * size))
     label = _LABEL if most == int(most_bytes) else f"{_LABEL} (a file of {size:,} bytes)"

@@ -8,9 +8,9 @@ from pathlib import Path
 from agc_ml.models.model import Parity
 from agc_ml.presentation.report import write_page
 from agc_ml.presentation.report_content import NONE, Notice, Page, Table
-from agc_ml.training.bundles import Trained
+from agc_ml.training.bundles import TrainingRecord
 from agc_ml.training.gates import Judged, Seen
-from agc_ml.training.search import Attempt
+from agc_ml.training.trainers.trials import TrialResult
 
 REPORT = "report.html"
 
@@ -19,8 +19,8 @@ def write(
     folder: Path,
     name: str,
     found: tuple[Judged, Seen],
-    trained: Trained,
-    trials: Mapping[Parity, list[Attempt]],
+    trained: TrainingRecord,
+    trials: Mapping[Parity, list[TrialResult]],
 ) -> None:
     """Draw the figures in ``folder/figures`` and write ``folder/report.html``.
 
@@ -51,7 +51,7 @@ def write(
     write_page(_page(name, judged, trained, seen.events_of), figures, folder / REPORT)
 
 
-def _page(name: str, judged: Judged, trained: Trained, events_of: str | None) -> Page:
+def _page(name: str, judged: Judged, trained: TrainingRecord, events_of: str | None) -> Page:
     failed = [gate for gate in judged.gates if not gate.passed]
     notices = [
         Notice(
@@ -102,7 +102,7 @@ def _comparison(judged: Judged) -> Table:
     return Table("Against the champion", columns, rows)
 
 
-def _parameters(trained: Trained) -> Table:
+def _parameters(trained: TrainingRecord) -> Table:
     both = trained.models.values()
     names = dict.fromkeys(key for one in both for key in one.params)
     rows = [
@@ -121,7 +121,7 @@ def _parameters(trained: Trained) -> Table:
     return Table("Parameters that the search found", columns, rows)
 
 
-def _origin(judged: Judged, trained: Trained) -> Table:
+def _origin(judged: Judged, trained: TrainingRecord) -> Table:
     rows = [
         ("job", trained.job),
         ("trained on the training set", trained.dataset),

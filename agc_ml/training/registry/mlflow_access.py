@@ -1,4 +1,4 @@
-"""Who may change what MLflow shows: nobody but the service. Runs in MLflow's server."""
+"""Authorization in MLflow's server: only the training service may change anything."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from werkzeug.datastructures import Authorization
 
 from agc_ml.training.registry.mlflow_server import ADMIN
 
-# How the last part of a path begins, of what is asked by POST and reads only
+# Begin of the last part of a path, for POST requests that only read
 _READS: Final = ("search", "graphql", "get-")
 
 
 def authenticate() -> Authorization | Response:
-    """Who asks; whoever is not the service may only read.
+    """Return the user, or a refusal: users other than the service may only read.
 
-    MLflow by itself lets every user create experiments and models of their own.
+    MLflow by itself lets every user create experiments and models.
     """
-    found: Authorization | Response = auth.authenticate_request_basic_auth()
-    if isinstance(found, Response) or found.username == ADMIN:
-        return found
+    user: Authorization | Response = auth.authenticate_request_basic_auth()
+    if isinstance(user, Response) or user.username == ADMIN:
+        return user
     is_read = request.method in {"GET", "HEAD", "OPTIONS"} or (
         request.method == "POST" and request.path.rpartition("/")[2].startswith(_READS)
     )
     refusal: Response = auth.make_forbidden_response()
-    return found if is_read else refusal
+    return user if is_read else refusal

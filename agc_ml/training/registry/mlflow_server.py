@@ -1,4 +1,4 @@
-"""MLflow beside the service: started, watched, and found again after a death of the service."""
+"""MLflow's server beside the service: started, supervised, and found again after a crash."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ HOST: Final = "127.0.0.1"
 LOG: Final = "mlflow.log"
 _STATE: Final = "mlflow.json"
 _PROTOCOL: Final = "agc_ml.training.http.connections:Reading"
-# Names under which MLflow is asked; its own list has patterns such as 10.*, which names match
+# Host names of MLflow; patterns of its default list, such as 10.*, match foreign names
 _HOSTS: Final = "127.0.0.1,127.0.0.1:*,localhost,localhost:*"
 
 _USERS: Final = "mlflow-users.db"
 _CONFIG: Final = "mlflow-auth.ini"
 ADMIN: Final = "agc-ml"
 VIEWER: Final = "viewer"
-# Given to it to answer for the first time
+# Deadline for the first answer
 START_S: Final = 120.0
 
-# Between two starts
+# Least time between two starts
 AGAIN_S: Final = 15.0
 
 _OK: Final = 200
-# What it answers where a user is there already
-_THERE: Final = 400
+# Status if a user exists already
+_EXISTS: Final = 400
 
 
 class MlflowServer:
-    """An MLflow server on a folder, with its own users: ours, and one who may only look."""
+    """MLflow server on a folder, with two users: the service, and a read-only viewer."""
 
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder.absolute()
@@ -65,21 +65,21 @@ class MlflowServer:
 
     @property
     def url(self) -> str:
-        """Where people find its pages."""
+        """Address of its pages."""
         return f"http://{HOST}:{self.port}"
 
     @property
     def viewer(self) -> tuple[str, str]:
-        """Name and password of the one who may only look."""
+        """Name and password of the read-only user."""
         return VIEWER, self._passwords[VIEWER]
 
     def claim_port(self) -> None:
-        """Make sure that its port is free, or that it runs there still from before.
+        """Check that its port is free, or that it still runs there.
 
         Raises
         ------
         UsageError
-            Someone else is there.
+            Another process uses the port.
         """
         if self.port == self._earlier_port and self.is_up():
             logger.info("MLflow runs already at %s", self.url)
@@ -96,7 +96,7 @@ class MlflowServer:
 
     def _start(self) -> None:
         self._stop_earlier()
-        # Made anew: it can do nothing with what it made by half, or with other passwords.
+        # The file may be incomplete, or have other passwords: MLflow makes it again.
         for stale in self._folder.glob(f"{_USERS}*"):
             stale.unlink()
         self._has_viewer = False
@@ -109,7 +109,7 @@ class MlflowServer:
                     *("--backend-store-uri", f"sqlite:///{self._folder / DATABASE}"),
                     *("--artifacts-destination", str(self._folder / ARTIFACTS)),
                     *("--host", HOST, "--port", str(self.port), "--workers", "1"),
-                    # it is asked every few seconds whether it is there, for years
+                    # the service checks it every few seconds, for years
                     *("--uvicorn-opts", f"--no-access-log --http {_PROTOCOL}"),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -130,32 +130,32 @@ class MlflowServer:
         self._write()
 
     def watch(self) -> bool:
-        """Start it if it does not run, and keep its log short; whether it answers."""
+        """Start it if it does not run, and rotate its log; return whether it answers."""
         rotate(self._folder / LOG)
         if self.is_up():
             if not self._has_viewer:
                 user = {"username": VIEWER, "password": self._passwords[VIEWER]}
-                found = self._ask("POST", "/api/2.0/mlflow/users/create", user)
-                self._has_viewer = found in {_OK, _THERE}
+                status = self._ask("POST", "/api/2.0/mlflow/users/create", user)
+                self._has_viewer = status in {_OK, _EXISTS}
             return True
         now, process = time.monotonic(), self._process
         is_starting = process is not None and process.poll() is None and now < self._patience
         if not is_starting and now >= self._next:
             if process is not None:
-                logger.warning("MLflow does not answer: started again; see %s", self._folder / LOG)
+                logger.warning("MLflow does not answer: restarted; see %s", self._folder / LOG)
             self._next, self._patience = now + AGAIN_S, now + START_S
             self._start()
         return False
 
     def is_up(self) -> bool:
-        """Return whether it answers, and is ours."""
-        # The password is for our process alone, not for whoever took its port.
+        """Return whether our process answers."""
+        # The password is for our process only, not for another one on its port.
         if "mlflow" not in _command(self._pid):
             return False
         return self._ask("POST", "/api/2.0/mlflow/experiments/search", {"max_results": 1}) == _OK
 
     def stop(self) -> None:
-        """Stop it, and all that it started."""
+        """Stop it and its children."""
         self._stop_earlier()
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -177,7 +177,7 @@ class MlflowServer:
         return answer.status
 
     def _stop_earlier(self) -> None:
-        """End the process that was noted, if it is MLflow still."""
+        """Stop the process of the state file, if it is still MLflow."""
         if "mlflow" not in _command(self._pid):
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -186,7 +186,7 @@ class MlflowServer:
             deadline = time.monotonic() + 5
             while _command(self._pid) and time.monotonic() < deadline:
                 if self._process is not None:
-                    self._process.poll()  # lets it go
+                    self._process.poll()  # reaps it
                 time.sleep(0.05)
 
     def _config(self) -> str:
@@ -204,10 +204,10 @@ class MlflowServer:
 
     def _read(self) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((self._folder / _STATE).read_text())
+            state: dict[str, Any] = json.loads((self._folder / _STATE).read_text())
         except (OSError, ValueError):
             return {}
-        return found
+        return state
 
     def _write(self) -> None:
         state = {"port": self.port, "pid": self._pid, "passwords": self._passwords}
@@ -221,7 +221,7 @@ def _free_port() -> int:
 
 
 def _command(pid: int) -> str:
-    """Command line of a process, '' if there is none."""
+    """Return the command line of a process, '' if there is none."""
     if not pid:
         return ""
     import psutil  # noqa: PLC0415 - only here

@@ -1,4 +1,4 @@
-"""Networks of Keras on TensorFlow: they are trained with it, and score as ONNX, without it."""
+"""Neural networks: trained with Keras on TensorFlow, and exported to ONNX for scoring."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ DEFAULTS: Final[Params] = {
     "batch_size": 256,
     "epochs": 30,
 }
-# Epochs between two looks at how good it is
-EVERY: Final = 5
+# Epochs between two validations
+STEP: Final = 5
 
-# Largest difference of a score between Keras and the ONNX that it is exported to
+# Largest difference of a score between Keras and its ONNX export
 TOLERANCE: Final = 1e-5
 
 _OPSET: Final = 17
 
 
 def _library() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its lines on the screen
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no log lines
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which sums in another order each time
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # it sums in another order each time
     try:
         import keras  # noqa: PLC0415 - heavy
         import tensorflow as tf  # noqa: PLC0415 - heavy
@@ -45,12 +45,12 @@ def _library() -> Any:
             f"TensorFlow is not installed ({error}): pip install 'agc-ml[keras]'"
         ) from error
     tf.config.experimental.enable_op_determinism()
-    tf.get_logger().setLevel("ERROR")  # it warns of functions that are made once a network
+    tf.get_logger().setLevel("ERROR")  # it warns of functions that are retraced for each network
     return keras
 
 
 class Prepared(NamedTuple):
-    """Rows, labels, and what the rows are shifted and scaled by."""
+    """Rows and labels, with mean and standard deviation of each feature."""
 
     rows: Array
     labels: Array
@@ -59,7 +59,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(data: TrainingSet) -> Prepared:
-    """Rows as a network takes them, with mean and deviation of each feature."""
+    """Return the rows and labels of a training set, for a network."""
     rows = np.ascontiguousarray(data.features.reshape(-1, data.features.shape[2]))
     deviation = rows.std(axis=0, dtype=np.float64)
     return Prepared(
@@ -71,30 +71,30 @@ def prepare(data: TrainingSet) -> Prepared:
 
 
 def steps(params: Params) -> list[int]:
-    """Numbers of epochs at which it is looked at how good it is; the last one is all of them."""
+    """Return the epochs after which the network is validated, with the last one."""
     last = int({**DEFAULTS, **params}["epochs"])
-    return [*range(EVERY, last, EVERY), last]
+    return [*range(STEP, last, STEP), last]
 
 
 class Learner:
-    """A network while it is trained; it takes features as they are."""
+    """Training of a network, which scales the features itself."""
 
     def __init__(self, prepared: Prepared, params: Params, seed: int) -> None:
         self._keras = _library()
         self._seed = seed
         self._data = prepared
-        known = {**DEFAULTS, **params}
-        self._batch_size = int(known["batch_size"])
+        settings = {**DEFAULTS, **params}
+        self._batch_size = int(settings["batch_size"])
         self._keras.utils.set_random_seed(seed)
-        self.network = self._built(known)
+        self.network = self._network(settings)
         self._score = self._compiled_score()
         self._done = 0
 
-    def _built(self, params: Params) -> Any:
+    def _network(self, params: Params) -> Any:
         layers, width = self._keras.layers, int(params["width"])
         n_features = self._data.rows.shape[1]
-        # an adapted Normalization layer does not survive the export: a layer that does the same
-        # names of their own: Keras numbers those that have none, in the order of a process
+        # an adapted Normalization layer does not survive the export, Rescaling does; all layers are
+        # named, as Keras numbers unnamed ones in the order of the process
         scaled = layers.Rescaling(
             scale=(1 / self._data.deviation).tolist(),
             offset=(-self._data.mean / self._data.deviation).tolist(),
@@ -129,14 +129,15 @@ class Learner:
         signature = [tf.TensorSpec((None, self._data.rows.shape[1]), tf.float32)]
         return tf.function(lambda rows: self.network(rows, training=False), signature)
 
-    def grow(self, until: int) -> None:
-        """Go on until it has been trained for so many epochs."""
+    def train(self, until: int) -> None:
+        """Train until so many epochs are done."""
         rows, labels = self._data.rows, self._data.labels
         for epoch in range(self._done, until):
-            # an order of its own each epoch, the same however often it is looked at
+            # an order of its own for each epoch, whatever the steps of validation
             order = np.random.default_rng([self._seed, epoch]).permutation(len(rows))
             self.network.fit(
-                *(rows[order], labels[order]),
+                rows[order],
+                labels[order],
                 batch_size=self._batch_size,
                 epochs=1,
                 shuffle=False,
@@ -145,20 +146,20 @@ class Learner:
         self._done = until
 
     def scores(self, features: Array) -> Array:
-        """Scores of rows, float32, shape (n,)."""
+        """Return the scores of rows, float32, shape (n,)."""
         return np.asarray(self._score(np.ascontiguousarray(features, np.float32)))[:, 0]
 
-    def watch(self, features: Array) -> Callable[[], Array]:
-        """Give what scores these rows with the network as it is then."""
+    def scorer(self, features: Array) -> Callable[[], Array]:
+        """Return a function that scores these rows with the current network."""
         return lambda: self.scores(features)
 
     def save(self, folder: Path, stem: str) -> dict[str, Path]:
-        """Write it for Keras and as ONNX, which must score as it does.
+        """Write the network as .keras and ONNX, and check their scores.
 
         Raises
         ------
         TrainingError
-            What was exported gives other scores.
+            A file gives other scores than the network.
         """
         source, path = folder / f"{stem}.keras", folder / f"{stem}.onnx"
         self.network.save(source)
@@ -173,14 +174,14 @@ class Learner:
             difference = float(np.abs(scores - self.scores(rows)).max())
             if not difference <= TOLERANCE:
                 raise TrainingError(
-                    f"{path.name}: {name} scores otherwise than the network in memory, by "
-                    f"{difference:.2g} (at most {TOLERANCE:g} is allowed); it is not registered"
+                    f"{path.name}: the scores of {name} differ from those of the network in memory "
+                    f"by {difference:.2g} (allowed: {TOLERANCE:g}); it is not registered"
                 )
         return {"model": path, "source": source}
 
 
 def _make_canonical(path: Path) -> None:
-    """Leave out of an ONNX file what depends on the process that wrote it: counters in names."""
+    """Remove what depends on the writing process from an ONNX file: counters in names."""
     import onnx  # noqa: PLC0415 - heavy
 
     model = onnx.load(path)
@@ -191,7 +192,7 @@ def _make_canonical(path: Path) -> None:
 
 
 def onnx_scores(content: bytes, rows: Array) -> Array:
-    """Scores of rows by ONNX Runtime, on one thread."""
+    """Return the scores of rows by ONNX Runtime, on one thread."""
     import onnxruntime  # noqa: PLC0415 - heavy
 
     options = onnxruntime.SessionOptions()

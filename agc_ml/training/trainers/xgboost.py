@@ -1,4 +1,4 @@
-"""Boosted trees of xgboost, on one thread: the same seed gives the same bytes."""
+"""Boosted trees of xgboost on one thread: the same seed gives the same bytes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Array = NDArray[Any]
 Params = Mapping[str, int | float]
 
 DEFAULTS: Final[Params] = {"n_estimators": 150, "max_depth": 6, "learning_rate": 0.3}
-# Trees between two looks at how good it is
-EVERY: Final = 50
+# Trees between two validations
+STEP: Final = 50
 
 
 def _library() -> Any:
@@ -29,19 +29,19 @@ def _library() -> Any:
 
 
 def prepare(data: TrainingSet) -> Any:
-    """Rows in bins: made once for all trials that train on the same events."""
+    """Return binned rows, for all trials that train on the same events."""
     rows = data.features.reshape(-1, data.features.shape[2])
     return _library().QuantileDMatrix(rows, data.labels.ravel(), nthread=1, max_bin=256)
 
 
 def steps(params: Params) -> list[int]:
-    """Numbers of trees at which it is looked at how good it is; the last one is all of them."""
+    """Return the numbers of trees after which the model is validated, with the last one."""
     last = int({**DEFAULTS, **params}["n_estimators"])
-    return [*range(EVERY, last, EVERY), last]
+    return [*range(STEP, last, STEP), last]
 
 
 class Learner:
-    """A forest while it grows on ``rows``, which `prepare` made."""
+    """Training of a forest on ``rows`` of `prepare`."""
 
     def __init__(self, rows: Any, params: Params, seed: int) -> None:
         settings = {**DEFAULTS, **params}
@@ -57,36 +57,36 @@ class Learner:
         self._booster = _library().Booster({**settings, **fixed}, cache=[rows])
         self._done = 0
 
-    def grow(self, until: int) -> None:
-        """Go on until it has so many trees."""
+    def train(self, until: int) -> None:
+        """Train until the forest has so many trees."""
         for number in range(self._done, until):
             self._booster.update(self._rows, number)
         self._done = until
 
     def scores(self, features: Array) -> Array:
-        """Scores of rows, float32, shape (n,)."""
+        """Return the scores of rows, float32, shape (n,)."""
         return np.asarray(self._booster.inplace_predict(features))
 
-    def watch(self, features: Array) -> Callable[[], Array]:
-        """Give what scores these rows with the trees of now: each tree is asked once."""
+    def scorer(self, features: Array) -> Callable[[], Array]:
+        """Return a function that scores these rows with the current trees, each tree once."""
         margins = np.zeros(len(features), np.float32)
-        asked = 0
+        n_scored = 0
 
         def scores() -> Array:
-            nonlocal asked
-            if self._done > asked:
-                new = (asked, self._done)
+            nonlocal n_scored
+            if self._done > n_scored:
+                new = (n_scored, self._done)
                 # the base score is a margin of zero, so that parts add up
                 margins[:] += self._booster.inplace_predict(
                     features, iteration_range=new, predict_type="margin"
                 )
-                asked = self._done
+                n_scored = self._done
             return np.asarray(1 / (1 + np.exp(-margins)))
 
         return scores
 
     def save(self, folder: Path, stem: str) -> dict[str, Path]:
-        """Write it; files by what they are, of which ``model`` is the one that scores."""
+        """Write the model; return the files by kind, ``model`` is the one that scores."""
         path = folder / f"{stem}.json"
         path.write_bytes(bytes(self._booster.save_raw("json")))
         return {"model": path}
