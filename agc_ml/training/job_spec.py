@@ -1,9 +1,9 @@
-"""What a job is asked to do, and what it is given to do it with."""
+"""Specification of a job, and the inputs of its process."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,9 @@ from agc_ml.models.naming import NAME
 from agc_ml.models.registry import MOST_VERSION
 from agc_ml.training.search_spaces import Kind, space_of
 
+if TYPE_CHECKING:
+    from fastapi.exceptions import RequestValidationError
+
 DIGEST: Final = r"[0-9a-f]{64}"
 MAX_TRIALS: Final = 1000
 
@@ -40,67 +43,76 @@ Pair = Annotated[dict[Parity, VersionNumber], AfterValidator(_both)]
 
 
 class Limits(BaseModel):
-    """What gates allow; a service may have its own."""
+    """Limits of the gates; a service may have its own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_auc: FiniteFloat = Field(default=0.9, ge=0, le=1, description="least AUC")
     max_loss: FiniteFloat = Field(
-        default=0.02, ge=0, description="most that AUC or jet score may be below the champion's"
+        default=0.02, ge=0, description="largest loss of AUC or jet score against the champion"
     )
     max_gap: FiniteFloat = Field(
-        default=0.02, ge=0, description="most that the validation's AUC may be above the test's"
+        default=0.02,
+        ge=0,
+        description="largest excess of the AUC in cross-validation over the AUC in the test",
     )
     max_calibration: FiniteFloat = Field(
         default=0.1,
         ge=0,
-        description="most that score and fraction of right permutations may differ, beyond two "
-        "standard errors, in the worst of ten parts of the scores",
+        description="largest difference of score and fraction of right permutations, beyond two "
+        "standard errors, in the worst of ten score bins",
     )
     max_multiplicity: FiniteFloat = Field(
         default=0.1,
         ge=0,
-        description="most that the jet score of a number of jets may be below that of all",
+        description="largest loss of the jet score at a number of jets, against that of all events",
     )
     max_variation: FiniteFloat = Field(
         default=0.02, ge=0, description="largest change of AUC or jet score under a variation"
     )
     max_parity: FiniteFloat = Field(
-        default=1e-5, ge=0, description="largest difference of a score between ways to score"
+        default=1e-5, ge=0, description="largest difference of a score between two libraries"
     )
     max_latency: FiniteFloat = Field(
-        default=20.0, ge=0, description="most microseconds a row, on one core"
+        default=20.0, ge=0, description="largest time for a row in microseconds, on one core"
     )
 
 
 class JobSpec(BaseModel):
-    """A job: models to train on a training set, or a pair of them to judge."""
+    """Specification of a job: models to train, or a pair of models to validate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["xgboost", "keras", "judge"]
-    name: str = Field(pattern=f"^{NAME}$", description="of the model in the registry")
+    name: str = Field(pattern=f"^{NAME}$", description="name of the model in the registry")
     dataset: str = Field(
         description="digest of the training set; or label@digest",
         json_schema_extra={"pattern": f"^(.*@)?{DIGEST}$"},
     )
     fold: Literal["even", "odd", "both"] = Field(
-        default="both", description="parity of the events that are trained on"
+        default="both", description="parity of the training events"
     )
     space: str | dict[str, Any] | None = Field(
-        default=None, description="search space: the name of a preset, or parameters"
+        default=None, description="search space: name of a preset, or parameters"
     )
-    trials: int = Field(default=20, ge=1, le=MAX_TRIALS, description="of the search, each fold")
+    trials: int = Field(
+        default=20, ge=1, le=MAX_TRIALS, description="number of trials for each parity"
+    )
     seed: int = Field(default=1, ge=0, lt=2**31)
     variation: str = Field(
-        default="nominal", pattern=r"^\w{1,64}$", description="of the jets that are trained with"
+        default="nominal", pattern=r"^\w{1,64}$", description="variation of the jets to train with"
     )
-    versions: Pair | None = Field(default=None, description="of the two models to judge")
+    versions: Pair | None = Field(
+        default=None, description="versions of the two models to validate"
+    )
     remote: dict[Parity, Annotated[str, Field(max_length=1000)]] | None = Field(
-        default=None, description="where the two are served, to compare scores with"
+        default=None, description="servers of the two models, to compare their scores"
     )
     idempotency_key: str | None = Field(
-        default=None, min_length=1, max_length=200, description="the same key is the same job"
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="a second job with the same key is the first one",
     )
 
     @field_validator("dataset")
@@ -128,7 +140,7 @@ class JobSpec(BaseModel):
         if self.kind == "judge" and self.space is not None:
             raise ValueError("space belongs to the kinds that train")
         if self.remote and self.kind != "judge":
-            raise ValueError("remote belongs to the kind judge: nothing else is served yet")
+            raise ValueError("remote belongs to the kind judge")
         if self.kind != "judge":
             try:
                 space_of(self.kind, self.space)
@@ -138,21 +150,21 @@ class JobSpec(BaseModel):
 
     @property
     def parities(self) -> tuple[Parity, ...]:
-        """Parities of the events that are trained on."""
+        """Parities of the training events."""
         return PARITIES if self.fold == "both" else (self.fold,)
 
     @property
     def trained_kind(self) -> Kind:
-        """Kind of the models to train."""
+        """Kind of the models to train; the kind judge trains none."""
         if self.kind == "judge":
             raise ValueError("nothing is trained")
         return self.kind
 
 
-def first_error(error: ValidationError) -> str:
-    """What is wrong with what was asked, in a line."""
+def first_error(error: ValidationError | RequestValidationError, skip: int = 0) -> str:
+    """Return the first error of a validation in one line, without ``skip`` parts of its place."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"][skip:])
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 
@@ -166,17 +178,17 @@ class RegisteredModel(BaseModel):
 
 
 class Setup(BaseModel):
-    """All that a job's process is given: it asks nobody for anything."""
+    """Inputs of a job's process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: str
     spec: JobSpec
-    dataset: str = Field(description="file of the training set")
-    site: str = Field(description="where trials run")
+    dataset: str = Field(description="path of the training set")
+    site: str = Field(description="site where trials run")
     workers: int
     limits: Limits
     champion: RegisteredModel | None
     members: dict[Parity, RegisteredModel] = Field(
-        default_factory=dict, description="models of other jobs that make a bundle"
+        default_factory=dict, description="two models of other jobs, to combine"
     )

@@ -1,11 +1,11 @@
-"""Search spaces: the parameters that a search varies, and how.
+"""Search spaces: parameters of a model with their ranges.
 
 ::
 
-    max_depth: {low: 3, high: 10}               # whole numbers; step: 2 if not each of them
+    max_depth: {low: 3, high: 10}               # integers; step: 2 for every other one
     learning_rate: {low: 0.02, high: 0.5, log: true}
-    reg_alpha: [0, 0.25, 0.5]                   # one of these
-    gamma: 0                                    # always this
+    reg_alpha: [0, 0.25, 0.5]                   # one of these values
+    gamma: 0                                    # fixed
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ Number = Annotated[int, Strict()] | Annotated[FiniteFloat, Strict()]
 
 
 class Range(BaseModel):
-    """Numbers from ``low`` to ``high``, both included; whole ones if both are written so."""
+    """Range from ``low`` to ``high``, both included; of integers if both are integers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     low: Number
     high: Number
-    step: Number | None = Field(default=None, gt=0, description="between them")
-    log: bool = Field(default=False, description="drawn evenly in the logarithm")
+    step: Number | None = Field(default=None, gt=0, description="step between values")
+    log: bool = Field(default=False, description="uniform in the logarithm")
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Range:
@@ -56,8 +56,8 @@ Parameter = Number | tuple[Number, ...] | Range
 Space = dict[str, Parameter]
 _SPACE: Final = TypeAdapter(Space)
 
-# Parameters of each kind of model, with the least and the most that they may be
-_LEAST: Final[Mapping[Kind, Mapping[str, tuple[float, float]]]] = {
+# Parameters of each kind of model, with their smallest and largest values
+_BOUNDS: Final[Mapping[Kind, Mapping[str, tuple[float, float]]]] = {
     "xgboost": {
         "n_estimators": (1, 5000),
         "max_depth": (1, 100),
@@ -79,7 +79,7 @@ _LEAST: Final[Mapping[Kind, Mapping[str, tuple[float, float]]]] = {
     },
 }
 
-_WHOLE: Final = {"n_estimators", "max_depth", "layers", "width", "batch_size", "epochs"}
+_INTEGERS: Final = {"n_estimators", "max_depth", "layers", "width", "batch_size", "epochs"}
 
 
 def _grid(start: float, stop: float, number: int, *, log: bool) -> tuple[float, ...]:
@@ -88,7 +88,7 @@ def _grid(start: float, stop: float, number: int, *, log: bool) -> tuple[float, 
 
 
 PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
-    # moderate trees: what thousands of events can carry
+    # moderate trees, for thousands of events
     "xgboost": (
         "xgboost",
         {
@@ -101,7 +101,7 @@ PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
             "colsample_bytree": Range(low=0.5, high=1.0),
         },
     ),
-    # of the published training of the Analysis Grand Challenge
+    # the published training of the Analysis Grand Challenge
     "reference": (
         "xgboost",
         {
@@ -130,12 +130,12 @@ PRESETS: Final[Mapping[str, tuple[Kind, Space]]] = {
 
 _MOST_STEPS: Final = 1_000_000
 _LARGEST: Final = 1e300
-# In all lists of a space: they are kept, sent and shown with each job
+# Values in all lists of a space, which is stored and shown with each job
 _MOST_VALUES: Final = 200
 
 
 def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
-    """A search space: a preset by name, the content of one, or the default of the kind.
+    """Return a search space: a preset by name, parameters, or the default of the kind.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
         if given not in names:
             raise UsageError(f"space {given!r}: for {kind} there are {', '.join(names)}, or a file")
         return dict(PRESETS[given][1])
-    known = _LEAST[kind]
+    known = _BOUNDS[kind]
     if not given:
         raise UsageError(f"search space: it is empty; parameters are {', '.join(known)}")
     for name in given:
@@ -185,7 +185,7 @@ def _check(name: str, parameter: Parameter, least: float, most: float) -> None:
         values = parameter if isinstance(parameter, tuple) else (parameter,)
     if not values:
         raise UsageError(f"search space: {name}: the list is empty; name at least one value")
-    if name in _WHOLE and not all(isinstance(value, int) for value in values):
+    if name in _INTEGERS and not all(isinstance(value, int) for value in values):
         raise UsageError(f"search space: {name}: whole numbers are needed")
     ends = values[:2] if isinstance(parameter, Range) else values
     if min(ends) < least or max(ends) > most:
@@ -201,12 +201,12 @@ def _check(name: str, parameter: Parameter, least: float, most: float) -> None:
 
 
 def load_space(kind: Kind, spec: str | None) -> Space:
-    """A preset by name, or a file of YAML or JSON.
+    """Return a preset by name, or the space in a YAML or JSON file.
 
     Raises
     ------
     UsageError
-        There is no such preset or file, or it is no search space.
+        There is no such preset or file, or it is not a search space.
     """
     if spec is None or spec in PRESETS:
         return space_of(kind, spec)
@@ -223,14 +223,14 @@ def load_space(kind: Kind, spec: str | None) -> Space:
     return space_of(kind, content)
 
 
-def described(space: Space) -> dict[str, Any]:
-    """A space as JSON holds it, and `space_of` takes it."""
-    found: dict[str, Any] = json.loads(_SPACE.dump_json(space, exclude_none=True))
-    return found
+def space_as_json(space: Space) -> dict[str, Any]:
+    """Return a space as JSON, which `space_of` accepts."""
+    content: dict[str, Any] = json.loads(_SPACE.dump_json(space, exclude_none=True))
+    return content
 
 
 def suggest(trial: Any, space: Space) -> dict[str, Number]:
-    """Parameters of an Optuna trial."""
+    """Return the parameters of an Optuna trial."""
     return {name: _suggested(trial, name, parameter) for name, parameter in space.items()}
 
 
@@ -242,10 +242,10 @@ def _suggested(trial: Any, name: str, parameter: Parameter) -> Number:
         value = parameter
     elif all(isinstance(x, int) for x in (parameter.low, parameter.high, parameter.step or 1)):
         value = trial.suggest_int(
-            *(name, parameter.low, parameter.high), step=parameter.step or 1, log=parameter.log
+            name, parameter.low, parameter.high, step=parameter.step or 1, log=parameter.log
         )
     else:
         value = trial.suggest_float(
-            *(name, parameter.low, parameter.high), step=parameter.step, log=parameter.log
+            name, parameter.low, parameter.high, step=parameter.step, log=parameter.log
         )
     return value

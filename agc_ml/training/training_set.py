@@ -1,4 +1,4 @@
-"""A training set in memory: checked, one variation of it, and split by events."""
+"""Training set in memory: validated, for one variation, and split by events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agc_ml.results.tables import StoredTable
 
 Array = NDArray[Any]
 
-# Least events of each parity: with fewer, a score's uncertainty is as large as what it tells
+# Least number of events of each parity; with fewer, the quality of a model is too uncertain
 MIN_EVENTS: Final = 50
 
 N_PARTS: Final = 10
@@ -39,9 +39,9 @@ class TrainingSet:
     features
         float32, shape ``(n_events, k, n_features)``.
     right
-        Place of the right row of each event, shape ``(n_events,)``.
+        Index of the right row of each event, shape ``(n_events,)``.
     is_even
-        Whether the event's number is even.
+        True if the event number is even, shape ``(n_events,)``.
     part
         0 to 9, by a hash of run, luminosity block and event: how events are split.
     njet
@@ -49,9 +49,9 @@ class TrainingSet:
     variation
         The kinematic variation of the jets.
     inputs
-        How the features are distributed in all events of the selection: process, feature, counts.
+        Histograms of the features in all selected events: process, feature, counts.
     events_of
-        Whose events they are, None where that is not known.
+        Label of the events, None if unknown.
     assignment
         Kinds that the rows assign objects to, None where no analysis declares the task.
     """
@@ -79,17 +79,17 @@ class TrainingSet:
         return np.asarray(np.arange(self.features.shape[1]) == self.right[:, None])
 
     def take(self, mask: Array) -> TrainingSet:
-        """Some of its events."""
+        """Return the events of a mask."""
         fields = ("features", "right", "is_even", "part", "njet")
         return replace(self, **{name: getattr(self, name)[mask] for name in fields})
 
     def of_parity(self, parity: Parity) -> TrainingSet:
-        """Its events with even, or with odd numbers."""
+        """Return the events with even or odd numbers."""
         return self.take(self.is_even == (parity == "even"))
 
 
 def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
-    """Check a table, and take the events of one variation.
+    """Validate a table, and return the events of one variation.
 
     Raises
     ------
@@ -104,8 +104,8 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
         inputs = _INPUTS.validate_python(about.get("inputs", {}))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise TrainingError(
-            f"training set {table.digest[:12]}: it does not say its task, features and rows of an "
-            "event; extract it again"
+            f"training set {table.digest[:12]}: its task, features and rows of an event are "
+            "not stated; extract it again"
         ) from error
     if delta_phi not in get_args(DeltaPhi) or not names or len(set(names)) < len(names):
         raise TrainingError(
@@ -153,12 +153,12 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
 
 
 def load(path: Path, digest: str | None = None, variation: str = NOMINAL) -> TrainingSet:
-    """Read a training set, and check it.
+    """Read and validate a training set.
 
     Raises
     ------
     TrainingError
-        It can't be read, is another one than ``digest`` says, or nothing can be learned from it.
+        It can't be read, has another digest, or is not valid.
     """
     table = tables.read(path, TrainingError)
     if digest is not None and table.digest != digest:
@@ -204,7 +204,7 @@ def _check_events(table: StoredTable, columns: Mapping[str, Array], k: int) -> N
     )
     if not whole:
         raise TrainingError(
-            f"training set {table.digest[:12]}: each event needs {k} rows behind each other; "
+            f"training set {table.digest[:12]}: the {k} rows of each event must be consecutive; "
             "extract it anew"
         )
     positive = (columns["label"].reshape(-1, k) > 0).sum(axis=1)
@@ -244,7 +244,7 @@ def _check_size(found: TrainingSet) -> None:
 
 
 def _parts(run: Array, lumi: Array, event: Array) -> Array:
-    """Part of each event, 0 to 9, by a hash (the finaliser of splitmix64) of what names it."""
+    """Return the part of each event, 0 to 9, by a hash (the finaliser of splitmix64) of its id."""
     mixed = np.zeros(len(run), np.uint64)
     with np.errstate(over="ignore"):
         for values in (run, lumi, event):
@@ -256,6 +256,6 @@ def _parts(run: Array, lumi: Array, event: Array) -> Array:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

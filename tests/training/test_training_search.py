@@ -191,7 +191,7 @@ def test_spaces_in_files(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text("max_depth: {low: 3, high: 5}\nreg_alpha: [0, 1]\ngamma: 0\n")
     space = search_spaces.load_space("xgboost", str(path))
-    assert space_of("xgboost", search_spaces.described(space)) == space
+    assert space_of("xgboost", search_spaces.space_as_json(space)) == space
     path.write_text("max_depth: {low: 3\n")
     with pytest.raises(UsageError, match="can't be read"):
         search_spaces.load_space("xgboost", str(path))
@@ -202,7 +202,7 @@ def test_spaces_in_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="parameters by name"):
         search_spaces.load_space("xgboost", str(path))
     for name, (kind, preset) in PRESETS.items():
-        assert space_of(kind, name) == space_of(kind, search_spaces.described(preset)) == preset
+        assert space_of(kind, name) == space_of(kind, search_spaces.space_as_json(preset)) == preset
 
 
 def test_the_space_of_the_reference() -> None:

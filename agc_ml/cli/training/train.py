@@ -79,7 +79,7 @@ def train(dataset: str, *, detach: bool, as_json: bool, quiet: bool, **given: An
     With --local, --cluster and --workers set where trials run; a service has its own workers.
     """
     from agc_ml.training.client import training_set_file  # noqa: PLC0415 - on demand
-    from agc_ml.training.search_spaces import described, load_space  # noqa: PLC0415 - on demand
+    from agc_ml.training.search_spaces import load_space, space_as_json  # noqa: PLC0415 - on demand
 
     if detach and given["local"]:
         raise UsageError(
@@ -91,7 +91,7 @@ def train(dataset: str, *, detach: bool, as_json: bool, quiet: bool, **given: An
     with connected(given) as training:
         digest = training.upload(path)
         job = training.submit(
-            **spec, dataset=digest, space=described(space), idempotency_key=given["key"]
+            **spec, dataset=digest, space=space_as_json(space), idempotency_key=given["key"]
         )
         if not quiet:
             options.echo(f"job {job.id}: training set {digest[:12]}", err=True)

@@ -53,8 +53,13 @@ async def check(path: Path, digest: str, most_bytes: int) -> None:
     if not _may_be_parquet(path):
         raise TrainingError(f"{_LABEL}: can't be read as Parquet (it is none); extract it anew")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "agc_ml.training.http.uploads"),
-        *(str(path), digest, str(most_bytes)),
+        sys.executable,
+        "-P",
+        "-m",
+        "agc_ml.training.http.uploads",
+        str(path),
+        digest,
+        str(most_bytes),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

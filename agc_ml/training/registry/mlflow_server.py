@@ -102,16 +102,15 @@ class MlflowServer:
         self._has_viewer = False
         config = self._folder / _CONFIG
         write_private(config, self._config())
+        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder / DATABASE}"]
+        command += ["--artifacts-destination", str(self._folder / ARTIFACTS)]
+        command += ["--host", HOST, "--port", str(self.port), "--workers", "1"]
+        # the service checks it every few seconds, for years
+        command += ["--uvicorn-opts", f"--no-access-log --http {_PROTOCOL}"]
         with (self._folder / LOG).open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - MLflow, of our own environment
-                [
-                    *(sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth"),
-                    *("--backend-store-uri", f"sqlite:///{self._folder / DATABASE}"),
-                    *("--artifacts-destination", str(self._folder / ARTIFACTS)),
-                    *("--host", HOST, "--port", str(self.port), "--workers", "1"),
-                    # the service checks it every few seconds, for years
-                    *("--uvicorn-opts", f"--no-access-log --http {_PROTOCOL}"),
-                ],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -16,7 +16,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field
 
 from agc_ml.errors import StoreError, TrainingError
-from agc_ml.training.http.openapi import problems
+from agc_ml.training.http.problems import responses
 from agc_ml.training.job_spec import DIGEST, JobSpec
 from agc_ml.training.service.authorization import CheckedRoute
 from agc_ml.training.service.context import Context, Reader, Trainer
@@ -77,7 +77,7 @@ class LastLines(BaseModel):
     summary="Upload a training set",
     responses={
         200: {"model": Uploaded, "description": "It was uploaded before; the body is not read."},
-        **problems(413, 415, 422),
+        **responses(413, 415, 422),
     },
     openapi_extra=_FILE,
 )
@@ -108,7 +108,7 @@ async def upload(
     "/v1/datasets/{digest}",
     tags=["training sets"],
     summary="Check for a training set",
-    responses=problems(404, 422),
+    responses=responses(404, 422),
 )
 async def dataset(digest: Digest, context: Context, _: Reader) -> DatasetFacts:
     """Return its digest and size; 404 if it was not uploaded."""
@@ -125,7 +125,7 @@ async def dataset(digest: Digest, context: Context, _: Reader) -> DatasetFacts:
     summary="Submit a job",
     responses={
         200: {"model": Job, "description": "The earlier job with this idempotency key."},
-        **problems(413, 415, 422, 429),
+        **responses(413, 415, 422, 429),
     },
 )
 async def submit(spec: JobSpec, response: Response, context: Context, token: Trainer) -> Job:
@@ -137,7 +137,7 @@ async def submit(spec: JobSpec, response: Response, context: Context, token: Tra
     return job
 
 
-@ROUTES.get("/v1/jobs", tags=["jobs"], summary="List jobs", responses=problems(422))
+@ROUTES.get("/v1/jobs", tags=["jobs"], summary="List jobs", responses=responses(422))
 async def jobs(
     context: Context,
     _: Reader,
@@ -149,7 +149,7 @@ async def jobs(
     return context.manager.database.jobs(states, limit)
 
 
-@ROUTES.get("/v1/jobs/{job_id}", tags=["jobs"], summary="Show a job", responses=problems(404, 422))
+@ROUTES.get("/v1/jobs/{job_id}", tags=["jobs"], summary="Show a job", responses=responses(404, 422))
 async def job(job_id: JobId, context: Context, _: Reader) -> Job:
     """Return a job and its state."""
     return context.manager.database.job(job_id)
@@ -159,7 +159,7 @@ async def job(job_id: JobId, context: Context, _: Reader) -> Job:
     "/v1/jobs/{job_id}/logs",
     tags=["jobs"],
     summary="Read the log of a job",
-    responses=problems(404, 422),
+    responses=responses(404, 422),
 )
 async def logs(
     job_id: JobId,
@@ -187,7 +187,7 @@ async def _limit_followers(context: Context) -> AsyncIterator[None]:
     tags=["jobs"],
     summary="Follow a job",
     response_class=EventSourceResponse,
-    responses=problems(404, 422),
+    responses=responses(404, 422),
     dependencies=[Depends(_limit_followers)],
 )
 async def events(
@@ -206,7 +206,7 @@ async def events(
     "/v1/jobs/{job_id}/cancel",
     tags=["jobs"],
     summary="Cancel a job",
-    responses=problems(404, 413, 415, 422),
+    responses=responses(404, 413, 415, 422),
 )
 async def cancel(job_id: JobId, context: Context, _: Trainer) -> Job:
     """Cancel a job: at once if it is queued, else when its process has stopped."""

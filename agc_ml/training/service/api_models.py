@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agc_ml.errors import TrainingError
 from agc_ml.models.naming import NAME
 from agc_ml.models.registry import CHAMPION, MOST_VERSION
-from agc_ml.training.http.openapi import problems
+from agc_ml.training.http.problems import responses
 from agc_ml.training.job_spec import Pair, VersionNumber
 from agc_ml.training.pages.report_page import REPORT
 from agc_ml.training.registry.publisher import Publisher
@@ -56,14 +56,14 @@ class Rollback(BaseModel):
     expect_current: CurrentVersion | None = None
 
 
-@ROUTES.get("/v1/models", summary="List all bundles", responses=problems())
+@ROUTES.get("/v1/models", summary="List all bundles", responses=responses())
 async def models(context: Context, _: Reader) -> list[VersionFacts]:
     """List the bundles of all models, the oldest of each first."""
     return await context.read_registry(Publisher.all_bundles)
 
 
 @ROUTES.get(
-    "/v1/models/{name}", summary="List the bundles of a model", responses=problems(404, 422)
+    "/v1/models/{name}", summary="List the bundles of a model", responses=responses(404, 422)
 )
 async def of_model(name: Name, context: Context, _: Reader) -> list[VersionFacts]:
     """List the bundles of a model, the oldest first."""
@@ -73,7 +73,7 @@ async def of_model(name: Name, context: Context, _: Reader) -> list[VersionFacts
 @ROUTES.get(
     "/v1/models/{name}/promotions",
     summary="List the promotions of a model",
-    responses=problems(404, 422),
+    responses=responses(404, 422),
 )
 async def promotions(name: Name, context: Context, _: Reader) -> list[Promotion]:
     """List all changes of the champion: versions, users, times and reasons."""
@@ -83,7 +83,7 @@ async def promotions(name: Name, context: Context, _: Reader) -> list[Promotion]
 @ROUTES.get(
     "/v1/models/{name}/resolve",
     summary="Find the bundle of an alias or a version",
-    responses=problems(404, 409, 422),
+    responses=responses(404, 409, 422),
 )
 async def resolve(
     name: Name,
@@ -105,7 +105,7 @@ async def resolve(
     "/v1/models/{name}/versions/{version}/files/{file:path}",
     summary="Download a file of a bundle",
     response_class=Content,
-    responses=problems(404, 409, 422),
+    responses=responses(404, 409, 422),
 )
 async def content(
     name: Name,
@@ -122,7 +122,7 @@ async def content(
     "/v1/models/{name}/versions/{version}/report",
     summary="Read the validation report of a bundle",
     response_class=HTMLResponse,
-    responses=problems(404, 409, 422),
+    responses=responses(404, 409, 422),
 )
 async def report(name: Name, version: VersionOf, context: Context, _: Reader) -> HTMLResponse:
     """Return the validation report of a bundle: gates, quality and figures."""
@@ -133,7 +133,7 @@ async def report(name: Name, version: VersionOf, context: Context, _: Reader) ->
 @ROUTES.post(
     "/v1/models/{name}/promote",
     summary="Make a bundle the champion",
-    responses=problems(404, 409, 413, 415, 422),
+    responses=responses(404, 409, 413, 415, 422),
 )
 async def promote(name: Name, request: Promote, context: Context, token: Promoter) -> Promotion:
     """Make a bundle the champion, unless the current champion is not the expected one."""
@@ -154,7 +154,7 @@ async def promote(name: Name, request: Promote, context: Context, token: Promote
 @ROUTES.post(
     "/v1/models/{name}/rollback",
     summary="Roll back to the previous champion",
-    responses=problems(404, 409, 413, 415, 422),
+    responses=responses(404, 409, 413, 415, 422),
 )
 async def rollback(name: Name, request: Rollback, context: Context, token: Promoter) -> Promotion:
     """Make the previous champion the champion again."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from agc_ml.errors import ModelError, StoreError
-from agc_ml.training.http.openapi import problems
+from agc_ml.training.http.problems import responses
 from agc_ml.training.pages import board
 from agc_ml.training.registry.publisher import Publisher
 from agc_ml.training.registry.versions import VersionFacts
@@ -34,7 +34,7 @@ class Health(BaseModel):
     "/healthz",
     tags=["service"],
     summary="Check the health of the service",
-    responses=problems(is_open=True),
+    responses=responses(is_open=True),
 )
 async def health(context: Context) -> Health:
     """Return the state of the service, without a token; 503 if it does not work."""
@@ -54,7 +54,7 @@ async def health(context: Context) -> Health:
     tags=["service"],
     summary="Read numbers for Prometheus",
     response_class=PlainTextResponse,
-    responses=problems(),
+    responses=responses(),
 )
 async def metrics(context: Context, _: Reader) -> str:
     """Return jobs by state, requests by status, and the state of MLflow."""

@@ -20,8 +20,9 @@ from agc_ml._version import __version__
 from agc_ml.errors import AgcError, ModelError, StoreError, TrainingError
 from agc_ml.models.registry import ChangedError, RegistryError
 from agc_ml.models.registry_access import HEADER
-from agc_ml.training.http import guard, openapi, problems
+from agc_ml.training.http import guard, problems
 from agc_ml.training.http.guard import HostNames
+from agc_ml.training.job_spec import first_error
 from agc_ml.training.registry.promotion import ConflictError
 from agc_ml.training.service import api_jobs, api_models, api_pages
 from agc_ml.training.service.context import ServiceContext
@@ -74,7 +75,7 @@ def served_application(context: ServiceContext, hosts: HostNames) -> FastAPI:
     """Return the application for a server: guarded, logged and documented."""
     app = application(context)
     app.add_middleware(_Guard, requests=context.requests, hosts=hosts)
-    app.openapi()["components"]["schemas"][openapi.PROBLEM] = problems.SCHEMA
+    app.openapi()["components"]["schemas"][problems.PROBLEM] = problems.SCHEMA
     return app
 
 
@@ -98,12 +99,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        message = str(first["msg"]).removeprefix("Value error, ")
-        return _problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {message}" if where else message
-        )
+        return _problem(HTTPStatus.UNPROCESSABLE_ENTITY, first_error(error, skip=1))
 
     @app.exception_handler(ClientDisconnect)
     async def disconnect(_: Request, __: ClientDisconnect) -> JSONResponse:
