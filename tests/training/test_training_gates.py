@@ -284,7 +284,7 @@ def test_an_export_that_scores_otherwise_is_not_registered(
     learner._score = lambda rows: np.full((len(rows), 1), 0.5)
     monkeypatch.setattr(tensorflow, "onnx_scores", lambda *_: np.full(3, 0.6))
     monkeypatch.setattr(tensorflow, "_make_canonical", lambda _: None)
-    with pytest.raises(TrainingError, match=r"even\.onnx: its ONNX scores otherwise"):
+    with pytest.raises(TrainingError, match=r"even\.onnx: the scores of its ONNX differ"):
         learner.save(tmp_path, "even")
 
 
