@@ -73,10 +73,11 @@ def entry_of(parity: Parity, fitted: TrainedModel) -> CardEntry:
     name, content = fitted.files["model"]
     golden = None
     if FORMATS[Path(name).suffix] == "xgboost":
-        found = golden_rows(content, name)
-        if found is not None:
+        golden_values = golden_rows(content, name)
+        if golden_values is not None:
             golden = GoldenRows(
-                rows=tuple(map(tuple, found.rows.tolist())), margins=tuple(found.values.tolist())
+                rows=tuple(map(tuple, golden_values.rows.tolist())),
+                margins=tuple(golden_values.values.tolist()),
             )
     sha256 = hashlib.sha256(content).hexdigest()
     return CardEntry(file=name, uri=None, sha256=sha256, trained_on=parity, golden=golden)
@@ -196,4 +197,4 @@ def read_golden(folder: Path, parity: Parity) -> tuple[Array, Array] | None:
         with np.load(data, allow_pickle=False) as content:
             return content["rows"], content["scores"]
     except DAMAGED as error:
-        raise ModelError(f"{path}: no golden rows ({error}); train it anew") from error
+        raise ModelError(f"{path}: no golden rows ({error}); train it again") from error

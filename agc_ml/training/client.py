@@ -119,6 +119,7 @@ def training_set_file(source: str | Path) -> Path:
                 "extracts a training set"
             )
         return path
+    # a run: the table that its processor extracted
     record = load_record(path)
     if len(record.tables) != 1:
         raise UsageError(
@@ -176,6 +177,7 @@ class TrainingClient:
 
         Without a service, this runs the job, and those queued before it.
         """
+        # reconnect while the service restarts
         job, failures = self.job(job_id), 0
         while not job.is_over:
             try:

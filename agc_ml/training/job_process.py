@@ -278,7 +278,7 @@ def _combine(bundle: Path, setup: Setup) -> TrainingRecord:
         if values[0] != values[1]:
             raise TrainingError(
                 f"the two models were trained with different {name} ({_brief(values[0])}, "
-                f"{_brief(values[1])}); they make no bundle: train one of them anew"
+                f"{_brief(values[1])}); they make no bundle: train one of them again"
             )
     models = {parity: record.models[parity] for parity, record in records.items()}
     record = first.model_copy(update={"job": setup.job, "models": models})

@@ -55,9 +55,11 @@ def search(
         All trials of a generation failed.
     """
     studies = {parity: _study(parity, storage) for parity in plan.sources}
+    # trials of an earlier run count as done
     for parity, study in studies.items():
         for result in _results(study):
             on_trial(parity, result)
+    # one generation after the other, for all parities
     while waiting := _ask(plan, studies):
         failures = []
         for key, outcome in evaluate({key: trial for key, (_, trial) in waiting.items()}):

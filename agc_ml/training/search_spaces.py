@@ -149,13 +149,13 @@ def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
         if given not in names:
             raise UsageError(f"space {given!r}: for {kind} there are {', '.join(names)}, or a file")
         return dict(PRESETS[given][1])
-    known = _BOUNDS[kind]
+    bounds = _BOUNDS[kind]
     if not given:
-        raise UsageError(f"search space: it is empty; parameters are {', '.join(known)}")
+        raise UsageError(f"search space: it has no parameters; there are {', '.join(bounds)}")
     for name in given:
-        if name not in known:
+        if name not in bounds:
             raise UsageError(
-                f"search space: {name!r} is no parameter of {kind}; there are {', '.join(known)}"
+                f"search space: {name!r} is no parameter of {kind}; there are {', '.join(bounds)}"
             )
     try:
         space = _SPACE.validate_python(dict(given))
@@ -167,7 +167,7 @@ def space_of(kind: Kind, given: str | Mapping[str, Any] | None) -> Space:
             f"({first['msg']})"
         ) from error
     for name, parameter in space.items():
-        _check(name, parameter, *known[name])
+        _check(name, parameter, *bounds[name])
     n_values = sum(len(one) for one in space.values() if isinstance(one, tuple))
     if n_values > _MOST_VALUES:
         raise UsageError(

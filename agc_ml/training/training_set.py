@@ -111,7 +111,7 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
         raise TrainingError(
             f"training set {table.digest[:12]}: its features are none, or named twice, or its "
             f"delta_phi ({delta_phi!r}) is not one of {', '.join(get_args(DeltaPhi))}; extract it "
-            "anew"
+            "again"
         )
     assignment = training_task(task)
     if k != len(assignment.rows) if assignment else k < 2:  # noqa: PLR2004 - to choose from
@@ -121,6 +121,7 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
             f"from in the task {task!r}"
         )
     _check_columns(table, names)
+    # select the variation
     chosen = table.columns["variation"] == variation.encode()
     columns = {name: values[chosen] for name, values in table.columns.items()}
     n = len(columns["label"])
@@ -131,9 +132,10 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
             f"are: {there}"
         )
     _check_events(table, columns, k)
+    # one entry for each event, from the first of its rows
     is_right = columns["label"].reshape(-1, k)
     event = columns["event"][::k]
-    found = TrainingSet(
+    events = TrainingSet(
         digest=table.digest,
         task=task,
         names=names,
@@ -148,8 +150,8 @@ def of_table(table: StoredTable, variation: str = NOMINAL) -> TrainingSet:
         events_of=None if (label := table.provenance.get("label")) is None else str(label),
         assignment=assignment,
     )
-    _check_size(found)
-    return found
+    _check_size(events)
+    return events
 
 
 def load(path: Path, digest: str | None = None, variation: str = NOMINAL) -> TrainingSet:
@@ -172,18 +174,19 @@ def _check_columns(table: StoredTable, names: tuple[str, ...]) -> None:
     lacking = [name for name in (*_COLUMNS, *names) if name not in table.columns]
     if lacking:
         raise TrainingError(
-            f"training set {table.digest[:12]}: it lacks {', '.join(lacking)}; extract it anew"
+            f"training set {table.digest[:12]}: it lacks {', '.join(lacking)}; extract it again"
         )
     for name in (*_COLUMNS, *names):
         if (table.columns[name].dtype.kind == "S") != (name == "variation"):
             raise TrainingError(
                 f"training set {table.digest[:12]}: column {name} is of a wrong type, "
-                f"{table.columns[name].dtype}; extract it anew"
+                f"{table.columns[name].dtype}; extract it again"
             )
+    # features must not replace columns of the event
     if set(names) & set(_COLUMNS):
         raise TrainingError(
             f"training set {table.digest[:12]}: its features name {', '.join(_COLUMNS)} too; "
-            "extract it anew"
+            "extract it again"
         )
     for name in (*names, "weight"):
         with np.errstate(over="ignore"):  # models take single precision
@@ -205,8 +208,9 @@ def _check_events(table: StoredTable, columns: Mapping[str, Array], k: int) -> N
     if not whole:
         raise TrainingError(
             f"training set {table.digest[:12]}: the {k} rows of each event must be consecutive; "
-            "extract it anew"
+            "extract it again"
         )
+    # exactly one right row in each event
     positive = (columns["label"].reshape(-1, k) > 0).sum(axis=1)
     if not positive.any():
         raise TrainingError(
@@ -220,6 +224,7 @@ def _check_events(table: StoredTable, columns: Mapping[str, Array], k: int) -> N
             f"training set {table.digest[:12]}: event {event} has {positive[first]} right "
             "rows; one is needed"
         )
+    # no event twice
     _, counts = np.unique(
         np.stack([columns[name][::k].astype(np.uint64) for name in IDENTITY]),
         axis=1,
@@ -232,14 +237,14 @@ def _check_events(table: StoredTable, columns: Mapping[str, Array], k: int) -> N
         )
 
 
-def _check_size(found: TrainingSet) -> None:
-    numbers = {"even": int(found.is_even.sum()), "odd": int((~found.is_even).sum())}
+def _check_size(events: TrainingSet) -> None:
+    numbers = {"even": int(events.is_even.sum()), "odd": int((~events.is_even).sum())}
     for parity, number in numbers.items():
         if number < MIN_EVENTS:
             raise TrainingError(
-                f"training set {found.digest[:12]}, variation {found.variation!r}: {number} fully "
-                f"matched {parity} events; at least {MIN_EVENTS} are needed: extract it from more "
-                "files"
+                f"training set {events.digest[:12]}, variation {events.variation!r}: {number} "
+                f"fully matched {parity} events; at least {MIN_EVENTS} are needed: extract it from "
+                "more files"
             )
 
 

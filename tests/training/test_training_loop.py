@@ -125,7 +125,7 @@ def test_drift_files_a_challenger(
         (("service", "training", "--cluster", "foo"), 2, "no site 'foo'"),
         (
             ("service", "training", "--certificate", "here.txt", "--key", "here.txt"),
-            *(2, "no certificate with its key"),
+            *(2, "not a certificate with its key"),
         ),
         (("service", "token", "add", "me"), 2, "no training service was started there"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import getpass
 import json
 import shutil
 import sqlite3
@@ -18,7 +20,7 @@ from services.training import add_dataset, advance, registered, run_until_over
 from trained import SPEC
 
 import agc_ml
-from agc_ml.errors import ModelError, StoreError, UsageError
+from agc_ml.errors import ModelError, StoreError, TrainingError, UsageError
 from agc_ml.inputs import loading
 from agc_ml.models import naming, registry
 from agc_ml.models.loading import load_registered
@@ -426,6 +428,42 @@ def test_a_pulled_bundle_needs_no_registry(own_champions: Path, tmp_path: Path) 
     shutil.rmtree(own_champions)
     result = run_ttbar(tmp_path / "run", str(tmp_path / "bundle"))
     assert result.status == "complete"
+
+
+def test_a_notebook_trains_without_a_service(own_champions: Path) -> None:
+    """There an event loop runs already; errors come as from a service, without an address."""
+
+    async def notebook() -> list[str]:
+        with client.connect_training(str(own_champions), local=True) as training:
+            with pytest.raises(TrainingError, match=r"^there is no job abc; see"):
+                training.job("abc")
+            with pytest.raises(TrainingError, match=r"^model jet_assignment: there was no champion"):
+                training.rollback(NAME)
+            done = training.promote(NAME, "2", expected="1", reason="to see who")
+            assert done.who == getpass.getuser()
+            return [one.version for one in training.models(NAME)]
+
+    assert asyncio.run(notebook()) == ["1", "2"]
+
+
+def test_who_stops_following_without_a_service_stops_the_job(
+    training_run: Path, tmp_path: Path
+) -> None:
+    """It is queued, as if it had not been started, and resumed by who follows it again."""
+    folder = str(tmp_path / "training")
+    with client.connect_training(folder, local=True, workers=1) as training:
+        digest = training.upload(training_run)
+        job = training.submit(**{**SPEC, "dataset": digest, "trials": 500})
+        for now in training.follow(job.id):
+            if now.progress.done >= 2:
+                break
+    (tmp_path / "training" / ".upload-abandoned").write_text("")
+    with client.connect_training(folder, local=True, workers=1) as training:
+        found = training.job(job.id)
+        assert (found.state, found.attempt, found.note) == ("queued", 0, "was stopped")
+        training.cancel(job.id)
+        assert [one.state for one in training.follow(job.id)] == ["cancelled"]
+    assert not list((tmp_path / "training").glob(".upload*"))
 
 
 def test_two_can_not_train_in_a_folder(own_champions: Path) -> None:

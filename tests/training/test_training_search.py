@@ -168,7 +168,7 @@ def test_trials_that_fail(tmp_path: Path) -> None:
         ({"gamma": {"low": 0, "high": 1, "step": 2}}, "0.5 steps of the range"),
         ({"gamma": {"low": 0, "high": 1, "step": 1e-300}}, "1e.300 steps of the range"),
         ({"gamma": [[[[[[1]]]]]]}, "gamma"),
-        ({}, "it is empty; parameters are n_estimators"),
+        ({}, "it has no parameters; there are n_estimators"),
         ({"gamma": float("nan")}, "gamma"),
         ("referenz", "space 'referenz': for xgboost there are xgboost, reference"),
         ("keras", "for xgboost there are"),

@@ -80,6 +80,7 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
         bundle = training.resolve(name, which)
         judged, trained = _records(training, name, bundle.version)
         history = training.promotions(name)
+    # tables: gates, changes of the champion, parameters
     gates = [
         (
             gate["title"],
@@ -161,6 +162,7 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
             name, which = name_and_version(label)
             version = training.resolve(name, which).version
             records[f"{name}@{version}"] = _records(training, name, version)
+    # both labels may name one version
     if len(records) == 1:
         raise UsageError(f"{a} and {b} are the same version; name two")
     (judged_a, trained_a), (judged_b, trained_b) = records.values()
@@ -374,6 +376,7 @@ def models_drift(
     record = load_record(run)
     name, version = drift.model_of(record)
     path = None if dataset is None else training_set_file(dataset)
+    # the same bundle, in this registry as in that of the run
     with connected(given) as training:
         drift.check_same(record, training.resolve(name, version).files)
         _, trained = _records(training, name, version)

@@ -100,6 +100,7 @@ class Connections:
         if not self._sweeping:
             self._sweeping = True
             new.loop.call_later(_SWEEP_S, self._sweep, new.loop)
+        # make room among the connections of the address, or among all
         if self._of[new.address] > self._most_each:
             return self._make_room([one for one in self._open if one.address == new.address])
         return len(self._open) <= self._most or self._make_room(list(self._open))
@@ -153,10 +154,10 @@ def capacity() -> int:
 def _queued(connection: Any) -> int:
     """Return the bytes in the kernel's send queue, 0 if unknown."""
     try:
-        found = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+        n_bytes = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
     except OSError:
         return 0
-    return int.from_bytes(found, sys.byteorder)
+    return int.from_bytes(n_bytes, sys.byteorder)
 
 
 class Guarded(H11Protocol):
@@ -203,6 +204,7 @@ class Guarded(H11Protocol):
         before, was_discarding = self._request, self._is_discarding()
         super().data_received(data)
         self._arrived += len(data)
+        # a new request, a body that is too large, or the end of a discarded body
         if self._request is not before:
             self._body, self._arrived = Pace(now), 0
         elif self.most_body is not None and self._arrived > self.most_body:
@@ -296,6 +298,7 @@ class Guarded(H11Protocol):
         if (request := self._request) is not None and not request.response_complete:
             request.disconnected = True  # tell the application
             request.message_event.set()
+        # no answer has begun
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             body = json.dumps(problems.content(status, detail)).encode()
             headers = {

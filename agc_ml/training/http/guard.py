@@ -40,10 +40,10 @@ def host_names(host: str, given: Iterable[str] = ()) -> HostNames:
     """
     proxies = set()
     for name in given:
-        found = _AUTHORITY.fullmatch(name.lower())
-        if found is None or found["port"] is not None:
+        authority = _AUTHORITY.fullmatch(name.lower())
+        if authority is None or authority["port"] is not None:
             raise UsageError(f"--host-name {name}: a host name is needed, such as ml.example.org")
-        proxies.add(_plain(found["host"]))
+        proxies.add(_plain(authority["host"]))
     here = socket.gethostname()
     ours = {"localhost", "127.0.0.1", "::1", _plain(host), here, here.partition(".")[0]}
     if not is_loopback(host):

@@ -51,7 +51,8 @@ async def check(path: Path, digest: str, most_bytes: int) -> None:
         It is not, or it is not a valid training set.
     """
     if not _may_be_parquet(path):
-        raise TrainingError(f"{_LABEL}: can't be read as Parquet (it is none); extract it anew")
+        raise TrainingError(f"{_LABEL}: can't be read as Parquet (it is none); extract it again")
+    # a new session: signals to the service do not reach it
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",
@@ -77,12 +78,13 @@ async def check(path: Path, digest: str, most_bytes: int) -> None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+    # it crashed: memory, time, or a bug of the library
     if process.returncode:
         code = process.returncode
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         logger.warning("reader of a training set: %s: %s", how, errors[-500:].decode("latin-1"))
         raise TrainingError(
-            f"{_LABEL}: can't be read as Parquet (its reader ended: {how}); extract it anew"
+            f"{_LABEL}: can't be read as Parquet (its reader ended: {how}); extract it again"
         )
     answer: dict[str, str] = json.loads(output)
     if "error" in answer:
@@ -103,6 +105,7 @@ def _may_be_parquet(path: Path) -> bool:
 
 def main(path: str, digest: str, most_bytes: str) -> dict[str, Any]:
     """Validate a file; return the error, if there is one."""
+    # limit the address space before a library reads the file
     size = Path(path).stat().st_size
     most = min(int(most_bytes), max(_LEAST, _RATIO * size))
     label = _LABEL if most == int(most_bytes) else f"{_LABEL} (a file of {size:,} bytes)"

@@ -81,6 +81,7 @@ class MlflowServer:
         UsageError
             Another process uses the port.
         """
+        # a server of an earlier start is used again
         if self.port == self._earlier_port and self.is_up():
             logger.info("MLflow runs already at %s", self.url)
             return
@@ -137,6 +138,7 @@ class MlflowServer:
                 status = self._ask("POST", "/api/2.0/mlflow/users/create", user)
                 self._has_viewer = status in {_OK, _EXISTS}
             return True
+        # restart it, unless it is still starting
         now, process = time.monotonic(), self._process
         is_starting = process is not None and process.poll() is None and now < self._patience
         if not is_starting and now >= self._next:
@@ -179,6 +181,7 @@ class MlflowServer:
         """Stop the process of the state file, if it is still MLflow."""
         if "mlflow" not in _command(self._pid):
             return
+        # the process group, as MLflow starts workers
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pid, number)

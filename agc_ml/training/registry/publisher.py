@@ -91,6 +91,7 @@ class Publisher(Registry):
         """
         result = json.loads((work / RESULT).read_text())
         with self.errors(f"job {job.id}"):
+            # the run and its files first: versions refer to them
             run = self._run(job, result, work)
             source = self._store_files(job, run, work, result["files"])
             own = {JOB_TAG: job.id, FILES_TAG: json.dumps(result["files"])}
@@ -102,6 +103,7 @@ class Publisher(Registry):
                 else:
                     name = member(job.spec.name, parity)
                     versions[parity] = self._version(name, run, source, {**own, PART_TAG: parity})
+            # the bundle, with its quality and members as tags
             if len(parities) == len(PARITIES):
                 tags = {
                     **own,
@@ -159,18 +161,19 @@ class Publisher(Registry):
         from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - heavy
 
         trials = json.loads((work / BUNDLE / TRIALS).read_text())
-        there = _search_all(
+        nested = _search_all(
             self.client.search_runs, [experiment], f"tags.`mlflow.parentRunId` = '{run}'"
         )
-        known = {one.info.run_name: one for one in there}
+        children = {one.info.run_name: one for one in nested}
         at = int(1000 * job.created)
         for parity, attempts in trials.items():
             for one in attempts:
                 name = f"{parity} {one['number']}"
-                if name in known and known[name].info.status == "FINISHED":
+                if name in children and children[name].info.status == "FINISHED":
                     continue
                 below = {"mlflow.parentRunId": run, JOB_TAG: f"of {job.id}"}
-                child = known.get(name) or self.client.create_run(
+                # a run that a crash left unfinished is completed
+                child = children.get(name) or self.client.create_run(
                     experiment, run_name=name, tags=below
                 )
                 metrics = [Metric("jet_score", v, at, s) for s, v in one["history"]]
@@ -187,6 +190,7 @@ class Publisher(Registry):
         """Copy a job's files to the artifacts of its run, all or none; return their URI."""
         inside = f"{job.spec.name}/{run}/{ARTIFACTS}"
         target = self._folder / ARTIFACTS / inside / BUNDLE
+        # complete, then renamed: artifacts are never partial
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             scratch = target.with_name(f".{BUNDLE}")
@@ -289,6 +293,7 @@ class Publisher(Registry):
         """
         with self.errors("models"):
             models = _search_all(self.client.search_registered_models)
+        # models of a single parity are members of bundles
         suffixes = tuple(f"-{parity}" for parity in PARITIES)
         return sorted(one.name for one in models if not one.name.endswith(suffixes))
 

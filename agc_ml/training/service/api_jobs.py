@@ -168,8 +168,8 @@ async def logs(
     tail: Annotated[int, Query(ge=1, le=10_000, description="largest number of lines")] = 200,
 ) -> LastLines:
     """Return the last lines of its log, from the last megabyte."""
-    found = context.manager.database.job(job_id)
-    return LastLines(lines=context.manager.log(found, tail))
+    job = context.manager.database.job(job_id)
+    return LastLines(lines=context.manager.log(job, tail))
 
 
 async def _existing_job(job_id: JobId, context: Context, _: Reader) -> Job:

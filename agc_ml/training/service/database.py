@@ -158,6 +158,7 @@ class Database:
                             "another specification; use another key"
                         )
                     return earlier, False
+                # in the same transaction, so that the queue keeps its limit
                 queued = self._db.execute("select count(*) from jobs where state = 'queued'")
                 if queued.fetchone()[0] >= most_queued:
                     raise QueueFullError(f"{most_queued} jobs are waiting already; submit it later")
@@ -255,6 +256,7 @@ class Database:
             It has ended, or is being registered.
         """
         job = self.job(job_id)
+        # a queued job has no process
         if job.state == "queued" and self.move(job, "cancelled"):
             return self.job(job_id)
         if job.is_over or job.state == "publishing":

@@ -134,6 +134,7 @@ class JobManager:
 
     def close(self) -> None:
         """Stop the processes of jobs, which resume with the next start; close the database."""
+        # signal all of them before waiting for the first
         running = {id_: one for id_, one in self._processes.items() if one.poll() is None}
         for process in running.values():
             _signal(process.pid, signal.SIGTERM)
@@ -297,6 +298,7 @@ class JobManager:
             path = self.registry.copy_files(version, inputs)
             return RegisteredModel(version=version.version, folder=str(path.absolute()))
 
+        # the champion to compare with, and the members of a bundle to validate
         champion = self.registry.champion(job.spec.name)
         members: dict[Parity, RegisteredModel] = {}
         for parity, number in (job.spec.versions or {}).items():
@@ -320,6 +322,7 @@ class JobManager:
         write(folder / job_process.SETUP, lambda path: path.write_text(text))
         for stale in (job_process.ERROR, job_process.RESULT):
             (folder / stale).unlink(missing_ok=True)
+        # unless it was cancelled in the meantime
         if not self.database.move(job, "running", attempt=job.attempt + 1, note=""):
             return
         with (folder / LOG).open("ab") as log:

@@ -1,4 +1,4 @@
-"""The training service as a whole: started on a folder, until it is told to stop."""
+"""Training service on a folder: application, server, jobs and MLflow, until it is stopped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ OWNER: Final = "owner"
 # Name of users where no token is needed
 ANYONE: Final = "anyone"
 
-# Connections that may wait to be accepted; more than a system allows are as many as it allows
+# Connections that may wait to be accepted, if the system allows so many
 BACKLOG: Final = 4096
 
 # Between two checks of MLflow
@@ -47,10 +47,10 @@ WATCH_S: Final = 3.0
 
 @dataclass(frozen=True)
 class Address:
-    """Where the service listens, and how it is protected.
+    """Address and protection of the service.
 
-    ``certificate`` and ``key`` are files for TLS. ``open_to_all``: nobody needs a token, which is
-    possible on this machine only. ``host_names`` are those of proxies before it.
+    ``certificate`` and ``key`` are files for TLS. ``open_to_all``: no token is needed, which is
+    possible on this machine only. ``host_names`` are those of proxies in front of it.
     """
 
     host: str = HOST
@@ -71,9 +71,9 @@ class Address:
 def serve(
     settings: Settings, address: Address, announce: Callable[[str, Path, MlflowServer], None]
 ) -> None:
-    """Be a training service until SIGINT or SIGTERM.
+    """Run a training service until SIGINT or SIGTERM.
 
-    ``announce`` is called when it listens, with its URL, a configuration for clients, and MLflow.
+    ``announce`` is called when it listens, with its URL, the clients' configuration, and MLflow.
 
     Raises
     ------
@@ -112,12 +112,12 @@ def _check(address: Address) -> None:
             )
         except (OSError, ssl.SSLError) as error:
             raise UsageError(
-                f"{address.certificate}, {address.key}: no certificate with its key ({error})"
+                f"{address.certificate}, {address.key}: not a certificate with its key ({error})"
             ) from error
     if not is_here and address.certificate is None:
         logger.warning(
             "tokens travel unencrypted to %s: give --certificate and --key, or put a proxy with "
-            "TLS before it",
+            "TLS in front of it",
             address.host,
         )
 
@@ -134,8 +134,8 @@ def _bound(address: Address) -> Any:
         raise UsageError(
             f"{address.host}, port {address.port}: {why}; name another with --host and --port"
         ) from error
-    # asyncio does this only to sockets that say they are of TCP, which this one doesn't. Without
-    # it the body of an answer waits until its headers are acknowledged, up to 40 ms.
+    # asyncio sets this only for sockets with proto TCP, unlike this one. Without it the body of an
+    # answer waits until its headers are acknowledged, up to 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         yield listener
@@ -164,12 +164,14 @@ async def _serve(
         )
         app = served_application(context, address.hosts)
         server = make_server(app, address.certificate, address.key)
+        # signals end the server, and with it the service
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, _stop, server)
         scheme = "http" if address.certificate is None else "https"
         host = f"[{address.host}]" if ":" in address.host else address.host
         url = f"{scheme}://{host}:{listener.getsockname()[1]}"
         client = _write_client(manager, url, mlflow)
+        # run all parts until one of them ends
         watching = asyncio.create_task(_watch(context, mlflow))
         working = asyncio.create_task(run_jobs(context))
         announcing = asyncio.create_task(_announce(server, url, client, mlflow, announce))
@@ -177,6 +179,7 @@ async def _serve(
         done, _ = await asyncio.wait(
             {serving, working, watching}, return_when=asyncio.FIRST_COMPLETED
         )
+        # stop the others, and raise the error of the one that failed
         server.should_exit = True
         for task in (watching, working, announcing):
             task.cancel()
@@ -198,7 +201,7 @@ async def _announce(
 
 
 async def _watch(context: ServiceContext, mlflow: MlflowServer) -> None:
-    """Open the registry, settle what was begun in it, and keep MLflow's pages up."""
+    """Open the registry, finish promotions of a crash, and keep MLflow running."""
     while not context.is_registry_open:
         try:
             await context.write_registry(context.manager.registry.open)
@@ -207,9 +210,10 @@ async def _watch(context: ServiceContext, mlflow: MlflowServer) -> None:
         except (AgcError, OSError) as error:
             logger.error("%s", error)  # noqa: TRY400 - one line says it
             await asyncio.sleep(RETRY_S)
-        except Exception:  # what it is made of can't be loaded, for now
+        except Exception:  # a library can't be loaded, for now
             logger.exception("the registry can't be opened")
             await asyncio.sleep(RETRY_S)
+    # restart MLflow when it does not answer
     while True:
         try:
             context.is_mlflow_up = await context.run_in_reader(mlflow.watch)
@@ -218,12 +222,12 @@ async def _watch(context: ServiceContext, mlflow: MlflowServer) -> None:
             logger.error("MLflow can't be started: %s", error)  # noqa: TRY400 - one line says it
         except Exception:
             context.is_mlflow_up = False
-            logger.exception("MLflow can't be looked after")
+            logger.exception("MLflow can't be supervised")
         await asyncio.sleep(WATCH_S)
 
 
 def _write_client(manager: JobManager, url: str, mlflow: MlflowServer) -> Path:
-    """Write what clients need: the URL and a token, which is made if there is none yet."""
+    """Write the URL and a token for clients; make the token if there is none."""
     path, database = manager.folder / CLIENT, manager.database
     token = None
     with contextlib.suppress(OSError, yaml.YAMLError, KeyError, TypeError):

@@ -145,6 +145,7 @@ def _run(trial: Trial) -> TrialResult:
         if history[-1][1] < trial.limits.get(step, 0.0):
             pruned = True
             break
+    # mean quality of the folds
     qualities = [
         metrics.quality(values, validation.right, validation.assignment)
         for values, validation in zip(scores, validations, strict=True)
@@ -174,7 +175,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Files of a trained model: name and content by kind; the kind ``model`` scores.
+    """Trained model: names and contents of its files by kind; the kind ``model`` scores.
 
     ``golden`` are some rows with the scores of the library that trained.
     """
@@ -199,6 +200,7 @@ def _train(task: FinalTraining) -> TrainedModel:
     others = all_events(source.sha256, source.digest, source.variation).of_parity(
         "odd" if source.parity == "even" else "even"
     )
+    # learning curve; its last model is trained on all events
     curve = []
     for n_parts in CURVE:
         subset = data.take(data.part < n_parts)
