@@ -64,13 +64,18 @@ def run(tmp_path: Path) -> Callable[..., Called]:
     return call
 
 
-# -- ways and replicas -----------------------------------------------------------------------------
+# -- routes and replicas -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("replicas", "options", "code", "says"),
     [
-        ("gopher://h/a.root", (), 1, ("tt: gopher://h/a.root", "no protocol known here", "https")),
+        (
+            "gopher://h/a.root",
+            (),
+            1,
+            ("tt: gopher://h/a.root", "protocol gopher:// is not known here", "https"),
+        ),
         ("http://no-such-host.invalid/a.root", (), 1, ("tt: http://no-", "name is not known")),
         ("root://no-such-host.invalid//a.root", (), 1, ("tt: root://no-", "name is not known")),
         (
@@ -81,7 +86,12 @@ def run(tmp_path: Path) -> Callable[..., Called]:
         ),
         ("{good}", ("--via", "xrootd"), 1, ("tt: good.root", "no replica for --via xrootd")),
         ("{good}", ("--via", "ftp=x"), 2, ("--via ftp=x: no such route", "xrootd[=URL]")),
-        ("{good}", ("--via", "xcache"), 2, ("which cache?", "xcache=root://HOST:PORT")),
+        (
+            "{good}",
+            ("--via", "xcache"),
+            2,
+            ("--via xcache: name a cache", "xcache=root://HOST:PORT"),
+        ),
         ("{good}", ("--via", "https=root://h"), 2, ("root://h should be http://HOST",)),
         ("{good}", ("--via", "servicex=no.yaml"), 2, ("servicex=no.yaml: there is no such file",)),
         ("{good}", ("--via", "servicex=http://127.0.0.1:9"), 1, ("127.0.0.1:9 can't be reached",)),
