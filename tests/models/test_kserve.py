@@ -77,22 +77,22 @@ def test_a_uri_says_where_what_and_which_version() -> None:
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("grpc://h:1/m", "say which version"),
-        ("grpc://h:1/m?version=", "say which version"),
-        ("grpc://h:1/m?version=1&version=2", "say which version"),
-        ("grpc://h:1/m?version=1&deadline=2", "say which version"),
-        ("grpc://h:1/m?version=1 2", "say which version"),
+        ("grpc://h:1/m", "give the version of the model"),
+        ("grpc://h:1/m?version=", "give the version of the model"),
+        ("grpc://h:1/m?version=1&version=2", "give the version of the model"),
+        ("grpc://h:1/m?version=1&deadline=2", "give the version of the model"),
+        ("grpc://h:1/m?version=1 2", "give the version of the model"),
         ("grpc://h:1/m?v", "bad query field"),
         ("grpc://h:1/m#version=1", "one model must follow"),
         ("grpc://[::1/m?version=1", "Invalid IPv6 URL"),
         ("grpc://h:1/?version=1", "one model must follow"),
         ("grpc://h:1/a/b?version=1", "one model must follow"),
-        ("grpc:///m?version=1", "'' is no host:port"),
-        ("grpc://h/m?version=1", "'h' is no host:port"),
-        ("grpc://h:0/m?version=1", "'h:0' is no host:port"),
-        ("grpc://h:65536/m?version=1", "'h:65536' is no host:port"),
-        ("grpc://h:1,/m?version=1", "'' is no host:port"),
-        ("grpc://user:secret@h:1/m?version=1", "is no host:port"),
+        ("grpc:///m?version=1", "'' is not host:port"),
+        ("grpc://h/m?version=1", "'h' is not host:port"),
+        ("grpc://h:0/m?version=1", "'h:0' is not host:port"),
+        ("grpc://h:65536/m?version=1", "'h:65536' is not host:port"),
+        ("grpc://h:1,/m?version=1", "'' is not host:port"),
+        ("grpc://user:secret@h:1/m?version=1", "is not host:port"),
         ("grpc://h:1,h:1/m?version=1", "named twice"),
         ("http://h:1/m?version=1", "neither grpc:// nor grpcs://"),
         ("", "neither grpc:// nor grpcs://"),
@@ -156,7 +156,7 @@ def test_absent_servers_are_named_with_a_reason_each() -> None:
     assert "model weighted (version 7)" in text
     assert f"{refused} (connection refused)" in text
     assert f"{unknown} (no such host)" in text or f"{unknown} (no answer within 2 s)" in text
-    assert "see that one runs" in text
+    assert "check that one runs" in text
     assert timer.seconds < one.patience_s + SLACK_S
     with Timer() as timer:
         error_of(lambda: n_features_of(one.endpoint, deadline_s=2.0))

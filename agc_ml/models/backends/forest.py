@@ -1,10 +1,10 @@
-"""Gradient boosted trees on one thread, with the very bits of xgboost.
+"""Gradient-boosted trees on one thread, with the very bits of xgboost.
 
-Rows are taken 64 at a time, as sets: the bits of a word. First, each test of the forest, feature <
-cut, becomes the set of rows that pass it. Then sets go down all trees at once, level by level: a
-node splits its set with one `and`, one visit for all rows that come to it, and neighbours are often
-alike, as the permutations of an event are. It hardly ever branches where a processor has to guess.
-At last the leaves are added up row by row, in the order of the trees.
+The kernel takes 64 rows at a time, as sets: the bits of a word. First, each test of the forest,
+feature < cut, becomes the set of rows that pass it. Then sets descend all trees at once, level by
+level: a node splits its set with one `and`, once for all its rows; neighbouring rows, such as the
+permutations of an event, often go together. There are hardly any branches that a CPU could
+mispredict. Finally the leaves are added row by row, in the order of the trees.
 """
 
 from __future__ import annotations
@@ -14,35 +14,33 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agc_ml.columnar.compiled import kernel
-
-Array = NDArray[Any]
+from agc_ml.models.content import Array
 
 LOGISTIC: Final = ("binary:logistic", "reg:logistic")
 """Objectives whose predictions are the sigmoid of the margins."""
 
 OBJECTIVES: Final = (*LOGISTIC, "binary:logitraw", "reg:squarederror")
-"""Objectives whose models can be read."""
+"""Supported objectives."""
 
 _ROWS: Final = 64  # bits of a word
 _NONE: Final = np.uint64(0)
 _ONE: Final = np.uint64(1)
 _ALL: Final = ~_NONE
-CELLS: Final = 4  # a cut: more make the look-up of a cut shorter, and its table longer
+CELLS: Final = 4  # cells per cut: more make the search of a cut shorter, and its table longer
 _BITS_AT_ONCE: Final = 8
 
 
 class Cuts(NamedTuple):
-    """What features are compared with: the cuts of a feature ascend, and end with infinity.
+    """Cuts of all features: those of a feature ascend, and end with infinity.
 
-    To find the place of a value among them, equal cells divide the range of a feature's cuts. Those
-    of a cell are the cut ``first[4 * begin[j] + cell]`` and some after it, ``window[j]`` at most.
+    To locate a value among them, equal cells divide the range of a feature's cuts. The cuts of a
+    cell begin with number ``first[4 * begin[j] + cell]``; there are at most ``window[j]``.
     """
 
-    feature: Array  # (n_used,) the columns that are compared with something
-    begin: Array  # (n_used + 1,) where the cuts of each begin
+    feature: Array  # (n_used,) columns with cuts
+    begin: Array  # (n_used + 1,) first cut of each
     value: Array  # (n_cuts,) float32
     scale: Array  # (n_used,) float32, cells in a unit of the feature
     window: Array  # (n_used,)
@@ -62,10 +60,10 @@ class Trees(NamedTuple):
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees whose leaves add up to a margin: the value before a sigmoid, if there is one.
+    """Trees whose leaves add up to a margin, the value before a possible sigmoid.
 
-    ``objective`` is what it was trained for, one of `OBJECTIVES`; predictions are margins, or
-    `probabilities` where it is one of `LOGISTIC`. Trees that add zero to any row are left out.
+    ``objective`` is one of `OBJECTIVES`; predictions are margins, or `probabilities` for those in
+    `LOGISTIC`. Trees that add zero to every row are left out.
     """
 
     n_features: int
@@ -76,21 +74,21 @@ class Forest:
 
 
 def margins(forest: Forest, features: Array) -> Array:
-    """Margins of rows, ``(n, n_features) float32 -> (n,) float32``: those of xgboost, bit by bit.
+    """Margins of rows, ``(n, n_features) float32 -> (n,) float32``, equal to xgboost's bit by bit.
 
-    Rows that are alike should be neighbours. NaN is not looked for: it counts as low.
+    Similar rows should be neighbours. NaN is not detected: it counts as low.
     """
-    rows = np.require(features, np.float32, ["C", "W"])  # others would be compiled for
+    rows = np.require(features, np.float32, ["C", "W"])  # other types would be compiled again
     if rows.shape != (len(rows), forest.n_features):
         raise ValueError(f"rows of {forest.n_features} features, not an array {rows.shape}")
-    found: Array = _margins(forest.base_margin, forest.cuts, forest.trees, rows)
-    return found
+    values: Array = _margins(forest.base_margin, forest.cuts, forest.trees, rows)
+    return values
 
 
 def scores(forest: Forest, features: Array) -> Array:
-    """What xgboost predicts for rows, ``(n, n_features) float32 -> (n,) float32``."""
-    found = margins(forest, features)
-    return probabilities(found) if forest.objective in LOGISTIC else found
+    """Predictions of xgboost for rows, ``(n, n_features) float32 -> (n,) float32``."""
+    values = margins(forest, features)
+    return probabilities(values) if forest.objective in LOGISTIC else values
 
 
 @kernel
@@ -111,7 +109,8 @@ def logit(probability: Any) -> Any:
 
 @kernel
 def _find(cuts: Cuts, j: int, x: Array, place: Array) -> None:
-    """Find the first cut that each value is below, of the j-th feature that is compared."""
+    """Find the first cut above each value, of the j-th feature with cuts."""
+    # The cell of each value, which narrows the search to a window of cuts.
     begin = cuts.begin[j]
     low, scale = cuts.value[begin], cuts.scale[j]
     last = np.float32(CELLS * (cuts.begin[j + 1] - begin) - 1)
@@ -119,6 +118,7 @@ def _find(cuts: Cuts, j: int, x: Array, place: Array) -> None:
         cell = (x[r] - low) * scale
         cell = min(cell, last) if cell > np.float32(0) else np.float32(0)
         place[r] = cuts.first[CELLS * begin + np.uint32(cell)]
+    # Binary search in the window, for all values in step.
     window = cuts.window[j]
     while window:
         half = (window + 1) // 2
@@ -130,12 +130,13 @@ def _find(cuts: Cuts, j: int, x: Array, place: Array) -> None:
 
 @kernel
 def _compare(cuts: Cuts, rows: Array, place: Array, below: Array) -> None:
-    """Find which rows are below each cut."""
+    """Find the set of rows below each cut."""
     below[: len(cuts.value)] = _NONE
     for j in range(len(cuts.feature)):
         _find(cuts, j, rows[:, cuts.feature[j]], place)
         for r in range(len(rows)):
             below[place[r]] |= _ONE << np.uint64(r)
+        # Rows below a cut are below all later ones.
         own, so_far = below[cuts.begin[j] : cuts.begin[j + 1]], _NONE
         for i in range(len(own)):
             so_far |= own[i]
@@ -144,9 +145,9 @@ def _compare(cuts: Cuts, rows: Array, place: Array, below: Array) -> None:
 
 @kernel
 def _descend(trees: Trees, below: Array, at: Array, sets: Array, leaves: Array) -> Any:
-    """Send the first set down all trees; the number of ``leaves`` where rows come to an end.
+    """Send the first set down all trees; returns the number of ``leaves`` that rows reach.
 
-    The rows ``sets[i]`` come to the node ``at[i]``.
+    The rows ``sets[i]`` reach the node ``at[i]``.
     """
     for tree in range(trees.n_trees):
         at[tree], sets[tree] = tree, sets[0]
@@ -157,7 +158,7 @@ def _descend(trees: Trees, below: Array, at: Array, sets: Array, leaves: Array) 
         goes_on = np.uint64(left != _NONE)
         leaves[n_leaves] = i
         n_leaves += _ONE - goes_on
-        # of a leaf all are below, so that none goes right
+        # All rows are below the cut of a leaf, so that none goes right.
         to_left = rows & below[node & np.uint64(0xFFFFFFFF)]
         at[end], sets[end] = left, to_left
         end += np.uint64(to_left != _NONE) & goes_on
@@ -169,7 +170,7 @@ def _descend(trees: Trees, below: Array, at: Array, sets: Array, leaves: Array) 
 
 @kernel
 def _lowest(bits: Any) -> Any:
-    """Place of the lowest bit, 64 if there is none: how many are under it, added in pairs."""
+    """Position of the lowest set bit, 64 if there is none: the number of bits below it."""
     n = ~bits & (bits - _ONE)
     n -= (n >> _ONE) & np.uint64(0x5555555555555555)
     n = (n & np.uint64(0x3333333333333333)) + ((n >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -183,17 +184,19 @@ def _margins(base: Any, cuts: Cuts, trees: Trees, features: Array) -> Array:
     at, sets = np.empty(room, np.uint32), np.empty(room, np.uint64)
     leaves, place = np.empty(room, np.uint32), np.empty(_ROWS, np.uint32)
     below = np.full(n_cuts + np.uint64(trees.n_trees), _ALL)
-    found = np.zeros((trees.n_trees, _ROWS + 1), np.float32)  # the last is of no row
+    found = np.zeros((trees.n_trees, _ROWS + 1), np.float32)  # the last one belongs to no row
     margins = np.full(len(features), base)
     for start in range(0, len(features), _ROWS):
         rows, total = features[start : start + _ROWS], margins[start : start + _ROWS]
         _compare(cuts, rows, place, below)
+        # The values of the leaves, then their sum for each row in the order of the trees.
         sets[0] = _ALL >> np.uint64(_ROWS - len(rows))
         for k in range(_descend(trees, below, at, sets, leaves)):
             node, rest = at[leaves[k]], sets[leaves[k]]
             tree, value = trees.node[node] - n_cuts, trees.value[node]
             while rest != _NONE:
-                for _ in range(_BITS_AT_ONCE):  # too many cost less than to guess how many
+                # A few rounds too many are cheaper than a mispredicted branch.
+                for _ in range(_BITS_AT_ONCE):
                     found[tree, _lowest(rest)] = value
                     rest &= rest - _ONE
         for tree in range(trees.n_trees):

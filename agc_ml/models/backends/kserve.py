@@ -17,52 +17,48 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agc_ml.errors import ModelError, UsageError
 from agc_ml.models.backends.kserve_endpoint import Endpoint
 from agc_ml.models.backends.kserve_server import MOST_BYTES, Server, UnansweredError
+from agc_ml.models.content import BATCH_ROWS, Array
 
-Array = NDArray[Any]
 _T = TypeVar("_T")
 
 DEADLINE_S: Final = 30.0
-BATCH_ROWS: Final = 32_768
 IN_FLIGHT: Final = 4
 
 ROUNDS: Final = 2
-"""How often a request is sent to each of the servers, while none answers."""
+"""Attempts to send a request to each server, while none answers."""
 PAUSE_S: Final = 1.0
-"""Between two rounds: a server that is restarted refuses connections meanwhile."""
+"""Seconds between two rounds: a restarting server refuses connections."""
 
-_AVOID_S: Final = 300.0  # so that a frozen server costs a deadline in five minutes, not each time
+_AVOID_S: Final = 300.0  # a frozen server costs one deadline in five minutes, not each time
 
 
 class Remote:
-    """Scores rows on the servers of an endpoint: ``(n, k) float32 -> (n,) float32``.
+    """Scorer of rows on the servers of an endpoint: ``(n, k) float32 -> (n,) float32``.
 
-    Rows are sent in requests of at most ``batch_rows``, or as many as the server takes,
-    ``in_flight`` of them at a time; scores come back in the order of the rows. A request whose
-    server can't be reached, or does not answer within ``deadline_s`` seconds, is sent to the next
-    one: scoring twice does no harm. That server is tried last for the next five minutes. Any other
-    failure is an error at once.
+    Rows are sent in requests of at most ``batch_rows``, or as many as the server accepts,
+    ``in_flight`` at a time; scores are in the order of the rows. A request whose server is down, or
+    does not answer within ``deadline_s`` seconds, is sent to the next one, as scoring twice is
+    harmless; the failed server is tried last for five minutes. Any other failure is an error.
 
-    A call fails at the latest `patience_s` seconds after its last answer from a server. Several
-    threads may call it at once, each with requests of its own. Pickled, it leaves its connections
-    behind; each process makes its own when it needs them.
+    A call fails at the latest `patience_s` seconds after its last answer from a server. Threads may
+    share it. A pickle leaves out the connections; each process opens its own.
 
     Parameters
     ----------
     endpoint
         The model and its servers.
     n_features
-        Number of features k; another one at the server is an error.
+        Number of features k; a server with another number is an error.
     deadline_s
-        Seconds that a server has for a request, with its time in the server's queue.
+        Seconds for a request, including its time in the server's queue.
     batch_rows
-        Rows of a request, at most.
+        Most rows in a request.
     in_flight
-        Requests of a call that are under way at a time, at most.
+        Most requests of a call in flight.
     """
 
     def __init__(
@@ -92,7 +88,7 @@ class Remote:
 
     @property
     def patience_s(self) -> float:
-        """Seconds after which a call fails when no server answers."""
+        """Seconds after which a call fails if no server answers."""
         return _patience_s(self.endpoint, self.deadline_s)
 
     def __call__(self, features: Any) -> Array:
@@ -101,15 +97,14 @@ class Remote:
         Raises
         ------
         ModelError
-            No server answers, or has this model in this version with these features, or one gives
-            something else than a finite score a row. The message names the servers, with a reason
-            each.
+            No server answers or has this version of the model with these features, or a score is
+            missing or not finite. The message names the servers, with a reason each.
         """
         rows = np.ascontiguousarray(features, dtype="<f4")
         if rows.ndim != 2 or rows.shape[1] != self.n_features:  # noqa: PLR2004 - rows and columns
             raise ModelError(
                 f"{self.endpoint}: it takes rows of {self.n_features} features, not an array of "
-                f"shape {rows.shape}; give it those it was trained on"
+                f"shape {rows.shape}; give it the features it was trained on"
             )
         scores = np.empty(len(rows), np.float32)
         if len(rows):
@@ -117,28 +112,28 @@ class Remote:
         return scores
 
     def _score(self, rows: Array, scores: Array) -> None:
-        """Keep requests under way, and take their answers in order."""
+        """Keep ``in_flight`` requests in flight, and collect their answers in order."""
         servers, tries = self._here(), _Tries()
         size = self._rows_a_request(servers, tries)
         starts = deque(range(0, len(rows), size))
-        under_way: deque[_Request] = deque()
+        requests: deque[_Request] = deque()
         try:
-            while starts or under_way:
-                while starts and len(under_way) < self.in_flight:
+            while starts or requests:
+                while starts and len(requests) < self.in_flight:
                     start = starts.popleft()
                     request = _Request(rows[start : start + size], start, tries)
                     request.send(servers)
-                    under_way.append(request)
-                    tries = _Tries()  # what was asked in vain before counts for the first one
-                request = under_way[0]
+                    requests.append(request)
+                    tries = _Tries()  # failures so far count for the first request only
+                request = requests[0]
                 scores[request.start : request.start + len(request.rows)] = request.answer(servers)
-                under_way.popleft()
+                requests.popleft()
         finally:
-            for request in under_way:
+            for request in requests:
                 request.cancel()
 
     def _here(self) -> _Servers:
-        """The servers as this process knows them: no connection outlives a fork."""
+        """Servers of this process: no connection survives a fork."""
         process = os.getpid()
         servers = self._by_process.get(process)
         if servers is None:
@@ -158,7 +153,7 @@ def n_features_of(endpoint: Endpoint, *, deadline_s: float = DEADLINE_S) -> int:
     Raises
     ------
     ModelError
-        No server answers, or has such a model; after as much time as a call of `Remote`.
+        No server answers or has such a model, within the time of a call of `Remote`.
     """
     servers = _Servers(endpoint, None, deadline_s)
     return servers.first(_Tries(), lambda server, until: server.interface(until)).n_features
@@ -170,14 +165,14 @@ def _patience_s(endpoint: Endpoint, deadline_s: float) -> float:
 
 @dataclass
 class _Tries:
-    """How often each server was asked for something in vain, and why the last time."""
+    """Failed attempts on each server, with the last reason."""
 
     number: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
 class _Servers:
-    """The servers of a model, as one process knows them."""
+    """Servers of a model, with the connections of one process."""
 
     def __init__(self, endpoint: Endpoint, n_features: int | None, deadline_s: float) -> None:
         self._endpoint = endpoint
@@ -187,10 +182,9 @@ class _Servers:
         self._avoided_until: dict[str, float] = {}
 
     def first(self, tries: _Tries, ask: Callable[[Server, float], _T]) -> _T:
-        """What the first server gives that does not leave ``ask`` unanswered.
+        """Result of ``ask`` from the first server that answers.
 
-        ``ask`` is called with a server and the time, on the monotonic clock, until which it may
-        take.
+        ``ask`` is called with a server and its deadline on the monotonic clock.
         """
         while True:
             address = self._next(tries)
@@ -204,40 +198,41 @@ class _Servers:
                 self.failed(server, tries, error)
 
     def failed(self, server: Server, tries: _Tries, error: UnansweredError) -> None:
-        """Take down that a server did not answer: it is tried last for a while, and anew."""
+        """Record a server's failure: it is tried last for a while, on a new connection."""
         reason = str(error) or f"no answer within {self._deadline_s:g} s"
         tries.number[server.address] += 1
         tries.reasons[server.address] = reason
         self._avoided_until[server.address] = time.monotonic() + _AVOID_S
-        # Forgotten, not closed: requests of other threads may be under way on it.
+        # Dropped, not closed: other threads may have requests in flight on it.
         if self._servers.get(server.address) is server:
             self._servers.pop(server.address, None)
 
     def answered(self, server: Server) -> None:
-        """Take down that a server answered."""
+        """Record a server's answer."""
         self._avoided_until.pop(server.address, None)
 
     def _next(self, tries: _Tries) -> str:
         now = time.monotonic()
         addresses = self._endpoint.addresses
-        address = min(  # the first of those that are alike
-            addresses, key=lambda one: (tries.number[one], self._avoided_until.get(one, now) > now)
+        # Fewest failures first, then servers that did not fail lately, then the given order.
+        address = min(
+            addresses, key=lambda a: (tries.number[a], self._avoided_until.get(a, now) > now)
         )
         rounds = tries.number[address]
         if rounds >= ROUNDS:
-            reasons = ", ".join(f"{one} ({tries.reasons[one]})" for one in addresses)
+            reasons = ", ".join(f"{server} ({tries.reasons[server]})" for server in addresses)
             raise ModelError(
-                f"{self._endpoint}: no server scores: {reasons}; see that one runs, has the model, "
-                "and that this is its gRPC port"
+                f"{self._endpoint}: no server scores: {reasons}; check that one runs and has the "
+                "model, and that this is its gRPC port"
             )
-        if rounds and all(tries.number[one] == rounds for one in addresses):
+        if rounds and all(tries.number[server] == rounds for server in addresses):
             time.sleep(PAUSE_S)
         return address
 
 
 @dataclass
 class _Request:
-    """Rows under way to a server, of which the first is row ``start`` of the call's."""
+    """Rows in flight to a server; the first one is row ``start`` of the call."""
 
     rows: Array
     start: int
@@ -245,7 +240,7 @@ class _Request:
     sent: tuple[Server, Any, float] | None = None
 
     def send(self, servers: _Servers) -> None:
-        """Send them to the first server that takes them."""
+        """Send the rows to the first server that accepts them."""
 
         def ask(server: Server, until: float) -> tuple[Server, Any, float]:
             return server, server.score(self.rows, until), until
@@ -253,7 +248,7 @@ class _Request:
         self.sent = servers.first(self.tries, ask)
 
     def answer(self, servers: _Servers) -> Array:
-        """Wait for their scores; where their server fails, get them from the next one."""
+        """Wait for the scores; if the server fails, get them from the next one."""
         while True:
             if self.sent is None:
                 self.send(servers)
@@ -269,6 +264,6 @@ class _Request:
                 return scores
 
     def cancel(self) -> None:
-        """Let the server drop them, where it has not begun."""
+        """Cancel the request, if its server has not started it."""
         if self.sent is not None:
             self.sent[1].cancel()

@@ -1,4 +1,4 @@
-"""Where a model is served: servers, its name there, its version."""
+"""Address of a served model: servers, name and version."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Endpoint:
     model
         Its name on the servers.
     version
-        Always stated: what a server takes as its newest may change while a run goes on.
+        Version, always explicit: a server's newest version may change during a run.
     tls
-        Whether connections are encrypted, and servers known by their certificates.
+        True for encrypted connections to servers with verified certificates.
     """
 
     addresses: tuple[str, ...]
@@ -45,7 +45,7 @@ class Endpoint:
         Raises
         ------
         ModelError
-            The URI says something else, or no version.
+            The URI is malformed, or has no version.
         """
         try:
             parts = urlsplit(uri)
@@ -58,14 +58,14 @@ class Endpoint:
         for address in addresses:
             match = _ADDRESS.fullmatch(address)
             if match is None or not 0 < int(match[1]) < 2**16:
-                raise _unreadable(uri, f"{address!r} is no host:port")
+                raise _unreadable(uri, f"{address!r} is not host:port")
         if len(set(addresses)) != len(addresses):
             raise _unreadable(uri, "an address is named twice")
         model = unquote(parts.path.removeprefix("/"))
         if not re.fullmatch(r"[^\s/]+", model) or parts.fragment:
             raise _unreadable(uri, "the name of one model must follow the address")
         if [name for name, _ in query] != ["version"] or not re.fullmatch(r"\S+", query[0][1]):
-            raise _unreadable(uri, "say which version of the model, and nothing else")
+            raise _unreadable(uri, "give the version of the model, and nothing else")
         return cls(addresses, model, query[0][1], _SCHEMES[parts.scheme])
 
 

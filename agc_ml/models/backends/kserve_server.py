@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agc_ml.errors import ModelError
 from agc_ml.models.backends.kserve_endpoint import Endpoint
-
-Array = NDArray[Any]
+from agc_ml.models.content import Array
 
 MOST_BYTES: Final = 4 * 1024**2 - 4096
-"""Of a message: gRPC servers take 4 MiB unless told otherwise."""
+"""Largest message: gRPC servers accept 4 MiB by default."""
 
 _GRACE_S: Final = 1.0
 _SCORE_SHAPES: Final = ([-1], [-1, 1])
@@ -31,16 +29,16 @@ _IN_SHORT: Final = {
 }
 
 _CHANNEL: Final = (
-    # Channels to one address share a connection unless told not to, and may wait two minutes until
-    # they connect again. Where it went dead, a new channel must mean a new connection, at once.
+    # By default, channels to one address share a connection, and may wait two minutes to reconnect.
+    # After a failure, a new channel must open a new connection at once.
     ("grpc.use_local_subchannel_pool", 1),
-    # Proxies that batch nodes name for the web pass no gRPC.
+    # Web proxies of batch nodes do not pass gRPC.
     ("grpc.enable_http_proxy", 0),
 )
 
 
 class Library(NamedTuple):
-    """What messages are made of and sent with."""
+    """gRPC, with the protocol's messages and services."""
 
     grpc: Any
     messages: Any
@@ -54,9 +52,9 @@ def library() -> Library:
     Raises
     ------
     ModelError
-        They are not installed.
+        A library is not installed.
     """
-    # gRPC's own lines on the screen: errors say what matters of them. It reads this when it starts.
+    # Silence gRPC's own log lines: errors carry their content. It reads this at start.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import grpc  # noqa: PLC0415 - heavy, and optional
@@ -69,11 +67,11 @@ def library() -> Library:
 
 
 class UnansweredError(Exception):
-    """A server gave no answer; another one may."""
+    """A server did not answer; another one may."""
 
 
 class Interface(NamedTuple):
-    """Names of the input and of the output, and the most rows a request (0: any number)."""
+    """Names of input and output, number of features, most rows a request (0 for any)."""
 
     features: str
     n_features: int
@@ -82,7 +80,7 @@ class Interface(NamedTuple):
 
 
 class Server:
-    """A connection to one server, and what it says of the model: it is asked once."""
+    """Connection to one server, with the model's interface, which is requested once."""
 
     def __init__(self, endpoint: Endpoint, address: str, n_features: int | None) -> None:
         self.address = address
@@ -96,20 +94,20 @@ class Server:
         target = f"dns:///{self.address}"
         if not self._endpoint.tls:
             return self._grpc.insecure_channel(target, options=_CHANNEL)
-        roots = ssl.get_default_verify_paths().cafile  # gRPC brings its own; the system's count
+        roots = ssl.get_default_verify_paths().cafile  # the system's, not gRPC's own
         credentials = self._grpc.ssl_channel_credentials(
             Path(roots).read_bytes() if roots else None
         )
         return self._grpc.secure_channel(target, credentials, options=_CHANNEL)
 
     def interface(self, until: float) -> Interface:
-        """What the model takes and gives, checked once a connection."""
-        if self._interface is None:  # two threads may both ask: waiting for another one costs more
+        """Input and output of the model, checked once a connection."""
+        if self._interface is None:  # two threads may both ask: a lock would cost more
             self._interface = self._checked(until)
         return self._interface
 
     def score(self, rows: Array, until: float) -> Any:
-        """Send a request; gives the future of its answer."""
+        """Send a request; returns the future of its answer."""
         interface = self.interface(until)
         if interface.max_rows and len(rows) > interface.max_rows:
             raise UnansweredError(f"takes only {interface.max_rows} rows a request")
@@ -123,7 +121,7 @@ class Server:
         return self._send("ModelInfer", request, until)
 
     def scores(self, future: Any, start: int, n: int, until: float) -> Array:
-        """Scores out of the answer to a request of n rows, of which the first is row ``start``."""
+        """Scores from the answer to a request of n rows, the first being row ``start``."""
         answer = self._answer(future, until)
         interface = self.interface(until)
         if (answer.model_name, answer.model_version) != (
@@ -132,32 +130,32 @@ class Server:
         ):
             raise self._error(
                 f"scored with model {answer.model_name} (version {answer.model_version!r}); serve "
-                "the one that is asked for"
+                "the requested one"
             )
         described = _described(answer.outputs)
         if described not in {f"{interface.scores} FP32 {shape}" for shape in ([n], [n, 1])}:
             raise self._error(
                 f"gave {described} for {n} rows, {interface.scores} FP32 [{n}] is "
-                "needed; mend the model there"
+                "needed; correct the model there"
             )
         values = self._values(answer, n)
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
             raise self._error(
-                f"gave {values[wrong[0]]} as the score of row {start + wrong[0]}; mend the model "
-                "there, or select events it can score"
+                f"gave {values[wrong[0]]} as the score of row {start + wrong[0]}; correct the "
+                "model there, or select events it can score"
             )
         return values
 
     def _values(self, answer: Any, n: int) -> Array:
-        """Numbers of the only output, in whichever of the protocol's two places they are."""
+        """Numbers of the only output, from either of the protocol's two places."""
         if answer.raw_output_contents:
             data = answer.raw_output_contents[0]
         else:
             data = np.array(answer.outputs[0].contents.fp32_contents, "<f4").tobytes()
         if len(data) != 4 * n:
             raise self._error(
-                f"gave {len(data)} bytes of scores for {n} rows, {4 * n} needed; mend the server"
+                f"gave {len(data)} bytes of scores for {n} rows, {4 * n} needed; correct the server"
             )
         return np.frombuffer(data, "<f4")
 
@@ -168,7 +166,7 @@ class Server:
             raise UnansweredError(self._instead(until))
         request = self._messages.ModelMetadataRequest(**identity)
         there = self._ask("ModelMetadata", request, until)
-        outputs = [one for one in there.outputs if _is_float(one, *_SCORE_SHAPES)]
+        outputs = [output for output in there.outputs if _is_float(output, *_SCORE_SHAPES)]
         k = there.inputs[0].shape[-1] if there.inputs and there.inputs[0].shape else 0
         wanted = k if self._n_features is None else self._n_features
         fits = len(there.inputs) == 1 and _is_float(there.inputs[0], [-1, wanted]) and wanted > 0
@@ -181,7 +179,7 @@ class Server:
         return Interface(there.inputs[0].name, k, outputs[0].name, self._max_rows(until))
 
     def _instead(self, until: float) -> str:
-        """Why the model is not ready."""
+        """Reason why the model is not ready."""
         request = self._messages.ModelMetadataRequest(name=self._endpoint.model)
         statuses = self._grpc.StatusCode
         there = self._ask(
@@ -193,7 +191,7 @@ class Server:
         return f"has no version {self._endpoint.version} ready{others}"
 
     def _max_rows(self, until: float) -> int:
-        """Most rows a request, which Triton tells beyond the protocol; 0 for any number."""
+        """Most rows a request, from Triton's extension of the protocol; 0 for any number."""
         request = self._messages.ModelConfigRequest(
             name=self._endpoint.model, version=self._endpoint.version
         )
@@ -202,7 +200,7 @@ class Server:
         return 0 if answer is None else max(int(answer.config.max_batch_size), 0)
 
     def _ask(self, method: str, request: Any, until: float, but: tuple[Any, ...] = ()) -> Any:
-        """Send a request and wait for its answer; None where it has one of the statuses ``but``."""
+        """Send a request and wait for its answer; None for the statuses ``but``."""
         return self._answer(self._send(method, request, until), until, but)
 
     def _send(self, method: str, request: Any, until: float) -> Any:
@@ -211,7 +209,7 @@ class Server:
     def _answer(self, future: Any, until: float, but: tuple[Any, ...] = ()) -> Any:
         grpc = self._grpc
         try:
-            # gRPC keeps the deadline itself, unless a fork took its threads away.
+            # gRPC enforces the deadline itself, unless a fork removed its threads.
             return future.result(timeout=max(until - time.monotonic(), 0) + _GRACE_S)
         except grpc.FutureTimeoutError:
             raise UnansweredError from None
@@ -225,8 +223,8 @@ class Server:
             raise UnansweredError(details)
         raise self._error(f"says {code.name}: {details}; see its log")
 
-    def _error(self, what: str) -> ModelError:
-        return ModelError(f"{self._endpoint}: the server {self.address} {what}")
+    def _error(self, problem: str) -> ModelError:
+        return ModelError(f"{self._endpoint}: the server {self.address} {problem}")
 
 
 def _is_float(tensor: Any, *shapes: list[int]) -> bool:
@@ -234,12 +232,12 @@ def _is_float(tensor: Any, *shapes: list[int]) -> bool:
 
 
 def _described(tensors: Any) -> str:
-    described = (f"{one.name} {one.datatype} {list(one.shape)}" for one in tensors)
+    described = (f"{tensor.name} {tensor.datatype} {list(tensor.shape)}" for tensor in tensors)
     return ", ".join(described) or "nothing"
 
 
 def _short(details: str) -> str:
-    """What gRPC says of a failure, without the layers it went through."""
+    """Cause of a failure in gRPC's message, without its inner layers."""
     for part, words in _IN_SHORT.items():
         if part in details:
             return words
