@@ -33,7 +33,7 @@ from agc_ml.results import pseudodata_choice, run_directories
 from agc_ml.results.run_result import RunResult
 
 if TYPE_CHECKING:
-    from agc_ml.presentation import FigureInfo
+    from agc_ml.presentation.page import FigureInfo
     from agc_ml.statistics.fit import FitResult
 
 logger = logging.getLogger(__name__)
@@ -199,9 +199,9 @@ def _draw_run(
     recipe: Pseudodata | None,
     config: Path | None = None,
 ) -> list[FigureInfo]:
-    from agc_ml import presentation  # noqa: PLC0415 - heavy
+    from agc_ml.presentation import distributions  # noqa: PLC0415 - heavy
 
-    return presentation.draw_run(
+    return distributions.draw_run(
         result,
         folder,
         _pseudodata(dict(result.templates), recipe) if _lacks_data(result) else None,
@@ -269,7 +269,7 @@ def _why_nothing_is_drawn(result: RunResult) -> str:
 def _draw_file(
     source: Path, folder: Path, kind: str | None, config: Path | None, label: str | None
 ) -> list[FigureInfo]:
-    from agc_ml import presentation  # noqa: PLC0415 - heavy
+    from agc_ml.presentation import distributions  # noqa: PLC0415 - heavy
     from agc_ml.results import templates  # noqa: PLC0415 - heavy
     from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
@@ -280,7 +280,7 @@ def _draw_file(
     samples = [s.get("SamplePath", s["Name"]) for s in described["Samples"] if not s.get("Data")]
     # histograms that come alone say nothing of events, but the published ones are known
     published = templates.is_published(source)
-    figures = presentation.draw_templates(
+    figures = distributions.draw_templates(
         flat,
         folder,
         samples,
@@ -364,8 +364,8 @@ def fit(
     AgcError
         Histograms or configuration don't fit together, or the folder can't be written.
     """
-    from agc_ml import presentation  # noqa: PLC0415 - heavy
     from agc_ml.execution import progress  # noqa: PLC0415 - heavy
+    from agc_ml.presentation import fit_figures  # noqa: PLC0415 - heavy
     from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
     is_run = (source / "run.json").exists()
@@ -387,7 +387,7 @@ def fit(
         _begin(_no_link(folder / "figures"))
         stats.save(result, folder)
         tell("drawing")
-        figures = presentation.draw_fit(
+        figures = fit_figures.draw_fit(
             result,
             folder / "figures",
             *_figure_label(source, made, label),
@@ -491,7 +491,7 @@ def _fit_figures(
     analysis: Analysis,
 ) -> list[FigureInfo]:
     """Figures of a fit, drawn again if some are not there: an interrupted command left them."""
-    from agc_ml import presentation  # noqa: PLC0415 - heavy
+    from agc_ml.presentation import fit_figures  # noqa: PLC0415 - heavy
     from agc_ml.presentation.report import is_whole  # noqa: PLC0415 - heavy
 
     try:
@@ -501,7 +501,7 @@ def _fit_figures(
         drawn = []
     if drawn and all(is_whole(figure.png) for figure in drawn):
         return drawn
-    drawn = presentation.draw_fit(fitted, _no_link(folder / "figures"), *known, analysis.processes)
+    drawn = fit_figures.draw_fit(fitted, _no_link(folder / "figures"), *known, analysis.processes)
     _write_index(folder / "figures", drawn)
     return drawn
 
@@ -531,7 +531,7 @@ def _write_index(folder: Path, figures: Sequence[FigureInfo]) -> None:
 
 
 def _read_index(folder: Path) -> list[FigureInfo]:
-    from agc_ml.presentation import FigureInfo  # noqa: PLC0415 - heavy
+    from agc_ml.presentation.page import FigureInfo  # noqa: PLC0415 - heavy
 
     path = folder / INDEX
     if not path.exists():

@@ -30,6 +30,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 from agc_ml.errors import FitError  # noqa: E402
 from agc_ml.statistics.fit_result import versions  # noqa: E402
 from agc_ml.statistics.likelihood import likelihood as lk  # noqa: E402
+from agc_ml.statistics.likelihood import pyhf_model  # noqa: E402
 from agc_ml.statistics.likelihood.minimization import Minimum, minimise  # noqa: E402
 from agc_ml.statistics.workspace.unreachable_bins import without_unreachable  # noqa: E402
 
@@ -223,9 +224,9 @@ def _workspace(
             }
         ],
     }
-    model, _ = lk.model_and_data(spec)
+    model, _ = pyhf_model.model_and_data(spec)
     true = np.asarray(model.config.suggested_init(), dtype=np.float64)
-    with lk.backend("numpy"):
+    with pyhf_model.backend("numpy"):
         for name, kind in model.config.modifiers:
             index = model.config.par_slice(name).start
             if kind in ("normsys", "histosys"):
@@ -297,7 +298,7 @@ def _minuit(likelihood: lk.Likelihood, spec: _Spec, ours: Minimum, start: _Array
     """Minuit on pyhf's likelihood, from a start; what ended at a bound for us is fixed there."""
     import iminuit  # noqa: PLC0415 - heavy
 
-    model, data = lk.model_and_data(spec)
+    model, data = pyhf_model.model_and_data(spec)
     assert likelihood.derivatives is not None  # noqa: S101 - jax is here
     derivatives = likelihood.derivatives
 
@@ -306,7 +307,7 @@ def _minuit(likelihood: lk.Likelihood, spec: _Spec, ours: Minimum, start: _Array
             found = float(-2 * model.logpdf(parameters, data)[0])
         return found if np.isfinite(found) else 1e9
 
-    with lk.backend("numpy"):
+    with pyhf_model.backend("numpy"):
         minuit = iminuit.Minuit(
             value,
             start,

@@ -1,17 +1,19 @@
-"""Facts as tables for people and as JSON for programs."""
+"""Pages of the command line: printed as lines and tables, or as JSON for programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from agc_ml.errors import printable
-from agc_ml.results import saved_outputs
+from agc_ml.presentation import run_tables
+from agc_ml.presentation.page import Amount, Page, Table
+from agc_ml.presentation.run_tables import megabytes
 
 if TYPE_CHECKING:
     from agc_ml.cli.validation import Verdict
@@ -28,35 +30,22 @@ PIPE_WIDTH: Final = 200
 MAX_ROWS: Final = 20
 
 
-@dataclass(frozen=True)
-class Table:
-    """A title, column names and rows; what is not text is aligned right."""
+def print_page(page: Page, *, as_json: bool = False) -> None:
+    """Print on standard output, in the width of the terminal or wide on a pipe; or as JSON."""
+    if as_json:
+        click.echo(json.dumps(page.data, indent=1))
+        return
+    from rich.console import Console  # noqa: PLC0415 - only when something is printed
 
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[object]]
-
-
-@dataclass(frozen=True)
-class Page:
-    """The same facts twice: for JSON, and as lines and tables."""
-
-    facts: Any
-    parts: Sequence[Table | str]
-
-    def print(self, *, as_json: bool = False) -> None:
-        """Print on standard output, in the width of the terminal or wide on a pipe; or as JSON."""
-        if as_json:
-            click.echo(json.dumps(self.facts, indent=1))
-            return
-        from rich.console import Console  # noqa: PLC0415 - only when something is printed
-
-        console = Console(highlight=False, soft_wrap=False, emoji=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=PIPE_WIDTH, emoji=False)
-        for part in self.parts:
-            shown = _rendered(part) if isinstance(part, Table) else printable(part)
-            console.print(shown, markup=False)
+    console = Console(highlight=False, soft_wrap=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH, emoji=False)
+    for line in page.lines:
+        console.print(printable(line), markup=False)
+    for table in (*page.tables, *page.details):
+        console.print(_rendered(table), markup=False)
+        for note in table.notes:
+            console.print(printable(note), markup=False)
 
 
 def _rendered(table: Table) -> Any:
@@ -64,21 +53,22 @@ def _rendered(table: Table) -> Any:
     from rich.table import Table as RichTable  # noqa: PLC0415 - only when something is printed
     from rich.text import Text  # noqa: PLC0415 - only when something is printed
 
-    made = RichTable(
+    rendered = RichTable(
         title=Text(printable(table.title)),
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
     )
-    for index, name in enumerate(table.header):
-        is_text = all(isinstance(row[index], str) for row in table.rows)
-        made.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    for index, name in enumerate(table.columns):
+        justify: Any = "left" if table.is_text(index) else "right"
+        rendered.add_column(name, justify=justify, overflow="fold")
     for row in table.rows:
-        made.add_row(*(Text(_shown(value)) for value in row))
-    return made
+        rendered.add_row(*(Text(_shown(cell)) for cell in row))
+    return rendered
 
 
-def _shown(value: object) -> str:
+def _shown(cell: object) -> str:
+    value = cell.value if isinstance(cell, Amount) else cell
     if value is None:
         return "-"
     if isinstance(value, int):
@@ -88,61 +78,64 @@ def _shown(value: object) -> str:
     return printable(str(value))
 
 
-def megabytes(number: int | None) -> str:
-    """Bytes as MB, to a tenth."""
-    return "-" if number is None else f"{number / 1e6:,.1f} MB"
-
-
-def plan(found: Plan) -> Page:
-    """What a run would do."""
+def plan(planned: Plan) -> Page:
+    """Page of a plan: datasets, branches and the amount to read."""
     rows = [
-        (d.name, d.files, d.events, d.chunks, d.columns, megabytes(d.bytes)) for d in found.datasets
+        (d.name, d.files, d.events, d.chunks, d.columns, _size(d.bytes)) for d in planned.datasets
     ]
-    known = [d.bytes for d in found.datasets if d.bytes is not None]
     total = (
-        f"{found.processor} on {found.cluster} with {found.workers} workers: "
-        f"{sum(d.events for d in found.datasets):,} events in "
-        f"{sum(d.chunks for d in found.datasets):,} chunks of at most {found.chunk_size:,}, "
-        f"{megabytes(sum(known))} to read"
+        f"{planned.processor} on {planned.cluster} with {planned.workers} workers: "
+        f"{sum(d.events for d in planned.datasets):,} events in "
+        f"{sum(d.chunks for d in planned.datasets):,} chunks of at most {planned.chunk_size:,}, "
+        f"{megabytes(sum(d.bytes or 0 for d in planned.datasets))} to read"
     )
     columns = (
-        f"branches: {', '.join(found.columns)}"
-        if found.columns
+        f"branches: {', '.join(planned.columns)}"
+        if planned.columns
         else "branches: all, because the processor has no 'columns' that name what it needs"
     )
     header = ("dataset", "files", "events", "chunks", "branches", "to read")
-    unreadable = [f"can't be opened: {line}" for line in found.unreadable]
-    return Page(asdict(found), [Table("plan", header, rows), columns, total, *unreadable])
+    unreadable = [f"can't be opened: {line}" for line in planned.unreadable]
+    notes = [columns, total, *unreadable]
+    return Page(tables=[Table("plan", header, rows, notes)], data=asdict(planned))
 
 
-def fileset(found: Fileset) -> Page:
-    """The datasets of a fileset."""
+def _size(number: int | None) -> str | None:
+    return None if number is None else megabytes(number)
+
+
+def fileset(fileset: Fileset) -> Page:
+    """Page of a fileset with its datasets."""
     rows = [
-        (d.name, d.process, d.variation, d.xsec, len(d.files), d.n_events) for d in found.datasets
+        (d.name, d.process, d.variation, d.xsec, len(d.files), d.n_events) for d in fileset.datasets
     ]
     header = ("dataset", "process", "variation", "xsec [pb]", "files", "events")
-    luminosity = f"{found.luminosity:g} /pb" if found.luminosity else "not stated"
-    counted = [d.n_events for d in found.datasets]
+    luminosity = f"{fileset.luminosity:g} /pb" if fileset.luminosity else "not stated"
+    counted = [d.n_events for d in fileset.datasets]
     total = sum(n for n in counted if n is not None)
     events = f"{total:,} events" if None not in counted else "events not stated"
     facts = {
-        "digest": found.digest,
-        "luminosity": found.luminosity,
-        "label": found.label,
+        "digest": fileset.digest,
+        "luminosity": fileset.luminosity,
+        "label": fileset.label,
         "datasets": [dict(zip(header, row, strict=True)) for row in rows],
-        "notes": list(found.notes),
+        "notes": list(fileset.notes),
     }
-    lines = [
-        f"{len(rows)} datasets, {found.n_files:,} files, {events}; luminosity {luminosity}",
-        *([f"label on figures: {found.label}, unless files say otherwise"] if found.label else []),
-        *(f"note: {note}" for note in found.notes),
-        f"digest {found.digest}",
+    notes = [
+        f"{len(rows)} datasets, {fileset.n_files:,} files, {events}; luminosity {luminosity}",
+        *(
+            [f"label on figures: {fileset.label}, unless files say otherwise"]
+            if fileset.label
+            else []
+        ),
+        *(f"note: {note}" for note in fileset.notes),
+        f"digest {fileset.digest}",
     ]
-    return Page(facts, [Table("fileset", header, rows), *lines])
+    return Page(tables=[Table("fileset", header, rows, notes)], data=facts)
 
 
 def generated(made: Manifest) -> Page:
-    """The datasets of a generated set."""
+    """Page of a generated set with its datasets."""
     rows = [
         (
             name,
@@ -160,14 +153,12 @@ def generated(made: Manifest) -> Page:
         f"{sum(d.events for d in made.datasets.values()):,} events, {megabytes(size)}, "
         f"seed {made.request.seed}"
     )
-    return Page(
-        made.model_dump(mode="json", by_alias=True),
-        [Table("generated", header, rows), total, f"kept: {made.skim}"],
-    )
+    table = Table("generated", header, rows, [total, f"kept: {made.skim}"])
+    return Page(tables=[table], data=made.model_dump(mode="json", by_alias=True))
 
 
-def comparison(found: Checked) -> Page:
-    """Generated against published events."""
+def comparison(checked: Checked) -> Page:
+    """Page of the comparison of generated with published events."""
     rows = [
         (
             line.dataset,
@@ -178,132 +169,109 @@ def comparison(found: Checked) -> Page:
             line.verdict,
             line.why,
         )
-        for line in found.lines
+        for line in checked.lines
     ]
     header = ("dataset", "quantity", "found", "+-", "allowed", "verdict", "stated")
-    selected = ", ".join(f"{c.dataset} {c.selected:,}" for c in found.comparisons)
-    return Page(
-        found.facts,
-        [Table("generated against published", header, rows), f"selected events: {selected}"],
-    )
+    selected = ", ".join(f"{c.dataset} {c.selected:,}" for c in checked.comparisons)
+    notes = [f"selected events: {selected}"]
+    table = Table("generated against published", header, rows, notes)
+    return Page(tables=[table], data=checked.facts)
 
 
-def filesets(found: Sequence[tuple[Path, Fileset]]) -> Page:
-    """The filesets of a folder."""
-    rows = [(str(path), len(f.datasets), f.n_files, f.digest[:12]) for path, f in found]
+def filesets(listed: Sequence[tuple[Path, Fileset]]) -> Page:
+    """Page of the filesets of a folder."""
+    rows = [(str(path), len(f.datasets), f.n_files, f.digest[:12]) for path, f in listed]
     header = ("file", "datasets", "files", "digest")
-    facts = [dict(zip(header, row, strict=True)) for row in rows]
-    return Page(facts, [Table("filesets", header, rows)])
+    data = [dict(zip(header, row, strict=True)) for row in rows]
+    return Page(tables=[Table("filesets", header, rows)], data=data)
 
 
-def checked(found: Sequence[CheckedFile]) -> Page:
-    """The outcome of opening every file."""
-    bad = [file for file in found if file.problem is not None]
-    files = {(file.dataset, file.lfn): file.entries or 0 for file in found}
-    what = f"{len(found)} files"
-    if len(files) < len(found):
-        what = f"{len(found)} replicas of {len(files)} files"
-    good = f"{len(found) - len(bad)} of {what}" if bad else f"all {what}"
+def checked_files(checked: Sequence[CheckedFile]) -> Page:
+    """Page of the files that were opened, with those that are bad."""
+    bad = [file for file in checked if file.problem is not None]
+    files = {(file.dataset, file.lfn): file.entries or 0 for file in checked}
+    number = f"{len(checked)} files"
+    if len(files) < len(checked):
+        number = f"{len(checked)} replicas of {len(files)} files"
+    good = f"{len(checked) - len(bad)} of {number}" if bad else f"all {number}"
     summary = f"{good} are good, {sum(files.values()):,} events"
-    n_empty = sum(file.entries == 0 and file.problem is None for file in found)
+    n_empty = sum(file.entries == 0 and file.problem is None for file in checked)
     if n_empty:
         summary += f"; {n_empty} without any"
-    table = Table(
-        "bad files", ("dataset", "file", "problem"), [(f.dataset, f.url, f.problem) for f in bad]
-    )
-    return Page([asdict(file) for file in found], [table, summary] if bad else [summary])
+    data = [asdict(file) for file in checked]
+    if not bad:
+        return Page(lines=[summary], data=data)
+    rows = [(file.dataset, file.url, file.problem) for file in bad]
+    table = Table("bad files", ("dataset", "file", "problem"), rows, [summary])
+    return Page(tables=[table], data=data)
 
 
 def run(record: RunRecord, fit: FitResult | None = None) -> Page:
-    """Tables that ``agc-ml show`` prints of a run, and of its fit."""
-    parts: list[Table | str] = [f"status: {record.status}"]
+    """Page of a run, and of its fit."""
+    lines = [f"status: {record.status}"]
     if fit is not None:
-        parts += [str(fit), *fit.facts, *(f"note on the fit: {note}" for note in fit.notes)]
-    parts += [f"warning: {warning}" for warning in record.warnings]
-    parts += [f"missing: {name}" for name in record.missing[:MAX_ROWS]]
+        lines += [str(fit), *fit.facts, *(f"note on the fit: {note}" for note in fit.notes)]
+    lines += [f"warning: {warning}" for warning in record.warnings]
+    lines += [f"missing: {name}" for name in record.missing[:MAX_ROWS]]
     if len(record.missing) > MAX_ROWS:
-        parts.append(f"missing: and {len(record.missing) - MAX_ROWS} more, in ledger.jsonl")
-    yields = [
+        lines.append(f"missing: and {len(record.missing) - MAX_ROWS} more, in ledger.jsonl")
+    details = [
+        _yields(record),
+        run_tables.cutflow(record),
+        _parquet(record),
+        run_tables.outputs(record, MAX_ROWS),
+        run_tables.metrics(record),
+        run_tables.provenance(record),
+    ]
+    data = record.model_dump(mode="json", by_alias=True)
+    if fit is not None:
+        name, value, beside = fit.measured
+        data["fit"] = {"measured": f"{name} = {value}", "beside": beside, "poi": asdict(fit.poi)}
+    return Page(lines=lines, details=[table for table in details if table.rows], data=data)
+
+
+def _yields(record: RunRecord) -> Table:
+    """Yields in a row each: a terminal is too narrow for the report's columns of regions."""
+    rows = [
         (region, process, y.value, y.uncertainty)
         for region, processes in record.yields.items()
         for process, y in processes.items()
     ]
-    if yields:
-        parts.append(Table("yields", ("region", "process", "yield", "stat. uncertainty"), yields))
-    if any(row[-1] is None for row in yields):
-        parts.append("'-': filled with weights or scaled, in a storage that keeps no variances")
-    if record.cutflow:
-        parts.append(_cutflow(record.cutflow))
-    tables = [
+    is_unknown = any(uncertainty is None for *_, uncertainty in rows)
+    note = "'-': filled with weights or scaled, in a storage that keeps no variances"
+    columns = ("region", "process", "yield", "stat. uncertainty")
+    return Table("yields", columns, rows, [note] if is_unknown else [])
+
+
+def _parquet(record: RunRecord) -> Table:
+    rows = [
         (f"{name}.parquet", table.rows, len(table.columns), table.digest)
         for name, table in record.tables.items()
     ]
-    if tables:
-        parts.append(Table("tables", ("file", "rows", "columns", "digest"), tables))
-    if record.outputs:
-        outputs = [*saved_outputs.lines(record.outputs, MAX_ROWS)]
-        parts.append(Table("other outputs of the processor", ("output", "value"), outputs))
-    metrics = [
-        (name, value, type(record.metrics).model_fields[name].description or "")
-        for name, value in record.metrics.model_dump().items()
-    ]
-    parts.append(Table("metrics", ("metric", "value", "meaning"), metrics))
-    parts.append(Table("provenance", ("what", "value"), list(_provenance(record))))
-    facts = record.model_dump(mode="json", by_alias=True)
-    if fit is not None:
-        name, value, beside = fit.measured
-        facts["fit"] = {"measured": f"{name} = {value}", "beside": beside, "poi": fit.poi._asdict()}
-    return Page(facts, parts)
+    return Table("tables", ("file", "rows", "columns", "digest"), rows)
 
 
-def _cutflow(cutflow: dict[str, dict[str, float]]) -> Table:
-    cuts = list(dict.fromkeys(cut for row in cutflow.values() for cut in row))
-    rows = [(name, *(row.get(cut) for cut in cuts)) for name, row in cutflow.items()]
-    return Table("cutflow (events, nominal)", ("dataset", *cuts), rows)
-
-
-def _provenance(record: RunRecord) -> Iterable[tuple[str, str]]:
-    made = record.provenance
-    yield "processor", made.processor.name
-    yield "parameters", ", ".join(f"{k}={v}" for k, v in made.processor.parameters.items())
-    for name, sha256 in made.models.items():
-        yield f"model {name}", sha256
-    yield "code", made.processor.code
-    yield "fileset", made.fileset
-    unused = "" if record.luminosity is not None else ", which nothing is scaled to"
-    stated = "not stated" if made.luminosity is None else f"{made.luminosity:g} /pb{unused}"
-    yield "luminosity", stated
-    yield "events of", "not known" if made.label is None else made.label
-    yield "cluster", f"{made.cluster.kind}, {made.cluster.workers} workers"
-    yield "chunk size", str(made.chunk_size)
-    if made.git is not None:
-        yield "git", made.git.commit + (" with changes" if made.git.dirty else "")
-    yield "versions", ", ".join(f"{k} {v}" for k, v in made.versions.items())
-    yield "time", f"{made.start} to {made.stop}"
-    yield "command", " ".join(made.command)
-
-
-def differences(found: Sequence[Difference], shared: int, unknown: Sequence[str] = ()) -> Page:
-    """The outcome of a comparison, the worst first; ``unknown`` are variances in both."""
-    facts = [{**difference._asdict(), "size": str(difference.size)} for difference in found]
-    lines = [str(difference) for difference in found[:MAX_ROWS]]
-    if len(found) > MAX_ROWS:
-        lines.append(f"and {len(found) - MAX_ROWS} more")
+def differences(different: Sequence[Difference], shared: int, unknown: Sequence[str] = ()) -> Page:
+    """Page of a comparison, the worst first; ``unknown`` are variances in both."""
+    data = [{**difference._asdict(), "size": str(difference.size)} for difference in different]
+    lines = [str(difference) for difference in different[:MAX_ROWS]]
+    if len(different) > MAX_ROWS:
+        lines.append(f"and {len(different) - MAX_ROWS} more")
     if unknown:
         more = ", ..." if len(unknown) > MAX_ROWS else ""
         lines.append(
             f"variances are unknown in both, and only contents were compared, of {len(unknown)} "
             f"histograms: {', '.join(unknown[:MAX_ROWS])}{more}"
         )
-    summary = f"{shared} histograms in both, {len(found)} differences"
-    return Page(facts, [*lines, summary])
+    lines.append(f"{shared} histograms in both, {len(different)} differences")
+    return Page(lines=lines, data=data)
 
 
-def verdicts(found: Sequence[Verdict]) -> Page:
-    """What files and folders are, a line each."""
+def verdicts(verdicts: Sequence[Verdict]) -> Page:
+    """Page of validated files and folders, a line each."""
     lines = [
         f"{v.path}: {v.kind}, {'good' if v.problem is None else 'bad'}: {v.problem or v.summary}"
-        for v in found
+        for v in verdicts
     ]
-    facts = [{**asdict(verdict), "path": str(verdict.path)} for verdict in found]
-    return Page(facts, lines)
+    data = [{**asdict(verdict), "path": str(verdict.path)} for verdict in verdicts]
+    return Page(lines=lines, data=data)

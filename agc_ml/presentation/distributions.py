@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import logging
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import boost_histogram as bh
 import hist
 import numpy as np
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from agc_ml.errors import HistogramError
-from agc_ml.inputs.variations import NOMINAL, Direction, source_of
-from agc_ml.presentation import overview, stack, style
+from agc_ml.inputs.variations import NOMINAL
+from agc_ml.presentation import bins, overview, stack, style
+from agc_ml.presentation.bins import Histogram
+from agc_ml.presentation.variations import NO_BAND, save_variations
 from agc_ml.results import variances
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from agc_ml.analysis import Process
-    from agc_ml.presentation.style import Array, FigureInfo
+    from agc_ml.presentation.page import FigureInfo
+    from agc_ml.presentation.style import Array
     from agc_ml.results.run_result import RunResult
 
 logger = logging.getLogger(__name__)
 
-Histogram = hist.Hist[Any]
-
 ENTRIES: Final = "Entries"
 NAMED: Final = 5  # histograms in a line that says what was not drawn
-
-
-_GREY_BAND: Final = "The grey band is the statistical uncertainty of the nominal one."
-_NO_BAND: Final = (
-    "There is no band for their statistical uncertainty, which is not known: "
-    "histograms were filled with weights or scaled, in a storage that keeps no variances."
-)
 
 
 class Region(NamedTuple):
@@ -160,7 +149,7 @@ def draw_templates(
         The folder can't be written.
     """
     owners = {f"{region}_{process}": (region, process) for region in regions for process in samples}
-    found = {region: Region(region, {}) for region in regions}
+    drawn = {region: Region(region, {}) for region in regions}
     others = []
     for name, histogram in templates.items():
         # the longest name wins: single_top_tW is no variation of single_top
@@ -170,7 +159,7 @@ def draw_templates(
         if owner and histogram.ndim == 1 and histogram.kind is bh.Kind.COUNT:
             region, process = owners[owner]
             variation = name[len(owner) + 1 :] or NOMINAL
-            found[region].processes.setdefault(process, {})[variation] = histogram
+            drawn[region].processes.setdefault(process, {})[variation] = histogram
         else:
             others.append(name)
     if others:
@@ -178,16 +167,18 @@ def draw_templates(
         logger.warning(
             "not drawn, as they are not of the regions and samples of the fit configuration: "
             "%d histograms (%s%s)",
-            *(len(others), ", ".join(others[:NAMED]), more),
+            len(others),
+            ", ".join(others[:NAMED]),
+            more,
         )
     label = style.Label(luminosity, simulation=True, source=source)
     units = {
         region: str(getattr(histogram, "label", None) or ENTRIES)
-        for region, owned in found.items()
+        for region, owned in drawn.items()
         for histogram in owned.processes.get(next(iter(owned.processes), ""), {}).values()
     }
     return _draw(
-        found.values(),
+        drawn.values(),
         directory,
         _Points(data or {}, data_label, units, totals or {}, is_pseudo=True),
         label,
@@ -218,14 +209,14 @@ def _processes(
             variations = [str(label) for label in axis]
         else:
             names = [f"{before}_{label}" for before in names for label in axis]
-    found: dict[str, dict[str, Histogram]] = {}
+    by_sample: dict[str, dict[str, Histogram]] = {}
     for sample in names:
         for variation in variations:
             suffix = "" if variation == NOMINAL else f"_{variation}"
             template = templates.get(f"{name}{sample}{suffix}")
             if template is not None:
-                found.setdefault(sample.removeprefix("_"), {})[variation] = template
-    return found
+                by_sample.setdefault(sample.removeprefix("_"), {})[variation] = template
+    return by_sample
 
 
 def _draw(
@@ -252,7 +243,8 @@ def _draw(
                 if NOMINAL not in variations:
                     logger.info("%s: %s has no nominal histogram, not drawn", region.name, process)
                 elif len(variations) > 1:
-                    shapes.append(_save_shapes(region, process, directory, label, unit))
+                    names = {"region": region.name, "process": process, "unit": unit}
+                    shapes.append(save_variations(variations, directory, label, **names))
         if small:
             stacks.append(_save_overview(small, points, directory, label))
     return stacks + shapes
@@ -266,18 +258,18 @@ def _stack(region: Region, given: _Points) -> stack.Stack | None:
     if not together:
         return None
     first = next(iter(together.values()))
-    edges = _edges(first)
+    edges = bins.edges(first)
     for process, histogram in together.items():
-        if not np.array_equal(_edges(histogram), edges):
+        if not np.array_equal(bins.edges(histogram), edges):
             raise HistogramError(f"{region.name}: {process} is binned differently from the others")
     return stack.Stack(
         note=region.name,
-        label=_label(first),
+        label=bins.axis_label(first),
         edges=edges,
-        samples={process: _values(histogram) for process, histogram in nominal.items()},
-        uncertainty=_uncertainty(nominal.values(), edges),
+        samples={process: bins.values(histogram) for process, histogram in nominal.items()},
+        uncertainty=bins.uncertainty(list(nominal.values())),
         uncertainty_label="stat. uncertainty",
-        data=None if points is None else _values(points),
+        data=None if points is None else bins.values(points),
         data_label=given.label,
         unit=given.units.get(region.name, ENTRIES),
         errors=None if points is None else _errors(points, is_pseudo=given.is_pseudo),
@@ -288,7 +280,7 @@ def _stack(region: Region, given: _Points) -> stack.Stack | None:
 def _errors(points: Histogram, *, is_pseudo: bool) -> Array | None:
     """Uncertainties of data: their own, or what as many counted events would have."""
     if is_pseudo:
-        return np.sqrt(np.maximum(_values(points), 0))
+        return np.sqrt(np.maximum(bins.values(points), 0))
     variance = variances.of(points)
     return None if variance is None else np.sqrt(np.maximum(variance, 0))
 
@@ -326,7 +318,7 @@ def _legend_in_words(content: stack.Stack, points: _Points, label: style.Label) 
             "uncertainty."
         )
     elif content.samples:
-        yield f"The processes are on top of each other. {_NO_BAND}"
+        yield f"The processes are on top of each other. {NO_BAND}"
     if content.total_uncertainty is not None:
         yield "The grey band is the total uncertainty of the fit's model before the fit."
     if content.data is not None and content.errors is None:
@@ -344,147 +336,9 @@ def _legend_in_words(content: stack.Stack, points: _Points, label: style.Label) 
 
 def _flow_note(histograms: Sequence[Histogram], unit: str) -> str:
     """Say how much is outside of the axis, where anything is."""
-    inside = sum(float(np.sum(_values(h))) for h in histograms)
+    inside = sum(float(np.sum(bins.values(h))) for h in histograms)
     outside = sum(float(np.sum(h.values(flow=True))) for h in histograms) - inside
     if abs(outside) <= 1e-9 * abs(inside):
         return ""
-    what = f"{outside:,.4g} {unit.lower()}"
-    return f"Not shown: {what} below or above the axis (underflow and overflow)."
-
-
-def _save_shapes(
-    region: Region, process: str, directory: Path, label: style.Label, unit: str
-) -> FigureInfo:
-    variations = region.processes[process]
-    sources: dict[str, dict[Direction | None, Histogram]] = {}
-    for variation, histogram in variations.items():
-        if variation != NOMINAL:
-            source, direction = source_of(variation)
-            sources.setdefault(source, {})[direction] = histogram
-    nominal = variations[NOMINAL]
-    figure = _shapes((region.name, process, unit), nominal, sources, label)
-    caption = (
-        f"{process} in {region.name}: each source of uncertainty, up (red) and down (blue) against "
-        "nominal (black), below it the ratio to nominal; sources with one side show that side. "
-        f"{_NO_BAND if _uncertainty([nominal], _edges(nominal)) is None else _GREY_BAND} "
-        "Underflow and overflow are not shown."
-    )
-    name = f"{region.name}_{process}_variations"
-    return style.save(figure, directory, name, f"{region.name}: variations of {process}", caption)
-
-
-def _shapes(
-    what: tuple[str, str, str],
-    nominal: Histogram,
-    sources: Mapping[str, Mapping[Direction | None, Histogram]],
-    label: style.Label,
-) -> Figure:
-    region, process, unit = what
-    columns = min(len(sources), 3) if len(sources) != 4 else 2  # noqa: PLR2004 - 2 x 2
-    rows = -(-len(sources) // columns)
-    above = 0.8 if columns > 1 else 1.1  # inches; one panel is too narrow for note and legend
-    width, height = max(4.2 * columns, 5.5), 3.3 * rows + 0.7 + above
-    figure = style.new_figure(width, height)
-    left, right, top = 0.75 / width, 1 - 0.2 / width, 1 - above / height
-    style.header(figure, (left, right, 1 - 0.35 / height), label._replace(simulation=True))
-    note = f"{style.plain(region)}, {style.process_label(process)}"
-    if _uncertainty([nominal], _edges(nominal)) is None:
-        note += f" ({style.UNKNOWN})"
-    figure.text(left, 1 - 0.6 / height, note, va="center")
-    _legend(figure, right, top + 0.2 / height)
-    grid = figure.add_gridspec(
-        *(rows, columns),
-        left=left,
-        right=right,
-        top=top,
-        bottom=0.65 / height,
-        hspace=0.14,
-        wspace=0.2,
-    )
-    for index, (source, sides) in enumerate(sources.items()):
-        cell = grid[index].subgridspec(2, 1, height_ratios=[2.2, 1], hspace=0.06)
-        main, ratio = figure.add_subplot(cell[0]), figure.add_subplot(cell[1])
-        _panel(main, ratio, nominal, sides)
-        main.text(0.96, 0.93, style.plain(source), transform=main.transAxes, ha="right", va="top")
-        if index + columns >= len(sources):
-            ratio.set_xlabel(style.formula(_label(nominal)))
-        else:
-            ratio.tick_params(labelbottom=False)
-        if index % columns == 0:
-            main.set_ylabel(unit)
-            ratio.set_ylabel("Ratio", loc="center")
-    return figure
-
-
-def _legend(figure: Figure, right: float, height: float) -> None:
-    """Say once for all panels what the colours mean."""
-    colors = {"nominal": "black", "up": style.UP, "down": style.DOWN}
-    figure.legend(
-        handles=[Line2D([], [], color=color, label=label) for label, color in colors.items()],
-        loc="center right",
-        bbox_to_anchor=(right, height),
-        ncols=3,
-        borderpad=0,
-        borderaxespad=0,
-    )
-
-
-def _panel(
-    main: Axes, ratio: Axes, nominal: Histogram, sides: Mapping[Direction | None, Histogram]
-) -> None:
-    edges, center = _edges(nominal), _values(nominal)
-    uncertainty = _uncertainty([nominal], edges)
-    if uncertainty is not None:
-        style.band(ratio, np.nan_to_num(style.divide(uncertainty, center)), edges)
-    ratio.axhline(1, color="black", linewidth=1)
-    main.stairs(center, edges, color="black", linewidth=1)
-    lowest, highest, farthest = -style.largest(-center), style.largest(center), 0.0
-    relevant = center > stack.RELEVANT * highest
-    for direction, histogram in sides.items():
-        values = _values(histogram)
-        color = style.DOWN if direction == "down" else style.UP
-        quotient = style.divide(values, center)
-        main.stairs(values, edges, color=color, linewidth=1)
-        ratio.stairs(quotient, edges, color=color, linewidth=1, baseline=None)
-        lowest, highest = -style.largest(-lowest, -values), style.largest(highest, values)
-        farthest = style.largest(farthest, np.abs(quotient[relevant] - 1))
-    for axes in (main, ratio):
-        axes.set_xlim(edges[0], edges[-1])
-        # what costs time here is the number of ticks
-        axes.minorticks_off()
-        axes.tick_params(top=False, right=False)
-        axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
-    main.tick_params(labelbottom=False)
-    main.yaxis.set_major_locator(MaxNLocator(4))
-    if highest == lowest:
-        main.set_ylim(0, 1)
-        style.say_no_events(main)
-    else:
-        main.set_ylim(1.1 * lowest, 1.3 * highest)
-        style.short_numbers(main, highest - lowest)
-    stack.set_ratio_range(ratio, farthest)
-
-
-def _edges(histogram: Histogram) -> Array:
-    return np.asarray(histogram.axes[0].edges, dtype=np.float64)
-
-
-def _values(histogram: Histogram) -> Array:
-    return np.asarray(histogram.values(), dtype=np.float64)
-
-
-def _uncertainty(histograms: Iterable[Histogram], edges: Array) -> Array | None:
-    """Statistical uncertainty of a sum; None if that of a part is not known."""
-    total = np.zeros(len(edges) - 1)
-    for histogram in histograms:
-        variance = variances.of(histogram)
-        if variance is None:
-            return None
-        total = total + np.maximum(variance, 0)
-    return np.sqrt(total)
-
-
-def _label(histogram: Histogram) -> str:
-    """Label of the axis; histograms from ROOT files without a title have a made-up one."""
-    label = str(histogram.axes[0].label)
-    return "" if label in ("xaxis", "Axis 0", "axis_0") else label
+    amount = f"{outside:,.4g} {unit.lower()}"
+    return f"Not shown: {amount} below or above the axis (underflow and overflow)."

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from agc_ml.presentation.style import FigureInfo
+    from agc_ml.presentation.page import FigureInfo
 
 Array = NDArray[Any]
 
@@ -77,11 +77,8 @@ def _saved(one: _Drawn, facts: Facts, directory: Path) -> FigureInfo:
 def _roc(axes: Axes, facts: Facts) -> None:
     for (name, (false, true)), colour in zip(facts.roc.items(), _COLOURS, strict=False):
         axes.plot(np.maximum(false, 1e-4), true, label=style.plain(name), color=colour, linewidth=2)
-    axes.set_xscale("log")
-    axes.set_xlim(1e-3, 1)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("wrong permutations above the threshold")
-    axes.set_ylabel("right permutations above it")
+    axes.set(xscale="log", xlim=(1e-3, 1), ylim=(0, 1.02))
+    axes.set(xlabel="wrong permutations above the threshold", ylabel="right permutations above it")
     axes.legend(frameon=False, fontsize=11, loc="lower right")
 
 
@@ -96,8 +93,7 @@ def _confusion(axes: Axes, facts: Facts) -> None:
     axes.set_yticks(range(len(kinds)), kinds)
     axes.tick_params(which="both", length=0)
     axes.minorticks_off()
-    axes.set_xlabel("given to")
-    axes.set_ylabel("comes from")
+    axes.set(xlabel="given to", ylabel="comes from")
 
 
 def _calibration(axes: Axes, facts: Facts) -> None:
@@ -105,10 +101,8 @@ def _calibration(axes: Axes, facts: Facts) -> None:
     error = np.sqrt(np.maximum(fraction * (1 - fraction), 1e-9) / number)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
     axes.errorbar(score, fraction, yerr=error, fmt="o", color=_COLOURS[0])
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("score")
-    axes.set_ylabel("fraction of right permutations")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.set(xlabel="score", ylabel="fraction of right permutations")
 
 
 def _multiplicity(axes: Axes, facts: Facts) -> None:
@@ -118,11 +112,10 @@ def _multiplicity(axes: Axes, facts: Facts) -> None:
     axes.errorbar(range(len(names)), values, yerr=errors, fmt="o", color=_COLOURS[0])
     labels = [f"{name} jets\n{n:,} events" for name, n in zip(names, numbers, strict=True)]
     axes.set_xticks(range(len(names)), labels)
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    spread = max(float((errors).max()) * 2, 0.02)
-    axes.set_ylim(float(values.min()) - 2 * spread, float(values.max()) + 2 * spread)
+    room = max(4 * float(errors.max()), 0.04)
+    axes.set(xlim=(-0.5, len(names) - 0.5), ylabel="jet score")
+    axes.set_ylim(float(values.min()) - room, float(values.max()) + room)
     axes.tick_params(axis="x", which="both", length=0)
-    axes.set_ylabel("jet score")
 
 
 def _variations(axes: Axes, facts: Facts) -> None:
@@ -136,11 +129,11 @@ def _variations(axes: Axes, facts: Facts) -> None:
     most = max(
         (abs(facts.variations[n][i] - nominal[i]) for n in names for i in (0, 1)), default=0.0
     )
-    axes.set_ylim(-1.4 * max(most, 0.005), 1.4 * max(most, 0.005))
-    axes.set_xlim(-0.5, max(len(names), 1) - 0.5)
+    reach = 1.4 * max(most, 0.005)
     axes.set_xticks(places, [style.plain(name) for name in names])
-    axes.tick_params(axis="x", which="both", length=0)
+    axes.set(xlim=(-0.5, max(len(names), 1) - 0.5), ylim=(-reach, reach))
     axes.set_ylabel("change from nominal")
+    axes.tick_params(axis="x", which="both", length=0)
     axes.legend(frameon=False, fontsize=11)
 
 
@@ -151,9 +144,7 @@ def _curve(axes: Axes, facts: Facts) -> None:
         events, auc, jet = (np.array(v) for v in zip(*points, strict=True))
         axes.plot(events, auc, "o-", color=colour, label=f"AUC, trained on {parity}")
         axes.plot(events, jet, "s--", color=colour, label=f"jet score, trained on {parity}")
-    axes.set_xscale("log")
-    axes.set_xlabel("events it was trained on")
-    axes.set_ylabel("AUC, jet score")
+    axes.set(xscale="log", xlabel="training events", ylabel="AUC, jet score")
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.5 * (high - low), high)
     axes.legend(frameon=False, fontsize=10, ncols=2, loc="lower center")
@@ -167,8 +158,7 @@ def _importance(axes: Axes, facts: Facts) -> None:
     axes.set_yticks(places, [style.plain(name) for name in order], fontsize=10)
     axes.tick_params(axis="y", which="both", length=0)
     axes.minorticks_off()
-    axes.set_ylim(-0.6, len(order) - 0.4)
-    axes.set_xlabel("loss of AUC when it is shuffled")
+    axes.set(ylim=(-0.6, len(order) - 0.4), xlabel="loss of AUC when it is shuffled")
 
 
 def _history(axes: Axes, facts: Facts) -> None:
@@ -182,14 +172,13 @@ def _history(axes: Axes, facts: Facts) -> None:
         axes.plot(number[~whole], values[~whole], "o", color=colour, fillstyle="none")
         best = np.maximum.accumulate(np.where(whole, values, 0))
         axes.step(number, best, where="post", color=colour, linewidth=1)
-    low = min(value for trials in facts.history.values() for value, _ in trials)
-    high = max(value for trials in facts.history.values() for value, _ in trials)
+    scores = [value for trials in facts.history.values() for value, _ in trials]
+    low, high = min(scores), max(scores)
     room = max(high - low, 0.02)
     axes.set_ylim(max(low, high - 0.3) - 0.1 * room, high + 0.3 * room)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.minorticks_off()
-    axes.set_xlabel("trial")
-    axes.set_ylabel("cross-validated jet score")
+    axes.set(xlabel="trial", ylabel="cross-validated jet score")
     axes.legend(frameon=False, fontsize=11, ncols=2, loc="upper center")
 
 

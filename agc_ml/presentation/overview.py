@@ -27,7 +27,8 @@ def draw(stacks: Sequence[stack.Stack], label: style.Label) -> Figure:
     left, right = 0.62 / width, 1 - 0.15 / width
     style.header(figure, (left, right, 1 - 0.35 / height), label)
     grid = figure.add_gridspec(
-        *(rows, COLUMNS),
+        rows,
+        COLUMNS,
         left=left,
         right=right,
         top=1 - above / height,

@@ -1,6 +1,6 @@
-"""One self-contained HTML page of a run, a fit, or both: the result first, then how it came about.
+"""Self-contained HTML report of a run, a fit, or both: the result first, then its origin.
 
-`agc_ml.presentation.report_content` says what stands in it, ``report.html.j2`` how it looks. The
+The content is from `agc_ml.presentation.report_content`, the layout from ``report.html.j2``. The
 page needs no network and no script, so that it can be mailed, archived and printed.
 """
 
@@ -14,21 +14,21 @@ from agc_ml._version import __version__
 from agc_ml.errors import RunDirectoryError
 from agc_ml.files import write
 from agc_ml.presentation import report_content
+from agc_ml.presentation.page import Amount, FigureInfo, Page
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from agc_ml.presentation import FigureInfo
     from agc_ml.results.run_result import RunResult
-    from agc_ml.statistics.fit import FitResult
+    from agc_ml.statistics.fit_result import FitResult
 
 __all__ = ["is_whole", "write_page", "write_report"]
 
 PNG_END: Final = b"IEND\xaeB`\x82"
-"""With what a PNG file ends."""
+"""Last bytes of a PNG file."""
 _MOST: Final = 1 << 28
-"""Bytes of a figure."""
+"""Bytes of a figure, at most."""
 
 
 class _Image(NamedTuple):
@@ -60,10 +60,10 @@ def write_report(
     StoreError
         The page can't be written.
     """
-    write_page(report_content.page(result, fit, large), figures, path)
+    write_page(report_content.page(result, fit, figures, large), path)
 
 
-def write_page(page: report_content.Page, figures: Sequence[FigureInfo], path: Path) -> None:
+def write_page(page: Page, path: Path) -> None:
     """Write a page with its figures in it.
 
     Raises
@@ -82,12 +82,24 @@ def write_page(page: report_content.Page, figures: Sequence[FigureInfo], path: P
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = environment.get_template("report.html.j2").render(
-        page=page,
-        images=[_image(figure) for figure in figures],
-        version=__version__,
-    )
+    environment.filters["shown"] = _shown
+    images = [_image(figure) for figure in page.figures]
+    template = environment.get_template("report.html.j2")
+    text = template.render(page=page, images=images, version=__version__)
     write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _shown(cell: object) -> str:
+    """Text of a cell of a table."""
+    if cell is None:
+        return "\N{EN DASH}"
+    if isinstance(cell, Amount):
+        return cell.text
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if cell == int(cell) else f"{cell:,.2f}"
+    return str(cell)
 
 
 def is_whole(image: Path) -> bool:
@@ -112,7 +124,7 @@ def _image(figure: FigureInfo) -> _Image:
         title=figure.title,
         caption=figure.caption,
         pdf=figure.pdf.name,
-        # width and height stand at fixed places in a PNG file
+        # width and height are at fixed places in a PNG file
         width=int.from_bytes(data[16:20], "big"),
         height=int.from_bytes(data[20:24], "big"),
         data=base64.b64encode(data).decode("ascii"),

@@ -169,15 +169,12 @@ def set_range(panels: Sequence[Axes], stacks: Sequence[Stack], room: float) -> N
     floor = _logarithmic_floor(stacks)
     for axes, stack in zip(panels, stacks, strict=True):
         axes.set_xlim(stack.edges[0], stack.edges[-1])
-        if highest == lowest:
-            axes.set_ylim(0, 1)
-            style.say_no_events(axes)
-        elif floor is not None:
-            axes.set_yscale("log")
-            axes.set_ylim(floor, floor * (highest / floor) ** (1 / (1 - room)))
+        if floor is not None and highest > lowest:
+            top = floor * (highest / floor) ** (1 / (1 - room))
+            axes.set(yscale="log", ylim=(floor, top))
         else:
-            axes.set_ylim(1.05 * lowest, lowest + (highest - lowest) / (1 - room))
-            style.short_numbers(axes, highest - lowest)
+            top = lowest + (highest - lowest) / (1 - room)
+            style.set_events_range(axes, highest - lowest, (1.05 * lowest, top))
 
 
 def _logarithmic_floor(stacks: Sequence[Stack]) -> float | None:
@@ -204,7 +201,8 @@ def legend_above(figure: Figure, axes: Axes, stack: Stack) -> None:
     """Write the legend of one of a figure's stacked plots above all of them."""
     handles, labels = _legend_entries(axes, stack)
     figure.legend(
-        *(handles, labels),
+        handles,
+        labels,
         loc="lower center",
         bbox_to_anchor=(0.52, axes.get_position().y1),
         ncols=-(-len(labels) // _rows(len(labels))),

@@ -25,9 +25,10 @@ from matplotlib.ticker import EngFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from agc_ml.analysis import Process
-from agc_ml.errors import StoreError, printable
-from agc_ml.files import write
+from agc_ml.errors import printable
+from agc_ml.files import store_errors, write
 from agc_ml.inputs import agc_published
+from agc_ml.presentation.page import FigureInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -70,19 +71,6 @@ _RC: Final[dict[Any, Any]] = {
     "text.usetex": False,  # a matplotlibrc in the working directory, whoever's, could run TeX
     "pdf.fonttype": 3,  # outlines: half the time of embedding the OpenType font as such
 }
-
-
-class FigureInfo(NamedTuple):
-    """A figure on disk: the name of its files without suffix, title and caption in plain text.
-
-    The caption also says what is not shown.
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: Path
-    pdf: Path
 
 
 class Label(NamedTuple):
@@ -213,31 +201,35 @@ def experiment(axes: Axes, label: Label) -> None:
     )
 
 
-def short_numbers(axes: Axes, highest: float) -> None:
-    """Write 200k for 200000 on the axis of events, where numbers would need a power of ten."""
-    if not LONG[0] < highest < LONG[1]:
+def set_events_range(axes: Axes, size: float, limits: tuple[float, float]) -> None:
+    """Set the range of an axis of events, which ``size`` events fill; a note if there are none.
+
+    Numbers that would need a power of ten are written as 200k for 200000.
+    """
+    if size == 0:
+        axes.set_ylim(0, 1)
+        say_no_events(axes)
+        return
+    axes.set_ylim(limits)
+    if not LONG[0] < size < LONG[1]:
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def say_no_events(axes: Axes) -> None:
-    """Say why a frame is empty."""
+    """Explain an empty frame."""
     axes.text(0.5, 0.5, "no events", transform=axes.transAxes, ha="center", va="center", c="0.4")
 
 
 def make_folder(directory: Path) -> None:
-    """Make the folder of the figures, if it is not there.
+    """Create the folder of the figures.
 
     Raises
     ------
     StoreError
-        It can't be made.
+        It can't be created.
     """
-    try:
+    with store_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"{directory}: can't be made ({error.strerror}); choose another folder with -o"
-        ) from error
 
 
 def save(figure: Figure, directory: Path, name: str, title: str, caption: str) -> FigureInfo:

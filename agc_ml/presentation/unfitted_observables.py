@@ -27,7 +27,8 @@ def draw(carried: CarriedOver, points: str, label: style.Label) -> Figure:
     left, right, header = 0.085, 0.985, 1 - 0.35 / _HEIGHT
     style.header(figure, (left, right, header), label)
     grid = figure.add_gridspec(
-        *(2, 2),
+        2,
+        2,
         height_ratios=[3, 1],
         hspace=0.06,
         wspace=0.08,

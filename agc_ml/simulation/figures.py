@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from agc_ml.presentation.style import Array, FigureInfo
+    from agc_ml.presentation.page import FigureInfo
+    from agc_ml.presentation.style import Array
     from agc_ml.simulation.validation import Comparison
 
 EDGES: Final = np.linspace(50, 550, 26)  # GeV, of the published histograms

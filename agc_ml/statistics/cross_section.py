@@ -12,7 +12,7 @@ from agc_ml.inputs.variations import NOMINAL
 from agc_ml.results import templates
 from agc_ml.results.run_result import RunResult
 from agc_ml.statistics.fit_result import CrossSection
-from agc_ml.statistics.workspace.fit_config import Config
+from agc_ml.statistics.workspace.fit_config import Config, names_in
 
 
 def measured_cross_section(
@@ -37,8 +37,8 @@ def measured_cross_section(
         return None
     (sample,), process = scaled, str(scaled[0].get("SamplePath"))
     # nothing else may scale it, and nowhere may it stay as it was
-    everywhere = [_names(one, "Regions") for one in _factors(settings, sample)]
-    if len(everywhere) > 1 or not _covers(everywhere[0], _names(sample, "Regions"), settings):
+    everywhere = [names_in(one, "Regions") for one in _factors(settings, sample)]
+    if len(everywhere) > 1 or not _covers(everywhere[0], names_in(sample, "Regions"), settings):
         return None
     predicted = _predicted(source).get(process)
     if predicted is None:
@@ -47,17 +47,12 @@ def measured_cross_section(
     return CrossSection(process, (declared and declared.symbol) or process, predicted)
 
 
-def _names(item: Config, field: str) -> list[str]:
-    given = item.get(field, [])
-    return [given] if isinstance(given, str) else list(given)
-
-
 def _factors(settings: Config, sample: Config) -> list[Config]:
     """Normalisation factors that act on a sample."""
     return [
         factor
         for factor in settings["NormFactors"]
-        if sample["Name"] in (_names(factor, "Samples") or [sample["Name"]])
+        if sample["Name"] in (names_in(factor, "Samples") or [sample["Name"]])
     ]
 
 

@@ -1,33 +1,52 @@
-"""The result of a fit, and what is said of it."""
+"""Result of a fit: parameters, impacts, yields of regions, and the sentences that explain it.
+
+`agc_ml.statistics.fit_files` reads and writes these types; descriptions are those of ``fit.json``.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import html
 import platform
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final, NamedTuple
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, PlainSerializer
 
 from agc_ml.statistics.rounding import with_uncertainty
 
 PACKAGES: Final = ("agc-ml", "cabinetry", "iminuit", "jax", "jaxlib", "numpy", "pyhf", "scipy")
-"""What decides a fit."""
+"""Packages that decide the result of a fit."""
+
+
+def _in_json(numbers: Any) -> Any:
+    """Let pydantic read and write an array as (nested) lists of finite ``numbers``."""
+    read = AfterValidator(lambda values: np.array(values, dtype=np.float64))
+    write = PlainSerializer(lambda values: values.tolist())
+    return GetPydanticSchema(
+        lambda _, handler: handler.generate_schema(Annotated[numbers, read, write])
+    )
+
+
+Vector = Annotated[NDArray[np.float64], _in_json(list[float])]
+Matrix = Annotated[NDArray[np.float64], _in_json(list[list[float]])]
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a fit, of those that are installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the installed packages that decide a fit."""
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):  # jax is an extra
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
-class Parameter(NamedTuple):
+@dataclass(frozen=True)
+class Parameter:
     """A fitted parameter; ``pull`` is (value - nominal value) / pre-fit uncertainty.
 
     ``pull`` is None for parameters without a constraint, such as the parameter of interest, and
@@ -37,13 +56,14 @@ class Parameter(NamedTuple):
     name: str
     value: float
     uncertainty: float
-    pull: float | None
+    pull: float | None = None
 
 
-class Impact(NamedTuple):
+@dataclass(frozen=True)
+class Impact:
     """Change of the POI when a parameter moves by its pre-fit or post-fit uncertainty.
 
-    It moves from its fitted value, up or down, and all other parameters are fitted again.
+    The parameter moves from its fitted value, up or down, and all others are fitted again.
     """
 
     parameter: str
@@ -52,11 +72,22 @@ class Impact(NamedTuple):
     postfit_up: float
     postfit_down: float
 
+    @property
+    def changes(self) -> tuple[float, float, float, float]:
+        """The four changes: pre-fit up and down, post-fit up and down."""
+        return self.prefit_up, self.prefit_down, self.postfit_up, self.postfit_down
 
-class GoodnessOfFit(NamedTuple):
+    @property
+    def size(self) -> float:
+        """Post-fit impact, the larger of both sides."""
+        return max(abs(self.postfit_up), abs(self.postfit_down))
+
+
+@dataclass(frozen=True)
+class GoodnessOfFit:
     """A chi2 test; ``p_value`` is None when there are no degrees of freedom.
 
-    That of a fit is the likelihood-ratio test against the saturated model: ``chi2`` is the
+    The test of a fit is the likelihood-ratio test against the saturated model: ``chi2`` is the
     difference of twice the negative log-likelihoods.
     """
 
@@ -72,23 +103,29 @@ def chi2_test(chi2: float, ndof: int) -> GoodnessOfFit:
     return GoodnessOfFit(chi2, ndof, float(gammaincc(ndof / 2, chi2 / 2)) if ndof > 0 else None)
 
 
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"  # noqa: PLR2004 - digits shown
-
-
-class RegionYields(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class RegionYields:
     """Model and data of one region: arrays of shape ``(n_bins,)``, edges ``(n_bins + 1,)``.
 
-    ``uncertainty`` is the one of the total prediction, with correlations; ``unit`` what is counted.
+    ``uncertainty`` is that of the total prediction, with correlations; ``label`` is the label of
+    the observable's axis, ``unit`` the unit of an entry.
     """
 
     region: str
     label: str
-    edges: NDArray[np.float64]
-    samples: dict[str, NDArray[np.float64]]
-    uncertainty: NDArray[np.float64]
-    data: NDArray[np.float64]
+    edges: Vector
+    samples: dict[str, Vector]
+    uncertainty: Vector
+    data: Vector
     unit: str = "Entries"
+
+    def __post_init__(self) -> None:
+        """Reject edges that don't rise, and arrays of other lengths."""
+        n = len(self.edges) - 1
+        if n < 1 or any(high <= low for low, high in pairwise(self.edges)):
+            raise ValueError(f"edges of {self.region} must rise")
+        if {len(bins) for bins in (*self.samples.values(), self.uncertainty, self.data)} != {n}:
+            raise ValueError(f"one number a bin is needed in {self.region}, of {n} bins")
 
     @property
     def total(self) -> NDArray[np.float64]:
@@ -97,11 +134,12 @@ class RegionYields(NamedTuple):
         return total
 
 
-class CarriedOver(NamedTuple):
-    """A fit carried over to an observable that it did not use: model and data, and tests of them.
+@dataclass(frozen=True, eq=False)
+class CarriedOver:
+    """Prediction for an observable that was not fitted, before and after the fit, with tests.
 
-    ``prefit`` and ``postfit`` have all bins and ``region`` is the observable's name; how the tests
-    are made, `agc_ml.statistics.unfitted_observables` says.
+    ``prefit`` and ``postfit`` have all bins, and ``region`` is the observable's name;
+    `agc_ml.statistics.unfitted_observables` describes the tests.
     """
 
     prefit: RegionYields
@@ -110,55 +148,73 @@ class CarriedOver(NamedTuple):
     postfit_test: GoodnessOfFit
 
 
-class CrossSection(NamedTuple):
-    """The cross-section of a ``process`` that the parameter of interest multiplies, in pb.
+@dataclass(frozen=True)
+class CrossSection:
+    """Cross-section of a ``process`` that the parameter of interest multiplies, in pb.
 
-    ``symbol`` is what stands in sigma(...).
+    ``symbol`` stands in sigma(...).
     """
+
+    # fit.json has value and uncertainty, too: products of the predicted one and the POI
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     process: str
     symbol: str
     predicted: float
 
 
-class FitResult(NamedTuple):
-    """The result of a fit, with all that its figures need.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FitResult:
+    """Result of a fit, with all that its figures need.
 
-    ``parameters`` are in the model's order, which is that of ``correlation``, shape ``(n, n)``;
-    ``impacts`` are sorted, the largest first. ``twice_nll`` is twice the negative log-likelihood at
-    the minimum. ``minimizer`` is "newton" (exact) or "minuit" (approximate); ``pseudodata`` says
-    which, or "data"; ``inputs`` are sha256 digests; ``notes`` what a reader must know;
-    ``carried_over`` is empty where there are no observables for it. ``states`` says by name which
-    parameters are "fixed" or "at its lower bound" (or upper), and have no uncertainty.
-    ``cross_section`` is None where the fit does not measure a known one. ``widths`` are pre-fit
-    uncertainties of constrained parameters, by name. ``is_closure``: all that the pseudodata are
-    made of is in the model.
+    ``parameters`` are in the model's order, as are rows and columns of ``correlation``;
+    ``impacts`` are sorted, the largest first; ``minimizer`` is "newton" (exact) or "minuit"
+    (approximate).
     """
 
-    poi: Parameter
+    # for the types of all fields, too
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    poi: Annotated[Parameter, Field(description="parameter of interest")]
     parameters: tuple[Parameter, ...]
-    correlation: NDArray[np.float64]
-    goodness_of_fit: GoodnessOfFit
-    twice_nll: float
+    correlation: Annotated[Matrix, Field(description="in the order of the parameters")]
+    goodness_of_fit: Annotated[
+        GoodnessOfFit, Field(description="likelihood-ratio test against the saturated model")
+    ]
+    twice_nll: Annotated[
+        float, Field(description="twice the negative log-likelihood at the minimum")
+    ]
     minimizer: str
     converged: bool
-    pseudodata: str
+    pseudodata: Annotated[str, Field(description="kind of the fitted pseudodata, or data")]
     impacts: tuple[Impact, ...]
     prefit: tuple[RegionYields, ...]
     postfit: tuple[RegionYields, ...]
-    workspace: dict[str, Any]
-    inputs: dict[str, str]
-    notes: tuple[str, ...]
-    carried_over: tuple[CarriedOver, ...] = ()
-    states: Mapping[str, str] = {}
-    cross_section: CrossSection | None = None
-    versions: Mapping[str, str] = {}
-    widths: Mapping[str, float] = {}
-    is_closure: bool = False
+    workspace: Annotated[dict[str, Any], Field(description="pyhf's format; in workspace.json")]
+    inputs: Annotated[dict[str, str], Field(description="sha256 of templates and configuration")]
+    notes: Annotated[tuple[str, ...], Field(description="caveats for the reader")]
+    carried_over: Annotated[
+        tuple[CarriedOver, ...], Field(description="observables that were not fitted")
+    ] = ()
+    states: Annotated[
+        dict[str, str], Field(description="parameters without uncertainty: fixed, or at a bound")
+    ] = field(default_factory=dict)
+    cross_section: Annotated[
+        CrossSection | None, Field(description="cross-section that the POI multiplies, if known")
+    ] = None
+    versions: Annotated[
+        dict[str, str], Field(description="Python and the packages that decide the fit")
+    ] = field(default_factory=dict)
+    widths: Annotated[
+        dict[str, float], Field(description="pre-fit uncertainties of constrained parameters")
+    ] = field(default_factory=dict)
+    is_closure: Annotated[
+        bool, Field(description="all that the pseudodata are made of is in the model")
+    ] = False
 
     @property
     def points(self) -> str:
-        """What was fitted: pseudodata, or data."""
+        """Name of the fitted points: data or pseudodata."""
         return "data" if self.pseudodata == "data" else "pseudodata"
 
     @property
@@ -190,14 +246,16 @@ class FitResult(NamedTuple):
     def facts(self) -> tuple[str, ...]:
         """Lines beside the result: what was fitted, how well, and what its numbers mean."""
         test = self.goodness_of_fit
-        p_value = "" if test.p_value is None else f", p = {_p(test.p_value)}"
-        quality = f"chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom{p_value}"
+        quality = f"chi2 = {test.chi2:.2f} for {test.ndof} degrees of freedom"
+        if test.p_value is not None:
+            is_tiny = test.p_value < 0.001  # noqa: PLR2004 - three digits would be zeros
+            quality += f", p = {test.p_value:{'.1g' if is_tiny else '.3f'}}"
         lines = (f"fitted to {self.kind}: {quality}", self.closure, self.definition)
         return tuple(line for line in lines if line)
 
     @property
     def value(self) -> str:
-        """The parameter of interest, rounded, or what it is instead of an uncertainty."""
+        """The parameter of interest, rounded, or its state instead of an uncertainty."""
         state = self.states.get(self.poi.name)
         if state is None:
             return with_uncertainty(self.poi.value, self.poi.uncertainty)
@@ -205,7 +263,7 @@ class FitResult(NamedTuple):
 
     @property
     def measured(self) -> tuple[str, str, str]:
-        """Name and value of what is measured, and what it is compared with, if a cross-section."""
+        """Name and value of the measured quantity, and the prediction if a cross-section."""
         sigma = self.cross_section
         if sigma is None:
             return self.poi.name, self.value, ""

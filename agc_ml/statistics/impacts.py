@@ -1,4 +1,4 @@
-"""Impacts: how far the parameter of interest follows when another parameter is moved."""
+"""Impacts: changes of the parameter of interest when another parameter is moved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.errors import FitError
+from agc_ml.statistics.fit_result import Impact
 from agc_ml.statistics.likelihood.likelihood import Likelihood
 from agc_ml.statistics.likelihood.minimization import Minimum
 from agc_ml.statistics.likelihood.newton import descend, newton_step
@@ -16,41 +17,37 @@ from agc_ml.statistics.likelihood.newton import descend, newton_step
 MAX_STEPS: Final = 200
 """Steps for each of the many fits behind the impacts, which start close by."""
 MAX_STAGES: Final = 10
-"""In how many moves a parameter gets to where its impact is wanted, at most."""
+"""Stages in which a parameter is moved, at most."""
 
 _Array = NDArray[np.float64]
 _Mask = NDArray[np.bool_]
 
 
 def impacts(
-    likelihood: Likelihood,
-    minimum: Minimum,
-    poi: str,
-    tell: Callable[[str], None] = lambda _: None,
-) -> dict[str, _Array]:
-    """Change of the POI when each other parameter is moved, and all others are fitted again.
+    likelihood: Likelihood, minimum: Minimum, tell: Callable[[str], None] = lambda _: None
+) -> tuple[Impact, ...]:
+    """Impacts of all other free parameters on the parameter of interest, the largest first.
 
-    It moves from its fitted value by its pre-fit uncertainty up and down, then by its post-fit one
-    up and down: shape ``(4,)``. A parameter that a fit can't follow is not in the result. Without
-    jax the changes are those of a parabola of the same covariance. ``tell`` is told how far it is.
+    A parameter is moved from its fitted value by its pre-fit uncertainty up and down, then by its
+    post-fit one, and all others are fitted again. One that no fit can follow is left out. Without
+    jax the changes are those of a parabola of the same covariance. ``tell`` gets the progress.
     """
-    target = likelihood.names.index(poi)
-    # the curvature at the minimum, from where all of them start
+    # the curvature at the minimum, from where all fits start
     hessian = None if likelihood.derivatives is None else likelihood.derivatives(minimum.values)[2]
-    found = {}
+    ranked = []
     for index, name in enumerate(likelihood.names):
-        if index == target or likelihood.fixed[index]:
+        if index == likelihood.poi or likelihood.fixed[index]:
             continue
         tell(f"impacts: parameter {index + 1} of {len(likelihood.names)}")
         prefit, postfit = likelihood.prefit[index], minimum.uncertainties[index]
-        moves = np.array([prefit, -prefit, postfit, -postfit])
         changes = [
-            _impact(likelihood, minimum, hessian, target=target, index=index, move=move)
-            for move in moves
+            _impact(likelihood, minimum, hessian, index=index, move=move)
+            for move in (prefit, -prefit, postfit, -postfit)
         ]
-        if all(change is not None for change in changes):
-            found[name] = np.array(changes, dtype=np.float64)
-    return found
+        followed = [change for change in changes if change is not None]
+        if len(followed) == len(changes):
+            ranked.append(Impact(name, *followed))
+    return tuple(sorted(ranked, key=lambda impact: impact.size, reverse=True))
 
 
 def _impact(
@@ -58,11 +55,11 @@ def _impact(
     minimum: Minimum,
     hessian: _Array | None,
     *,
-    target: int,
     index: int,
     move: float,
 ) -> float | None:
-    """Change of parameter ``target`` when parameter ``index`` moves by ``move``."""
+    """Change of the parameter of interest when parameter ``index`` moves by ``move``."""
+    target = likelihood.poi
     if move == 0:
         return 0.0
     if hessian is None:
@@ -74,7 +71,7 @@ def _impact(
 def _refitted(
     likelihood: Likelihood, x: _Array, hessian: _Array, *, index: int, move: float
 ) -> _Array | None:
-    """Fit with parameter ``index`` moved from ``x``: at once as a rule, or in stages."""
+    """Fit with parameter ``index`` moved from ``x``: usually at once, else in stages."""
     assert likelihood.derivatives is not None  # noqa: S101 - for the type checker
     fixed = likelihood.fixed.copy()
     fixed[index] = True
@@ -85,7 +82,7 @@ def _refitted(
             return None
         try:
             point = descend(likelihood.derivatives, likelihood, start, fixed, max_steps=MAX_STEPS)
-        except FitError:  # it went where t is not finite
+        except FitError:  # t is not finite there
             return None
         x, hessian = point.values, point.hessian
         if not point.converged or abs(x[index] - aim) < 1e-12 * abs(move):
@@ -104,7 +101,7 @@ def _moved(
 ) -> _Array | None:
     """Move parameter ``index`` and let the others follow, as far as there is a prediction.
 
-    The whole move as a rule, and less of it where a bin with data would be left without prediction.
+    The move is halved until no bin with data is left without prediction.
     """
     free = ~fixed & (x > likelihood.lower) & (x < likelihood.upper)
     along = np.zeros_like(x)

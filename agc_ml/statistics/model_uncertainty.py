@@ -1,9 +1,9 @@
-"""The uncertainty of a method: what other models, as good as that of a run, would have made.
+"""Uncertainty of a fit from the choice of a machine-learning model.
 
-Runs of the same events with models of other seeds, parameters or kinds give other templates. How
-they scatter about those of the run is taken apart into independent directions (principal components
-of the deviations in all bins, samples and regions together). Each of the largest ones becomes a
-nuisance parameter of one standard deviation, correlated over all of them, as the model is the same.
+Runs over the same events with models of other seeds, parameters or kinds give other templates.
+Their deviations from the templates of the run are decomposed into principal components, in all
+bins, samples and regions together. Each of the largest components becomes a nuisance parameter of
+one standard deviation, correlated over all of them, as the model is the same.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ FILE_NAME: Final = "fit_ml.yml"
 """Name of the file with the regions that depend on a model, which a processor ships."""
 
 ENOUGH: Final = 0.9
-"""Fraction of the scatter that the directions have to describe, if so many do it."""
+"""Fraction of the scatter that the components have to describe."""
 
 MOST: Final = 3
+"""Components at most, even if they describe less than ENOUGH."""
+
 NAME: Final = "ML model {number}"
 _VARIATION: Final = "ml_model_{number}_up"
 
 
-class Spread(NamedTuple):
-    """Templates with those of the directions added, and the configuration that uses them."""
+class WithModelUncertainty(NamedTuple):
+    """Templates with those of the added systematics, and the configuration that uses them."""
 
     templates: dict[str, hist.Hist[Any]]
     config: dict[str, Any]
-    notes: tuple[str, ...]
+    note: str
 
 
 def ml_config(processor: str) -> dict[str, Any]:
@@ -106,75 +108,62 @@ def _settings(provenance: Any) -> dict[str, Any]:
     return {k: v for k, v in provenance.processor.parameters.items() if k != "model"}
 
 
-def with_spread(
+def with_model_uncertainty(
     templates: Mapping[str, hist.Hist[Any]],
     config: Config,
     alternatives: Sequence[Mapping[str, hist.Hist[Any]]],
-) -> Spread:
-    """Add the scatter of alternative templates as systematic uncertainties.
+) -> WithModelUncertainty:
+    """Add the deviations of alternative templates as systematic uncertainties.
 
     Raises
     ------
     FitError
         A template is missing, or none of them depends on the model.
     """
-    names = [
-        f"{region.get('RegionPath')}_{sample['SamplePath']}"
-        for region in config["Regions"]
-        for sample in config["Samples"]
-        if not sample.get("Data", False)
-    ]
-    for found in (templates, *alternatives):
-        for name in names:
-            if name not in found:
-                raise FitError(
-                    f"histogram {name} is missing, which the uncertainty of the model needs; run "
-                    "the processor with --model"
-                )
+    regions = {region["Name"]: str(region.get("RegionPath")) for region in config["Regions"]}
+    samples = [one["SamplePath"] for one in config["Samples"] if not one.get("Data", False)]
+    names = [f"{path}_{sample}" for path in regions.values() for sample in samples]
     nominal = _contents(templates, names)
     deviations = np.stack([_contents(one, names) - nominal for one in alternatives])
-    directions, described = _directions(deviations)
-    if not len(directions):
+    components, described = _components(deviations)
+    if not len(components):
         raise FitError(
             "no template of the fit depends on the model: give a configuration with regions that do"
         )
     added: dict[str, hist.Hist[Any]] = {}
     systematics = []
-    for number, direction in enumerate(directions, 1):
+    ends = np.cumsum([len(templates[name].values(flow=True)) for name in names])
+    for number, component in enumerate(components, 1):
+        # one template of each sample and region, moved by the component
+        shifts = dict(zip(names, np.split(component, ends[:-1]), strict=True))
         variation = _VARIATION.format(number=number)
-        parts = np.split(direction, np.cumsum([_size(templates[name]) for name in names])[:-1])
-        for name, part in zip(names, parts, strict=True):
-            added[f"{name}_{variation}"] = _shifted(templates[name], part)
-        moved = [
-            region["Name"]
-            for region in config["Regions"]
-            if any(
-                np.any(part)
-                for name, part in zip(names, parts, strict=True)
-                if name.startswith(f"{region.get('RegionPath')}_")
-            )
-        ]
+        for name, shift in shifts.items():
+            added[f"{name}_{variation}"] = _shifted(templates[name], shift)
+        is_moved = {
+            region: any(shifts[f"{path}_{sample}"].any() for sample in samples)
+            for region, path in regions.items()
+        }
         systematics.append(
             {
                 "Name": NAME.format(number=number),
                 "Type": "NormPlusShape",
-                "Regions": moved,
+                "Regions": [region for region, moved in is_moved.items() if moved],
                 "Up": {"VariationPath": f"_{variation}"},
                 "Down": {"Symmetrize": True},
             }
         )
     note = (
-        f"uncertainty of the model: {len(directions)} directions describe {described:.0%} of the "
+        f"uncertainty of the model: {len(components)} directions describe {described:.0%} of the "
         f"scatter of {len(alternatives)} other ones"
     )
-    return Spread(
+    return WithModelUncertainty(
         {**templates, **added},
         {**config, "Systematics": [*config.get("Systematics", []), *systematics]},
-        (note,),
+        note,
     )
 
 
-def _directions(deviations: _Array) -> tuple[_Array, float]:
+def _components(deviations: _Array) -> tuple[_Array, float]:
     """Principal components of one standard deviation each, and the fraction they describe.
 
     The mean square is about the run itself, not about the mean of the others: its model is no
@@ -195,12 +184,15 @@ def _directions(deviations: _Array) -> tuple[_Array, float]:
 
 
 def _contents(templates: Mapping[str, hist.Hist[Any]], names: Sequence[str]) -> _Array:
+    """Return the bins of all templates with flow, concatenated."""
+    for name in names:
+        if name not in templates:
+            raise FitError(
+                f"histogram {name} is missing, which the uncertainty of the model needs; run "
+                "the processor with --model"
+            )
     parts = [np.asarray(templates[name].values(flow=True), np.float64) for name in names]
     return np.concatenate(parts)
-
-
-def _size(histogram: hist.Hist[Any]) -> int:
-    return len(histogram.values(flow=True))
 
 
 def _shifted(histogram: hist.Hist[Any], by: _Array) -> hist.Hist[Any]:

@@ -1,18 +1,17 @@
-"""The result of a fit carried over to observables that it did not use.
+"""Result of a fit carried over to observables that were not fitted.
 
-Each such observable gets the model of a region of the fit, of its own templates: the same samples,
-parameter of interest and nuisance parameters, which take their fitted values, uncertainties and
-correlations. Only the parameters of the simulation's statistics are its own, and stay nominal. So
-the agreement of data and model before and after the fit tells whether the fit describes more than
-what was fitted.
+Each such observable gets the model of a region of the fit, from its own templates: the same
+samples, parameter of interest and nuisance parameters, with their fitted values, uncertainties and
+correlations. Only the parameters of the simulation's statistics are its own, and stay nominal. The
+agreement of data and model before and after the fit then tests the fit on independent shapes.
 
 All bins are kept, without flow: nothing is fitted to them, and with OFFSET none is empty.
 
 The tests are chi2 = d C^-1 d, where d is the difference of data and model, and C the covariance of
 the model (with all correlations between bins) plus the predicted number of events on its diagonal.
-Neighbouring bins are taken together for them, until ENOUGH events are predicted before the fit, and
-as many were simulated, for a Gaussian to describe them. Every such group counts as a degree of
-freedom, as no parameter is fitted to the observable. chi2 is on the small side after a fit to the
+Neighbouring bins are merged until ENOUGH events are predicted before the fit, and as many were
+simulated, for a Gaussian to describe them. Every such group counts as a degree of freedom, as no
+parameter is fitted to the observable. chi2 is on the small side after a fit to the
 same events, and far too small with pseudodata that are mixed from variations of the model.
 """
 
@@ -30,11 +29,10 @@ from agc_ml import documents
 from agc_ml.analysis import Pseudodata, shipped_file
 from agc_ml.errors import FitError
 from agc_ml.results import variances
+from agc_ml.statistics.fit_model import FitModel, Prediction
 from agc_ml.statistics.fit_result import CarriedOver, GoodnessOfFit, chi2_test
-from agc_ml.statistics.likelihood.likelihood import model_and_data
 from agc_ml.statistics.likelihood.minimization import Minimum
-from agc_ml.statistics.prediction import Prediction, before_and_after
-from agc_ml.statistics.workspace.fit_config import Config, region_paths
+from agc_ml.statistics.workspace.fit_config import Config, names_in, region_paths
 from agc_ml.statistics.workspace.workspace import Workspace, prepare
 
 FILE_NAME: Final = "carryover.yml"
@@ -60,17 +58,16 @@ class Observables(BaseModel):
 class Unfitted(NamedTuple):
     """Observables as the regions of a workspace.
 
-    ``templates`` are their histograms as they came, ``notes`` what a reader must know of it.
+    ``templates`` are their histograms as they came, ``notes`` caveats for the reader.
     """
 
     workspace: Workspace
-    regions: tuple[Config, ...]
     templates: dict[str, hist.Hist[Any]]
     notes: tuple[str, ...]
 
 
 def shipped_observables(processor: str) -> Observables | None:
-    """Read which observables a processor ships beside its code; None where it ships none.
+    """Read the observables that a processor ships beside its code; None where it ships none.
 
     Raises
     ------
@@ -111,36 +108,40 @@ def prepare_unfitted(
     """
     if observables is None:
         return None
+    # an observable that the fit uses is not tested
     fitted = {*region_paths(settings), *(region["Name"] for region in settings["Regions"])}
     names = [name for name in observables.histograms if name not in fitted]
-    found = {
+    histograms = {
         name: own
         for name in names
         if (own := {key: h for key, h in templates.items() if key.startswith(f"{name}_")})
     }
-    if not found:
+    if not histograms:
         return None
-    regions = tuple(
+    regions = [
         {"Name": name, "RegionPath": name, "Variable": str(next(iter(own.values())).axes[0].label)}
-        for name, own in found.items()
-    )
-    content = {key: h for own in found.values() for key, h in own.items()}
+        for name, own in histograms.items()
+    ]
+    # the offset is in the model only; digests are those of the histograms as they came
+    content = {key: h for own in histograms.values() for key, h in own.items()}
     raised = {key: raised_by_offset(h) for key, h in content.items()}
     config = extended(settings, regions, observables.region)
-    workspace = prepare({**templates, **raised}, config, recipe, found)
-    lacking = [name for name in names if name not in found]
-    note = (
-        f"carried over to {len(found)} of {len(names)} observables: there are no histograms of "
-        f"{', '.join(lacking)}"
-    )
+    workspace = prepare({**templates, **raised}, config, recipe, histograms)
+    notes = list(workspace.notes)
+    lacking = [name for name in names if name not in histograms]
+    if lacking:
+        notes.append(
+            f"carried over to {len(histograms)} of {len(names)} observables: there are no "
+            f"histograms of {', '.join(lacking)}"
+        )
     entering = {key: content[key] for key in workspace.templates}
-    return Unfitted(workspace, regions, entering, (*workspace.notes, *([note] if lacking else [])))
+    return Unfitted(workspace, entering, tuple(notes))
 
 
 def raised_by_offset(histogram: hist.Hist[Any]) -> hist.Hist[Any]:
     """Add OFFSET to each bin, so that none is empty."""
-    values, spread = histogram.values(flow=True), variances.of(histogram, flow=True)
-    raised = variances.filled(histogram.axes, values, spread) + OFFSET
+    values, variance = histogram.values(flow=True), variances.of(histogram, flow=True)
+    raised = variances.filled(histogram.axes, values, variance) + OFFSET
     raised.label = getattr(histogram, "label", None)
     return raised
 
@@ -148,23 +149,21 @@ def raised_by_offset(histogram: hist.Hist[Any]) -> hist.Hist[Any]:
 def extended(settings: Config, added: Sequence[Config], region: str) -> dict[str, Any]:
     """Add observables to the regions of a configuration, as regions.
 
-    What is restricted to the region with the RegionPath ``region`` holds for them, too.
+    Samples and modifiers restricted to the region with the RegionPath ``region`` act on them, too.
     """
     same = {item["Name"] for item in settings["Regions"] if item.get("RegionPath") == region}
     names = [item["Name"] for item in added]
+
+    def widened(item: Config) -> Config:
+        regions = names_in(item, "Regions")
+        return {**item, "Regions": [*regions, *names]} if same & set(regions) else item
+
     kinds = [kind for kind in ("Samples", "Systematics", "NormFactors") if kind in settings]
     return {
         **settings,
         "Regions": [*settings["Regions"], *added],
-        **{kind: [_widened(item, same, names) for item in settings[kind]] for kind in kinds},
+        **{kind: [widened(item) for item in settings[kind]] for kind in kinds},
     }
-
-
-def _widened(item: Config, same: set[str], names: list[str]) -> Config:
-    """Let a sample or modifier that is restricted to regions hold for observables of one too."""
-    given = item.get("Regions", [])
-    regions = [given] if isinstance(given, str) else given
-    return {**item, "Regions": [*regions, *names]} if same & set(regions) else item
 
 
 def carry_over(unfitted: Unfitted, minimum: Minimum) -> tuple[CarriedOver, ...]:
@@ -175,17 +174,16 @@ def carry_over(unfitted: Unfitted, minimum: Minimum) -> tuple[CarriedOver, ...]:
     FitError
         pyhf makes no model of the workspace.
     """
-    workspace = unfitted.workspace
-    model, _ = model_and_data(workspace.spec)
-    before, after = before_and_after(model, minimum, workspace, unfitted.regions)
+    model = FitModel.of(unfitted.workspace)
     return tuple(
-        _compared(prefit, postfit, workspace) for prefit, postfit in zip(before, after, strict=True)
+        _compared(prefit, postfit, unfitted.workspace.spec)
+        for prefit, postfit in zip(model.predict(), model.predict(minimum), strict=True)
     )
 
 
-def _compared(before: Prediction, after: Prediction, workspace: Workspace) -> CarriedOver:
+def _compared(before: Prediction, after: Prediction, spec: Mapping[str, Any]) -> CarriedOver:
     name = before.yields.region
-    channel = next(one for one in workspace.spec["channels"] if one["name"] == name)
+    channel = next(one for one in spec["channels"] if one["name"] == name)
     starts = _groups(before.yields.total, _simulation_variance(channel))
     tests = [_test(prediction, starts) for prediction in (before, after)]
     return CarriedOver(before.yields, after.yields, *tests)
@@ -205,8 +203,8 @@ def _groups(events: _Array, variance: _Array) -> list[int]:
     """First bins of the groups of neighbours with ENOUGH events; the last one has the rest."""
     starts, first = [], 0
     for end in range(1, len(events) + 1):
-        content, spread = events[first:end].sum(), variance[first:end].sum()
-        if content >= ENOUGH and content**2 >= ENOUGH * spread:
+        content, uncertain = events[first:end].sum(), variance[first:end].sum()
+        if content >= ENOUGH and content**2 >= ENOUGH * uncertain:
             starts.append(first)
             first = end
     return starts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import hist
@@ -344,7 +345,7 @@ def carried_over(name: str, **values: Any) -> CarriedOver:
         for f, relative in ((1.1, 0.15), (1.0, 0.04))
     ]
     tests = (GoodnessOfFit(31.25, 22, 0.0912), GoodnessOfFit(17.5, 22, 0.7346))
-    return CarriedOver(*yields, *tests)._replace(**values)
+    return replace(CarriedOver(*yields, *tests), **values)
 
 
 def fit_result(**values: Any) -> FitResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import factories
 import hist
@@ -14,18 +15,10 @@ from PIL import Image
 
 from agc_ml.analysis import analysis_of
 from agc_ml.errors import HistogramError, StoreError
-from agc_ml.presentation import (
-    FigureInfo,
-    draw_fit,
-    draw_run,
-    draw_templates,
-    stack,
-    style,
-    unfitted_observables,
-)
-from agc_ml.presentation import (
-    distributions as templates,
-)
+from agc_ml.presentation import distributions, stack, style, unfitted_observables
+from agc_ml.presentation.distributions import draw_run, draw_templates
+from agc_ml.presentation.fit_figures import draw_fit
+from agc_ml.presentation.page import FigureInfo
 from agc_ml.results import variances
 from agc_ml.results.categories import flatten
 from agc_ml.results.histograms import book
@@ -173,9 +166,10 @@ def test_unknown_variances_are_drawn_without_a_band(tmp_path):
     assert all(is_drawn(figure) for figure in figures)
     assert all("There is no band" in figure.caption for figure in figures)
     assert not any("hatched" in figure.caption or "grey" in figure.caption for figure in figures)
-    content = templates._stack(
-        templates.Region("4j2b", templates._processes("4j2b", hists["4j2b"], result.templates)),
-        templates._Points({}, "pseudodata", {}, {}, is_pseudo=True),
+    processes = distributions._processes("4j2b", hists["4j2b"], result.templates)
+    content = distributions._stack(
+        distributions.Region("4j2b", processes),
+        distributions._Points({}, "pseudodata", {}, {}, is_pseudo=True),
     )
     assert content.uncertainty is None
     figure = stack.draw(content, style.Label(None, simulation=True))
@@ -269,7 +263,7 @@ def test_data_of_other_bins_are_refused(tmp_path):
 
 def test_folder_that_can_not_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="can't be made"):
+    with pytest.raises(StoreError, match="can't be written"):
         draw_run(small_run(), tmp_path / "file" / "figures")
 
 
@@ -324,7 +318,8 @@ def test_what_was_added_to_empty_bins_is_not_drawn():
 
 def test_fit_without_constraints_or_impacts(tmp_path):
     fit = factories.fit_result()
-    alone = fit._replace(
+    alone = replace(
+        fit,
         parameters=fit.parameters[:1],
         correlation=np.eye(1),
         impacts=(),
@@ -338,12 +333,13 @@ def test_fit_without_constraints_or_impacts(tmp_path):
 
 def test_failed_fit_is_drawn_without_a_warning(tmp_path):
     fit, nan = factories.fit_result(), float("nan")
-    broken = fit._replace(
-        parameters=tuple(p._replace(value=nan, uncertainty=nan) for p in fit.parameters),
-        impacts=tuple(i._replace(postfit_up=nan, postfit_down=nan) for i in fit.impacts),
+    broken = replace(
+        fit,
+        parameters=tuple(replace(p, value=nan, uncertainty=nan) for p in fit.parameters),
+        impacts=tuple(replace(i, postfit_up=nan, postfit_down=nan) for i in fit.impacts),
         correlation=np.full_like(fit.correlation, nan),
         prefit=(),
-        postfit=tuple(r._replace(uncertainty=nan * r.uncertainty) for r in fit.postfit),
+        postfit=tuple(replace(r, uncertainty=nan * r.uncertainty) for r in fit.postfit),
     )
     assert names(draw_fit(broken, tmp_path, None))[-2:] == ["pulls", "ranking"]
 

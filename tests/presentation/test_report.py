@@ -6,6 +6,7 @@ import html
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import factories
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from agc_ml.errors import RunDirectoryError, StoreError
-from agc_ml.presentation import FigureInfo
+from agc_ml.presentation.page import FigureInfo
 from agc_ml.presentation.report import write_report
 from agc_ml.results import variances
 from agc_ml.results.ledger import Ledger
@@ -101,7 +102,11 @@ def test_numbers_are_those_of_the_run_and_the_fit(written, figures):
         "729.84 pb",
     ):
         assert expected in text
-    assert text.index("ttbar_norm =") < text.index("Figures square") < text.index("Cutflow dataset")
+    assert (
+        text.index("ttbar_norm =")
+        < text.index("Figures square")
+        < text.index("Cutflow (events, nominal) dataset")
+    )
 
 
 def test_every_parameter_is_in_the_table(written):
@@ -260,7 +265,7 @@ def test_yields_of_many_histograms_stay_in_their_file(tmp_path):
 
 def test_fit_without_a_p_value(written):
     fit = factories.fit_result()
-    page = written(None, fit._replace(goodness_of_fit=fit.goodness_of_fit._replace(p_value=None)))
+    page = written(None, replace(fit, goodness_of_fit=replace(fit.goodness_of_fit, p_value=None)))
     assert "p-value –" in page.text  # noqa: RUF001
 
 

@@ -19,7 +19,7 @@ import yaml
 from commandline import agc as command
 from places import REFERENCE
 
-from agc_ml import measurement, presentation
+from agc_ml import measurement
 from agc_ml.analysis import analysis_of
 from agc_ml.errors import FitError, RunDirectoryError, UsageError
 from agc_ml.execution import run as running
@@ -27,7 +27,7 @@ from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.inputs import agc_published, loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.inputs.sources import opendata
-from agc_ml.presentation import style
+from agc_ml.presentation import distributions, fit_figures, style
 from agc_ml.presentation.distributions import draw_run
 from agc_ml.results import pseudodata_choice, run_directories
 from agc_ml.results.categories import flatten
@@ -343,12 +343,17 @@ class TestKindOfPseudodata:
         def interrupted(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
-        for name, work in (
-            ("draw_run", lambda: measurement.plot(run, pseudodata="published")),
-            ("draw_fit", lambda: measurement.fit(run, config=config, pseudodata="published")),
+        published: dict[str, Any] = {"pseudodata": "published"}
+        for module, name, work in (
+            (distributions, "draw_run", lambda: measurement.plot(run, **published)),
+            (
+                fit_figures,
+                "draw_fit",
+                lambda: measurement.fit(run, config=config, pseudodata="published"),
+            ),
         ):
             with monkeypatch.context() as patch:
-                patch.setattr(presentation, name, interrupted)
+                patch.setattr(module, name, interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     work()
         assert not (run / "figures" / "figures.json").exists()
@@ -427,12 +432,12 @@ def test_a_fit_says_what_it_does(tmp_path: Path) -> None:
 
 def test_a_result_at_a_bound_says_so() -> None:
     fit = factories.fit_result()
-    poi = fit.poi._replace(value=0.0, uncertainty=0.0)
-    at_bound = fit._replace(poi=poi, states={poi.name: "at its lower bound"})
+    poi = replace(fit.poi, value=0.0, uncertainty=0.0)
+    at_bound = replace(fit, poi=poi, states={poi.name: "at its lower bound"})
     assert str(at_bound) == "ttbar_norm = 0 (at its lower bound, without an uncertainty)"
-    measured = at_bound._replace(cross_section=stats.CrossSection("ttbar", "tt", 729.84))
+    measured = replace(at_bound, cross_section=stats.CrossSection("ttbar", "tt", 729.84))
     assert str(measured) == (
         "sigma(tt) = 0 pb (predicted 729.84; ttbar_norm 0 (at its lower bound, without an "
         "uncertainty))"
     )
-    assert str(fit._replace(converged=False)).endswith("(NOT CONVERGED)")
+    assert str(replace(fit, converged=False)).endswith("(NOT CONVERGED)")

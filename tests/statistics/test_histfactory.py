@@ -16,7 +16,8 @@ from commandline import agc
 from agc_ml.cli.validation import validate
 from agc_ml.errors import FitError, UsageError
 from agc_ml.statistics import fit
-from agc_ml.statistics.likelihood.likelihood import build, quiet
+from agc_ml.statistics.likelihood.likelihood import build
+from agc_ml.statistics.likelihood.pyhf_model import quiet
 from agc_ml.statistics.workspace import histfactory
 
 
@@ -138,9 +139,9 @@ def test_patches(tmp_path: Path) -> None:
     single = written(tmp_path / "patch.json", patch())
     several = written(tmp_path / "set.json", patch_set(background))
     for given in (str(single), f"{several}:whole"):
-        found = histfactory.read(base, given)
-        assert found.workspace.spec == workspace()
-        assert set(found.inputs) == {"workspace", "patch"}
+        made, inputs = histfactory.read(base, given)
+        assert made.spec == workspace()
+        assert set(inputs) == {"workspace", "patch"}
     whole = fit.fit(written(tmp_path / "whole.json", workspace()))
     half = fit.fit(base, patch=f"{several}:half")
     assert half.poi.value == pytest.approx(2 * whole.poi.value, rel=1e-6)
@@ -353,7 +354,7 @@ def test_settings_of_bins_go_with_them(tmp_path: Path) -> None:
         {"name": "sh", "auxdata": [1.0, 250.0, 160.0]},
         {"name": "mu", "inits": [0.5], "bounds": [[0.0, 8.0]]},
     ]
-    spec = histfactory.read(written(tmp_path / "ws.json", content)).workspace.spec
+    spec = histfactory.read(written(tmp_path / "ws.json", content))[0].spec
     build(spec)  # which pyhf takes
     assert spec["measurements"][0]["config"]["parameters"] == [
         {"name": "st", "inits": [1.1, 0.9], "bounds": [[0.1, 3.0], [0.2, 4.0]]},
@@ -375,7 +376,7 @@ def test_settings_of_bins_that_regions_share(tmp_path: Path) -> None:
         channel["samples"][1]["modifiers"] = [{"name": "st", "type": "staterror", "data": errors}]
     settings = {"name": "st", "inits": [1.0, 1.1, 1.2, 1.3, 1.4]}
     content["measurements"][0]["config"]["parameters"] = [settings]
-    spec = histfactory.read(written(tmp_path / "ws.json", content)).workspace.spec
+    spec = histfactory.read(written(tmp_path / "ws.json", content))[0].spec
     likelihood = build(spec)
     assert dict(zip(likelihood.names, likelihood.start, strict=True)) == {
         "mu": 1.0,
@@ -483,7 +484,7 @@ def test_other_measurements_and_settings_are_told(tmp_path: Path) -> None:
     content["measurements"] *= 2
     content["measurements"][1] = {**content["measurements"][1], "name": "other"}
     content["measurements"][0]["config"]["parameters"].append({"name": "alpha_b", "fixed": True})
-    notes = histfactory.read(written(tmp_path / "ws.json", content)).workspace.notes
+    notes = histfactory.read(written(tmp_path / "ws.json", content))[0].notes
     assert "fitted is the measurement m, the first of 2: the others are other" in notes
     assert "settings of parameters that the model does not have: alpha_b" in notes
 
@@ -495,7 +496,7 @@ def test_an_empty_bin_is_left_out_and_told(tmp_path: Path) -> None:
             sample["data"].append(0.0)
     for one in content["observations"]:
         one["data"].append(3.0)
-    found = histfactory.read(written(tmp_path / "ws.json", content)).workspace
+    found = histfactory.read(written(tmp_path / "ws.json", content))[0]
     assert (
         "one: left out, since no parameter can predict events there: the bins [2, 3) with 3 in the "
         "data" in found.notes

@@ -49,7 +49,7 @@ def test_one_direction_of_scatter() -> None:
     direction = np.linspace(-1, 1, 25)
     config = model_uncertainty.ml_config("ttbar")
     others = [moved(dict.fromkeys(SAMPLES, size * direction)) for size in (3.0, -1.0)]
-    found = model_uncertainty.with_spread(templates(), config, others)
+    found = model_uncertainty.with_model_uncertainty(templates(), config, others)
     up = found.templates["mass_w1w2btophad_ttbar_ml_model_1_up"].values()
     nominal = templates()["mass_w1w2btophad_ttbar"].values()
     expected = np.sqrt((9 + 1) / 2) * direction
@@ -59,7 +59,7 @@ def test_one_direction_of_scatter() -> None:
     assert added["Regions"] == ["4j2b SR"]  # what no model moves needs no parameter there
     assert len(found.config["Systematics"]) == len(config["Systematics"]) + 1
     assert found.config["Systematics"][:-1] == config["Systematics"]
-    assert "1 directions describe 100%" in found.notes[0]
+    assert "1 directions describe 100%" in found.note
 
 
 def test_independent_directions() -> None:
@@ -71,8 +71,8 @@ def test_independent_directions() -> None:
         moved({"ttbar": -5 * first}),
         moved({"ttbar": 4 * second, "wjets": second}),
     ]
-    found = model_uncertainty.with_spread(templates(), config, others)
-    again = model_uncertainty.with_spread(templates(), config, others[::-1])
+    found = model_uncertainty.with_model_uncertainty(templates(), config, others)
+    again = model_uncertainty.with_model_uncertainty(templates(), config, others[::-1])
     names = [s["Name"] for s in found.config["Systematics"] if s["Name"].startswith("ML")]
     assert names == ["ML model 1", "ML model 2"]
     for name in ("mass_w1w2btophad_ttbar_ml_model_1_up", "mass_w1w2btophad_wjets_ml_model_2_up"):
@@ -82,11 +82,11 @@ def test_independent_directions() -> None:
 def test_nothing_to_tell() -> None:
     config = model_uncertainty.ml_config("ttbar")
     with pytest.raises(FitError, match="no template of the fit depends on the model"):
-        model_uncertainty.with_spread(templates(), config, [templates()])
+        model_uncertainty.with_model_uncertainty(templates(), config, [templates()])
     lacking = templates()
     del lacking["mass_w1w2btophad_wjets"]
     with pytest.raises(FitError, match="mass_w1w2btophad_wjets is missing"):
-        model_uncertainty.with_spread(templates(), config, [lacking])
+        model_uncertainty.with_model_uncertainty(templates(), config, [lacking])
     assert set(REGIONS) == {"4j1b", "4j2b"}
     assert shape("ttbar", "nominal").shape == (25,)
 

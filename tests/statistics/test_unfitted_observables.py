@@ -20,6 +20,7 @@ from agc_ml.errors import FitError, HistogramError
 from agc_ml.results import templates
 from agc_ml.statistics import fit, unfitted_observables
 from agc_ml.statistics.likelihood import likelihood as lk
+from agc_ml.statistics.likelihood import pyhf_model
 from agc_ml.statistics.likelihood.minimization import Minimum, minimise
 from agc_ml.statistics.unfitted_observables import Observables, carry_over, prepare_unfitted
 from agc_ml.statistics.workspace import fit_config
@@ -181,8 +182,8 @@ def test_predictions_are_those_of_cabinetry(made_up: Templates) -> None:
     fitted = cabinetry.fit.FitResults(
         minimum.values, minimum.uncertainties, list(minimum.names), minimum.correlation, 0.0
     )
-    model, _ = lk.model_and_data(unfitted.workspace.spec)
-    with lk.quiet():
+    model, _ = pyhf_model.model_and_data(unfitted.workspace.spec)
+    with pyhf_model.quiet():
         predictions = [
             cabinetry.model_utils.prediction(model),
             cabinetry.model_utils.prediction(
@@ -289,7 +290,7 @@ class TestWhatIsThere:
         observables = Observables(region="4j2b", histograms=TWO)
         unfitted = prepare_unfitted(made_up, observables, config, analysis_of().recipe())
         assert unfitted is not None
-        assert [region["Name"] for region in unfitted.regions] == [TWO[1]]
+        assert list(unfitted.workspace.labels) == [TWO[1]]
         assert unfitted.notes == ()
 
     @pytest.mark.parametrize("name", ["ttbar", "wjets_pt_scale_up", "ttbar_PS_var"])
@@ -327,7 +328,7 @@ class TestRestrictions:
         observables = Observables(region="4j2b", histograms=TWO[:1])
         unfitted = prepare_unfitted(made_up, observables, config, analysis_of().recipe())
         assert unfitted is not None
-        lk.model_and_data(unfitted.workspace.spec)
+        pyhf_model.model_and_data(unfitted.workspace.spec)
         (channel,) = [c for c in unfitted.workspace.spec["channels"] if c["name"] == TWO[0]]
         return {modifier["name"] for modifier in channel["samples"][0]["modifiers"]}
 

@@ -107,7 +107,7 @@ def plan(**given: Any) -> None:
     planned = plan_run(
         given["processor"], selected_fileset(given), **{key: given[key] for key in keys}
     )
-    tables.plan(planned).print(as_json=given["as_json"])
+    tables.print_page(tables.plan(planned), as_json=given["as_json"])
     sys.exit(1 if planned.unreadable else 0)
 
 

@@ -29,7 +29,7 @@ def fileset_list(folder: Path, as_json: bool, **_: Any) -> None:
     from agc_ml.inputs.loading import DEMO  # noqa: PLC0415 - on demand
 
     embedded = (Path(DEMO), load_fileset(None))
-    tables.filesets([embedded, *Fileset.find(folder)]).print(as_json=as_json)
+    tables.print_page(tables.filesets([embedded, *Fileset.find(folder)]), as_json=as_json)
 
 
 @fileset.command("show", epilog="Example: agc-ml fileset show nanoaod_inputs.json")
@@ -41,7 +41,7 @@ def fileset_show(source: str | None, dataset: str | None, as_json: bool, **_: An
     """Show the datasets of a fileset: process, variation, cross-section, files, events."""
     from agc_ml.cli import tables  # noqa: PLC0415 - on demand
 
-    tables.fileset(load_fileset(source, dataset)).print(as_json=as_json)
+    tables.print_page(tables.fileset(load_fileset(source, dataset)), as_json=as_json)
 
 
 @fileset.command("check", epilog="Example: agc-ml fileset check fileset.yaml --workers 4")
@@ -78,7 +78,7 @@ def fileset_check(
     keys = ("settings", "model", "schema", "via", "checksums", "site", "workers")
     arguments = {key: given[key] for key in keys}
     checked = file_check.check(chosen, processor, quiet=quiet or as_json, **arguments)
-    tables.checked(checked).print(as_json=as_json)
+    tables.print_page(tables.checked_files(checked), as_json=as_json)
     if any(file.problem for file in checked):
         sys.exit(1)
     if target is not None:

@@ -25,7 +25,7 @@ def show(run: Path, as_json: bool, **_: Any) -> None:
 
     record = run_record.load_record(run)
     fitted = fit_files.load(run / "fit") if (run / "fit" / "fit.json").exists() else None
-    tables.run(record, fitted).print(as_json=as_json)
+    tables.print_page(tables.run(record, fitted), as_json=as_json)
 
 
 @click.command(epilog="Example: agc-ml plot runs/first")
@@ -152,7 +152,7 @@ def compare(a: str, b: str, rtol: float, as_json: bool, **_: Any) -> None:
     differences = templates.compare(first, second, rtol)
     unknown = templates.unknown_in_both(first, second)
     shared = len(first.keys() & second.keys())
-    tables.differences(differences, shared, unknown).print(as_json=as_json)
+    tables.print_page(tables.differences(differences, shared, unknown), as_json=as_json)
     sys.exit(1 if differences else 0)
 
 
@@ -172,5 +172,5 @@ def validate(paths: tuple[Path, ...], as_json: bool, **_: Any) -> None:
     from agc_ml.cli import tables, validation  # noqa: PLC0415 - on demand
 
     verdicts = [validation.validate(path) for path in paths]
-    tables.verdicts(verdicts).print(as_json=as_json)
+    tables.print_page(tables.verdicts(verdicts), as_json=as_json)
     sys.exit(0 if all(verdict.problem is None for verdict in verdicts) else 1)

@@ -96,7 +96,7 @@ def generate(context: click.Context, /, **given: Any) -> None:
     arguments["events"] = parse_events(given["events"])
     arguments["datasets"] = None if datasets is None else datasets.split(",")
     made = options.resumable(output, lambda: production.generate(output, **arguments), kept="units")
-    tables.generated(made).print(as_json=given["as_json"])
+    tables.print_page(tables.generated(made), as_json=given["as_json"])
     if not given["as_json"]:
         where = shlex.quote(str(output / "fileset.json"))
         options.echo(f"measure them with: agc-ml measure {where}")
@@ -145,7 +145,7 @@ def check(folder: Path | None, seed: int | None, as_json: bool, **given: Any) ->
         except (GenerateError, StoreError) as error:
             raise type(error)(f"{error}; then run the same command to continue") from error
     checked = validation.check(folder, **cluster)
-    tables.comparison(checked).print(as_json=as_json)
+    tables.print_page(tables.comparison(checked), as_json=as_json)
     directory = folder / validation.FOLDER
     figures.draw(checked.comparisons, directory)
     validation.save(checked, directory)

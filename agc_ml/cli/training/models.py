@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ def models() -> None:
 @options.logging_options
 def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
     """List bundles, the oldest first."""
-    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+    from agc_ml.cli.tables import print_page  # noqa: PLC0415 - on demand
+    from agc_ml.presentation.page import Page, Table  # noqa: PLC0415 - on demand
 
     with connected(given) as training:
         bundles = training.models(None if name is None else model_name(name))
@@ -58,9 +60,8 @@ def models_list(name: str | None, *, as_json: bool, **given: Any) -> None:
     ]
     header = ("bundle", "", "AUC", "jet score", "gates", "judged against", "job")
     facts = [one.model_dump(mode="json") for one in bundles]
-    Page(facts, [Table("bundles", header, rows) if rows else "no bundles yet"]).print(
-        as_json=as_json
-    )
+    page = Page(tables=[Table("bundles", header, rows)]) if rows else Page(lines=["no bundles yet"])
+    print_page(replace(page, data=facts), as_json=as_json)
 
 
 @models.command("show", epilog="Example: agc-ml models show jet_assignment@champion")
@@ -73,7 +74,8 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
 
     NAME alone means its champion, as for report and pull.
     """
-    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+    from agc_ml.cli.tables import print_page  # noqa: PLC0415 - on demand
+    from agc_ml.presentation.page import Page, Table  # noqa: PLC0415 - on demand
 
     name, which = name_and_version(model)
     with connected(given) as training:
@@ -101,8 +103,7 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
         )
         for one in history
     ]
-    parts: list[Table | str] = [
-        _described(bundle, judged, trained),
+    parts = [
         Table("gates", ("gate", "verdict", "number", "limit", "details"), gates),
         _parameters({f"{parity}": one["params"] for parity, one in trained["models"].items()}),
     ]
@@ -114,7 +115,8 @@ def models_show(model: str, *, as_json: bool, **given: Any) -> None:
         "trained": trained,
         "promotions": [one.model_dump(mode="json") for one in history],
     }
-    Page(facts, parts).print(as_json=as_json)
+    page = Page(lines=[_described(bundle, judged, trained)], tables=parts, data=facts)
+    print_page(page, as_json=as_json)
 
 
 def _described(bundle: VersionFacts, judged: dict[str, Any], trained: dict[str, Any]) -> str:
@@ -136,7 +138,7 @@ def _records(
 
 
 def _parameters(of: dict[str, dict[str, float]]) -> Any:
-    from agc_ml.cli.tables import Table  # noqa: PLC0415 - on demand
+    from agc_ml.presentation.page import Table  # noqa: PLC0415 - on demand
 
     names = dict.fromkeys(key for params in of.values() for key in params)
     rows = [
@@ -154,7 +156,8 @@ def _parameters(of: dict[str, dict[str, float]]) -> Any:
 @options.logging_options
 def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
     """Compare two bundles: quality, gates, parameters, training sets."""
-    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+    from agc_ml.cli.tables import print_page  # noqa: PLC0415 - on demand
+    from agc_ml.presentation.page import Page, Table  # noqa: PLC0415 - on demand
 
     records: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
     with connected(given) as training:
@@ -197,7 +200,7 @@ def models_diff(a: str, b: str, *, as_json: bool, **given: Any) -> None:
         _parameters(params),
     ]
     facts = {label: {"judged": j, "trained": t} for label, (j, t) in records.items()}
-    Page(facts, parts).print(as_json=as_json)
+    print_page(Page(tables=parts, data=facts), as_json=as_json)
 
 
 @models.command("promote", epilog="Example: agc-ml models promote jet_assignment@3")
@@ -366,7 +369,8 @@ def models_drift(
     RUN is a run of ttbar with --model NAME@VERSION. A challenger is trained as the model was; it is
     not promoted automatically.
     """
-    from agc_ml.cli import tables  # noqa: PLC0415 - on demand
+    from agc_ml.cli.tables import print_page  # noqa: PLC0415 - on demand
+    from agc_ml.presentation.page import Page, Table  # noqa: PLC0415 - on demand
     from agc_ml.results.run_record import load_record  # noqa: PLC0415 - on demand
     from agc_ml.training import drift  # noqa: PLC0415 - on demand
     from agc_ml.training.client import training_set_file  # noqa: PLC0415 - on demand
@@ -396,23 +400,19 @@ def models_drift(
         )
         for one in compared
     ]
-    parts: list[tables.Table | str] = [
-        tables.Table(
-            f"{run} against the training of {name}@{version}",
-            ("process", "feature", "PSI", "KS distance", "expected by chance", ""),
-            rows,
-        ),
-        f"{len(drifted)} of {len(compared)} features drifted",
-    ]
+    notes = [f"{len(drifted)} of {len(compared)} features drifted"]
     if challenger is not None:
-        parts.append(f"challenger: agc-ml jobs follow {challenger.id}{location(given)}")
+        notes.append(f"challenger: agc-ml jobs follow {challenger.id}{location(given)}")
     elif drifted:
-        parts.append("train a challenger with --train: a run of jet_assignment on the new events")
+        notes.append("train a challenger with --train: a run of jet_assignment on the new events")
+    title = f"{run} against the training of {name}@{version}"
+    columns = ("process", "feature", "PSI", "KS distance", "expected by chance", "")
     facts = {
         "model": f"{name}@{version}",
         "drifted": len(drifted),
         "features": [one._asdict() for one in compared],
         "challenger": None if challenger is None else challenger.id,
     }
-    tables.Page(facts, parts).print(as_json=as_json)
+    page = Page(tables=[Table(title, columns, rows, notes)], data=facts)
+    print_page(page, as_json=as_json)
     sys.exit(1 if drifted else 0)

@@ -236,7 +236,8 @@ def token_add(name: str, role: Any, days: float | None, folder: Path, **_: Any) 
 @options.logging_options
 def token_list(folder: Path, *, as_json: bool, **_: Any) -> None:
     """List names, roles and expiry of the tokens."""
-    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+    from agc_ml.cli.tables import print_page  # noqa: PLC0415 - on demand
+    from agc_ml.presentation.page import Page, Table  # noqa: PLC0415 - on demand
 
     with _database(folder) as database:
         records = database.tokens()
@@ -251,7 +252,8 @@ def token_list(folder: Path, *, as_json: bool, **_: Any) -> None:
         for one in records
     ]
     facts = [one.model_dump(mode="json") for one in records]
-    Page(facts, [Table("tokens", ("name", "role", "expires (UTC)"), rows)]).print(as_json=as_json)
+    tokens = Table("tokens", ("name", "role", "expires (UTC)"), rows)
+    print_page(Page(tables=[tokens], data=facts), as_json=as_json)
 
 
 @token.command("revoke", epilog="Example: agc-ml service token revoke alice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -112,7 +113,8 @@ def jobs() -> None:
 @options.logging_options
 def jobs_list(*, as_json: bool, **given: Any) -> None:
     """List jobs, the oldest first."""
-    from agc_ml.cli.tables import Page, Table  # noqa: PLC0415 - on demand
+    from agc_ml.cli.tables import print_page  # noqa: PLC0415 - on demand
+    from agc_ml.presentation.page import Page, Table  # noqa: PLC0415 - on demand
 
     with connected(given) as training:
         listed = training.jobs()
@@ -129,7 +131,8 @@ def jobs_list(*, as_json: bool, **given: Any) -> None:
     ]
     header = ("job", "model", "kind", "state", "done", "")
     facts = [job.model_dump(mode="json") for job in listed]
-    Page(facts, [Table("jobs", header, rows) if rows else "no jobs yet"]).print(as_json=as_json)
+    page = Page(tables=[Table("jobs", header, rows)]) if rows else Page(lines=["no jobs yet"])
+    print_page(replace(page, data=facts), as_json=as_json)
 
 
 @jobs.command("show", epilog="Example: agc-ml jobs show 1a2b3c4d5e6f")

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agc_ml.errors import FitError
-from agc_ml.statistics.likelihood.likelihood import Likelihood, backend
+from agc_ml.statistics.likelihood.likelihood import Likelihood
 from agc_ml.statistics.likelihood.newton import NEARLY_FLAT, Point, scaled
+from agc_ml.statistics.likelihood.pyhf_model import backend
 
 FLAT: Final = 1e-9
 """Eigenvalue of the Hessian, scaled to a diagonal of ones, of a direction that nothing determines.
@@ -160,7 +161,7 @@ def _without_floor(names: list[str]) -> str:
 
 def hardly_determined(likelihood: Likelihood, covariance: _Array) -> Iterator[str]:
     """Tell of free factors that are degenerate, as far as differences can tell."""
-    factors = np.flatnonzero(~likelihood.fixed & (likelihood.prefit == 0))
+    factors = np.flatnonzero(likelihood.free & (likelihood.prefit == 0))
     own = covariance[np.ix_(factors, factors)]
     sizes = np.sqrt(np.diag(own))
     if len(factors) < 2 or not np.all(sizes > 0):  # noqa: PLR2004 - of which there are combinations

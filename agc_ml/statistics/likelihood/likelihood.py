@@ -1,4 +1,4 @@
-"""The likelihood of a workspace, compiled.
+"""Compiled likelihood of a workspace.
 
 The model is the one that cabinetry builds from a workspace with pyhf. The function is
 
@@ -7,40 +7,39 @@ The model is the one that cabinetry builds from a workspace with pyhf. The funct
 so that its minimum is the chi2 of the goodness-of-fit test, and no digits are lost in the
 difference of two large numbers. Gradient and Hessian are jax's; without jax there are none.
 
-It is that of pyhf wherever no prediction is negative. A bin in which no parameter can predict
+The likelihood is pyhf's wherever no prediction is negative. A bin in which no parameter can predict
 events has no likelihood, and must not be in the workspace
 (`agc_ml.statistics.workspace.unreachable_bins`).
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agc_ml.errors import FitError
+from agc_ml.statistics.likelihood.pyhf_model import (
+    backend,
+    model_and_data,
+    nominal_values,
+    prefit_uncertainties,
+    quiet,
+)
+from agc_ml.statistics.likelihood.starts import find_start
 
 _Array = NDArray[np.float64]
 _Mask = NDArray[np.bool_]
 Derivatives = Callable[[_Array], tuple[float, _Array, _Array]]
 
 SOFT: Final = 1e-2
-"""Where the likelihood of a bin without data bends, as a share of the bin's nominal yields.
+"""Depth of the likelihood of a bin without data below zero events, as a share of its yields.
 
-Below zero events its term falls to minus this share, and no further. It is a share, for there may
-be thousands of bins that predict a thousandth of an event each.
+Its term falls to minus this share, and no further. A share, for there may be thousands of bins
+that predict a thousandth of an event each.
 """
-STARTS: Final = (1.0, 0.1, 10.0, 0.01, 100.0)
-"""Values of free factors with which a fit starts where the configured ones predict no data."""
-SHAPE_STARTS: Final = (0.1, -0.1)
-"""The same of shapes, in standard deviations."""
 
 SMALL: Final = 8_000
 """Bins times parameters squared up to which compiling with any effort costs more than it saves.
@@ -59,10 +58,10 @@ class Likelihood:
     model
         The pyhf model.
     start, lower, upper, fixed
-        Where the minimiser starts, within which bounds, and what it leaves alone. It starts
-        elsewhere than the workspace says where bins with data had no prediction.
+        Start of the minimiser, bounds, and parameters that stay as they are. The start differs
+        from that of the workspace where bins with data had no prediction.
     centre
-        Nominal values, as `nominal` gives them.
+        Nominal values.
     prefit
         Pre-fit uncertainties; 0 for parameters without a constraint and fixed ones.
     observed
@@ -91,37 +90,15 @@ class Likelihood:
     value: Callable[[_Array], float]
     derivatives: Derivatives | None
 
+    @property
+    def poi(self) -> int:
+        """Index of the parameter of interest."""
+        return int(self.model.config.poi_index)
 
-@contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Switch pyhf, whose backend is global, to another one for a while."""
-    import pyhf  # noqa: PLC0415 - heavy
-
-    before = pyhf.get_backend()
-    pyhf.set_backend(name)
-    try:
-        yield
-    finally:
-        pyhf.set_backend(*before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep cabinetry and pyhf from logging, and from warning of what is theirs to mend."""
-    loggers = [logging.getLogger(name) for name in ("cabinetry", "pyhf")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # pyhf 0.7.6 validates with an interface that jsonschema is about to drop
-            warnings.filterwarnings(
-                "ignore", "jsonschema.RefResolver is deprecated", DeprecationWarning
-            )
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    @property
+    def free(self) -> _Mask:
+        """Parameters that are not fixed."""
+        return ~self.fixed
 
 
 def build(workspace: Mapping[str, Any]) -> Likelihood:
@@ -132,21 +109,24 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
     FitError
         The workspace is not valid, or predicts no events at all.
     """
+    return compile_likelihood(*model_and_data(workspace))
+
+
+def compile_likelihood(model: Any, data: _Array) -> Likelihood:
+    """Compile the likelihood of a pyhf model and its data, with the auxiliary ones."""
     with backend("numpy"), quiet():
-        model, data = model_and_data(workspace)
         n_bins = sum(model.config.channel_nbins.values())
-        observed = data[:n_bins]
         lower, upper = np.asarray(model.config.suggested_bounds(), dtype=np.float64).T
         fixed = np.asarray(model.config.suggested_fixed(), dtype=np.bool_)
         initial = np.asarray(model.config.suggested_init(), dtype=np.float64)
         start = np.where(fixed, initial, np.clip(initial, lower, upper))
-        start = _start(model, observed, start)
+        start = find_start(model, data[:n_bins], start)
         terms = _Terms(
             model=model,
-            observed=observed,
+            observed=data[:n_bins],
             auxdata=data[n_bins:],
             soft=SOFT * _sizes(model),
-            centre=nominal(model),
+            centre=nominal_values(model),
         )
     value, derivatives = _compile(terms, start)
     return Likelihood(
@@ -157,8 +137,8 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
         lower=lower,
         upper=upper,
         fixed=fixed,
-        prefit=widths(model),
-        observed=observed,
+        prefit=prefit_uncertainties(model),
+        observed=terms.observed,
         soft=terms.soft,
         saturated=terms.saturated(),
         value=value,
@@ -166,109 +146,17 @@ def build(workspace: Mapping[str, Any]) -> Likelihood:
     )
 
 
-def nominal(model: Any) -> _Array:
-    """Nominal values of a pyhf model's parameters: what the auxiliary measurements found.
-
-    Where there is none, and where a parameter is fixed, it is the initial value. (cabinetry's own
-    ones ignore auxiliary data that a workspace states.)
-    """
-    found: list[float] = []
-    for parameters in map(model.config.param_set, model.config.par_order):
-        values = parameters.suggested_init
-        if parameters.constrained:
-            scales = parameters.factors if parameters.pdf_type == "poisson" else [1.0] * len(values)
-            measured = (aux / scale for aux, scale in zip(parameters.auxdata, scales, strict=True))
-            fixed = parameters.suggested_fixed
-            values = [v if f else m for v, m, f in zip(values, measured, fixed, strict=True)]
-        found += values
-    return np.asarray(found, dtype=np.float64)
-
-
-def widths(model: Any) -> _Array:
-    """Pre-fit uncertainties of a pyhf model's parameters; 0 without a constraint and if fixed."""
-    found: list[float] = []
-    for parameters in map(model.config.param_set, model.config.par_order):
-        sizes = [0.0] * parameters.n_parameters
-        if parameters.constrained:
-            sizes = parameters.width()
-            if parameters.pdf_type == "poisson":
-                # of the counts that were measured; where there were none, of those expected
-                counts = zip(parameters.auxdata, parameters.factors, sizes, strict=True)
-                sizes = [np.sqrt(n) / per_unit if n else size for n, per_unit, size in counts]
-            fixed = parameters.suggested_fixed
-            sizes = [0.0 if f else size for size, f in zip(sizes, fixed, strict=True)]
-        found += sizes
-    return np.asarray(found, dtype=np.float64)
-
-
 def _sizes(model: Any) -> _Array:
-    """Sum of the samples' largest nominal or varied yield in each bin, shape ``(n_bins,)``."""
-    found = np.full(sum(model.config.channel_nbins.values()), np.finfo(np.float64).tiny)
+    """Return the sum of the samples' largest nominal or varied yields, shape ``(n_bins,)``."""
+    sizes = np.full(sum(model.config.channel_nbins.values()), np.finfo(np.float64).tiny)
     for channel in model.spec["channels"]:
         for sample in channel["samples"]:
             yields = [sample["data"]]
             for modifier in sample["modifiers"]:
                 if modifier["type"] == "histosys":
                     yields += modifier["data"].values()
-            found[model.config.channel_slices[channel["name"]]] += np.abs(yields).max(axis=0)
-    return found
-
-
-def _start(model: Any, observed: _Array, start: _Array) -> _Array:
-    """Find a start with a prediction wherever there are data.
-
-    A signal that starts at nothing would leave bins without one that only it fills, and so would a
-    shape that is zero but for its variations. Free factors are moved first, then shapes.
-    """
-
-    def lacking(parameters: _Array) -> int:
-        rates = np.asarray(model.expected_actualdata(parameters))
-        return int(np.sum(rates[observed > 0] <= 0))
-
-    config = model.config
-    lower, upper = np.asarray(config.suggested_bounds(), dtype=np.float64).T
-    is_fixed = np.asarray(config.suggested_fixed(), dtype=np.bool_)
-    best, fewest = start, lacking(start)
-    is_factor = ~is_fixed
-    for name in config.par_order:
-        is_factor[config.par_slice(name)] &= not config.param_set(name).constrained
-    for which in (is_factor & (start <= 0), is_factor):
-        for value in STARTS:
-            moved = np.where(which, np.clip(value, lower, upper), start)
-            if fewest and lacking(moved) < fewest:
-                best, fewest = moved, lacking(moved)
-    shapes = [config.par_slice(name).start for name, kind in config.modifiers if kind == "histosys"]
-    for index, value in itertools.product(shapes, SHAPE_STARTS):
-        moved = best.copy()
-        moved[index] = value
-        if fewest and not is_fixed[index] and lacking(moved) < fewest:
-            best, fewest = moved, lacking(moved)
-    return best
-
-
-def model_and_data(workspace: Mapping[str, Any]) -> tuple[Any, _Array]:
-    """Make the pyhf model of a workspace, for numpy, and the data with the auxiliary ones.
-
-    Raises
-    ------
-    FitError
-        The workspace is not valid.
-    """
-    import cabinetry  # noqa: PLC0415 - heavy
-    import pyhf.exceptions as problems  # noqa: PLC0415 - heavy
-
-    try:
-        with backend("numpy"), quiet():
-            model, data = cabinetry.model_utils.model_and_data(workspace)
-    except (
-        problems.InvalidSpecification,
-        problems.InvalidModel,
-        problems.InvalidModifier,
-        problems.InvalidNameReuse,
-    ) as error:
-        reason = " ".join(str(error).split())
-        raise FitError(f"pyhf makes no model of the workspace ({reason})") from error
-    return model, np.asarray(data, dtype=np.float64)
+            sizes[model.config.channel_slices[channel["name"]]] += np.abs(yields).max(axis=0)
+    return sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,12 +233,13 @@ def _with_jax(
     jax: Any, terms: _Terms, start: _Array
 ) -> tuple[Callable[[_Array], float], Derivatives]:
     """Compile t, and t with gradient and Hessian, for the CPU."""
+    # a constant, so that t is zero for the saturated model
     offset = terms.offset()
 
     def t(parameters: Any) -> Any:
         return terms.poisson(parameters, jax.numpy) + terms.constraints(parameters) - offset
 
-    def all_of_it(parameters: Any) -> Any:
+    def with_derivatives(parameters: Any) -> Any:
         return *jax.value_and_grad(t)(parameters), jax.jacfwd(jax.grad(t))(parameters)
 
     is_large = len(terms.observed) * len(start) ** 2 > SMALL
@@ -358,15 +247,15 @@ def _with_jax(
     with backend("jax"), jax.default_device(jax.devices("cpu")[0]):
         value_of, derivatives_of = (
             jax.jit(function, compiler_options=effort).lower(start).compile()
-            for function in (t, all_of_it)
+            for function in (t, with_derivatives)
         )
 
     def value(parameters: _Array) -> float:
-        found = float(value_of(parameters))
-        return found if np.isfinite(found) else np.inf
+        t = float(value_of(parameters))
+        return t if np.isfinite(t) else np.inf
 
     def derivatives(parameters: _Array) -> tuple[float, _Array, _Array]:
-        found, gradient, hessian = derivatives_of(parameters)
-        return float(found), np.asarray(gradient), np.asarray(hessian)
+        t, gradient, hessian = derivatives_of(parameters)
+        return float(t), np.asarray(gradient), np.asarray(hessian)
 
     return value, derivatives

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from agc_ml.errors import FitError
 from agc_ml.statistics.likelihood.degeneracy import check_determined, check_floor, hardly_determined
-from agc_ml.statistics.likelihood.likelihood import Likelihood, backend
+from agc_ml.statistics.likelihood.likelihood import Likelihood
 from agc_ml.statistics.likelihood.newton import EDM, NEARLY_FLAT, Point, descend, scaled
+from agc_ml.statistics.likelihood.pyhf_model import backend
 
 BENT: Final = 1.0
 """By how much of a chi2 the effects up and down must differ from a line to be followed."""
@@ -118,7 +119,7 @@ def _in_effect(likelihood: Likelihood, values: _Array) -> _Array:
 
     Near zero, what a factor scales does not show how it varies.
     """
-    is_factor = ~likelihood.fixed & (likelihood.prefit == 0)
+    is_factor = likelihood.free & (likelihood.prefit == 0)
     least = np.clip(np.maximum(likelihood.start, 1.0), likelihood.lower, likelihood.upper)
     return np.where(is_factor & (np.abs(values) < np.abs(least)), least, values)
 
@@ -130,7 +131,7 @@ def _bent(likelihood: Likelihood, values: _Array) -> list[int]:
     all where a variation acts alike up and down.
     """
     model = likelihood.model
-    found = []
+    indices = []
     with backend("numpy"):
         for name in dict.fromkeys(
             name for name, kind in model.config.modifiers if kind in ("histosys", "normsys")
@@ -145,8 +146,8 @@ def _bent(likelihood: Likelihood, values: _Array) -> list[int]:
                 rates.append(np.asarray(model.expected_actualdata(moved)))
             bend = rates[1] + rates[2] - 2 * rates[0]
             if np.sum(bend**2 / np.maximum(np.abs(rates[0]), 1.0)) > BENT:
-                found.append(index)
-    return found
+                indices.append(index)
+    return indices
 
 
 def _turned(likelihood: Likelihood, best: Minimum, bent: list[int]) -> Iterator[_Array]:
@@ -179,7 +180,7 @@ def _turned(likelihood: Likelihood, best: Minimum, bent: list[int]) -> Iterator[
 
 def _rivals(likelihood: Likelihood, best: Minimum, others: list[Minimum]) -> Iterator[str]:
     """Tell of the best one of other minima that are nearly as good."""
-    poi = likelihood.model.config.poi_index
+    poi = likelihood.poi
     for other in sorted(others, key=lambda one: one.chi2):
         higher = other.chi2 - best.chi2
         # at a bound a parameter has no uncertainty
@@ -189,14 +190,15 @@ def _rivals(likelihood: Likelihood, best: Minimum, others: list[Minimum]) -> Ite
         if higher < AS_GOOD and other.converged and apart.any():
             indices = np.flatnonzero(apart).tolist()
             indices.sort(key=lambda index: index != poi)
-            told = ", ".join(_told(other, i) for i in indices[:MOST_TOLD])
-            how = (
+            values = ", ".join(_told(other, i) for i in indices[:MOST_TOLD])
+            quality = (
                 "as good"
                 if higher < DEEPER
                 else f"nearly as good (twice the negative log-likelihood is {higher:.2g} higher)"
             )
             yield (
-                f"another minimum is {how}: {told}; uncertainties are those of the one given alone"
+                f"another minimum is {quality}: {values}; uncertainties are those of the one given "
+                "alone"
             )
             return
 
@@ -227,7 +229,7 @@ def _exact(likelihood: Likelihood, tell: Callable[[str], None]) -> Minimum:
             f"the minimiser did not converge ({where}): values and uncertainties can't be relied "
             "upon"
         )
-    is_at_bound = ~point.free & ~likelihood.fixed
+    is_at_bound = ~point.free & likelihood.free
     if is_at_bound.any():
         names = _named(likelihood, np.flatnonzero(is_at_bound).tolist())
         notes.append(f"at their bound, without uncertainty: {names}")
@@ -270,8 +272,8 @@ def _minimum(
     notes: list[str],
 ) -> Minimum:
     uncertainties = np.sqrt(np.diag(covariance))
-    known = np.where(uncertainties > 0, uncertainties, 1.0)
-    correlation = covariance / np.outer(known, known)
+    scale = np.where(uncertainties > 0, uncertainties, 1.0)
+    correlation = covariance / np.outer(scale, scale)
     np.fill_diagonal(correlation, 1.0)
     chi2 = likelihood.value(values)
     return Minimum(

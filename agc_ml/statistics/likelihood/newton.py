@@ -78,14 +78,14 @@ def descend(
         point = Point(x, hessian, free, edm, steps, converged=edm < EDM and downwards is None)
         if point.converged:
             return point
-        found = (
+        moved = (
             _search(likelihood, x, direction, t, gradient)
             if downwards is None
             else _escape(likelihood, x, downwards, t)
         )
-        if found is None:
+        if moved is None:
             return point
-        x = np.clip(found, lower, upper)
+        x = np.clip(moved, lower, upper)
     return point
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from agc_ml import documents
 from agc_ml.analysis import located, registered, shipped_file
 from agc_ml.errors import FitError, UsageError
-from agc_ml.statistics.likelihood.likelihood import quiet
+from agc_ml.statistics.likelihood.pyhf_model import quiet
 
 FILE_NAME: Final = "fit.yml"
 """Name of the file with its fit configuration that a processor ships beside its code."""
@@ -48,14 +48,14 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 
 def check_config(config: Any, origin: str) -> None:
-    """Make sure that cabinetry and `agc_ml.statistics.workspace` understand a fit configuration.
+    """Reject a fit configuration that cabinetry or `agc_ml.statistics.workspace` can't use.
 
     ``origin`` is named in errors.
 
     Raises
     ------
     FitError
-        The first thing that is wrong, with its field.
+        The first problem, with its field.
     """
     import cabinetry  # noqa: PLC0415 - heavy
 
@@ -76,7 +76,7 @@ def check_config(config: Any, origin: str) -> None:
 
 
 def _problems(config: Config) -> Iterator[str]:
-    """What the schema of cabinetry lets pass, but what would go wrong or be ignored."""
+    """Yield problems that cabinetry's schema lets pass, but that would go wrong or be ignored."""
     for kind in ("Regions", "Samples", "Systematics"):
         for item in config.get(kind, []):
             if set(item["Name"]) & set("./\\\0"):  # cabinetry makes file names of them
@@ -93,6 +93,12 @@ def _problems(config: Config) -> Iterator[str]:
     yield from _nothing_to_measure(config)
 
 
+def names_in(item: Config, field: str) -> list[str]:
+    """Return the names that a field restricts an item to, one or several; empty for all."""
+    given = item.get(field, [])
+    return [given] if isinstance(given, str) else list(given)
+
+
 def _bad_binning(config: Config) -> Iterator[str]:
     for region in config["Regions"]:
         edges = np.asarray(region.get("Binning", [0, 1]), dtype=np.float64)
@@ -101,8 +107,8 @@ def _bad_binning(config: Config) -> Iterator[str]:
 
 
 def _shared_names(config: Config) -> Iterator[str]:
-    """Systematics whose parameter would be another one, too."""
-    # as cabinetry calls those of the bins
+    """Yield systematics whose parameter has the name of another one."""
+    # names that cabinetry gives to parameters of bins
     of_bins = [f"staterror_{item['Name'].replace(' ', '-')}" for item in config["Regions"]]
     factors = [item["Name"] for item in config["NormFactors"]]
     for item in config.get("Systematics", []):
@@ -114,14 +120,14 @@ def _shared_names(config: Config) -> Iterator[str]:
 
 
 def _nothing_to_measure(config: Config) -> Iterator[str]:
-    """A parameter of interest that is configured to scale nothing."""
-    import cabinetry.configuration as asked  # noqa: PLC0415 - heavy
+    """Reject a parameter of interest that scales nothing."""
+    from cabinetry import configuration  # noqa: PLC0415 - heavy
 
     poi = next(one for one in config["NormFactors"] if one["Name"] == config["General"]["POI"])
     if not any(
-        asked.region_contains_sample(region, sample)
-        and asked.region_contains_modifier(region, poi)
-        and asked.sample_contains_modifier(sample, poi)
+        configuration.region_contains_sample(region, sample)
+        and configuration.region_contains_modifier(region, poi)
+        and configuration.sample_contains_modifier(sample, poi)
         for region in config["Regions"]
         for sample in config["Samples"]
         if not sample.get("Data", False)
@@ -195,36 +201,33 @@ def fixed_parameters(config: Config) -> dict[str, float]:
 
 
 def _unknown(config: Config, kind: str, field: str) -> Iterator[str]:
-    """Regions or samples that an item is restricted to, but that there are none of."""
+    """Yield restrictions to regions or samples that don't exist."""
     names = [item["Name"] for item in config[field]]
     for item in config.get(kind, []):
         for part, where in ((item, ""), (item.get("Smoothing", {}), "Smoothing -> ")):
-            given = part.get(field, [])
-            for name in [given] if isinstance(given, str) else given:
+            for name in names_in(part, field):
                 if name not in names:
                     yield f"{kind} -> {item['Name']} -> {where}{field}: {name!r} is none of {names}"
 
 
 def _bad_data(config: Config) -> Iterator[str]:
-    """Data of some regions only, of which others would be fitted to nothing, or that are scaled."""
+    """Yield data that are scaled, or lack regions, which would be fitted to nothing."""
     regions = [region["Name"] for region in config["Regions"]]
     data = {sample["Name"] for sample in config["Samples"] if sample.get("Data", False)}
     for kind in ("NormFactors", "Systematics"):
         for item in config.get(kind, []):
-            given = item.get("Samples", [])
-            for name in data & {*([given] if isinstance(given, str) else given)}:
+            for name in data.intersection(names_in(item, "Samples")):
                 where = f"{kind} -> {item['Name']} -> Samples"
                 yield f"{where}: {name!r} are the data, which stay as they are"
     for sample in config["Samples"]:
-        given = sample.get("Regions", regions)
-        lacking = set(regions) - {*([given] if isinstance(given, str) else given)}
-        if sample.get("Data", False) and lacking:
+        lacking = set(regions) - set(names_in(sample, "Regions"))
+        if sample.get("Data", False) and "Regions" in sample and lacking:
             where = f"Samples -> {sample['Name']} -> Regions"
             yield f"{where}: data are needed in {sorted(lacking)}, too"
 
 
 def _bad_sides(systematic: Config, input_path: str) -> Iterator[str]:
-    """Fields of Up and Down that would be ignored, or that are missing."""
+    """Yield fields of Up and Down that would be ignored, or that are missing."""
     where = f"Systematics -> {systematic['Name']}"
     if systematic["Up"].get("Symmetrize", False):
         yield f"{where} -> Up: can't be the mirror image; give a template, mirror it in Down"
@@ -290,5 +293,5 @@ def shipped_config(processor: str) -> dict[str, Any]:
 
 
 def region_paths(config: Config) -> tuple[str, ...]:
-    """What the regions of a configuration are called in the names of histograms."""
+    """Return the names of regions in the names of histograms."""
     return tuple(region.get("RegionPath", region["Name"]) for region in config["Regions"])

@@ -57,11 +57,11 @@ def needs(config: Config) -> list[Need]:
     """
     import cabinetry  # noqa: PLC0415 - heavy
 
-    found: list[Need] = []
+    wanted: list[Need] = []
 
     def note(region: Config, sample: Config, systematic: Config, template: str | None) -> None:
         file, histogram = _paths(config, region, sample, systematic, template)
-        found.append(
+        wanted.append(
             Need(
                 file=file,
                 histogram=histogram,
@@ -75,9 +75,9 @@ def needs(config: Config) -> list[Need]:
         )
 
     cabinetry.route.apply_to_all_templates(config, note)
-    names = [need.cabinetry for need in found]
+    names = [need.cabinetry for need in wanted]
     names += [f"{name}_modified" for name in names]  # what cabinetry calls smoothed ones
-    for need in found:
+    for need in wanted:
         if len(f"{need.cabinetry}_modified.npz".encode()) > LONGEST:
             raise FitError(f"fit configuration: {need}: names are too long to be those of a file")
         if names.count(need.cabinetry) > 1:
@@ -85,10 +85,10 @@ def needs(config: Config) -> list[Need]:
                 f"fit configuration: {need}: cabinetry calls it {need.cabinetry}, and another one "
                 "too; choose names that differ in more than blanks and underscores"
             )
-    problem = next(_shared(found, config), None)
+    problem = next(_shared(wanted, config), None)
     if problem is not None:
         raise FitError(f"fit configuration: {problem}")
-    return found
+    return wanted
 
 
 def names_files(config: Config) -> bool:
@@ -121,7 +121,7 @@ def _paths(
     return (file if names_files(config) else ""), histogram.lstrip("/")
 
 
-def _shared(found: list[Need], config: Config) -> Iterator[str]:
+def _shared(wanted: list[Need], config: Config) -> Iterator[str]:
     """Histograms that would enter a fit twice, as if they were two.
 
     Up and Down of a systematic may be the same (it acts on one side), and regions may have parts of
@@ -129,20 +129,20 @@ def _shared(found: list[Need], config: Config) -> Iterator[str]:
     """
     input_path = config["General"]["InputPath"]
     first: dict[str, list[Need]] = {}
-    for need in found:
+    for need in wanted:
         for other in first.setdefault(need.key, []):
             is_same_sample = (need.region, need.sample) == (other.region, other.sample)
             if is_same_sample and need.side and need.systematic == other.systematic:
                 continue
             if need.region != other.region and _are_apart(config, need.region, other.region):
                 continue
-            what = f"{other} and {need} lead to one histogram, {need.key}"
+            pair = f"{other} and {need} lead to one histogram, {need.key}"
             if is_same_sample and not other.side:
                 yield (
-                    f"{what}: the variation is the nominal one; give {need.side} a path of its own "
+                    f"{pair}: the variation is the nominal one; give {need.side} a path of its own "
                     f"for a placeholder of InputPath ({input_path!r})"
                 )
-            yield f"{what}, by InputPath {input_path!r}; give each a path of its own"
+            yield f"{pair}, by InputPath {input_path!r}; give each a path of its own"
         first[need.key].append(need)
 
 
@@ -175,7 +175,7 @@ def collect(config: Config, source: Path) -> dict[str, hist.Hist[Any]]:
     wanted = needs(config)
     base = _base(source, {need.file for need in wanted}, str(config["General"]["InputPath"]))
     content: dict[str, Mapping[str, hist.Hist[Any]]] = {}
-    found = {}
+    histograms = {}
     names: dict[tuple[Path, str], str] = {}
     for need in wanted:
         first = names.setdefault(((base / need.file).resolve(), need.histogram), need.key)
@@ -187,8 +187,8 @@ def collect(config: Config, source: Path) -> dict[str, hist.Hist[Any]]:
         if need.file not in content:
             content[need.file] = templates.load(base / need.file)
         if need.histogram in content[need.file]:
-            found[need.key] = content[need.file][need.histogram]
-    return found
+            histograms[need.key] = content[need.file][need.histogram]
+    return histograms
 
 
 def _base(source: Path, files: set[str], input_path: str) -> Path:

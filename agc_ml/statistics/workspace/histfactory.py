@@ -1,34 +1,37 @@
-"""Workspaces that people bring: pyhf's JSON, and patches that add a signal to one without.
+"""pyhf workspaces given as files, and patches that add a signal.
 
-A patch is a JSON patch (RFC 6902), or one of a patch set as HEPData has them, by name.
+A patch is a JSON patch (RFC 6902), or one of a patch set as published on HEPData, by name.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
 from agc_ml import documents
 from agc_ml.errors import FitError, UsageError
-from agc_ml.statistics.likelihood.likelihood import model_and_data, quiet
+from agc_ml.statistics.likelihood.pyhf_model import model_and_data, quiet
 from agc_ml.statistics.workspace.unreachable_bins import each_modifier, without_unreachable
 from agc_ml.statistics.workspace.workspace import Workspace
 
-WORKSPACE = {"channels", "measurements", "observations"}
+WORKSPACE: Final = {"channels", "measurements", "observations"}
 """Fields of a pyhf workspace."""
-OF_LUMI = ("inits", "bounds", "auxdata", "sigmas")
-"""Settings of a parameter of the luminosity, of which pyhf has none."""
+OF_LUMI: Final = ("inits", "bounds", "auxdata", "sigmas")
+"""Settings of a luminosity parameter, for which pyhf has no defaults."""
 
 
-class Brought(NamedTuple):
-    """A workspace from a file; ``inputs`` are sha256 digests of what it was made of."""
-
-    workspace: Workspace
-    inputs: dict[str, str]
+@contextmanager
+def _refused(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of a library into one line: ``message``, and the library's reason."""
+    try:
+        yield
+    except kinds as error:
+        raise FitError(f"{message} ({_line(error)})") from error
 
 
 def is_workspace(path: Path) -> bool:
@@ -48,7 +51,7 @@ def is_patch(path: Path) -> bool:
 
 
 def _content(path: Path) -> Any:
-    """Content of a JSON file; None where it is none, which others tell of."""
+    """Return the content of a JSON file; None if it is not one, which is reported elsewhere."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
@@ -57,8 +60,8 @@ def _content(path: Path) -> Any:
         return None
 
 
-def read(path: str | Path, patch: str | None = None) -> Brought:
-    """Read a pyhf workspace, of which the first measurement counts.
+def read(path: str | Path, patch: str | None = None) -> tuple[Workspace, dict[str, str]]:
+    """Read a pyhf workspace with its first measurement, and return it with digests of its files.
 
     ``patch`` is a file with a JSON patch, or ``FILE:NAME`` for one of a patch set.
 
@@ -72,16 +75,16 @@ def read(path: str | Path, patch: str | None = None) -> Brought:
     """
     file = Path(path)
     spec = _json(file, "a pyhf workspace")
-    inputs, what = {"workspace": _digest(file)}, str(file)
+    inputs, name = {"workspace": _digest(file)}, str(file)
     if patch is not None:
         spec = _patched(spec, patch, file)
         inputs["patch"] = _digest(_split(patch)[0])
-        what = f"{file} with {patch}"
-    check(spec, what)
+        name = f"{file} with {patch}"
+    check(spec, name)
     poi = spec["measurements"][0]["config"]["poi"]
     if poi not in _modifiers(spec):
         raise FitError(
-            f"{what}: its parameter of interest {poi!r} changes nothing: a workspace of background "
+            f"{name}: its parameter of interest {poi!r} changes nothing: a workspace of background "
             "only, to which --patch FILE[:NAME] adds a signal"
         )
     edges = {
@@ -90,24 +93,23 @@ def read(path: str | Path, patch: str | None = None) -> Brought:
     }
     observed = {one["name"]: np.asarray(one["data"], np.float64) for one in spec["observations"]}
     reachable = without_unreachable(spec, edges)
-    return Brought(
-        Workspace(
-            spec=reachable.spec,
-            edges=edges,
-            observed=observed,
-            kept=reachable.kept,
-            units=dict.fromkeys(edges, "Events"),
-            templates={},
-            data="data",
-            is_closure=False,
-            notes=(*_notes(spec), *reachable.notes),
-        ),
-        inputs,
+    workspace = Workspace(
+        spec=reachable.spec,
+        labels=dict.fromkeys(edges, "bin"),
+        edges=edges,
+        observed=observed,
+        kept=reachable.kept,
+        units=dict.fromkeys(edges, "Events"),
+        templates={},
+        data="data",
+        is_closure=False,
+        notes=(*_notes(spec), *reachable.notes),
     )
+    return workspace, inputs
 
 
 def describe(path: Path) -> str:
-    """Check a workspace, and say what is in it.
+    """Check a workspace, and return a line about its content.
 
     Raises
     ------
@@ -125,12 +127,12 @@ def describe(path: Path) -> str:
 
 
 def describe_patch(path: Path) -> str:
-    """Check a patch or a set of them, and say what is in it.
+    """Check a patch or a patch set, and return a line about its content.
 
     Raises
     ------
     FitError
-        It is neither.
+        The file holds neither.
     """
     content = _json(path, "a patch")
     if isinstance(content, list):
@@ -145,17 +147,11 @@ def describe_patch(path: Path) -> str:
 def _patch(operations: Any, path: Path) -> Any:
     import jsonpatch  # noqa: PLC0415 - comes with pyhf
 
-    try:
+    kinds = (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError, KeyError)
+    with _refused(f"{path}: not a JSON patch", *kinds):
         patch = jsonpatch.JsonPatch(operations)
         for operation in patch.patch:
             jsonpatch.JsonPointer(operation["path"])
-    except (
-        jsonpatch.JsonPatchException,
-        jsonpatch.JsonPointerException,
-        TypeError,
-        KeyError,
-    ) as error:
-        raise FitError(f"{path}: not a JSON patch ({_line(error)})") from error
     return patch
 
 
@@ -167,13 +163,13 @@ def _patched(spec: Any, patch: str, file: Path) -> Any:
     content = _json(path, "a patch")
     if isinstance(content, dict):
         patches = _patch_set(content, path)
-        known = ", ".join(one.name for one in patches)
+        names = ", ".join(one.name for one in patches)
         if not name:
-            raise UsageError(f"{path}: a set of patches; say which: {path}:NAME, one of {known}")
+            raise UsageError(f"{path}: a set of patches; say which: {path}:NAME, one of {names}")
         try:
             chosen = patches[name]
         except problems.InvalidPatchLookup as error:
-            raise UsageError(f"{path}: no patch {name!r} in it; there are {known}") from error
+            raise UsageError(f"{path}: no patch {name!r} in it; there are {names}") from error
         try:
             with quiet():
                 patches.verify(spec)
@@ -186,16 +182,9 @@ def _patched(spec: Any, patch: str, file: Path) -> Any:
         raise UsageError(f"{path}: one patch, not a set with names such as {name!r}")
     else:
         chosen = _patch(content, path)
-    try:
+    kinds = (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException, TypeError, KeyError)
+    with _refused(f"{path}: can't be applied to {file}", *kinds, AttributeError):
         return chosen.apply(spec)
-    except (
-        jsonpatch.JsonPatchException,
-        jsonpatch.JsonPointerException,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        raise FitError(f"{path}: can't be applied to {file} ({_line(error)})") from error
 
 
 def _split(patch: str) -> tuple[Path, str]:
@@ -209,61 +198,53 @@ def _split(patch: str) -> tuple[Path, str]:
 def _patch_set(content: Any, path: Path) -> Any:
     import pyhf  # noqa: PLC0415 - heavy
 
-    try:
-        with quiet():
-            return pyhf.PatchSet(content)
-    except (pyhf.exceptions.InvalidSpecification, pyhf.exceptions.InvalidPatchSet) as error:
-        raise FitError(f"{path}: not a set of patches ({_line(error)})") from error
+    kinds = (pyhf.exceptions.InvalidSpecification, pyhf.exceptions.InvalidPatchSet)
+    with _refused(f"{path}: not a set of patches", *kinds), quiet():
+        return pyhf.PatchSet(content)
 
 
-def check(spec: Any, what: str) -> None:
-    """Make sure that pyhf makes a model of a workspace, and that nothing in it is ignored.
+def check(spec: Any, name: str) -> None:
+    """Reject a workspace that pyhf makes no model of, or would ignore a part of.
 
     Raises
     ------
     FitError
-        The first thing that is wrong; ``what`` is what the workspace is called.
+        The first problem; ``name`` names the workspace.
     """
     import pyhf  # noqa: PLC0415 - heavy
 
     if not isinstance(spec, dict):
-        raise FitError(f"{what}: not a pyhf workspace, which is an object of JSON")
-    try:
-        with quiet():
-            pyhf.Workspace(spec).get_measurement()
-    except (
+        raise FitError(f"{name}: not a pyhf workspace, which is an object of JSON")
+    kinds = (
         pyhf.exceptions.InvalidSpecification,
         pyhf.exceptions.InvalidMeasurement,
         pyhf.exceptions.InvalidNameReuse,
         pyhf.exceptions.InvalidWorkspaceOperation,
         IndexError,
-    ) as error:
-        raise FitError(f"{what}: not a workspace that pyhf takes ({_line(error)})") from error
+    )
+    try:
+        with _refused(f"{name}: not a workspace that pyhf takes", *kinds), quiet():
+            pyhf.Workspace(spec).get_measurement()
     except pyhf.exceptions.SchemaNotFound as error:
         version = spec.get("version")
-        raise FitError(f"{what}: pyhf knows no workspaces of version {version!r}") from error
+        raise FitError(f"{name}: pyhf knows no workspaces of version {version!r}") from error
     problem = next(_problems(spec), None)
     if problem is not None:
-        raise FitError(f"{what}: {problem}")
+        raise FitError(f"{name}: {problem}")
+    # a workspace of background only may lack a signal that a patch adds
     if spec["measurements"][0]["config"]["poi"] in _modifiers(spec):
-        _check_model(spec, what)
+        _check_model(spec, name)
 
 
-def _check_model(spec: Mapping[str, Any], what: str) -> None:
+def _check_model(spec: Mapping[str, Any], name: str) -> None:
+    kinds = (AssertionError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError)
     try:
         model_and_data(spec)
     except FitError as error:
-        raise FitError(f"{what}: {error}") from error
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-    ) as error:
+        raise FitError(f"{name}: {error}") from error
+    except kinds as error:
         reason = _line(error) or "channels share parameters of bins in a way that it does not know"
-        raise FitError(f"{what}: pyhf makes no model of it ({reason})") from error
+        raise FitError(f"{name}: pyhf makes no model of it ({reason})") from error
 
 
 def _problems(spec: Mapping[str, Any]) -> Iterator[str]:
@@ -351,24 +332,24 @@ def _bad_sample(sample: Mapping[str, Any], where: str) -> Iterator[str]:
     if not np.isfinite(sample["data"]).all():
         yield f"{where}: its yields are not all finite"
     for modifier in sample["modifiers"]:
-        what = f"{where}, {modifier['type']} {modifier['name']!r}"
+        place = f"{where}, {modifier['type']} {modifier['name']!r}"
         given = modifier["data"]
         parts = list(given.values()) if isinstance(given, Mapping) else [given]
         for part in parts:
             if isinstance(part, list) and len(part) != size:
-                yield f"{what}: {len(part)} bins, and the sample has {size}"
+                yield f"{place}: {len(part)} bins, and the sample has {size}"
             if part is not None and not np.isfinite(part).all():
-                yield f"{what}: its numbers are not all finite"
+                yield f"{place}: its numbers are not all finite"
         if modifier["type"] == "normsys" and min(parts) <= 0:
-            yield f"{what}: {min(parts):g} takes all events away; it must be above 0"
+            yield f"{place}: {min(parts):g} takes all events away; it must be above 0"
 
 
 def _modifiers(spec: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Types of modifiers that there are, by name."""
-    found: dict[str, set[str]] = {}
+    """Types of the modifiers, by name."""
+    types: dict[str, set[str]] = {}
     for *_, modifier in each_modifier(spec["channels"]):
-        found.setdefault(modifier["name"], set()).add(modifier["type"])
-    return found
+        types.setdefault(modifier["name"], set()).add(modifier["type"])
+    return types
 
 
 def _notes(spec: Mapping[str, Any]) -> Iterator[str]:
@@ -378,19 +359,17 @@ def _notes(spec: Mapping[str, Any]) -> Iterator[str]:
             f"fitted is the measurement {first['name']}, the first of {len(others) + 1}: the "
             f"others are {', '.join(one['name'] for one in others)}"
         )
-    known = _modifiers(spec)
-    unknown = [one["name"] for one in first["config"]["parameters"] if one["name"] not in known]
+    modifiers = _modifiers(spec)
+    unknown = [one["name"] for one in first["config"]["parameters"] if one["name"] not in modifiers]
     if unknown:
         yield f"settings of parameters that the model does not have: {', '.join(unknown)}"
 
 
-def _json(path: Path, what: str) -> Any:
+def _json(path: Path, kind: str) -> Any:
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; {what} is a JSON file")
-    try:
+        raise UsageError(f"{path}: no such file; {kind} is a JSON file")
+    with _refused(f"{path}: can't be read as JSON", OSError, ValueError):
         return documents.json_of(documents.text(path))
-    except (OSError, ValueError) as error:
-        raise FitError(f"{path}: can't be read as JSON ({_line(error)})") from error
 
 
 def _digest(path: Path) -> str:

@@ -109,7 +109,7 @@ def _check_shared(channels: Sequence[_Channel], kept: Mapping[str, _Mask]) -> No
 
 
 def _reachable(channel: _Channel, off: set[str]) -> _Mask:
-    found = np.zeros(len(channel["samples"][0]["data"]), dtype=np.bool_)
+    reachable = np.zeros(len(channel["samples"][0]["data"]), dtype=np.bool_)
     for sample in channel["samples"]:
         if any(one["type"] == "normfactor" and one["name"] in off for one in sample["modifiers"]):
             continue
@@ -117,8 +117,8 @@ def _reachable(channel: _Channel, off: set[str]) -> _Mask:
         for modifier in sample["modifiers"]:
             if modifier["type"] == "histosys" and modifier["name"] not in off:
                 yields += [modifier["data"]["hi_data"], modifier["data"]["lo_data"]]
-        found |= np.any(np.asarray(yields) != 0, axis=0)
-    return found
+        reachable |= np.any(np.asarray(yields) != 0, axis=0)
+    return reachable
 
 
 def _notes(
@@ -159,15 +159,15 @@ def _channel_of(channel: _Channel, mask: _Mask) -> dict[str, Any]:
 
 def _masks(channels: Sequence[_Channel], kept: Mapping[str, _Mask]) -> dict[str, _Mask]:
     """Masks of the parameters that are kept, where there is one for each bin."""
-    found: dict[str, dict[str, _Mask]] = {}
+    by_parameter: dict[str, dict[str, _Mask]] = {}
     in_order = sorted(channels, key=lambda one: str(one["name"]))  # pyhf's
     for channel, _, modifier in each_modifier(in_order):
         if modifier["type"] == "staterror":
-            own = found.setdefault(modifier["name"], {})
+            own = by_parameter.setdefault(modifier["name"], {})
             own[channel["name"]] = kept[channel["name"]]
         elif modifier["type"] in ("shapefactor", "shapesys"):  # shared ones are the same
-            found[modifier["name"]] = {"": kept[channel["name"]]}
-    return {name: np.concatenate(list(masks.values())) for name, masks in found.items()}
+            by_parameter[modifier["name"]] = {"": kept[channel["name"]]}
+    return {name: np.concatenate(list(masks.values())) for name, masks in by_parameter.items()}
 
 
 def _measurement_of(measurement: Mapping[str, Any], masks: Mapping[str, _Mask]) -> dict[str, Any]:

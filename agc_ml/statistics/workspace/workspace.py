@@ -22,7 +22,7 @@ from agc_ml.analysis import Pseudodata, analysis_of
 from agc_ml.errors import FitError
 from agc_ml.results import variances
 from agc_ml.results.templates import PSEUDODATA, check, merge, place, pseudodata
-from agc_ml.statistics.likelihood.likelihood import quiet
+from agc_ml.statistics.likelihood.pyhf_model import quiet
 from agc_ml.statistics.workspace.fit_config import Config, check_config, fixed_parameters
 from agc_ml.statistics.workspace.fit_inputs import Need, names_files, needs
 from agc_ml.statistics.workspace.unreachable_bins import each_modifier, without_unreachable
@@ -35,16 +35,16 @@ MOST_NAMED: Final = 4
 
 
 class Workspace(NamedTuple):
-    """A pyhf workspace, and what it does not say itself.
+    """A pyhf workspace with the binning, data and labels of its regions.
 
-    ``edges`` are those of each region by name, shape ``(n_bins + 1,)``, ``observed`` the data in
-    all of its bins, and ``kept`` says which of them are in the workspace, shape ``(n_bins,)``.
-    ``units`` say what an entry is in each region. ``templates`` are the histograms that entered, as
-    they came; ``data`` is the kind of pseudodata, or "data"; ``is_closure``: all that pseudodata
-    are made of is in the model, too.
+    By region: ``labels`` of the axes, ``edges`` of shape ``(n_bins + 1,)``, ``observed`` data in
+    all bins and ``kept``, the bins that are in the workspace, of shape ``(n_bins,)``, and ``units``
+    of an entry. ``templates`` are the histograms that entered, before merging; ``data`` is the kind
+    of pseudodata, or "data"; ``is_closure``: all that pseudodata are made of is in the model.
     """
 
     spec: dict[str, Any]
+    labels: dict[str, str]
     edges: dict[str, NDArray[np.float64]]
     observed: dict[str, NDArray[np.float64]]
     kept: dict[str, NDArray[np.bool_]]
@@ -122,6 +122,7 @@ def prepare(
     reachable = without_unreachable(spec, edges)
     return Workspace(
         spec=reachable.spec,
+        labels={one["Name"]: one.get("Variable", one["Name"]) for one in config["Regions"]},
         edges=edges,
         observed=observed,
         kept=reachable.kept,
@@ -165,9 +166,9 @@ def _entering(
                 f"histogram {need.key} is missing{nearest}, and needed for {need}; run over "
                 "its dataset, or change the fit configuration"
             )
-    found = {need.key: content[need.key] for need in wanted}
-    check(found)
-    return found
+    entering = {need.key: content[need.key] for need in wanted}
+    check(entering)
+    return entering
 
 
 def _check_statistics(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agc_ml.models.model import Parity
+from agc_ml.presentation.page import FigureInfo, Notice, Page, Table
 from agc_ml.presentation.report import write_page
-from agc_ml.presentation.report_content import NONE, Notice, Page, Table
 from agc_ml.training.bundles import TrainingRecord
 from agc_ml.training.gates import Judged, Seen
 from agc_ml.training.trainers.trials import TrialResult
@@ -48,10 +48,16 @@ def write(
         },
     )
     figures = model_quality.draw(facts, folder / "figures")
-    write_page(_page(name, judged, trained, seen.events_of), figures, folder / REPORT)
+    write_page(_page(name, judged, trained, seen.events_of, figures), folder / REPORT)
 
 
-def _page(name: str, judged: Judged, trained: TrainingRecord, events_of: str | None) -> Page:
+def _page(
+    name: str,
+    judged: Judged,
+    trained: TrainingRecord,
+    events_of: str | None,
+    figures: Sequence[FigureInfo],
+) -> Page:
     failed = [gate for gate in judged.gates if not gate.passed]
     notices = [
         Notice(
@@ -73,7 +79,8 @@ def _page(name: str, judged: Judged, trained: TrainingRecord, events_of: str | N
         f"each scored by the model that never saw it; {against}",
         notices=notices if failed else [],
         headline=("jet score", f"{jet:.4f}", f"AUC {auc:.4f}; all four jets right: {right:.1%}"),
-        result=[_gates(judged), _comparison(judged)] if judged.champion else [_gates(judged)],
+        tables=[_gates(judged), _comparison(judged)] if judged.champion else [_gates(judged)],
+        figures=figures,
         details=[_parameters(trained), _origin(judged, trained)],
     )
 
@@ -89,7 +96,7 @@ def _gates(judged: Judged) -> Table:
         )
         for gate in judged.gates
     ]
-    return Table("Gates", ("gate", "verdict", "what was found", "number", "limit"), rows, text=3)
+    return Table("Gates", ("gate", "verdict", "what was found", "number", "limit"), rows, words=3)
 
 
 def _comparison(judged: Judged) -> Table:
@@ -99,14 +106,14 @@ def _comparison(judged: Judged) -> Table:
         mine, its = judged.quality[key], judged.champion[key]
         rows.append((title, f"{mine:.4f}", f"{its:.4f}", f"{mine - its:+.4f}"))
     columns = ("on the same events", "this bundle", f"champion ({judged.against})", "difference")
-    return Table("Against the champion", columns, rows)
+    return Table("Against the champion", columns, rows, words=1)
 
 
 def _parameters(trained: TrainingRecord) -> Table:
     both = trained.models.values()
     names = dict.fromkeys(key for one in both for key in one.params)
     rows = [
-        (name, *(f"{one.params[name]:.4g}" if name in one.params else NONE for one in both))
+        (name, *(f"{one.params[name]:.4g}" if name in one.params else None for one in both))
         for name in names
     ]
     rows += [
@@ -118,7 +125,7 @@ def _parameters(trained: TrainingRecord) -> Table:
         for key, name in (("trials", "trials"), ("trials that failed", "failed"), ("seed", "seed"))
     ]
     columns = ("parameter", *(f"trained on {parity}" for parity in trained.models))
-    return Table("Parameters that the search found", columns, rows)
+    return Table("Parameters that the search found", columns, rows, words=1)
 
 
 def _origin(judged: Judged, trained: TrainingRecord) -> Table:
@@ -129,4 +136,4 @@ def _origin(judged: Judged, trained: TrainingRecord) -> Table:
         ("judged on the training set", judged.dataset),
         *((name, version) for name, version in trained.versions.items()),
     ]
-    return Table("What it was made of", ("", ""), rows, text=2)
+    return Table("What it was made of", ("", ""), rows)

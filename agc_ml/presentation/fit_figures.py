@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from agc_ml.presentation import stack, style, unfitted_observables
-from agc_ml.statistics.fit import CarriedOver, FitResult, Impact, Parameter, RegionYields
+from agc_ml.statistics.fit import CarriedOver, FitResult, Parameter, RegionYields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from agc_ml.analysis import Process
-    from agc_ml.presentation.style import Array, FigureInfo
+    from agc_ml.presentation.page import FigureInfo
+    from agc_ml.presentation.style import Array
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,7 @@ def _save_pulls(fit: FitResult, directory: Path, label: style.Label) -> FigureIn
         axes.axvspan(-width, width, color=color, zorder=0, linewidth=0)
     _draw_pulls(axes, parameters, fit.widths)
     reach = max(2.5, _reach(parameters, fit.widths))
-    axes.set_xlim(-reach, reach)
-    axes.set_xlabel(r"(fitted $-$ nominal value) / pre-fit uncertainty")
+    axes.set(xlim=(-reach, reach), xlabel=r"(fitted $-$ nominal value) / pre-fit uncertainty")
     caption = (
         "Pulls of the constrained parameters: a point at 0 with a bar of 1 is one that the data "
         "leave as it was; a shorter bar is one that they constrain. Bands: 1 (green) and 2 "
@@ -174,7 +174,7 @@ def _names_axes(
 
 
 def _save_ranking(fit: FitResult, directory: Path, label: style.Label) -> FigureInfo:
-    impacts = sorted(fit.impacts, key=_size, reverse=True)[:RANKED]
+    impacts = sorted(fit.impacts, key=lambda impact: impact.size, reverse=True)[:RANKED]
     figure = style.new_figure(7.5, 2.3 + 0.34 * len(impacts))
     height = figure.get_figheight()
     names = [impact.parameter for impact in impacts]
@@ -185,10 +185,9 @@ def _save_ranking(fit: FitResult, directory: Path, label: style.Label) -> Figure
         after = [getattr(impact, f"postfit_{side}") for impact in impacts]
         axes.barh(rows, before, height=0.8, facecolor="none", edgecolor=color, linewidth=1)
         axes.barh(rows, after, height=0.8, color=color, alpha=0.55, linewidth=0)
-    largest = style.largest(np.abs([impact[1:] for impact in impacts]))
+    largest = style.largest(np.abs([impact.changes for impact in impacts]))
     limit = 1.15 * largest if largest > 0 else 1.0
-    axes.set_xlim(-limit, limit)
-    axes.set_xlabel(f"Change of {style.plain(fit.poi.name)}")
+    axes.set(xlim=(-limit, limit), xlabel=f"Change of {style.plain(fit.poi.name)}")
     _overlay_pulls(axes, fit, names)
     _ranking_legend(figure)
     shown = f"the {len(impacts)} largest of {len(fit.impacts)}" if names else "none"
@@ -199,11 +198,6 @@ def _save_ranking(fit: FitResult, directory: Path, label: style.Label) -> Figure
         "pre-fit uncertainty (scale on top)."
     )
     return style.save(figure, directory, "ranking", "Ranking of the parameters", caption)
-
-
-def _size(impact: Impact) -> float:
-    """Post-fit impact, the larger of the two sides."""
-    return style.largest(np.abs([impact.postfit_up, impact.postfit_down]))
 
 
 def _overlay_pulls(axes: Axes, fit: FitResult, names: list[str]) -> None:
