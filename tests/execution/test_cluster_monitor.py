@@ -162,7 +162,7 @@ def test_what_was_given_up_stays_where_it_is() -> None:
     nobody: Any = None
     watch = monitor.ClusterMonitor(nobody, {"key": "a chunk"}, taken=Counter(key=monitor.TAKINGS))
     watch._workers["tcp://a"] = monitor._Worker(heartbeat=0, changed=0)
-    watch._begun["tcp://a", "key"] = 0
+    watch._at_work_since["tcp://a", "key"] = 0
     assert watch._take_from("tcp://a", ["key"]) == set()
 
 
