@@ -360,6 +360,6 @@ def test_a_script_that_workers_import_is_named(body: str, tmp_path: Path) -> Non
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("agc_ml.errors.ClusterError: ")
-    assert "mine.py: processes that help import this script" in last
+    assert "mine.py: worker processes import this script" in last
     assert last.endswith("put its code under: if __name__ == '__main__':")
     assert not (tmp_path / "run").exists()
