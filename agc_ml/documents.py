@@ -59,7 +59,12 @@ _LARGEST: Final = 10**MOST_DIGITS
 _MERGE: Final = "tag:yaml.org,2002:merge"
 _ODD: Final = re.compile("[\0\ud800-\udfff]")
 _UNREADABLE: Final = (
-    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
     yaml.YAMLError,
 )
 """Exceptions of PyYAML for values that contradict their tags."""

@@ -199,7 +199,7 @@ def _draw_run(
     recipe: Pseudodata | None,
     config: Path | None = None,
 ) -> list[FigureInfo]:
-    from agc_ml.presentation import distributions  # noqa: PLC0415 - heavy
+    from agc_ml.presentation.figures import distributions  # noqa: PLC0415 - heavy
 
     return distributions.draw_run(
         result,
@@ -269,7 +269,7 @@ def _why_nothing_is_drawn(result: RunResult) -> str:
 def _draw_file(
     source: Path, folder: Path, kind: str | None, config: Path | None, label: str | None
 ) -> list[FigureInfo]:
-    from agc_ml.presentation import distributions  # noqa: PLC0415 - heavy
+    from agc_ml.presentation.figures import distributions  # noqa: PLC0415 - heavy
     from agc_ml.results import templates  # noqa: PLC0415 - heavy
     from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
@@ -365,7 +365,7 @@ def fit(
         Histograms or configuration don't fit together, or the folder can't be written.
     """
     from agc_ml.execution import progress  # noqa: PLC0415 - heavy
-    from agc_ml.presentation import fit_figures  # noqa: PLC0415 - heavy
+    from agc_ml.presentation.figures import fit_figures  # noqa: PLC0415 - heavy
     from agc_ml.statistics import fit as stats  # noqa: PLC0415 - heavy
 
     is_run = (source / "run.json").exists()
@@ -491,7 +491,7 @@ def _fit_figures(
     analysis: Analysis,
 ) -> list[FigureInfo]:
     """Figures of a fit, drawn again if some are not there: an interrupted command left them."""
-    from agc_ml.presentation import fit_figures  # noqa: PLC0415 - heavy
+    from agc_ml.presentation.figures import fit_figures  # noqa: PLC0415 - heavy
     from agc_ml.presentation.report import is_whole  # noqa: PLC0415 - heavy
 
     try:

@@ -52,8 +52,9 @@ from agc_ml.columnar import columns as reading  # noqa: E402
 from agc_ml.delivery.opening import open_file  # noqa: E402
 from agc_ml.execution import inspection  # noqa: E402
 from agc_ml.execution.processor.loading import load_processor  # noqa: E402
-from agc_ml.execution.state import provenance  # noqa: E402
+from agc_ml.execution.state import packing, provenance  # noqa: E402
 from agc_ml.execution.state.checkpoints import Chunk  # noqa: E402
+from agc_ml.execution.state.packing import unpack  # noqa: E402
 from agc_ml.execution.worker import processing  # noqa: E402
 from agc_ml.execution.worker.job import Finished, Job  # noqa: E402
 from agc_ml.execution.worker.processing import process_chunk  # noqa: E402
@@ -66,9 +67,7 @@ from agc_ml.models.backends import forest  # noqa: E402
 from agc_ml.models.backends.xgboost_file import read_xgboost  # noqa: E402
 from agc_ml.models.content import BATCH_ROWS  # noqa: E402
 from agc_ml.models.loading import load_model  # noqa: E402
-from agc_ml.results import packing  # noqa: E402
-from agc_ml.results.histograms import copied_files  # noqa: E402
-from agc_ml.results.packing import unpack  # noqa: E402
+from agc_ml.results.histograms import materialised  # noqa: E402
 from agc_ml.simulation.lookalike import Admixture, generate  # noqa: E402
 from agc_ml.transports import local_file  # noqa: E402
 from benchmarks.baselines.awkward_ttbar import AwkwardTtbar  # noqa: E402
@@ -266,7 +265,7 @@ def equality(sample: Sample, models: Any, boosters: dict[str, Any]) -> dict[str,
     """Compare all histograms of ours, as the reference does it, with the baseline's."""
     path = file_of(sample)
     ours = Ours(path, sample.process, models, compat=True)(0, EVENTS)
-    output = copied_files(unpack(ours.blob))
+    output = materialised(unpack(ours.blob))
     theirs = Theirs(path, sample.process, boosters, whole=False)(0, EVENTS)
     bins, bad = differing(output, theirs, sample.process)
     (cuts,) = output["cutflow"].values()

@@ -11,8 +11,8 @@ import pytest
 import uproot
 from commandline import agc
 
+from agc_ml.execution.state.packing import unpack
 from agc_ml.inputs import loading
-from agc_ml.results.packing import unpack
 from agc_ml.results.run_result import RunResult
 from agc_ml.simulation import manifest as manifests
 from agc_ml.simulation import samples

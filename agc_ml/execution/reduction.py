@@ -27,12 +27,12 @@ from agc_ml.execution.processor.outputs import (
     tables,
     warnings,
 )
+from agc_ml.execution.state.packing import unpack
 from agc_ml.execution.state.run_state import RunState
 from agc_ml.inputs.datasets import Dataset
 from agc_ml.results import saved_outputs, variances
 from agc_ml.results.categories import flatten, labels_of, lost_categories
 from agc_ml.results.histograms import materialised
-from agc_ml.results.packing import unpack
 from agc_ml.results.tables import ColumnTable
 
 _MOST_NAMED: Final = 4

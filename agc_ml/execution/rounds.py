@@ -29,13 +29,13 @@ from agc_ml.execution.processor.opened_files import FileState, changed_files, fi
 from agc_ml.execution.processor.outputs import add
 from agc_ml.execution.state.checkpoints import Chunk
 from agc_ml.execution.state.inspection_cache import pack_info
+from agc_ml.execution.state.packing import unpack
 from agc_ml.execution.state.run_state import RunState, file_label, is_replaced
 from agc_ml.execution.worker.job import Failure, Finished, Job, pack_job
 from agc_ml.execution.worker.processing import process_packed
 from agc_ml.execution.worker.processors import provide_processor
 from agc_ml.inputs.datasets import Dataset, File, plain_tree
 from agc_ml.models import model
-from agc_ml.results.packing import unpack
 from agc_ml.transports.base import local_path
 from agc_ml.transports.credentials import redacted
 

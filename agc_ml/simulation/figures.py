@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from agc_ml.analysis import analysis_of
-from agc_ml.presentation import style
+from agc_ml.presentation.figures import style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from agc_ml.presentation.figures.style import Array
     from agc_ml.presentation.page import FigureInfo
-    from agc_ml.presentation.style import Array
     from agc_ml.simulation.validation import Comparison
 
 EDGES: Final = np.linspace(50, 550, 26)  # GeV, of the published histograms

@@ -28,8 +28,14 @@ _EXACT: Final = {"pt", "eta", "phi", "mass"}
 _NAMESPACE: Final = uuid.UUID("5d1c8a4e-7a35-4c2e-9a35-0d6f3b2f7c11")
 
 SLIM_VALUES: Final = (
-    *("run", "luminosityBlock", "event", "genWeight"),
-    *("MET_pt", "MET_phi", "PV_npvs", "PV_npvsGood"),
+    "run",
+    "luminosityBlock",
+    "event",
+    "genWeight",
+    "MET_pt",
+    "MET_phi",
+    "PV_npvs",
+    "PV_npvsGood",
 )
 SLIM_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "Electron": ("pt", "eta", "phi", "mass", "charge", "cutBased", "sip3d"),

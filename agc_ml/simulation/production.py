@@ -25,9 +25,9 @@ from agc_ml.execution.cluster.connection import ClusterOptions, connect_executor
 from agc_ml.execution.cluster.executors import WorkerDied
 from agc_ml.execution.progress import Progress
 from agc_ml.execution.state.checkpoints import seal, unseal
+from agc_ml.execution.state.packing import is_code, is_too_large, unpack
 from agc_ml.execution.worker.job import Failure
 from agc_ml.inputs import agc_published
-from agc_ml.results.packing import is_code, is_too_large, unpack
 from agc_ml.simulation import manifest as manifests
 from agc_ml.simulation import nanoaod, plan
 from agc_ml.simulation.detector.parameters import DETECTOR

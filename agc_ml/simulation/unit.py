@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from agc_ml.errors import AgcError, GenerateError
+from agc_ml.execution.state.packing import pack
 from agc_ml.execution.worker.job import Failure
-from agc_ml.results.packing import pack
 from agc_ml.simulation import nanoaod
 from agc_ml.simulation.detector.response import Response, understand
 from agc_ml.simulation.events import Array, Events, concatenate

@@ -22,7 +22,9 @@ PRESELECTION: Final = (
 """Cut that all events with a selected lepton pass, as services of columns are asked for it."""
 LEPTON: Final = ("pt", "eta", "sip3d")
 COLUMNS: Final = (
-    *("run", "luminosityBlock", "event"),
+    "run",
+    "luminosityBlock",
+    "event",
     *(f"Electron_{field}" for field in (*LEPTON, "cutBased")),
     *(f"Muon_{field}" for field in (*LEPTON, "tightId", "pfRelIso04_all")),
     *(f"Jet_{field}" for field in ("pt", "eta", "phi", "mass", "btagCSVV2", "jetId")),

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from agc_ml.errors import UsageError
 from agc_ml.execution.state import signing
 from agc_ml.execution.state.checkpoints import CheckpointStore, Chunk, Receipt, seal, unseal
+from agc_ml.execution.state.packing import is_code, pack, unpack
 from agc_ml.execution.state.signing import key_file
-from agc_ml.results.packing import is_code, pack, unpack
 
 
 @dataclass

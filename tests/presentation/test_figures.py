@@ -15,9 +15,9 @@ from PIL import Image
 
 from agc_ml.analysis import analysis_of
 from agc_ml.errors import HistogramError, StoreError
-from agc_ml.presentation import distributions, stack, style, unfitted_observables
-from agc_ml.presentation.distributions import draw_run, draw_templates
-from agc_ml.presentation.fit_figures import draw_fit
+from agc_ml.presentation.figures import distributions, stack, style, unfitted_observables
+from agc_ml.presentation.figures.distributions import draw_run, draw_templates
+from agc_ml.presentation.figures.fit_figures import draw_fit
 from agc_ml.presentation.page import FigureInfo
 from agc_ml.results import variances
 from agc_ml.results.categories import flatten

@@ -19,7 +19,7 @@ from agc_ml import measurement
 from agc_ml.analysis import Analysis, Pseudodata, analysis_of, read, shipped_cards, training_task
 from agc_ml.errors import FitError, UsageError
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.presentation import style
+from agc_ml.presentation.figures import style
 from agc_ml.results import pseudodata_choice
 
 PROCESSOR = "processors.jets:JetCounter"

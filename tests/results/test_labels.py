@@ -27,8 +27,8 @@ from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.inputs import agc_published, loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.inputs.sources import opendata
-from agc_ml.presentation import distributions, fit_figures, style
-from agc_ml.presentation.distributions import draw_run
+from agc_ml.presentation.figures import distributions, fit_figures, style
+from agc_ml.presentation.figures.distributions import draw_run
 from agc_ml.results import pseudodata_choice, run_directories
 from agc_ml.results.categories import flatten
 from agc_ml.results.run_record import DatasetSummary, load_record

@@ -29,9 +29,9 @@ from agc_ml.cli.simulation.generate import parse_events
 from agc_ml.errors import GenerateError, UsageError
 from agc_ml.execution.cluster.executors import InlineExecutor, WorkerDied
 from agc_ml.execution.state.checkpoints import seal, unseal
+from agc_ml.execution.state.packing import pack, unpack
 from agc_ml.execution.worker.job import Failure
 from agc_ml.inputs.fileset import Fileset
-from agc_ml.results.packing import pack, unpack
 from agc_ml.simulation import manifest as manifests
 from agc_ml.simulation import nanoaod, plan, production, samples, unit
 from agc_ml.simulation.events import of_plain

@@ -127,8 +127,14 @@ def _instructions(code: CodeType) -> tuple[_Instruction, ...]:
 
 
 _KEY_OPERATIONS: Final = (
-    *("LOAD_FAST", "LOAD_CONST", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_ATTR"),
-    *("BUILD_TUPLE", "FORMAT_VALUE", "BUILD_STRING"),
+    "LOAD_FAST",
+    "LOAD_CONST",
+    "LOAD_DEREF",
+    "LOAD_GLOBAL",
+    "LOAD_ATTR",
+    "BUILD_TUPLE",
+    "FORMAT_VALUE",
+    "BUILD_STRING",
 )
 _FILLING_METHODS: Final = ("append", "extend", "insert", "add", "update", "setdefault")
 _READING: Final = ("LOAD_ATTR", "LOAD_METHOD")

@@ -8,8 +8,16 @@ from typing import Any, Final
 from agc_ml.execution.code.code_objects import attributes_of
 
 DECLARATIONS: Final = (
-    *("columns", "simulation_columns", "optional_columns", "counted_columns", "preselection"),
-    *("flat", "takes", "files", "schema", "normalised_to"),
+    "columns",
+    "simulation_columns",
+    "optional_columns",
+    "counted_columns",
+    "preselection",
+    "flat",
+    "takes",
+    "files",
+    "schema",
+    "normalised_to",
 )
 """Attributes by which a processor, or a function (``analysis.columns = ...``), declares things."""
 

@@ -44,8 +44,11 @@ from agc_ml.execution.code.code_objects import (
 _LARGEST_COMPARED: Final = 1 << 20
 """Bytes of a pickle up to which it is compared with the pickle of a copy."""
 _WITHOUT_VALUE: Final = (
-    *(MemberDescriptorType, GetSetDescriptorType),
-    *(weakref.ref, weakref.WeakKeyDictionary, weakref.WeakValueDictionary),
+    MemberDescriptorType,
+    GetSetDescriptorType,
+    weakref.ref,
+    weakref.WeakKeyDictionary,
+    weakref.WeakValueDictionary,
 )
 """Types without a value of their own: descriptors of slots, and references to other objects."""
 

@@ -43,8 +43,11 @@ _TIMED: Final = 5
 
 _SHARED: Final = (
     *(("correctionlib", name) for name in ("CorrectionSet", "Correction", "CompoundCorrection")),
-    *(("xgboost", "Booster"), ("xgboost", "XGBModel"), ("lightgbm", "Booster")),
-    *(("keras", "Model"), ("torch", "Module")),
+    ("xgboost", "Booster"),
+    ("xgboost", "XGBModel"),
+    ("lightgbm", "Booster"),
+    ("keras", "Model"),
+    ("torch", "Module"),
 )
 """Package and class of models and corrections, which do not change when they are used."""
 

@@ -19,10 +19,10 @@ from pydantic import TypeAdapter
 from agc_ml import documents
 from agc_ml.errors import UsageError
 from agc_ml.execution.processor.opened_files import from_plain
+from agc_ml.execution.state import packing
 from agc_ml.execution.state.signing import is_own, signature
 from agc_ml.files import write
 from agc_ml.inputs.datasets import as_text
-from agc_ml.results import packing
 
 
 @dataclass(frozen=True, slots=True)

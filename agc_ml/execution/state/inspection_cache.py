@@ -120,7 +120,8 @@ def _plain_directory(directory: Directory) -> dict[str, Any]:
         if baskets is None
         else [
             *(places.tolist() for places in (baskets.seeks, baskets.sizes, baskets.bounds)),
-            *(baskets.dtype.str, baskets.is_jagged),
+            baskets.dtype.str,
+            baskets.is_jagged,
         ]
         for name, baskets in directory.items()
     }

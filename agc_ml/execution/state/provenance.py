@@ -31,8 +31,17 @@ from agc_ml.results.run_record import (
 from agc_ml.transports.credentials import redacted
 
 PACKAGES: Final = (
-    *("agc-ml", "awkward", "boost-histogram", "coffea", "correctionlib", "dask"),
-    *("distributed", "hist", "numba", "numpy", "uproot"),
+    "agc-ml",
+    "awkward",
+    "boost-histogram",
+    "coffea",
+    "correctionlib",
+    "dask",
+    "distributed",
+    "hist",
+    "numba",
+    "numpy",
+    "uproot",
 )
 
 

@@ -25,6 +25,7 @@ from agc_ml.execution.processor.attachments import attachment_folder
 from agc_ml.execution.processor.copies import ProcessorTemplate
 from agc_ml.execution.processor.opened_files import FileState
 from agc_ml.execution.processor.outputs import check, is_sum, kind_of_sum, ready, sum_of_weights
+from agc_ml.execution.state import packing
 from agc_ml.execution.state.checkpoints import Receipt
 from agc_ml.execution.worker.job import (
     Failure,
@@ -44,7 +45,6 @@ from agc_ml.execution.worker.open_file import (
 )
 from agc_ml.execution.worker.processors import template_of
 from agc_ml.models import model
-from agc_ml.results import packing
 from agc_ml.transports.base import local_path
 from agc_ml.transports.credentials import redacted
 

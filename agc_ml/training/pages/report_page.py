@@ -29,7 +29,7 @@ def write(
     StoreError
         There is no space, or no permission.
     """
-    from agc_ml.presentation import model_quality  # noqa: PLC0415 - heavy
+    from agc_ml.presentation.figures import model_quality  # noqa: PLC0415 - heavy
 
     judged, seen = found
     facts = model_quality.Facts(

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from agc_ml.presentation import style
+from agc_ml.presentation.figures import style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from agc_ml.presentation.style import Array
+    from agc_ml.presentation.figures.style import Array
 
 RELEVANT: Final = 0.01  # bins below this share of the fullest one don't set the range of a ratio
 LEGEND_COLUMNS: Final = 7

@@ -46,8 +46,16 @@ LONG: Final = (0.01, 100_000)  # numbers between them are short enough for an ax
 # M. Petroff, "Accessible color sequences for data visualization", arXiv:2107.02270: ten colours
 # that stay apart for colour-blind readers and in print.
 PETROFF: Final = (
-    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
-    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+    "#3f90da",
+    "#ffa90e",
+    "#bd1f01",
+    "#94a4a2",
+    "#832db6",
+    "#a96b59",
+    "#e76300",
+    "#b9ac70",
+    "#717581",
+    "#92dadd",
 )
 UP: Final = PETROFF[2]
 DOWN: Final = PETROFF[0]

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from agc_ml.presentation import style
+from agc_ml.presentation.figures import style
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

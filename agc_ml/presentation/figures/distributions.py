@@ -12,9 +12,9 @@ import numpy as np
 
 from agc_ml.errors import HistogramError
 from agc_ml.inputs.variations import NOMINAL
-from agc_ml.presentation import bins, overview, stack, style
-from agc_ml.presentation.bins import Histogram
-from agc_ml.presentation.variations import NO_BAND, save_variations
+from agc_ml.presentation.figures import bins, overview, stack, style
+from agc_ml.presentation.figures.bins import Histogram
+from agc_ml.presentation.figures.variations import NO_BAND, save_variations
 from agc_ml.results import variances
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agc_ml.analysis import Process
+    from agc_ml.presentation.figures.style import Array
     from agc_ml.presentation.page import FigureInfo
-    from agc_ml.presentation.style import Array
     from agc_ml.results.run_result import RunResult
 
 logger = logging.getLogger(__name__)

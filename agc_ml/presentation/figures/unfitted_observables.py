@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from agc_ml.presentation import stack, style
+from agc_ml.presentation.figures import stack, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,10 +25,10 @@ from hist.serialization import to_uhi
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agc_ml.execution.state.packing import is_code, is_too_large, pack, unpack
 from agc_ml.results import variances
 from agc_ml.results.histogram_files import check_bins
 from agc_ml.results.histograms import DenseHist
-from agc_ml.results.packing import is_code, is_too_large, pack, unpack
 from agc_ml.results.tables import ColumnTable
 
 

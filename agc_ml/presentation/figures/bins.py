@@ -8,7 +8,7 @@ from typing import Any
 import hist
 import numpy as np
 
-from agc_ml.presentation.style import Array
+from agc_ml.presentation.figures.style import Array
 from agc_ml.results import variances
 
 Histogram = hist.Hist[Any]

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from agc_ml.inputs.variations import NOMINAL, Direction, source_of
-from agc_ml.presentation import bins, stack, style
-from agc_ml.presentation.bins import Histogram
+from agc_ml.presentation.figures import bins, stack, style
+from agc_ml.presentation.figures.bins import Histogram
 from agc_ml.presentation.page import FigureInfo
 
 NO_BAND: Final = (

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from matplotlib.ticker import MaxNLocator
 
-from agc_ml.presentation import stack, style
+from agc_ml.presentation.figures import stack, style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from agc_ml.presentation import stack, style, unfitted_observables
+from agc_ml.presentation.figures import stack, style, unfitted_observables
 from agc_ml.statistics.fit import CarriedOver, FitResult, Parameter, RegionYields
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from agc_ml.analysis import Process
+    from agc_ml.presentation.figures.style import Array
     from agc_ml.presentation.page import FigureInfo
-    from agc_ml.presentation.style import Array
 
 logger = logging.getLogger(__name__)
 

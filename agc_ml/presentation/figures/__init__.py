@@ -1,0 +1,1 @@
+"""Figures of runs, fits and models, drawn with matplotlib and mplhep."""
