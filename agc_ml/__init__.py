@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agc_ml.inputs.datasets import Dataset, File
     from agc_ml.inputs.fileset import Fileset
     from agc_ml.inputs.variations import NOMINAL
-    from agc_ml.measurement import measure
+    from agc_ml.measurement.cross_section import measure
     from agc_ml.models.loading import load_model
     from agc_ml.models.model import Batches, Bundle, Model
     from agc_ml.results.histograms import DenseHist, book, materialised
@@ -87,7 +87,7 @@ HOMES: dict[str, str] = {
     "fit": "statistics.fit",
     "load_model": "models.loading",
     "materialised": "results.histograms",
-    "measure": "measurement",
+    "measure": "measurement.cross_section",
     "plan": "execution.plan",
     "run": "execution.run",
 }

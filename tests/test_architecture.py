@@ -227,7 +227,6 @@ def test_ttbar_is_one_analysis_among_others() -> None:
         "__init__.py",
         "_moved.py",
         "analysis.py",
-        "measurement.py",
     }
 
 

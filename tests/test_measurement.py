@@ -19,6 +19,7 @@ from services.servicex import Endpoint
 from agc_ml import measurement
 from agc_ml.inputs import loading
 from agc_ml.inputs.fileset import Fileset
+from agc_ml.measurement import plotting
 from agc_ml.results.histogram_files import write_root
 from agc_ml.results.run_result import RunResult
 from agc_ml.statistics import fit
@@ -237,11 +238,11 @@ def test_a_fit_is_carried_over_to_what_the_run_has(with_observables: Path) -> No
 
 def test_regions_of_the_fit_are_drawn_large(with_observables: Path, tmp_path: Path) -> None:
     result = RunResult.load(with_observables)
-    assert measurement._large(result) == ("4j1b", "4j2b")
+    assert plotting.large_histograms(result) == ("4j1b", "4j2b")
     config = tmp_path / "my.yml"
     described = fit.shipped_config("ttbar")
     config.write_text(yaml.safe_dump({**described, "Regions": described["Regions"][1:]}))
-    assert measurement._large(result, config) == ("4j2b",)
+    assert plotting.large_histograms(result, config) == ("4j2b",)
 
 
 @pytest.mark.parametrize("processor", ["dimuon", "my.py:Mine"])
@@ -249,11 +250,11 @@ def test_without_a_fit_all_are_drawn_large(with_observables: Path, processor: st
     result = RunResult.load(with_observables)
     summary = result.provenance.processor.model_copy(update={"name": processor})
     made = result.provenance.model_copy(update={"processor": summary})
-    assert measurement._large(replace(result, provenance=made)) is None
+    assert plotting.large_histograms(replace(result, provenance=made)) is None
 
 
 def test_few_histograms_are_all_drawn_large() -> None:
-    assert measurement._large(factories.run_result()) is None
+    assert plotting.large_histograms(factories.run_result()) is None
 
 
 def test_measurement_without_what_the_fit_needs_still_reports(tmp_path: Path) -> None:

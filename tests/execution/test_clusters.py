@@ -272,7 +272,7 @@ def test_the_command_line_says_who_can_read_the_dashboard(tmp_path: Path) -> Non
 
 SCRIPT = """
 import agc_ml
-from agc_ml.measurement import _beside
+from agc_ml.measurement.cross_section import _beside
 {body}
 """
 

@@ -27,6 +27,7 @@ from agc_ml.execution.inspection import FileInfo, inspect_file
 from agc_ml.inputs import agc_published, loading
 from agc_ml.inputs.fileset import Fileset
 from agc_ml.inputs.sources import opendata
+from agc_ml.measurement import cross_section, plotting
 from agc_ml.presentation.figures import distributions, fit_figures, style
 from agc_ml.presentation.figures.distributions import draw_run
 from agc_ml.results import pseudodata_choice, run_directories
@@ -147,7 +148,7 @@ class TestWhoseEvents:
         if generated == "all":
             made = factories.provenance(label=agc_published.GENERATED)
             result = factories.run_result(provenance=made)
-            assert measurement._labelled(result, label).provenance.label == expected
+            assert plotting.with_label(result, label).provenance.label == expected
 
     @pytest.mark.parametrize(
         ("label", "words"),
@@ -214,7 +215,7 @@ class TestWhatIsCounted:
         assert result.luminosity is None
         with pytest.raises(FitError, match="nothing in it is scaled to cross-section x luminosity"):
             stats.fit(tmp_path / "run")
-        assert not measurement._lacks_data(result)
+        assert not plotting.lacks_data(result)
 
     def test_recorded_data_have_a_luminosity(self) -> None:
         data = DatasetSummary(
@@ -223,7 +224,7 @@ class TestWhatIsCounted:
         made = factories.provenance(datasets=(data,))
         result = factories.run_result(provenance=made, scales={})
         assert result.luminosity == made.luminosity
-        assert not measurement._lacks_data(result)
+        assert not plotting.lacks_data(result)
 
     def test_data_beside_what_is_not_scaled_have_none(self, tmp_path: Path) -> None:
         summary = {"variation": "nominal", "xsec": None, "files": 1, "events": 4}
@@ -243,7 +244,7 @@ class TestWhatIsCounted:
 
     def test_regions_of_a_fit_count_events_and_have_two_bands(self, tmp_path: Path) -> None:
         result = factories.run_result()
-        totals = measurement._totals(result, analysis_of().recipe("complete"))
+        totals = plotting.total_uncertainties(result, analysis_of().recipe("complete"))
         for name, total in totals.items():
             nominal = [h for key, h in result.templates.items() if key in _nominal(name)]
             statistical = np.sqrt(sum(h.variances() for h in nominal))
@@ -389,7 +390,7 @@ class TestKindOfPseudodata:
             (tmp_path / "run" / "chunks").mkdir(parents=True)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(measurement, "run", interrupted)
+        monkeypatch.setattr(cross_section, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             measurement.measure(output=tmp_path / "run", pseudodata="complete")
         assert pseudodata_choice.load(tmp_path / "run").pseudodata == "complete"
