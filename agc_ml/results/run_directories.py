@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from agc_ml import documents, files
+from agc_ml._version import __version__
 from agc_ml.errors import UsageError
 from agc_ml.results.run_record import MAX_RECORD, MOVING, NEW, RECORD, RunRecord, load_record
 
@@ -66,7 +67,8 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> RunFolder:
     Raises
     ------
     UsageError
-        It is not empty and neither ``resume`` nor ``overwrite`` is set, or not a run directory.
+        It is not empty and neither ``resume`` nor ``overwrite`` is set, not a run directory, or to
+        be resumed and of another release.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file is in the way; name another folder with -o")
@@ -92,7 +94,21 @@ def find(folder: Path, *, resume: bool, overwrite: bool) -> RunFolder:
     work = work_of(folder)
     if not (work / RECORD).exists() and (is_begun or work != folder):
         return RunFolder(work)  # killed before it wrote a record
-    return RunFolder(work, None if (folder / MOVING).exists() else load_record(work))
+    if (folder / MOVING).exists():
+        return RunFolder(work)
+    earlier = load_record(work)
+    _check_version(folder, earlier)
+    return RunFolder(work, earlier)
+
+
+def _check_version(folder: Path, earlier: RunRecord) -> None:
+    """Reject a run of another release: its finished chunks are keyed by that release's code."""
+    release = earlier.provenance.versions.get("agc-ml", __version__)
+    if release != __version__:
+        raise UsageError(
+            f"{folder}: a run of agc-ml {release}, whose chunks agc-ml {__version__} can't use; "
+            f"replace it with --overwrite, or resume it with agc-ml {release}"
+        )
 
 
 def _is_begun(folder: Path) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commandline import agc as command
 from places import ROOT
@@ -35,26 +35,32 @@ def resumed(folder: Path, name: str) -> agc.RunResult:
     )
 
 
-def test_a_complete_run_is_refused_in_a_line(before: Path) -> None:
+@pytest.mark.parametrize("name", ["complete", "partial"])
+def test_a_resume_is_refused_in_a_line(name: str, before: Path) -> None:
     with pytest.raises(UsageError) as refused:
-        resumed(before, "complete")
-    line = str(refused.value)
-    assert "complete, but of another processor" in line
-    assert "none of its 2 chunks can be used; replace it with --overwrite" in line
-    assert "\n" not in line
-
-
-def test_chunks_of_an_interrupted_run_are_processed_again(
-    before: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    result = resumed(before, "partial")
-    assert result.status == "complete"
-    assert "2 of its 2 finished chunks can't be used" in caplog.text
-    old = agc.RunResult.load(before / "complete").hists["met"]
-    assert np.array_equal(result.hists["met"].values(flow=True), old.values(flow=True))
+        resumed(before, name)
+    assert str(refused.value) == (
+        f"{before / name}: a run of agc-ml 0.1.0, whose chunks agc-ml {agc.__version__} can't use; "
+        "replace it with --overwrite, or resume it with agc-ml 0.1.0"
+    )
 
 
 def test_a_complete_run_is_read(before: Path) -> None:
     folder = before / "complete"
     assert command("show", folder).code == 0
     assert "0 differences" in command("compare", folder, folder).out
+
+
+def test_a_measurement_is_shown_plotted_fitted_compared_and_reported(
+    before: Path, tmp_path: Path
+) -> None:
+    """And its fit gives the same numbers to the last digit."""
+    run = before / "ttbar"
+    earlier = json.loads((run / "fit" / "fit.json").read_text())
+    for words in (("show", run), ("compare", run, run), ("plot", run), ("fit", run, "-q")):
+        assert command(*words).code == 0
+    again = json.loads((run / "fit" / "fit.json").read_text())
+    for part in ("poi", "parameters", "correlation", "goodness_of_fit", "pseudodata"):
+        assert again[part] == earlier[part]
+    assert command("report", run).code == 0
+    assert "agc-ml 0.1.0" in (run / "report.html").read_text()

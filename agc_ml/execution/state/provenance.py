@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from agc_ml._version import __version__
 from agc_ml.execution.code.source_files import version_of
 from agc_ml.execution.processor.loading import LoadedProcessor
 from agc_ml.execution.state.run_state import RunState
@@ -31,7 +32,6 @@ from agc_ml.results.run_record import (
 from agc_ml.transports.credentials import redacted
 
 PACKAGES: Final = (
-    "agc-ml",
     "awkward",
     "boost-histogram",
     "coffea",
@@ -51,7 +51,7 @@ SCORING: Final = {"xgboost": "xgboost", "onnx": "onnxruntime"}
 
 @functools.cache
 def _installed() -> Mapping[str, str]:
-    return {name: version(name) for name in PACKAGES}
+    return {"agc-ml": __version__, **{name: version(name) for name in PACKAGES}}
 
 
 def versions(models: Iterable[Model] = ()) -> dict[str, str]:
