@@ -1,6 +1,6 @@
-"""Import paths of the release before, which go on for one release with a DeprecationWarning.
+"""Import paths of version 0.1, which work in 0.2 with a DeprecationWarning.
 
-Processors were written against them. `agc_ml` itself offers the common names now.
+Processors were written against them; `agc_ml` itself offers the common names now.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOVED: Final = {
     "agc_ml.rows": "agc_ml.results.tables",
     "agc_ml.variations": "agc_ml.inputs.variations",
 }
-"""Modules of the release before, and those that have their names now."""
+"""Modules of version 0.1, and those that have their names now."""
 
 _FEATURES: Final = "processors.ttbar.features"
 RENAMED: Final = {
@@ -78,7 +78,7 @@ class Finder:
                 raise AttributeError(f"module {old!r} has no attribute {name!r}") from None
             if not name.startswith("__"):
                 warnings.warn(
-                    f"{old}.{name} is {path} now; the old path goes with the next release",
+                    f"{old}.{name} is now {path}; version 0.3 removes the old path",
                     DeprecationWarning,
                     stacklevel=2,
                 )

@@ -34,18 +34,18 @@ def test_old_modules_give_what_the_new_ones_have(old: str) -> None:
     was, now = import_module(old), import_module(_moved.MOVED[old])
     public = [name for name in vars(now) if not name.startswith("_")]
     for name in public[:3]:
-        with pytest.warns(DeprecationWarning, match=rf"{old}.{name} is {now.__name__}.{name} now"):
+        with pytest.warns(DeprecationWarning, match=rf"{old}.{name} is now {now.__name__}.{name};"):
             assert getattr(was, name) is getattr(now, name)
     with pytest.raises(AttributeError, match=f"module '{old}' has no attribute 'nonsense'"):
         was.nonsense  # noqa: B018
 
 
 def test_renamed_names_have_their_new_ones() -> None:
-    with pytest.warns(DeprecationWarning, match=r"agc_ml\.rows\.Rows is .*ColumnTable now"):
+    with pytest.warns(DeprecationWarning, match=r"agc_ml\.rows\.Rows is now .*ColumnTable;"):
         from agc_ml.rows import Rows  # type: ignore[import-not-found] # noqa: PLC0415
     assert Rows is agc.ColumnTable
     with pytest.warns(
-        DeprecationWarning, match=r"n_permutations is processors\.ttbar\.features\.n_"
+        DeprecationWarning, match=r"n_permutations is now processors\.ttbar\.features\.n_"
     ):
         from agc_ml.kernels.combinatorics import (  # type: ignore[import-not-found] # noqa: PLC0415
             n_permutations,
