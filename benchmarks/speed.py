@@ -47,7 +47,7 @@ from coffea.nanoevents import NanoAODSchema, NanoEventsFactory  # noqa: E402
 from coffea.processor.accumulator import iadd  # noqa: E402
 from numba import njit  # noqa: E402
 
-from agc_ml.columnar import baskets  # noqa: E402
+from agc_ml.columnar import basket_records, baskets  # noqa: E402
 from agc_ml.columnar import columns as reading  # noqa: E402
 from agc_ml.delivery.opening import open_file  # noqa: E402
 from agc_ml.execution import inspection  # noqa: E402
@@ -327,7 +327,7 @@ def stages(sample: Sample, models: Any, rounds: int) -> dict[str, float]:
         watched = (
             (processing, "open_file", "open"),
             (local_file.os, "pread", "read"),
-            (reading, "_decompressed", "decompress"),
+            (basket_records, "_decompressed", "decompress"),
             (reading.Columns, "read", "flatten"),
             (TtbarProcessor, "process", "kernels"),
             (assignment, "permutations", "features"),

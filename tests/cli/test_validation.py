@@ -123,7 +123,7 @@ BAD = [
     (own("cut.root"), "cut off"),
     (own("text.root"), "not a ROOT file"),
     (own("empty.root"), "it is empty"),
-    (own("hists.root"), "no tree"),
+    (own("hists.root"), "'Events' in it is not a tree"),
     (own("none.root"), "dataset tt: no events in it"),
     (own("pipe.root"), "it is a pipe"),
     (own("folder.root"), "no *.root files in that folder"),

@@ -264,5 +264,7 @@ def test_workers_without_this_version_are_named(
                 client.wait_for_workers(1, timeout=60)
         with pytest.raises(ClusterError, match="install that version") as raised:
             run(fileset, tmp_path / "run", Count(), site=cluster.address)
-    what = "can't import what agc-ml" if case.startswith("none") else "has agc-ml 0.1, and here is"
+    what = (
+        "can't import what agc-ml" if case.startswith("none") else "has agc-ml 0.1, and the driver"
+    )
     assert what in str(raised.value)

@@ -830,10 +830,10 @@ def returning(make: Callable[[Any], Any]) -> Any:
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: declaring(columns={"Jet": ["pt"]}), "Mine.columns: a tuple of branch names is needed"),
     (lambda: declaring(columns=lambda _: ["pt"]), "Mine.columns: a tuple of branch names is neede"),
-    (lambda: declaring(files={"sf": "sf.json"}), "Mine.files: a tuple of names of files is needed"),
+    (lambda: declaring(files={"sf": "sf.json"}), "Mine.files: a tuple of file names is needed"),
     (
         lambda: declaring(files=3),
-        "Mine.files: a tuple of names of files is needed; rename it if it",
+        "Mine.files: a tuple of file names is needed; rename the attribute if it",
     ),
     (Answers, "Answers: can't be copied for each chunk: maximum recursion depth"),
     (Plots, "processor Plots: the result of all chunks: output['figure'] is a object, which"),

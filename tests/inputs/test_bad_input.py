@@ -199,7 +199,7 @@ def make_no_entries(path: Path, good: Path) -> None:
         (make_slightly_truncated, ["cut off"]),
         (make_text, ["not a ROOT file"]),
         (make_other_tree, ["no tree 'Events'", "Ereignisse"]),
-        (make_histogram_named_events, ["no tree"]),
+        (make_histogram_named_events, ["'Events' in it is not a tree"]),
         (make_branch_missing, ["Jet_btagCSVV2", "missing"]),
         (make_weight_missing, ["genWeight", "missing"]),
         (make_wrong_type, ["Jet_pt", "float", "a list of numbers"]),
@@ -430,7 +430,7 @@ def test_other_chunk_size_on_resume(tmp_path: Path, good: Path, run: Callable[..
 @pytest.mark.parametrize(
     ("processor", "says"),
     [
-        ("Strange", "process() returned NoneType; a dictionary"),
+        ("Strange", "process() returned NoneType; return a dictionary"),
         ("Spectrum", "no such working point"),
     ],
 )

@@ -594,7 +594,7 @@ def test_a_processor_may_have_the_filesets_number_rule(tmp_path: Path) -> None:
     processor = summing(tmp_path, "len(events)", "normalised_to = 'nevts'")
     result = run(tmp_path / "f.json", processor, tmp_path / "run")
     assert total(result) == pytest.approx(weights * XSEC * LUMINOSITY / 229, rel=1e-12)
-    assert any("its files say that 1,000 were generated" in line for line in result.warnings)
+    assert any("its files state 1,000 generated events" in line for line in result.warnings)
 
 
 def test_compat_has_the_filesets_nevts_rule(tmp_path: Path) -> None:
@@ -622,7 +622,9 @@ def test_compat_has_the_filesets_nevts_rule(tmp_path: Path) -> None:
     for name, template in found["plain", "true"].templates.items():
         same = found["skim", "true"].templates[name].view(flow=True)
         assert np.array_equal(template.view(flow=True), same)
-    assert any("say that 45,927 were gen" in line for line in found["skim", "true"].warnings)
+    assert any(
+        "its files state 45,927 generated" in line for line in found["skim", "true"].warnings
+    )
     ours, all_of_them = (found[name, "false"].templates["4j1b_ttbar"] for name in ("skim", "plain"))
     assert np.allclose(ours.values() * 459.27, all_of_them.values(), rtol=1e-12)
     assert any(

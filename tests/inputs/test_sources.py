@@ -15,7 +15,7 @@ import pytest
 from commandline import Called, agc
 from services.catalogues import (
     Answer,
-    Asked,
+    LimitedRequest,
     RucioServer,
     configure_rucio,
     hanging,
@@ -178,7 +178,7 @@ def test_all_indexes_of_a_record(tmp_path: Path) -> None:
     }
     asked = []
 
-    def answer(request: Asked) -> Answer:
+    def answer(request: LimitedRequest) -> Answer:
         asked.append(request.path.rpartition("/")[2])
         return answers.get(asked[-1], Answer(404))
 
@@ -544,7 +544,7 @@ PAGE = (
 def test_pages_of_links() -> None:
     """Over http, too, without hidden files and what is no ROOT file."""
 
-    def answer(request: Asked) -> Answer:
+    def answer(request: LimitedRequest) -> Answer:
         return Answer(404) if "none" in request.path else Answer(200, PAGE, "text/html")
 
     with serving(answer) as server:

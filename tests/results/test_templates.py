@@ -373,7 +373,10 @@ class TestLoad:
             (b'{"r_ttbar": {"edges": [0], "contents": "x"}}', "r_ttbar: not a published"),
             (b'{"r_ttbar": {"edges": [0, 1], "contents": [1]}}', "r_ttbar: edges must rise"),
             (b'{"r_ttbar": {"edges": [1, 0], "contents": [0, 1, 0]}}', "r_ttbar: edges must"),
-            (b'{"r_data": {"edges": [0, 1], "contents": [0, 1, 0]}}', "r_data: not a name of"),
+            (
+                b'{"r_data": {"edges": [0, 1], "contents": [0, 1, 0]}}',
+                "r_data: not a published name",
+            ),
             (b'{"r_ttbar": {"edges": [0, 1], "contents": [0, 1, 0]}}', "whole counts x weight"),
             (b'{"r_ttbar": {"edges": [0, 1], "contents": [0, 0, 0]}}', "whole counts x weight"),
         ],

@@ -978,12 +978,12 @@ class TestWhatIsMeasured:
     ) -> None:
         published = real_data / "reference/histos_1_file_per_process.json"
         for source in (published, run_result()):
-            found = measured_cross_section(source, shipped(edit))
+            found = measured_cross_section(source, shipped(edit), analysis_of().processes)
             assert found == (fit.CrossSection("ttbar", "tt", 729.84) if is_known else None)
 
     def test_of_what_is_not_scaled_there_is_none(self, made_up: dict[str, Any]) -> None:
         for source in (made_up, run_result(scales=None), run_result(scales={})):
-            assert measured_cross_section(source, shipped()) is None
+            assert measured_cross_section(source, shipped(), analysis_of().processes) is None
 
     def test_a_factor_of_the_yield_is_none_of_the_process(self) -> None:
         result = run_result()
@@ -994,7 +994,9 @@ class TestWhatIsMeasured:
             for d in result.provenance.datasets
         )
         made = result.provenance.model_copy(update={"datasets": datasets})
-        found = measured_cross_section(run_result(provenance=made), shipped())
+        found = measured_cross_section(
+            run_result(provenance=made), shipped(), analysis_of().processes
+        )
         assert found is not None
         assert found.predicted == 729.84
 

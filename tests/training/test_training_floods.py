@@ -424,7 +424,7 @@ def test_no_secret_is_printed(service: TrainingService) -> None:
     state = json.loads((service.folder / "mlflow.json").read_text())
     for secret in (*state["passwords"].values(), service.token):
         assert secret not in said
-    assert f"its password is in {service.folder / 'client.yaml'}" in said
+    assert f"password in {service.folder / 'client.yaml'}" in said
     for path in service.folder.iterdir():
         if path.is_file() and any(
             secret.encode() in path.read_bytes()

@@ -203,8 +203,8 @@ def test_something_else_answers(folder: Path, monkeypatch: pytest.MonkeyPatch, w
         server.shutdown()
         thread.join()
     assert found.code == 1
-    assert "something answers (HTTP status" in found.err
-    assert "but no training service" in found.err
+    assert "a server answers (HTTP status" in found.err
+    assert "but not a training service" in found.err
 
 
 def test_a_damaged_token_is_not_printed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,10 @@ def doubled(columns: Columns) -> Columns:
         ),
         (changed("label", lambda v: v * 0), "all its labels are of one class"),
         (changed("label", lambda v: put(v, slice(0, 12), 1)), r"event \d+ has 12 right"),
-        (changed("event", lambda v: put(v, 0, 999_999_999)), "each event needs 12 rows"),
+        (
+            changed("event", lambda v: put(v, 0, 999_999_999)),
+            "the 12 rows of each event must be consecutive",
+        ),
         (changed("event", lambda v: v // 2 * 2), "events are in it twice|0 fully matched odd"),
         (few, "variation 'nominal': .* fully matched even events; at least 50 are needed"),
         (doubled, "100 events are in it twice"),
@@ -76,7 +79,9 @@ def test_other_faults(training_run: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"variation 'JER'; there are: nominal, pt_res_up"):
         training_set.load(path, variation="JER")
     tables.write(tmp_path / "t.parquet", ColumnTable({"x": [1.0]}), {})
-    with pytest.raises(TrainingError, match="does not say its task"):
+    with pytest.raises(
+        TrainingError, match="its task, features and rows of an event are not stated"
+    ):
         training_set.load(tmp_path / "t.parquet")
 
 

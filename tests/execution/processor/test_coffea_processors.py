@@ -332,7 +332,9 @@ def test_what_is_scaled_in_part_is_told_or_refused(
         return output
 
     result = ours(partial(analysis, where="signal"), with_cross_sections, tmp_path / "signal")
-    assert any("having no 'sumw', beside others that are: background" in w for w in result.warnings)
+    assert any(
+        "as they have no 'sumw', unlike the others: background" in w for w in result.warnings
+    )
     result = ours(partial(analysis, where="start"), with_cross_sections, tmp_path / "all")
     assert result.outputs["value"].value == result.hists["h"]
     with pytest.raises(ProcessorError, match="only some chunks of the dataset have a 'sumw'"):

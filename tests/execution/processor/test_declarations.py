@@ -53,7 +53,7 @@ class Declares(ProcessorABC):
 @pytest.mark.parametrize(
     ("columns", "lacks"),
     [
-        (["Jet_pt"], ["Jet_eta, Jet_phi, Jet_mass", "no Jet;"]),
+        (["Jet_pt"], ["Jet_eta, Jet_phi, Jet_mass", "needs for Jet;"]),
         (["Jet_pt", "Jet_eta", "Jet_phi"], ["lack Jet_mass,"]),
         ([f"Muon_{x}" for x in ("pt", "eta", "phi", "mass")], ["lack Muon_charge,"]),
         (["Muon_pt", "Jet_pt"], ["Jet_eta, Jet_phi, Jet_mass", "Muon_mass, Muon_charge"]),

@@ -278,7 +278,7 @@ def test_a_result_that_holds_itself(paths: list[Path], tmp_path: Path) -> None:
     fileset = nanoaod.fileset(a=paths[:1])
     options = {"site": "inline", "quiet": True, "output": tmp_path / "run"}
     processor = Endless(lambda events: {"n": len(events)})
-    with pytest.raises(ProcessorError, match="the result of all chunks: it holds itself"):
+    with pytest.raises(ProcessorError, match="the result of all chunks: it contains itself"):
         agc.run(processor, fileset, **options)
 
 
